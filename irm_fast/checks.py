@@ -1,0 +1,125 @@
+"""Argument checks of the loss. On tensors: shape, dtype and device, which cost no synchronisation; values on request."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+MAX_SIGNALS = 16
+LOGIT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+CODE_DTYPES = (torch.bool, torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
+
+
+def check_logits(name: str, x: Tensor, shape: torch.Size | None, device: torch.device) -> None:
+    if x.dtype not in LOGIT_DTYPES:
+        raise TypeError(f"{name} must be float32, bfloat16, float16 or float64, got {x.dtype}")
+    _check_place(name, x, shape, device)
+
+
+def check_codes(name: str, x: Tensor, shape: torch.Size, device: torch.device) -> None:
+    if x.dtype not in CODE_DTYPES:
+        raise TypeError(f"{name} must be bool or integer (1, 0, -1), got {x.dtype}")
+    _check_place(name, x, shape, device)
+
+
+def _check_place(name: str, x: Tensor, shape: torch.Size | None, device: torch.device) -> None:
+    if shape is not None and x.shape != shape:
+        raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(x.shape)}")
+    if x.device != device:
+        raise ValueError(f"{name} is on {x.device}, reward_logits on {device}: move them to one device")
+
+
+def check_batch(
+    reward_logits: Tensor, propensity_logits: Tensor, feedback: Tensor, preference: Tensor | None
+) -> None:
+    """Rewards (N,); propensities (N,) or (N, K) with 1 <= K <= 16; feedback alike; preference (N,)."""
+    shape, device = reward_logits.shape, reward_logits.device
+    if len(shape) != 1:
+        hint = "; use reward_logits.squeeze(-1)" if len(shape) == 2 and shape[1] == 1 else ""
+        raise ValueError(f"reward_logits must have shape (N,), got {tuple(shape)}{hint}")
+    check_logits("reward_logits", reward_logits, None, device)
+    check_logits("propensity_logits", propensity_logits, None, device)
+    n, wanted = shape[0], propensity_logits.shape
+    if len(wanted) not in (1, 2) or wanted[0] != n:
+        raise ValueError(f"propensity_logits must have shape ({n},) or ({n}, K), got {tuple(wanted)}")
+    if len(wanted) == 2 and not 1 <= wanted[1] <= MAX_SIGNALS:
+        raise ValueError(f"propensity_logits must hold 1 to {MAX_SIGNALS} signals, got shape {tuple(wanted)}")
+    check_codes("feedback", feedback, wanted, device)
+    if preference is not None:
+        check_codes("preference", preference, shape, device)
+
+
+def check_weight(weight: Tensor, reward_logits: Tensor) -> Tensor:
+    """The weight as the kernels read it: contiguous float32."""
+    if not weight.dtype.is_floating_point and weight.dtype not in CODE_DTYPES:
+        raise TypeError(f"weight must be real numbers, got {weight.dtype}")
+    _check_place("weight", weight, reward_logits.shape, reward_logits.device)
+    if weight.requires_grad:
+        raise ValueError("weight must not require a gradient: it is a constant of the loss")
+    return weight if reward_logits.dtype == torch.float64 else weight.to(torch.float32).contiguous()
+
+
+def check_stratification(
+    stratification: tuple[Tensor, Tensor], reward_logits: Tensor, propensity_logits: Tensor
+) -> tuple[Tensor, Tensor]:
+    if not isinstance(stratification, Sequence) or len(stratification) != 2:
+        raise ValueError("stratification must be a pair (reward_logits, propensity_logits), or None")
+    reward, propensity = stratification
+    device = reward_logits.device
+    check_logits("stratification[0]", reward, reward_logits.shape, device)
+    check_logits("stratification[1]", propensity, propensity_logits.shape, device)
+    return reward.detach(), propensity.detach()
+
+
+def check_values(feedback: Tensor, preference: Tensor | None, weight: Tensor | None) -> None:
+    """Looks at the values themselves, which waits for the device. Raises ValueError naming the first bad row."""
+    impossible = {"feedback": (feedback.long().abs() > 1, "1 (acted), 0 (silent) or -1 (missing)")}
+    if preference is not None:
+        impossible["preference"] = (preference.long().abs() > 1, "1, 0 or -1 (unknown)")
+    if weight is not None:
+        impossible["weight"] = (~((weight >= 0) & weight.isfinite()), "finite and not negative")
+    for name, (bad, expected) in impossible.items():
+        if bad.any():
+            row = int(bad.reshape(len(bad), -1).any(1).nonzero()[0])
+            raise ValueError(f"{name} must be {expected}; row {row} is not")
+
+
+@lru_cache(maxsize=256)
+def _signal_table(polarity: tuple, rates: tuple, device: torch.device) -> Tensor:
+    # Logarithms in float64 of the rate that the kernel sees, then one rounding.
+    rate = torch.tensor(rates, dtype=torch.float32).double()
+    table = torch.stack([torch.tensor(polarity, dtype=torch.float64), rate, -rate.log(), torch.log1p(-rate)])
+    return table.to(device, torch.float32)
+
+
+def signal_table(polarity, misclick_rate, n_signals: int, device: torch.device) -> tuple[Tensor, bool]:
+    """Per-signal constants as the kernels read them, (4, K) float32, and whether any misclick rate is above 0.
+
+    Rows: polarity, misclick rate e, -log e, log1p(-e).
+    """
+    sign = per_signal("polarity", polarity, 1, n_signals)
+    rate = per_signal("misclick_rate", misclick_rate, 0.0, n_signals)
+    if any(p not in (1, -1) for p in sign):
+        raise ValueError(f"polarity must be +1 or -1 for every signal, got {sign}")
+    if not all(0 <= e < 1 for e in rate):
+        raise ValueError(f"misclick_rate must lie in [0, 1), got {rate}")
+    return _signal_table(sign, rate, device), any(rate)
+
+
+def per_signal(name: str, value, default: float, n_signals: int) -> tuple[float, ...]:
+    """A number, a sequence or a CPU tensor as a tuple of K numbers."""
+    if value is None:
+        return (default,) * n_signals
+    if isinstance(value, Tensor) and value.device.type != "cpu":
+        raise ValueError(f"{name} is on {value.device}: give numbers or a CPU tensor, reading it would wait for the device")
+    if hasattr(value, "tolist"):  # torch, numpy
+        value = value.tolist()
+    if isinstance(value, (int, float)):
+        return (value,) * n_signals
+    value = tuple(value)
+    if len(value) != n_signals:
+        raise ValueError(f"{name} has {len(value)} entries for {n_signals} signal(s)")
+    return value

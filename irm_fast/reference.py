@@ -1,0 +1,125 @@
+"""The definition of right: the four-group model in plain float64 PyTorch.
+
+Slow, short, and readable beside the mathematics. Gradients come from autograd; no closed form of a gradient stands here.
+Every kernel is checked against this file, and this file against an independent high-precision evaluation in the tests.
+
+Symbols, for one row and signal k (arXiv:2603.23184, section 3; several signals, misclicks and labels go beyond it):
+    g   = sigmoid(s)     P(r* = 1): the user prefers the response; s is the reward logit
+    m_k = sigmoid(t_k)   P(a_k = 1): the user is active on signal k; t_k is the propensity logit
+    e_k                  P(f_k = 1 | a_k = 1, r* on the side that signal k does not speak for): the misclick rate
+    f_k                  1 acted, 0 silent, -1 missing
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+
+class Evidence(NamedTuple):
+    """What one batch of the log says about the latent variables."""
+
+    log_p_preferred: Tensor  # (N,)  A = sum_k log P(f_k | r* = 1); -inf where the label says r* = 0
+    log_p_other: Tensor  # (N,)  C = sum_k log P(f_k | r* = 0); -inf where the label says r* = 1
+    active_preferred: Tensor  # (N, K)  P(a_k = 1 | r* = 1, f_k)
+    active_other: Tensor  # (N, K)  P(a_k = 1 | r* = 0, f_k)
+
+
+def implicit_rm_loss(
+    reward_logits: Tensor,
+    propensity_logits: Tensor,
+    feedback: Tensor,
+    *,
+    preference: Tensor | None = None,
+    polarity=None,
+    misclick_rate=None,
+    stratification: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """Loss of every row, (N,) float64, differentiable by autograd.
+
+    Shapes: `reward_logits` (N,), `propensity_logits` and `feedback` (N, K), `preference` (N,); `polarity` and
+    `misclick_rate` a number or (K,). Arguments mean what they mean in `irm_fast.implicit_rm_loss`.
+    """
+    s, t = _finite(reward_logits), _finite(propensity_logits)
+    evidence = (preference, polarity, misclick_rate)
+    if stratification is None:
+        e = _evidence(t, feedback, *evidence)
+        return -torch.logaddexp(logsigmoid(s) + e.log_p_preferred, logsigmoid(-s) + e.log_p_other)
+
+    with torch.no_grad():  # posteriors are constants
+        groups = stratify(*stratification, feedback, preference=preference, polarity=polarity, misclick_rate=misclick_rate)
+        preferred = groups[:, 0, 0] + groups[:, 0, 2]  # q = PA + PP, the same for every signal
+        active = groups[..., 0] + groups[..., 1]  # p_k = PA + NA
+        e = _evidence(t.detach(), feedback, *evidence)
+        impossible = torch.isinf(e.log_p_preferred) & torch.isinf(e.log_p_other)
+    recorded = feedback != -1
+    t, active = torch.where(recorded, t, 0.0), torch.where(recorded, active, 0.0)
+    loss = cross_entropy(preferred, s) + (cross_entropy(active, t) * recorded).sum(1)
+    return loss.masked_fill(impossible, torch.inf)
+
+
+def stratify(
+    reward_logits: Tensor,
+    propensity_logits: Tensor,
+    feedback: Tensor,
+    *,
+    preference: Tensor | None = None,
+    polarity=None,
+    misclick_rate=None,
+) -> Tensor:
+    """Posterior over the four groups of every row and signal: (N, K, 4) float64 in the order PA, NA, PP, NP.
+
+    PA: preferred and active, NA: not preferred and active, PP: preferred and passive, NP: not preferred and passive.
+    """
+    s, t = _finite(reward_logits), _finite(propensity_logits)
+    e = _evidence(t, feedback, preference, polarity, misclick_rate)
+    joint = torch.stack([logsigmoid(s) + e.log_p_preferred, logsigmoid(-s) + e.log_p_other])
+    q, not_q = torch.softmax(joint, dim=0)[..., None]
+    return torch.stack(
+        [
+            q * e.active_preferred,
+            not_q * e.active_other,
+            q * (1 - e.active_preferred),
+            not_q * (1 - e.active_other),
+        ],
+        dim=-1,
+    )
+
+
+def cross_entropy(target: Tensor, logit: Tensor) -> Tensor:
+    """CE(q, s) = -[q log sigmoid(s) + (1 - q) log sigmoid(-s)], elementwise."""
+    return -(target * logsigmoid(logit) + (1 - target) * logsigmoid(-logit))
+
+
+def _evidence(t: Tensor, feedback: Tensor, preference: Tensor | None, polarity, misclick_rate) -> Evidence:
+    acted, missing = feedback == 1, feedback == -1
+    e = torch.as_tensor(0.0 if misclick_rate is None else misclick_rate).to(t)
+    speaks_for_preferred = torch.as_tensor(1 if polarity is None else polarity).to(t.device) > 0
+
+    m = torch.sigmoid(t)
+    active_own = torch.where(missing, m, acted.to(t))
+    active_other = torch.where(acted, 1.0, torch.where(missing, m, m * (1 - e) / (1 - e * m)))
+
+    t = torch.where(missing, 0.0, t)  # a missing entry says nothing, whatever its logit holds
+    own = torch.where(acted, logsigmoid(t), logsigmoid(-t)).masked_fill(missing, 0.0)
+    other = torch.where(acted, e.log() + logsigmoid(t), torch.log1p(-e * torch.sigmoid(t))).masked_fill(missing, 0.0)
+    log_p_preferred = torch.where(speaks_for_preferred, own, other).sum(1)
+    log_p_other = torch.where(speaks_for_preferred, other, own).sum(1)
+    if preference is not None:
+        log_p_preferred = log_p_preferred.masked_fill(preference == 0, -torch.inf)
+        log_p_other = log_p_other.masked_fill(preference == 1, -torch.inf)
+    return Evidence(
+        log_p_preferred,
+        log_p_other,
+        torch.where(speaks_for_preferred, active_own, active_other),
+        torch.where(speaks_for_preferred, active_other, active_own),
+    )
+
+
+def _finite(logits: Tensor) -> Tensor:
+    """float64, with infinities turned into NaN: an infinite logit is a broken model, not a certain one."""
+    logits = logits.double()
+    return logits + (logits - logits)

@@ -1,0 +1,88 @@
+// Reading a tile of rows out of a tensor of any of the dtypes and strides that PyTorch may hand over.
+#pragma once
+
+#include <cstdint>
+
+#include "vector_math.h"
+
+namespace irm {
+
+constexpr int kTile = 64;
+
+enum LogitType : int64_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
+
+struct LogitsView {
+  const void* data;
+  int64_t type;                       // LogitType
+  int64_t row_stride, signal_stride;  // in elements
+};
+
+// Small integers (feedback, labels) of `width` bytes; unsigned bytes are told apart because 255 is not -1.
+struct CodesView {
+  const void* data;
+  int64_t width, is_unsigned;
+  int64_t row_stride, signal_stride;
+};
+
+constexpr int32_t kInvalidCode = 2;
+
+inline float widen(float x) { return x; }
+
+struct BFloat16 { uint16_t bits; };
+inline float widen(BFloat16 x) { return from_bits(static_cast<uint32_t>(x.bits) << 16); }
+
+struct Float16 { uint16_t bits; };
+inline float widen(Float16 x) {
+  const uint32_t magnitude = x.bits & 0x7fffu, sign = (x.bits & 0x8000u) << 16;
+  // Moved into place the exponent is 112 too small; a multiplication mends that for subnormal numbers too.
+  const uint32_t finite = to_bits(from_bits(magnitude << 13) * 0x1p112f);
+  const uint32_t special = 0x7f800000u | (magnitude << 13);
+  return from_bits((magnitude >= 0x7c00u ? special : finite) | sign);
+}
+
+template <typename T>
+inline void load_strided(const void* data, int64_t offset, int64_t stride, int rows, float* out) {
+  const T* p = static_cast<const T*>(data) + offset;
+  if (stride == 1) {
+    for (int i = 0; i < rows; ++i) out[i] = widen(p[i]);
+  } else {
+    for (int i = 0; i < rows; ++i) out[i] = widen(p[i * stride]);
+  }
+}
+
+inline void load_logits(const LogitsView& v, int64_t first, int64_t k, int rows, float* out) {
+  const int64_t offset = first * v.row_stride + k * v.signal_stride;
+  switch (v.type) {
+    case kFloat32: return load_strided<float>(v.data, offset, v.row_stride, rows, out);
+    case kBFloat16: return load_strided<BFloat16>(v.data, offset, v.row_stride, rows, out);
+    default: return load_strided<Float16>(v.data, offset, v.row_stride, rows, out);
+  }
+}
+
+template <typename T>
+inline bool load_codes_strided(const void* data, int64_t offset, int64_t stride, int rows, int32_t* out) {
+  const T* p = static_cast<const T*>(data) + offset;
+  int32_t invalid = 0;
+  for (int i = 0; i < rows; ++i) {
+    const T v = p[i * stride];  // compared in its own width: 256 must not become 0
+    const int32_t code = v == T(1) ? 1 : v == T(0) ? 0 : (T(-1) < T(0) && v == T(-1)) ? -1 : kInvalidCode;
+    invalid |= code == kInvalidCode;
+    out[i] = code;
+  }
+  return invalid == 0;
+}
+
+// False where a value is none of 1, 0, -1.
+inline bool load_codes(const CodesView& v, int64_t first, int64_t k, int rows, int32_t* out) {
+  const int64_t offset = first * v.row_stride + k * v.signal_stride, stride = v.row_stride;
+  switch (v.width) {
+    case 1:
+      return v.is_unsigned ? load_codes_strided<uint8_t>(v.data, offset, stride, rows, out)
+                           : load_codes_strided<int8_t>(v.data, offset, stride, rows, out);
+    case 2: return load_codes_strided<int16_t>(v.data, offset, stride, rows, out);
+    case 4: return load_codes_strided<int32_t>(v.data, offset, stride, rows, out);
+    default: return load_codes_strided<int64_t>(v.data, offset, stride, rows, out);
+  }
+}
+
+}  // namespace irm
