@@ -44,8 +44,8 @@ def _default_backend(device_type: str, is_double: bool) -> str:
         return "reference"
     if device_type == "cpu":
         return "reference" if _why_not("cpu") else "cpu"
-    # cuda is also the name of AMD GPUs in PyTorch; a Triton that cannot be imported there is an error, not a slow path
-    return "triton" if device_type in ("cuda", "xpu") else "reference"
+    # PyTorch calls AMD GPUs cuda too. A Triton that cannot be imported there is an error, not a slow path.
+    return "triton" if device_type == "cuda" else "reference"
 
 
 @cache

@@ -1,0 +1,42 @@
+# `make demo` and `make test` do all set-up on a machine with python3 (venv included) and make.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Both names: older versions of pip read the first for build dependencies too, newer ones the second.
+export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+export PIP_BUILD_CONSTRAINT := $(CURDIR)/constraints.txt
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help install demo test lint format bench clean
+help:           ## list the targets
+	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+# Installed anew when the C++ sources or the requirements change; Python sources are used in place.
+$(VENV)/.installed: pyproject.toml constraints.txt CMakeLists.txt $(wildcard kernels/cpu/*.cpp kernels/cpu/*.h)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -e '.[test,bench,plot,dev]'
+	@$(BIN)/irm-fast --version
+	@touch $@
+
+install: $(VENV)/.installed  ## make .venv and install everything into it
+
+demo: $(VENV)/.installed  ## the main job end to end, offline, on a made log with known truth
+	$(BIN)/irm-fast demo --output demo
+
+test: $(VENV)/.installed  ## run the tests
+	$(BIN)/python -m pytest -q $(TESTS)
+
+lint: $(VENV)/.installed  ## linters and type checker
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed  ## format the sources
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.installed  ## time the loss against eager PyTorch and torch.compile
+	$(BIN)/python -m pytest benchmarks --benchmark-only
+
+clean:          ## remove everything that make made
+	rm -rf $(VENV) build demo .pytest_cache .ruff_cache .mypy_cache .benchmarks
