@@ -1,28 +1,13 @@
 // Reading a tile of rows out of a tensor of any of the dtypes and strides that PyTorch may hand over.
 #pragma once
 
-#include <cstdint>
-
+#include "implicit_rm.h"
 #include "vector_math.h"
 
 namespace irm {
+namespace IRM_ISA {
 
 constexpr int kTile = 64;
-
-enum LogitType : int64_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
-
-struct LogitsView {
-  const void* data;
-  int64_t type;                       // LogitType
-  int64_t row_stride, signal_stride;  // in elements
-};
-
-// Small integers (feedback, labels) of `width` bytes; unsigned bytes are told apart because 255 is not -1.
-struct CodesView {
-  const void* data;
-  int64_t width, is_unsigned;
-  int64_t row_stride, signal_stride;
-};
 
 constexpr int32_t kInvalidCode = 2;
 
@@ -85,4 +70,5 @@ inline bool load_codes(const CodesView& v, int64_t first, int64_t k, int rows, i
   }
 }
 
+}  // namespace IRM_ISA
 }  // namespace irm

@@ -9,6 +9,7 @@
 #include <cstring>
 
 namespace irm {
+namespace IRM_ISA {  // a copy for each instruction set: the linker must not merge them
 
 inline float from_bits(uint32_t bits) {
   float x;
@@ -73,4 +74,5 @@ inline Sigmoid sigmoid_softplus(float x) {
           (negative ? -x : 0.0f) + log_term};
 }
 
+}  // namespace IRM_ISA
 }  // namespace irm
