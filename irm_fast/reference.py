@@ -46,8 +46,7 @@ def implicit_rm_loss(
     s, t = _finite(reward_logits), _finite(propensity_logits)
     evidence = (preference, polarity, misclick_rate)
     if stratification is None:
-        e = _evidence(t, feedback, *evidence)
-        return -torch.logaddexp(logsigmoid(s) + e.log_p_preferred, logsigmoid(-s) + e.log_p_other)
+        return -torch.logsumexp(_joint(s, _evidence(t, feedback, *evidence)), dim=0)
 
     with torch.no_grad():  # posteriors are constants
         groups = stratify(*stratification, feedback, preference=preference, polarity=polarity, misclick_rate=misclick_rate)
@@ -76,8 +75,7 @@ def stratify(
     """
     s, t = _finite(reward_logits), _finite(propensity_logits)
     e = _evidence(t, feedback, preference, polarity, misclick_rate)
-    joint = torch.stack([logsigmoid(s) + e.log_p_preferred, logsigmoid(-s) + e.log_p_other])
-    q, not_q = torch.softmax(joint, dim=0)[..., None]
+    q, not_q = torch.softmax(_joint(s, e), dim=0)[..., None]
     return torch.stack(
         [
             q * e.active_preferred,
@@ -92,6 +90,11 @@ def stratify(
 def cross_entropy(target: Tensor, logit: Tensor) -> Tensor:
     """CE(q, s) = -[q log sigmoid(s) + (1 - q) log sigmoid(-s)], elementwise."""
     return -(target * logsigmoid(logit) + (1 - target) * logsigmoid(-logit))
+
+
+def _joint(s: Tensor, e: Evidence) -> Tensor:
+    """log P(f, r* = 1) and log P(f, r* = 0), (2, N)."""
+    return torch.stack([logsigmoid(s) + e.log_p_preferred, logsigmoid(-s) + e.log_p_other])
 
 
 def _evidence(t: Tensor, feedback: Tensor, preference: Tensor | None, polarity, misclick_rate) -> Evidence:
