@@ -96,7 +96,7 @@ def reference_forward(
     evidence = {"preference": preference, "polarity": polarity, "misclick_rate": rate}
 
     def columns(x: Tensor) -> Tensor:
-        return x.reshape(len(reward), -1) if x.dim() == 1 else x
+        return x.unsqueeze(-1) if x.dim() == 1 else x
 
     s = reward.detach().double().requires_grad_()
     t = columns(propensity.detach()).double().requires_grad_()
@@ -109,11 +109,15 @@ def reference_forward(
             s, t, feedback, **evidence, stratification=None if stratification is None else posterior
         )
         grads = torch.autograd.grad(rows.sum(), (s, t))
+    # Rows without a likelihood have no gradient, whatever autograd makes of their pieces.
+    broken = ~rows.detach().isfinite()
+    grad_s = grads[0].masked_fill(broken, torch.nan)
+    grad_t = grads[1].masked_fill(broken[:, None] & (feedback != -1), torch.nan)
     factor = torch.full_like(rows, scale) if weight is None else weight.double() * scale
     nothing = factor == 0  # such a row contributes nothing, whatever it holds
     loss = torch.where(nothing, 0.0, rows.detach() * factor)
-    grad_s = torch.where(nothing, 0.0, grads[0] * factor).to(dtype)
-    grad_t = torch.where(nothing[:, None], 0.0, grads[1] * factor[:, None]).to(dtype).reshape(shape)
+    grad_s = torch.where(nothing, 0.0, grad_s * factor).to(dtype)
+    grad_t = torch.where(nothing[:, None], 0.0, grad_t * factor[:, None]).to(dtype).reshape(shape)
     groups = None
     if need_groups:
         with torch.no_grad():

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, overload
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from irm_fast import checks
 from irm_fast.backends import choose_backend
@@ -172,8 +171,12 @@ class _ImplicitRM(torch.autograd.Function):
         return loss, groups
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, upstream, _):
+        if torch.is_grad_enabled():  # create_graph=True: a second derivative must not vanish in silence
+            raise RuntimeError(
+                "implicit_rm_loss has closed-form gradients and cannot be differentiated twice (create_graph=True); "
+                "irm_fast.reference.implicit_rm_loss can"
+            )
         grad_reward, grad_propensity = ctx.saved_tensors
         reward_dtype, propensity_dtype = ctx.dtypes
         if grad_reward is not None:

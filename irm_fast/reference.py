@@ -49,14 +49,13 @@ def implicit_rm_loss(
         return -torch.logsumexp(_joint(s, _evidence(t, feedback, *evidence)), dim=0)
 
     with torch.no_grad():  # posteriors are constants
-        groups = stratify(*stratification, feedback, preference=preference, polarity=polarity, misclick_rate=misclick_rate)
-        preferred = groups[:, 0, 0] + groups[:, 0, 2]  # q = PA + PP, the same for every signal
-        active = groups[..., 0] + groups[..., 1]  # p_k = PA + NA
-        e = _evidence(t.detach(), feedback, *evidence)
+        e = _evidence(_finite(stratification[1]), feedback, *evidence)
+        q, not_q = torch.softmax(_joint(_finite(stratification[0]), e), dim=0)
+        active = q[:, None] * e.active_preferred + not_q[:, None] * e.active_other  # p_k = PA + NA
         impossible = torch.isinf(e.log_p_preferred) & torch.isinf(e.log_p_other)
     recorded = feedback != -1
     t, active = torch.where(recorded, t, 0.0), torch.where(recorded, active, 0.0)
-    loss = cross_entropy(preferred, s) + (cross_entropy(active, t) * recorded).sum(1)
+    loss = cross_entropy(q, s) + (cross_entropy(active, t) * recorded).sum(1)
     return loss.masked_fill(impossible, torch.inf)
 
 

@@ -30,16 +30,16 @@ struct Tile {
   float m[kMaxSignals][kTile], not_m[kMaxSignals][kTile];  // sigmoid(+-t_post)
   float A[kTile], C[kTile], D[kTile];                      // log P(f | r*=1), log P(f | r*=0), their difference
   float poison[kTile];                                     // 0, or NaN where a logit is not finite
-  float z[kTile], q[kTile], not_q[kTile];                  // posterior logit of r*, P(r*=1 | evidence), complement
+  float q[kTile], not_q[kTile];                            // P(r*=1 | evidence) and its complement
   float loss[kTile], grad[kTile], weight[kTile];
 };
 
 inline float not_finite(float x) { return x - x; }  // 0, or NaN
 
-// sigmoid(x) - sigmoid(y) without cancellation.
-inline float sigmoid_difference(float x, float plus_x, float minus_x, float y, float plus_y, float minus_y) {
-  const bool below = y <= x;
-  const float change = exp_nonpositive(below ? y - x : x - y).minus1;
+// sigmoid(x) - sigmoid(y) without cancellation; `lead` is y - x.
+inline float sigmoid_difference(float plus_x, float minus_x, float plus_y, float minus_y, float lead) {
+  const bool below = lead <= 0.0f;
+  const float change = exp_nonpositive(below ? lead : -lead).minus1;
   return below ? -plus_x * minus_y * change : minus_x * plus_y * change;
 }
 
@@ -71,7 +71,7 @@ void add_evidence(Tile& tile, const Signal& sig, int k) {
     tile.A[i] += positive ? own : other;
     tile.C[i] += positive ? other : own;
     tile.D[i] += positive ? difference : -difference;
-    tile.poison[i] += missing ? 0.0f : not_finite(t);
+    tile.poison[i] += missing ? 0.0f : not_finite(t) + not_finite(tile.t[i]);
   }
 }
 
@@ -95,7 +95,6 @@ void combine_evidence(Tile& tile) {
     const float log_term = (near_one ? (a > b ? a : b) : 0.0f) + log1p_small(near_one ? e : y);
     const float poison = tile.poison[i] + (impossible ? kNaN : 0.0f);
 
-    tile.z[i] = turn * z;
     tile.q[i] = (flip ? lost : won) + poison;
     tile.not_q[i] = (flip ? won : lost) + poison;
     tile.grad[i] = -turn * y * lost + poison;
@@ -109,8 +108,9 @@ void stratified_reward(Tile& tile) {
     const float s = tile.s[i], q = tile.q[i], not_q = tile.not_q[i];
     const Sigmoid g = sigmoid_softplus(s);
     const bool impossible = tile.loss[i] == kInf;
+    const float lead = (tile.s_post[i] - s) + tile.D[i];  // logit of q, less s
     tile.loss[i] = impossible ? kInf : q * g.softplus_minus + not_q * g.softplus;
-    tile.grad[i] = sigmoid_difference(s, g.plus, g.minus, tile.z[i], q, not_q);
+    tile.grad[i] = sigmoid_difference(g.plus, g.minus, q, not_q, lead);
   }
 }
 
@@ -142,13 +142,14 @@ void signal_outputs(Tile& tile, const Arguments& args, const Signal& sig, int k)
       const float passive = acted ? 0.0f : w + not_w * passive_other;
       const float t = tile.t[i];
       const Sigmoid trained = sigmoid_softplus(t);
-      const float cross_entropy = active * trained.softplus_minus + passive * trained.softplus + not_finite(t);
-      const float shift = sigmoid_difference(t, trained.plus, trained.minus, tile.t_post[i], m, not_m);
-      const float step = m < 0.5f ? shift + silent_grad : trained.plus * passive - trained.minus * active;
-      dt[i] = missing ? 0.0f : (acted ? -trained.minus : step) + nothing + not_finite(t);
+      const float cross_entropy = active * trained.softplus_minus + passive * trained.softplus;
       const bool impossible = tile.loss[i] == kInf;
       tile.loss[i] += missing || impossible ? 0.0f : cross_entropy;
-      tile.grad[i] += missing ? 0.0f : not_finite(t);
+      // Two ways to write sigmoid(t) - active: the one whose terms are smaller cancels less.
+      const float shift = sigmoid_difference(trained.plus, trained.minus, m, not_m, tile.t_post[i] - t);
+      const float up = trained.plus * passive, down = trained.minus * active;
+      const float step = (shift < 0.0f ? -shift : shift) + silent_grad < up + down ? shift + silent_grad : up - down;
+      dt[i] = missing ? 0.0f : (acted ? -trained.minus : step) + nothing;
     }
     const float active_own = missing ? m : acted ? 1.0f : 0.0f;
     const float passive_own = missing ? not_m : acted ? 0.0f : 1.0f;
@@ -195,6 +196,12 @@ int load_rows(const Arguments& args, Tile& tile) {
   return status;
 }
 
+template <bool kStratified>
+void load_signal_logits(const Arguments& args, Tile& tile, int k) {
+  load_logits(args.propensity, tile.first, k, tile.rows, tile.t);
+  load_logits(kStratified ? args.propensity_strat : args.propensity, tile.first, k, tile.rows, tile.t_post);
+}
+
 template <bool kMisclick, bool kStratified>
 int process_tile(const Arguments& args, Tile& tile, double& sum) {
   int status = load_rows(args, tile);
@@ -205,17 +212,14 @@ int process_tile(const Arguments& args, Tile& tile, double& sum) {
   };
   for (int k = 0; k < args.n_signals; ++k) {
     if (!load_codes(args.feedback, tile.first, k, tile.rows, tile.code[k])) status |= kInvalidFeedback;
-    load_logits(kStratified ? args.propensity_strat : args.propensity, tile.first, k, tile.rows, tile.t_post);
+    load_signal_logits<kStratified>(args, tile, k);
     add_evidence<kMisclick>(tile, signal(k), k);
   }
   combine_evidence(tile);
   if (kStratified) stratified_reward(tile);
   if (kStratified || args.grad_propensity || args.groups) {
     for (int k = 0; k < args.n_signals; ++k) {
-      if (kStratified) {
-        load_logits(args.propensity, tile.first, k, tile.rows, tile.t);
-        load_logits(args.propensity_strat, tile.first, k, tile.rows, tile.t_post);
-      }
+      if (kStratified) load_signal_logits<kStratified>(args, tile, k);
       signal_outputs<kMisclick, kStratified>(tile, args, signal(k), k);
     }
   }

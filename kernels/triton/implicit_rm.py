@@ -50,7 +50,7 @@ def add_evidence(b_t, b_code, polarity, rate, minus_log_rate, log1p_minus_rate, 
 
 @triton.jit
 def combine_evidence(b_s, b_A, b_C, b_D):
-    """Posterior logit of r*, P(r*=1 | evidence), its complement, marginal loss, its gradient; impossible evidence."""
+    """P(r*=1 | evidence), its complement, marginal loss, its gradient in the reward logit, impossible evidence."""
     # Turn the row so that the evidence speaks against x: d <= 0.
     flip = b_D > 0
     turn = tl.where(flip, -1.0, 1.0)
@@ -73,7 +73,7 @@ def combine_evidence(b_s, b_A, b_C, b_D):
     q = tl.where(flip, lost, won) + nothing
     not_q = tl.where(flip, won, lost) + nothing
     loss = tl.where(impossible, INF, -base - log_term)
-    return turn * z, q, not_q, loss, -turn * y * lost + nothing, impossible
+    return q, not_q, loss, -turn * y * lost + nothing, impossible
 
 
 @triton.jit
@@ -193,13 +193,13 @@ def implicit_rm_fwd_kernel(
         b_C += C
         b_D += D
 
-    b_z, b_q, b_not_q, b_loss, b_ds, b_impossible = combine_evidence(b_s_post, b_A, b_C, b_D)
+    b_q, b_not_q, b_loss, b_ds, b_impossible = combine_evidence(b_s_post, b_A, b_C, b_D)
     b_q += b_poison
     b_not_q += b_poison
     if STRATIFIED:  # cross-entropies against a posterior that is a constant, first the preference
         g, not_g, softplus, softplus_minus = sigmoid_softplus(b_s)
         b_loss = tl.where(b_impossible, INF, b_q * softplus_minus + b_not_q * softplus)
-        b_ds = sigmoid_difference(b_s, g, not_g, b_z, b_q, b_not_q)
+        b_ds = sigmoid_difference(g, not_g, b_q, b_not_q, (b_s_post - b_s) + b_D)
     b_ds += b_poison
 
     b_factor = tl.full([BLOCK_N], scale, tl.float32)
@@ -235,8 +235,10 @@ def implicit_rm_fwd_kernel(
                 trained, not_trained, softplus, softplus_minus = sigmoid_softplus(b_t)
                 cross_entropy = active * softplus_minus + passive * softplus
                 b_loss += tl.where(missing | b_impossible, 0.0, cross_entropy)
-                shift = sigmoid_difference(b_t, trained, not_trained, b_t_post, m, not_m)
-                step = tl.where(m < 0.5, shift + silent_grad, trained * passive - not_trained * active)
+                # Two ways to write sigmoid(t) - active: the one whose terms are smaller cancels less.
+                shift = sigmoid_difference(trained, not_trained, m, not_m, b_t_post - b_t)
+                up, down = trained * passive, not_trained * active
+                step = tl.where(tl.abs(shift) + silent_grad < up + down, shift + silent_grad, up - down)
                 b_dt = tl.where(acted, -not_trained, step) + nothing
             else:
                 b_dt = tl.where(acted, -not_m, silent_grad) + nothing

@@ -54,8 +54,8 @@ def sigmoid_softplus(x):
 
 
 @triton.jit
-def sigmoid_difference(x, plus_x, minus_x, y, plus_y, minus_y):
-    """sigmoid(x) - sigmoid(y) without cancellation."""
-    below = y <= x
-    _, change = exp_nonpositive(tl.where(below, y - x, x - y))
+def sigmoid_difference(plus_x, minus_x, plus_y, minus_y, lead):
+    """sigmoid(x) - sigmoid(y) without cancellation; `lead` is y - x."""
+    below = lead <= 0
+    _, change = exp_nonpositive(tl.where(below, lead, -lead))
     return tl.where(below, -plus_x * minus_y * change, minus_x * plus_y * change)
