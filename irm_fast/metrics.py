@@ -1,0 +1,90 @@
+"""How well a reward ranks, predicts and is calibrated, against known preferences."""
+
+from __future__ import annotations
+
+import numpy as np
+
+CALIBRATION_BINS = 15
+
+
+def reward_metrics(
+    logit: np.ndarray, preference: np.ndarray, pair: np.ndarray | None = None
+) -> dict[str, float]:
+    """Metrics of `sigmoid(logit)` against a preference of 0 or 1.
+
+    logit: (N,) float.  preference: (N,) of 0 and 1.  pair: (N,) integers, one number for the two responses of
+    a pair, negative for a response without a pair.
+
+    Returns mae, rmse, r2, auroc, nll (natural logarithm, per row), ece (expected calibration error, 15 bins
+    of equal width), n and, where there are pairs, pair_accuracy: over the pairs of one preferred and one
+    rejected response, the share in which the preferred one has the higher logit, a tie counting half.
+    A metric that is undefined, as AUROC of one class, is NaN, and so is all that a NaN logit enters.
+    Raises ValueError for wrong shapes, other preferences, and pairs of more than two rows.
+    """
+    logit = np.asarray(logit, np.float64)
+    preference = np.asarray(preference)
+    if logit.ndim != 1 or preference.shape != logit.shape:
+        shapes = f"{logit.shape} and {preference.shape}"
+        raise ValueError(f"logit and preference: got shapes {shapes}; expected (N,) of both")
+    if not np.isin(preference, (0, 1)).all():
+        raise ValueError(f"preference: got values {np.unique(preference)[:10]}; expected 0 and 1 only")
+    preference = preference.astype(np.float64)
+    nan = float("nan")
+    metrics = dict.fromkeys(("mae", "rmse", "r2", "auroc", "nll", "ece"), nan)
+    if len(logit):
+        with np.errstate(invalid="ignore"):  # a NaN logit
+            probability = np.exp(-np.logaddexp(0, -logit))
+            loss = np.logaddexp(0, np.where(preference == 1, -logit, logit))
+        error = probability - preference
+        spread = np.sum((preference - preference.mean()) ** 2)
+        metrics |= {
+            "mae": float(np.abs(error).mean()),
+            "rmse": float(np.sqrt((error**2).mean())),
+            "r2": float(1 - (error**2).sum() / spread) if spread else nan,
+            "auroc": _auroc(logit, preference),
+            "nll": float(loss.mean()),
+            "ece": _calibration_error(probability, preference),
+        }
+    if pair is not None:
+        pair = np.asarray(pair)
+        if pair.shape != logit.shape:
+            raise ValueError(f"pair: got {pair.shape}; expected {logit.shape} as the logits")
+        if (pair >= 0).any():
+            metrics["pair_accuracy"] = _pair_accuracy(logit, preference, pair)
+    return metrics | {"n": len(logit)}
+
+
+def _auroc(logit: np.ndarray, preference: np.ndarray) -> float:
+    """The Mann-Whitney statistic from mean ranks, so that ties count half."""
+    positive = int(preference.sum())
+    pairs = positive * (len(logit) - positive)
+    if pairs == 0 or np.isnan(logit).any():
+        return float("nan")
+    _, place, count = np.unique(logit, return_inverse=True, return_counts=True)
+    rank = (np.cumsum(count) - (count - 1) / 2)[place]
+    return float((rank[preference == 1].sum() - positive * (positive + 1) / 2) / pairs)
+
+
+def _calibration_error(probability: np.ndarray, preference: np.ndarray) -> float:
+    """sum over bins of (rows in the bin / N) * |mean predicted - observed rate|; Naeini et al., AAAI 2015."""
+    if np.isnan(probability).any():
+        return float("nan")
+    place = np.minimum((probability * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    gap = np.bincount(place, probability - preference)
+    return float(np.abs(gap).sum() / len(probability))
+
+
+def _pair_accuracy(logit: np.ndarray, preference: np.ndarray, pair: np.ndarray) -> float:
+    rows = np.flatnonzero(pair >= 0)
+    rows = rows[np.lexsort((preference[rows], pair[rows]))]  # the rejected response of each pair first
+    number, start, size = np.unique(pair[rows], return_index=True, return_counts=True)
+    if (size > 2).any():
+        raise ValueError(f"pair: {number[size > 2][0]} has {size.max()} rows; expected two")
+    first, second = rows[start[size == 2]], rows[start[size == 2] + 1]
+    ordered = preference[first] < preference[second]
+    if not ordered.any():
+        return float("nan")
+    lower, higher = logit[first[ordered]], logit[second[ordered]]
+    right = np.where(lower == higher, 0.5, (higher > lower).astype(float))
+    right[np.isnan(lower) | np.isnan(higher)] = np.nan
+    return float(right.mean())
