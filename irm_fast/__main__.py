@@ -1,0 +1,5 @@
+"""`python -m irm_fast`."""
+
+from irm_fast.cli import main
+
+main()

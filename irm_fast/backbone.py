@@ -1,0 +1,182 @@
+"""A decoder language model and its tokenizer, made ready to score the last token of a conversation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# For tokenizers without a chat template. Ends in EOS, as every template must: the reward is read there.
+DEFAULT_TEMPLATE = (
+    "{%- if bos_token and bos_token != eos_token -%}{{ bos_token }}{%- endif -%}"
+    "{%- for message in messages -%}"
+    "{{- message['role'] | capitalize + ': ' + message['content'] + ('' if loop.last else '\\n\\n') -}}"
+    "{%- endfor -%}{{- eos_token -}}"
+)
+_SAMPLE = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
+
+
+def load_backbone(model: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a folder or hub id as a `*ForSequenceClassification` with one output, in float32.
+
+    The tokenizer gets what a reward model needs: a padding token that is not the final one, padding on the
+    right, truncation on the left, a chat template whose text ends in EOS. A new `score` head is drawn from
+    torch's global generator; one that the checkpoint already has is kept.
+
+    Raises:
+        ValueError: an unknown model or one without a linear score, missing weights, no tokenizer.
+    """
+    name = str(model)
+    if (name.startswith((".", "/", "~")) or name.count("/") > 1) and not Path(name).expanduser().is_dir():
+        raise ValueError(f"model {name!r}: no such folder; expected a folder with config.json, or a hub id")
+    name = str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name
+    _check_config(name)
+    tokenizer = _load_tokenizer(name)
+    labels = {"id2label": {0: "reward"}, "label2id": {"reward": 0}}
+    classifier = load_classifier(name, num_labels=1, problem_type="regression", **labels)
+    _set_padding(classifier, tokenizer)
+    tokenizer.chat_template = _template_ending_in_eos(tokenizer)
+    return classifier, tokenizer
+
+
+def render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> str:
+    """The text of a conversation by the tokenizer's chat template.
+
+    Raises:
+        ValueError: the template rejects the conversation.
+    """
+    from jinja2 import TemplateError
+
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False))
+    except TemplateError as error:
+        roles = ", ".join(message["role"] for message in messages)
+        raise ValueError(f"the model's chat template rejects the roles {roles}: {error}") from error
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[list[dict[str, str]]], max_length: int
+) -> tuple[list[list[int]], int]:
+    """Token ids of each conversation, and how many were longer than `max_length` and lost their beginning.
+
+    The ids are those of `tokenizer.apply_chat_template(messages, tokenize=True)`; the last is always EOS.
+
+    Raises:
+        ValueError: the template rejects a conversation or does not end it in EOS.
+    """
+    if not conversations:
+        return [], 0
+    texts = [render(tokenizer, messages) for messages in conversations]
+    encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    for text, ids in zip(texts, encoded, strict=True):
+        if not ids or ids[-1] != tokenizer.eos_token_id:
+            raise ValueError(f"the model's chat template ends a text in {text[-40:]!r}; expected EOS there")
+    return [ids[-max_length:] for ids in encoded], sum(len(ids) > max_length for ids in encoded)
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No load reports nor bars: what is missing is checked here and raised as an error."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def load_classifier(name: str, **settings: Any) -> PreTrainedModel:
+    """`AutoModelForSequenceClassification` in float32 with a bias-free linear score of one output.
+
+    Raises:
+        ValueError: as `load_backbone`.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    try:
+        with quiet_transformers():
+            model, report = AutoModelForSequenceClassification.from_pretrained(
+                name,
+                dtype=torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # reported below, with the names
+                trust_remote_code=False,
+                **settings,
+            )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise ValueError(f"model {name!r}: not loadable to score text: {_first_line(error)}") from error
+    head = getattr(model, "score", None)
+    if not isinstance(head, torch.nn.Linear) or head.bias is not None or head.out_features != 1:
+        raise ValueError(
+            f"model {name!r}: {type(model).__name__} has no bias-free linear 'score' on its last token; "
+            "expected a decoder such as Llama, Qwen, Mistral or Gemma"
+        )
+    lost = sorted(set(report["missing_keys"]) - {"score.weight"})
+    if lost:
+        raise ValueError(f"model {name!r}: its files lack {len(lost)} weights, among them {lost[0]}")
+    for key, got, expected in report["mismatched_keys"]:
+        raise ValueError(f"model {name!r}: {key} has shape {tuple(got)}; expected {tuple(expected)}")
+    return model
+
+
+def _check_config(name: str) -> None:
+    from transformers import AutoConfig
+
+    try:
+        AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"model {name!r}: not found, or of an unknown kind: {_first_line(error)}") from error
+
+
+def _load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    try:
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:  # of many kinds, some of them from the tokenizers library
+        raise ValueError(f"model {name!r}: no tokenizer that loads: {_first_line(error)}") from error
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"model {name!r}: no EOS token; expected eos_token in tokenizer_config.json")
+    return tokenizer
+
+
+def _set_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Sequence classifiers read the last token that is not padding: padding with EOS would hide the end."""
+    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
+        if tokenizer.unk_token_id not in (None, tokenizer.eos_token_id):
+            tokenizer.pad_token = tokenizer.unk_token
+        else:
+            tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
+    if len(tokenizer) > model.config.get_text_config().vocab_size:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    tokenizer.padding_side, tokenizer.truncation_side = "right", "left"
+    tokenizer.init_kwargs.update(padding_side="right", truncation_side="left")  # the saved files' source
+    for config in (model.config, model.config.get_text_config()):
+        config.pad_token_id = tokenizer.pad_token_id
+
+
+def _template_ending_in_eos(tokenizer: PreTrainedTokenizerBase) -> str:
+    own = tokenizer.get_chat_template() if tokenizer.chat_template else DEFAULT_TEMPLATE
+    trimmed = "{%- filter trim -%}" + own + "{%- endfilter -%}"
+    for template in (own, trimmed, trimmed + "{{- eos_token -}}"):
+        tokenizer.chat_template = template
+        ids = tokenizer(render(tokenizer, _SAMPLE), add_special_tokens=False)["input_ids"]
+        if ids and ids[-1] == tokenizer.eos_token_id:
+            return template
+    raise ValueError(f"the tokenizer does not read its EOS token {tokenizer.eos_token!r} as one token")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]

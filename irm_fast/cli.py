@@ -1,0 +1,209 @@
+"""The command line. Heavy imports stand inside the commands, so that help comes at once."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import warnings
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_type_hints
+
+import typer
+from typer.core import TyperGroup
+
+from irm_fast.config import MISSING, TrainConfig
+
+
+class _Commands(TyperGroup):
+    """Turns expected errors into one line and exit code 2; `--debug` lets the traceback through."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (typer.Exit, typer.Abort, BrokenPipeError):  # caught below otherwise, by descent
+            raise
+        except KeyboardInterrupt:
+            typer.echo("interrupted; irm-fast train goes on from its last checkpoint with --resume", err=True)
+            raise typer.Exit(130) from None
+        except (ValueError, OSError, RuntimeError) as error:
+            if ctx.params.get("debug"):
+                raise
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(2) from None
+
+
+app = typer.Typer(cls=_Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+Data = Annotated[Path, typer.Option("--data", help="A .jsonl, .jsonl.gz or .parquet file.")]
+Model = Annotated[Path, typer.Option("--model", help="A folder that irm-fast train wrote.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Rows per forward pass.")]
+Absent = Annotated[str, typer.Option(help="A key that some rows lack: error, silent or missing.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        import irm_fast
+
+        typer.echo(f"irm-fast {irm_fast.__version__}")
+        for name, state in irm_fast.backends().items():
+            typer.echo(f"  loss backend {name}: {state}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option(help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Version and backends.")
+    ] = False,
+) -> None:
+    """Reward models from clicks, copies and shares."""
+
+
+@app.command()
+def validate(
+    data: Annotated[Path, typer.Argument(help="The log: .jsonl, .jsonl.gz or .parquet.")],
+    absent: Absent = "error",
+    polarity: Annotated[str | None, typer.Option(help="NAME=1 or NAME=-1, comma separated.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check a log: counts, rates, missing entries, duplicates. Exit code 1 if it has problems."""
+    from irm_fast.data import format_validation
+    from irm_fast.data import validate as check
+
+    signs = TrainConfig(model="", output="", absent=absent, polarity=polarity).polarity  # type: ignore[arg-type]
+    report = check(data, absent=absent, polarity=signs)  # type: ignore[arg-type]
+    typer.echo(json.dumps(report, indent=2) if as_json else format_validation(report))
+    raise typer.Exit(bool(report["problem_count"]))
+
+
+@app.command()
+def simulate(
+    rated: Annotated[Path, typer.Argument(help="Rated responses, or pairs of chosen and rejected ones.")],
+    out: Annotated[Path, typer.Option(help="The log to write, NAME.jsonl; the truth is NAME.truth.jsonl.")],
+    protocol: Annotated[str, typer.Option(help="Propensity by rating (as published) or feature.")] = "rating",
+    alpha: Annotated[float, typer.Option(help="Decay of the rating protocol.")] = 0.5,
+    target: Annotated[float, typer.Option(help="Mean propensity of each signal.")] = 0.2,
+    signals: Annotated[int, typer.Option(help="How many, 1 to 4: click, copy, share, save.")] = 1,
+    seed: Annotated[int, typer.Option(help="The same seed writes the same bytes.")] = 0,
+    test_fraction: Annotated[float, typer.Option(help="Share written to NAME.test.jsonl instead.")] = 0.0,
+) -> None:
+    """Turn ratings or pairs into an implicit log whose truth is known."""
+    from irm_fast.data import read_rated
+    from irm_fast.simulate import simulate as draw
+    from irm_fast.simulate import write_simulation
+
+    simulation = draw(
+        read_rated(rated),
+        protocol=protocol,  # type: ignore[arg-type]
+        signals=signals,
+        alpha=alpha,
+        target=target,
+        seed=seed,
+        test_fraction=test_fraction,
+    )
+    for path in write_simulation(simulation, out):
+        typer.echo(f"wrote {path}")
+    if simulation.test is not None:
+        typer.echo(f"wrote {out.with_suffix('.test.jsonl')}")
+
+
+def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """One option for each field of TrainConfig in the place of `**settings`; None stands for not given."""
+    parameters = inspect.signature(command, eval_str=True).parameters.values()
+    given = [parameter for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
+    hints = get_type_hints(TrainConfig)
+    for setting in fields(TrainConfig):
+        kinds = get_args(hints[setting.name]) or (hints[setting.name],)
+        kind = kinds[0] if len(kinds) == 1 or kinds[0] is int else str  # mappings are parsed by TrainConfig
+        shown = "" if kind is bool or setting.default in (MISSING, None) else str(setting.default)
+        option = typer.Option(help=setting.metadata["help"], show_default=shown or False)
+        given.append(
+            inspect.Parameter(
+                setting.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=None,
+                annotation=Annotated[kind | None, option],
+            )
+        )
+    command.__signature__ = inspect.Signature(given)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in given}
+    return command
+
+
+@app.command()
+@_with_settings
+def train(
+    config: Annotated[Path | None, typer.Option(help="YAML of settings; options override it.")] = None,
+    **settings: Any,
+) -> None:
+    """Train a reward model on a log. Each option is also a key of the YAML file."""
+    run = TrainConfig.load(config, **settings)
+    from irm_fast.trainer import train as run_training
+
+    result = run_training(run)
+    if os.environ.get("RANK", "0") != "0":  # torchrun: one process reports
+        return
+    typer.echo(f"wrote {run.output}: propensity {result.design}")
+    for name, value in result.metrics.items():
+        typer.echo(f"  held-out {name}: {value:.4f}")
+    for design, value in result.designs.items() if len(result.designs) > 1 else ():
+        typer.echo(f"  held-out nll with propensity {design}: {value:.4f}")
+    if result.truncated:
+        length = result.model.spec.max_length
+        typer.echo(f"  {result.truncated} rows were longer than {length} tokens and lost their beginning")
+
+
+@app.command()
+def evaluate(model: Model, data: Data, batch_size: BatchSize = 32, as_json: AsJson = False) -> None:
+    """Measure a model: on clean ratings or pairs, or on a log by likelihood and calibration."""
+    from irm_fast.evaluation import evaluate as measure
+    from irm_fast.run_folder import plain
+
+    metrics = measure(model, data, batch_size=batch_size)
+    if as_json:
+        typer.echo(json.dumps(plain(metrics), indent=2))
+        return
+    width = max(map(len, metrics))
+    for name, value in metrics.items():
+        typer.echo(f"{name:<{width}}  {value:{'.4f' if isinstance(value, float) else 'd'}}")
+
+
+@app.command()
+def score(
+    model: Model,
+    data: Data,
+    out: Annotated[Path, typer.Option(help="JSONL to write: id and reward of every response.")],
+    batch_size: BatchSize = 32,
+) -> None:
+    """Write the reward of every response; no feedback or rating is needed."""
+    from irm_fast.evaluation import load, read_conversations
+    from irm_fast.evaluation import score as rewards_of
+
+    ids, conversations = read_conversations(data)
+    rewards = rewards_of(load(model), conversations, batch_size=batch_size)
+    with out.open("w", encoding="utf-8") as file:
+        for name, reward in zip(ids, rewards.tolist(), strict=True):
+            file.write(json.dumps({"id": name, "reward": reward}) + "\n")
+    typer.echo(f"wrote {out}: {len(ids)} rewards")
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder for what the demo writes.")] = Path("irm-fast-demo"),
+    seeds: Annotated[int, typer.Option(min=1, help="Repetitions, each on a log of its own.")] = 1,
+) -> None:
+    """Train on a made-up log with known truth, offline, and compare with the naive classifier."""
+    from irm_fast.demo import run
+
+    run(output=output, seeds=seeds)
+
+
+def main() -> None:
+    """The `irm-fast` program."""
+    warnings.formatwarning = lambda message, category, *place, **more: f"warning: {message}\n"
+    app(prog_name="irm-fast")

@@ -1,0 +1,193 @@
+"""The settings of one training run: a dataclass that YAML files and the command line fill in."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+DESIGNS = ("auto", "constant", "hidden", "features", "known")
+
+_CHOICES = {
+    "propensity": DESIGNS,
+    "objective": ("marginal", "stratified"),
+    "stratification": ("current", "ema", "frozen"),
+    "absent": ("error", "silent", "missing"),
+    "precision": ("float32", "bfloat16"),
+}
+_COUNTS = ("epochs", "batch_size", "gradient_accumulation", "max_length", "eval_steps")
+_RATES = ("learning_rate", "head_learning_rate")
+_FRACTIONS = ("ema_decay", "warmup_ratio", "validation_fraction")  # in [0, 1)
+_AT_LEAST_ZERO = ("weight_decay", "patience", "seed")
+_EXPECTED = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    "polarity": "NAME=1 or NAME=-1",
+    "misclick_rate": "a number, or NAME=RATE",
+}
+
+
+def option(default: Any, help: str) -> Any:
+    """A field of `TrainConfig` with the line that `irm-fast train --help` prints for it."""
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class TrainConfig:
+    """Everything that decides a training run.
+
+    Values are converted and checked on construction; numbers may be text, as YAML reads `1e-5` as text.
+
+    Raises:
+        ValueError: a field has the wrong type or is out of range: which, what was got, and what is expected.
+    """
+
+    model: str = option(MISSING, "Folder or hub id of a decoder language model with its tokenizer.")
+    output: str = option(MISSING, "Folder for the checkpoint; must be new or empty.")
+    data: str = option("", "The log: JSONL, JSONL.gz or Parquet.")
+    propensity: str = option("auto", "Propensity design: auto, constant, hidden, features or known.")
+    objective: str = option("marginal", "marginal (a likelihood) or stratified (the published form).")
+    stratification: str = option("current", "Posteriors of the stratified form: current, ema or frozen.")
+    ema_decay: float = option(0.99, "Decay per optimiser step of the ema stratification model.")
+    misclick_rate: float | Mapping[str, float] = option(0.0, "In [0, 1): a number, or NAME=RATE,...")
+    polarity: Mapping[str, int] | None = option(None, "Polarity of signals: NAME=1 or NAME=-1, ...")
+    absent: str = option("error", "A feedback key that some rows lack: error, silent or missing.")
+    epochs: int = option(3, "Passes over the training part of the log.")
+    batch_size: int = option(16, "Rows per device and forward pass.")
+    gradient_accumulation: int = option(1, "Forward passes per optimiser step.")
+    learning_rate: float = option(2e-5, "Peak learning rate of all that reads or makes hidden states.")
+    head_learning_rate: float = option(3e-2, "Peak learning rate of the reward bias and propensity scalars.")
+    weight_decay: float = option(0.0, "AdamW weight decay of the backbone's matrices.")
+    warmup_ratio: float = option(0.05, "Share of the steps in which the learning rate rises; then it falls.")
+    max_length: int = option(1024, "Tokens per row; longer rows lose their beginning.")
+    validation_fraction: float = option(0.1, "Share of the log held out for evaluation; 0 for none.")
+    eval_steps: int | None = option(None, "Evaluate and checkpoint every so many steps, not epochs.")
+    patience: int = option(2, "Stop after so many evaluations without a better held-out likelihood; 0 never.")
+    precision: str = option("float32", "float32, or bfloat16 (mixed: weights and heads stay float32).")
+    gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass to save memory.")
+    seed: int = option(0, "Seed of the split, the new weights and the order of rows.")
+    report_to: str = option("none", "Tracker known to transformers: none, tensorboard, wandb, ...")
+    progress: bool = option(True, "Show transformers' progress bar.")
+    resume: bool = option(False, "Go on with the interrupted run in the output folder.")
+    overwrite: bool = option(False, "Delete the earlier run in the output folder and start anew.")
+
+    def __post_init__(self) -> None:
+        for name, kind in get_type_hints(TrainConfig).items():
+            setattr(self, name, _convert(name, getattr(self, name), kind))
+        self._check()
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any], source: str = "config") -> TrainConfig:
+        """A config from a mapping; `source` names it in errors.
+
+        Raises:
+            ValueError: an unknown key (with the closest known one), a missing required key, or a bad value.
+        """
+        known = [f.name for f in fields(cls)]
+        for key in values:
+            if key not in known:
+                close = difflib.get_close_matches(str(key), known, n=1)
+                hint = f"did you mean {close[0]!r}?" if close else f"known settings: {', '.join(known)}"
+                raise ValueError(f"{source}: unknown setting {key!r}; {hint}")
+        missing = [f.name for f in fields(cls) if f.default is MISSING and f.name not in values]
+        if missing:
+            raise ValueError(f"{source}: no value for {' and '.join(missing)}; set it here or in a YAML file")
+        return cls(**values)
+
+    @classmethod
+    def load(cls, path: str | Path | None, **overrides: Any) -> TrainConfig:
+        """Read a YAML file, if any, and let `overrides` that are not None replace what it says.
+
+        Raises:
+            ValueError: the file is not a YAML mapping, or as `from_mapping`.
+            OSError: the file cannot be read.
+        """
+        given = {key: value for key, value in overrides.items() if value is not None}
+        if path is None:
+            return cls.from_mapping(given, source="command line")
+        return cls.from_mapping({**_read_yaml(path), **given}, source=str(path))
+
+    def save(self, path: Path) -> None:
+        """Write the settings as YAML that `load` reads."""
+        import yaml
+
+        path.write_text(yaml.safe_dump(asdict(self), sort_keys=False), encoding="utf-8")
+
+    def _check(self) -> None:
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}: got {getattr(self, name)!r}; expected one of {', '.join(choices)}")
+        for names, fits, expected in (
+            ((*_COUNTS, *_RATES), lambda value: value is None or value > 0, "a number above 0"),
+            (_FRACTIONS, lambda value: 0 <= value < 1, "a number in [0, 1)"),
+            (_AT_LEAST_ZERO, lambda value: value >= 0, "0 or more"),
+        ):
+            for name in names:
+                if not fits(getattr(self, name)):
+                    raise ValueError(f"{name}: got {getattr(self, name)}; expected {expected}")
+        rates = self.misclick_rate if isinstance(self.misclick_rate, Mapping) else {"": self.misclick_rate}
+        if not all(0 <= rate < 1 for rate in rates.values()):
+            raise ValueError(f"misclick_rate: got {self.misclick_rate}; expected numbers in [0, 1)")
+        if self.polarity and not set(self.polarity.values()) <= {1, -1}:
+            raise ValueError(f"polarity: got {self.polarity}; expected 1 or -1 for every signal")
+        if self.stratification != "current" and self.objective != "stratified":
+            raise ValueError(
+                f"stratification: {self.stratification!r} has no effect on the marginal objective; "
+                "set objective to 'stratified' as well"
+            )
+        if self.resume and self.overwrite:
+            raise ValueError("resume and overwrite: both are set; choose one")
+
+
+def _read_yaml(path: str | Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not readable as YAML: {error}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: got a {type(values).__name__}; expected lines of 'setting: value'")
+    return values
+
+
+def _convert(name: str, value: Any, kind: Any) -> Any:
+    """`value` as the type that the field declares; YAML and the command line may bring text."""
+    kinds = get_args(kind) or (kind,)
+    if value is None and type(None) in kinds:
+        return None
+    try:
+        if name == "polarity":
+            return _by_name(value, int)
+        if name == "misclick_rate":
+            named = isinstance(value, Mapping) or (isinstance(value, str) and "=" in value)
+            return _by_name(value, float) if named else _number(value, float)
+        if float in kinds or int in kinds:
+            return _number(value, float if float in kinds else int)
+        if kind is str and isinstance(value, (str, Path)):
+            return str(value)
+        if isinstance(value, kind):
+            return value
+        raise ValueError
+    except (ValueError, TypeError, AttributeError):
+        expected = _EXPECTED.get(name) or _EXPECTED[kinds[0]]
+        raise ValueError(f"{name}: got {value!r}; expected {expected}") from None
+
+
+def _by_name(value: Any, kind: type) -> dict[str, Any]:
+    """A mapping, or its text form NAME=VALUE,NAME=VALUE."""
+    if isinstance(value, str):
+        value = dict(part.split("=", 1) for part in value.split(","))
+    return {str(name).strip(): _number(entry, kind) for name, entry in value.items()}
+
+
+def _number(value: Any, kind: type) -> Any:
+    if isinstance(value, bool) or (kind is int and isinstance(value, float) and not value.is_integer()):
+        raise ValueError
+    return kind(value)

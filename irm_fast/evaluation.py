@@ -1,0 +1,212 @@
+"""How good a reward model is: against clean ratings, or, where only a log exists, by held-out likelihood."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from irm_fast.batches import MODEL_INPUTS, Collator, as_dataset, tokenise
+from irm_fast.functional import implicit_rm_loss
+from irm_fast.metrics import reward_metrics
+from irm_fast.model import ImplicitRewardModel, read_record
+
+if TYPE_CHECKING:
+    from irm_fast.log import Log
+    from irm_fast.propensity import RewardSpec
+    from irm_fast.rated import Rated
+    from irm_fast.rows import Messages
+
+
+def load(directory: str | Path) -> ImplicitRewardModel:
+    """A saved reward model on the GPU, if there is one. Raises ValueError as `ImplicitRewardModel.load`."""
+    return ImplicitRewardModel.load(directory).to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def score(
+    model: ImplicitRewardModel, conversations: Sequence[Messages], *, batch_size: int = 32
+) -> np.ndarray:
+    """Rewards (N,) float32 of conversations that end with the assistant's turn.
+
+    Without the bias: the numbers of the checkpoint under `AutoModelForSequenceClassification`. Add
+    `model.reward_bias` before the sigmoid to get the probability that the response is preferred.
+    """
+    input_ids, _ = tokenise(model.tokenizer, conversations, model.spec.max_length)
+    rewards = np.empty(len(input_ids), dtype=np.float32)
+    for index, batch in _batches(model, [{"input_ids": row} for row in input_ids], batch_size):
+        rewards[index] = model.score(model.pool(batch["input_ids"], batch["attention_mask"])).cpu().numpy()
+    return rewards
+
+
+def read_conversations(path: str | Path) -> tuple[list[str], list[Messages]]:
+    """Ids and conversations of any data that holds them: a log, rated responses, pairs, or nothing else.
+
+    Fields other than id, prompt, completion, chosen and rejected are ignored.
+
+    Raises:
+        DataError: what is wrong, by file, line and field.
+    """
+    from irm_fast.files import Problems, read_rows
+    from irm_fast.rated import is_pair, rated_rows
+    from irm_fast.rows import TEXT_FIELDS, Fields, check_ids, name_of, spellings
+
+    problems, known = Problems(path), spellings(TEXT_FIELDS)
+    found: list[tuple[int, str, Messages]] = []
+    for line, raw in read_rows(path, problems):
+        raw = {key: value for key, value in raw.items() if key in known or key in ("chosen", "rejected")}
+        if is_pair(raw):
+            found += [(line, row.id, row.messages) for row in rated_rows(line, raw, problems)]
+            continue
+        row = Fields(line, raw, known, problems)
+        found.append((line, row.get("id", name_of, f"row-{line}"), row.conversation()))
+    if not found and not problems.total:
+        problems.add(None, "file", "empty; expected at least one row")
+    check_ids(((line, name) for line, name, _ in found), problems)
+    problems.raise_if_any()
+    if problems.left_out:
+        lines = f"{len(problems.left_out)} pairs with an empty response, first at line {problems.left_out[0]}"
+        warnings.warn(f"{path}: left out {lines}", stacklevel=2)
+    return [name for _, name, _ in found], [messages for *_, messages in found]
+
+
+def evaluate(model_dir: str | Path, data: str | Path, *, batch_size: int = 32) -> dict[str, Any]:
+    """Metrics of a saved model on a file: of rated responses or pairs, or of a log of feedback.
+
+    Rated: the keys of `metrics.reward_metrics`. A log: those of `evaluate_log`.
+
+    Raises:
+        ValueError: what is no saved model, no readable data, or a log of other signals than the model's.
+    """
+    from irm_fast.data import read_log, read_rated
+    from irm_fast.files import Problems, read_rows
+
+    model = load(model_dir)
+    first = next(read_rows(data, Problems(data)), (1, {}))[1]
+    if "feedback" not in first:
+        return evaluate_rated(model, read_rated(data), batch_size=batch_size)
+    spec = model.spec
+    absent = read_record(model_dir).get("training", {}).get("absent", "error")
+    polarity = dict(zip(spec.signals, spec.polarity, strict=True))
+    log = read_log(data, absent=absent, polarity=polarity, misclick=any(spec.misclick_rate))
+    return evaluate_log(model, log, batch_size=batch_size)
+
+
+def evaluate_rated(model: ImplicitRewardModel, rated: Rated, *, batch_size: int = 32) -> dict[str, float]:
+    """`metrics.reward_metrics` of reward plus bias against the clean preference."""
+    logit = score(model, rated.messages, batch_size=batch_size) + float(model.reward_bias.detach())
+    return reward_metrics(logit, rated.preference, rated.pair)
+
+
+@torch.no_grad()
+def evaluate_log(model: ImplicitRewardModel, log: Log, *, batch_size: int = 32) -> dict[str, float]:
+    """Held-out likelihood and calibration on a log: the keys of `heldout_metrics`, and `n`."""
+    log = align(log, model.spec)
+    input_ids, _ = tokenise(model.tokenizer, log.messages, model.spec.max_length)
+    columns = model.spec.columns
+    losses, rates = np.empty(len(log), dtype=np.float32), np.empty((len(log), columns), dtype=np.float32)
+    for index, batch in _batches(model, as_dataset(log, input_ids).to_list(), batch_size):
+        losses[index], rates[index] = (part.cpu().numpy() for part in heldout_step(model, model, batch))
+    weight = np.ones(len(log)) if log.weight is None else log.weight
+    return {**heldout_metrics(model.spec.signals, losses, weight, rates, log.feedback), "n": len(log)}
+
+
+def heldout_step(model: Any, core: ImplicitRewardModel, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Weighted marginal loss (N,) and predicted action rates (N, K) of one batch.
+
+    model: what to call, perhaps a distributed wrapper of `core`.
+    """
+    reward, propensity = model(**{name: batch[name] for name in MODEL_INPUTS if name in batch})
+    loss = implicit_rm_loss(
+        reward,
+        propensity,
+        batch["feedback"],
+        preference=batch["preference"],
+        weight=batch["weight"],
+        reduction="none",
+        **core.evidence,
+    )
+    return loss, core.action_rates(reward, propensity)
+
+
+def heldout_metrics(
+    signals: Sequence[str], loss: np.ndarray, weight: np.ndarray, rates: np.ndarray, feedback: np.ndarray
+) -> dict[str, float]:
+    """`nll`, the implicit negative log-likelihood per example, and observed and predicted rates per signal.
+
+    Shapes: `loss` (N,), already multiplied by `weight` (N,); `rates` and `feedback` (N, K). The rates are
+    means over the rows in which the signal is recorded (NaN where there is none).
+    """
+    metrics = {"nll": float(loss.sum(dtype=np.float64) / weight.sum(dtype=np.float64))}
+    for k, name in enumerate(signals):
+        recorded = feedback[:, k] >= 0
+        observed, predicted = feedback[recorded, k], rates[recorded, k]
+        metrics[f"{name}_observed"] = float(observed.mean()) if recorded.any() else float("nan")
+        metrics[f"{name}_predicted"] = float(predicted.mean()) if recorded.any() else float("nan")
+    return metrics
+
+
+def align(log: Log, spec: RewardSpec) -> Log:
+    """The log with signals and features in the model's order.
+
+    Raises:
+        ValueError: the log holds other signals, or lacks what the model's propensity design reads.
+    """
+    if set(log.signals) != set(spec.signals):
+        got, expected = _names(log.signals), _names(spec.signals)
+        raise ValueError(f"signals: the log has {got}; the model was trained on {expected}")
+    order = [log.signals.index(name) for name in spec.signals]
+    log = replace(
+        log,
+        signals=spec.signals,
+        polarity=spec.polarity,
+        feedback=log.feedback[:, order],
+        propensity=None if log.propensity is None else log.propensity[:, order],
+    )
+    check_design(spec.design, log)
+    if spec.design == "features":
+        if set(log.feature_names) != set(spec.feature_names):
+            got, expected = _names(log.feature_names), _names(spec.feature_names)
+            raise ValueError(f"features: the log has {got}; the model was trained on {expected}")
+        order = [log.feature_names.index(name) for name in spec.feature_names]
+        log = replace(log, feature_names=spec.feature_names, features=log.features[:, order])  # type: ignore[index]
+    return log
+
+
+def check_design(design: str, log: Log) -> None:
+    """Raise ValueError if the log lacks what a propensity design reads."""
+    if design == "features" and not log.feature_names:
+        raise ValueError("features: the log has none; expected them in every row, or another propensity")
+    if design != "known":
+        return
+    given = np.zeros(log.feedback.shape, bool) if log.propensity is None else ~np.isnan(log.propensity)
+    lacking = np.argwhere((log.feedback != -1) & ~given)
+    if len(lacking):
+        row, k = lacking[0]
+        raise ValueError(
+            f"propensity.{log.signals[k]}: none in row {log.ids[row]!r}; the 'known' design expects one for "
+            f"every recorded entry ({len(lacking)} lack it); add them or choose another propensity"
+        )
+
+
+def _batches(
+    model: ImplicitRewardModel, rows: Sequence[Mapping[str, Any]], batch_size: int
+) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
+    """(row numbers, batch on the model's device), rows of similar length together, without gradients."""
+    order = np.argsort([len(row["input_ids"]) for row in rows], kind="stable")
+    collate, device = Collator(model.tokenizer.pad_token_id), model.reward_bias.device
+    model.eval()
+    with torch.no_grad():
+        for start in range(0, len(order), batch_size):
+            index = order[start : start + batch_size]
+            batch = collate([rows[i] for i in index])
+            yield index, {name: value.to(device) for name, value in batch.items()}
+
+
+def _names(names: Sequence[str]) -> str:
+    return ", ".join(names) or "none"

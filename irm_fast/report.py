@@ -1,0 +1,81 @@
+"""Tables and pictures of results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+Results = Sequence[Mapping[str, Mapping[str, float]]]  # seed -> method -> metric -> value
+COLUMNS = {
+    "auroc": "AUROC",
+    "pair_accuracy": "pair acc.",
+    "mae": "MAE",
+    "rmse": "RMSE",
+    "r2": "R2",
+    "nll": "NLL",
+    "ece": "ECE",
+}
+BASE, GOAL = "naive", "explicit labels"
+
+
+def share_closed(results: Results, method: str, metric: str = "auroc") -> np.ndarray:
+    """(seeds,) share of the distance from the naive classifier to explicit labels that a method closes."""
+    base, goal, value = (np.array([seed[name][metric] for seed in results]) for name in (BASE, GOAL, method))
+    return (value - base) / (goal - base)
+
+
+def comparison_table(results: Results) -> str:
+    """Markdown: a row a method, means over the seeds and, with several seeds, their standard deviation.
+
+    The last column is the share of the AUROC distance from naive to explicit labels, from the means over the seeds.
+    """
+    rows = [["method", *COLUMNS.values(), "distance closed"]]
+    for method in results[0]:
+        values = np.array([[seed[method][metric] for metric in COLUMNS] for seed in results])
+        rows.append([method, *map(_cell, values.T), _closed(results, method)])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
+        for row in rows
+    ]
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join(lines)
+
+
+def _cell(values: np.ndarray) -> str:
+    return f"{values.mean():.3f}" + (f" ± {values.std(ddof=1):.3f}" if len(values) > 1 else "")
+
+
+def _closed(results: Results, method: str) -> str:
+    mean = {name: float(np.mean([seed[name]["auroc"] for seed in results])) for name in (BASE, GOAL, method)}
+    return f"{(mean[method] - mean[BASE]) / (mean[GOAL] - mean[BASE]):.0%}"
+
+
+def draw_comparison(results: Results, path: Path) -> Path | None:
+    """AUROC and calibration error of every method, a dot a seed and a bar at the mean; None without matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return None
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    methods = list(results[0])
+    panels = (
+        ("auroc", "AUROC against true preferences (higher is better)"),
+        ("ece", "calibration error (lower is better)"),
+    )
+    for axes, (metric, title) in zip(figure.subplots(1, 2, sharey=True), panels, strict=True):
+        for place, method in enumerate(methods):
+            values = [seed[method][metric] for seed in results]
+            colour = "tab:green" if method.startswith("implicit") else "tab:grey"
+            axes.plot(values, [place] * len(values), "o", color=colour, alpha=0.6)
+            axes.plot([np.mean(values)] * 2, [place - 0.25, place + 0.25], color=colour, linewidth=2)
+            axes.annotate(f"{np.mean(values):.3f}", (np.mean(values), place - 0.3), ha="center", fontsize=8)
+        axes.set_title(title, fontsize=10)
+        axes.grid(axis="x", alpha=0.3)
+        axes.set_yticks(range(len(methods)), methods)
+        axes.margins(x=0.12, y=0.12)
+    figure.axes[0].invert_yaxis()
+    figure.savefig(path, dpi=150)
+    return path
