@@ -116,7 +116,10 @@ def test_float32(name: str, form: str, backend: str) -> None:
     assert_close(got["groups"], want.groups, relative=1e-5, absolute=1e-7, what="groups")
     for what, grad in (("ds", want.reward_grad), ("dt", want.propensity_grad)):
         assert_close(got[what], grad, relative=1e-5, absolute=1e-7, what=what)
-        if batch.all_positive:
+        # float64 autograd leaves g - q as a difference: the reference is right to 1e-14, not to 1e-4 of 1e-30.
+        if backend == "reference":
+            assert_close(got[what], grad, relative=1e-6, absolute=1e-14, what=what)
+        elif batch.all_positive:
             assert_tails(got[what], grad, what)
     assert got["total"].item() == pytest.approx(want.loss.sum(), rel=1e-6)
 

@@ -8,7 +8,7 @@ inputs are the float32 numbers that the implementation sees.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from math import prod
 from typing import Any
@@ -251,6 +251,18 @@ def draw(name: str, n: int, k: int, spread: str, options: str) -> Batch:
     )
 
 
+def _corner() -> Batch:
+    """A silent signal whose misclicks are as likely as not: log(1 - e m) is small beside the logit."""
+    batch, rng = draw("corner-misclick-1", 100, 1, "wide", "misclick"), np.random.default_rng(3)
+    return replace(
+        batch,
+        reward=rng.uniform(-12, 0, 100).astype(np.float32),
+        propensity=rng.uniform(15, 40, (100, 1)).astype(np.float32),
+        feedback=np.zeros((100, 1), np.int8),
+        misclick=(float(np.float32(0.5321)),),
+    )
+
+
 def _families() -> Iterator[Batch]:
     options = ("plain", "misclick", "polarity", "both")
     for k in (1, 2, 3, 4):
@@ -261,6 +273,7 @@ def _families() -> Iterator[Batch]:
         for spread in ("wide", "usual"):
             option = options[(k + (spread == "wide")) % 4]
             yield draw(f"{spread}-{option}-{k}", 12, k, spread, option)
+    yield _corner()
     for k in (1, 2, 3, 16):
         for option in options:
             yield draw(f"huge-{option}-{k}", 40 if k < 16 else 12, k, "huge", option)

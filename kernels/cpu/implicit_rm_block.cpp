@@ -61,7 +61,10 @@ void add_evidence(Tile& tile, const Signal& sig, int k) {
       const Sigmoid u = sigmoid_softplus(t + sig.log1p_minus_rate);
       const float em = sig.rate * a.plus;
       const bool small = em < 0.5f;
-      const float log_not_em = small ? log1p_small(small ? -em : 0.0f) : u.softplus - a.softplus;
+      // Else softplus(u) - softplus(t), its linear parts subtracted exactly; t > 0 there.
+      const float log_u = u.softplus < u.softplus_minus ? u.softplus : u.softplus_minus;
+      const float linear = t + sig.log1p_minus_rate > 0.0f ? sig.log1p_minus_rate : -t;
+      const float log_not_em = small ? log1p_small(small ? -em : 0.0f) : linear + (log_u - a.softplus_minus);
       other = acted ? -sig.minus_log_rate - a.softplus_minus : log_not_em;
       difference = acted ? sig.minus_log_rate : -u.softplus;
     }

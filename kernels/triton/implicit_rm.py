@@ -26,10 +26,16 @@ def add_evidence(b_t, b_code, polarity, rate, minus_log_rate, log1p_minus_rate, 
     m, not_m, softplus, softplus_minus = sigmoid_softplus(b_t)
     own = tl.where(acted, -softplus_minus, -softplus)
     if HAS_MISCLICK:
-        _, _, u_softplus, _ = sigmoid_softplus(b_t + log1p_minus_rate)
+        u = b_t + log1p_minus_rate
+        _, _, u_softplus, u_softplus_minus = sigmoid_softplus(u)
         em = rate * m
         small = em < 0.5
-        log_not_em = tl.where(small, log1p_small(tl.where(small, -em, 0.0)), u_softplus - softplus)
+        # Else softplus(u) - softplus(t), its linear parts subtracted exactly; t > 0 there.
+        log_u = tl.where(u_softplus < u_softplus_minus, u_softplus, u_softplus_minus)
+        linear = tl.where(u > 0, log1p_minus_rate, -b_t)
+        log_not_em = tl.where(
+            small, log1p_small(tl.where(small, -em, 0.0)), linear + (log_u - softplus_minus)
+        )
         other = tl.where(acted, -minus_log_rate - softplus_minus, log_not_em)
         difference = tl.where(acted, minus_log_rate, -u_softplus)
     else:
