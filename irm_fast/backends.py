@@ -6,6 +6,7 @@ import importlib
 import os
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -93,7 +94,7 @@ def reference_forward(
     shape, dtype = propensity.shape, torch.promote_types(reward.dtype, propensity.dtype)
     dtype = torch.float64 if dtype == torch.float64 else torch.float32
     polarity, rate = signals[0].double(), signals[1].double()
-    evidence = {"preference": preference, "polarity": polarity, "misclick_rate": rate}
+    evidence: dict[str, Any] = {"preference": preference, "polarity": polarity, "misclick_rate": rate}
 
     def columns(x: Tensor) -> Tensor:
         return x.unsqueeze(-1) if x.dim() == 1 else x

@@ -1,4 +1,4 @@
-"""Argument checks of the loss. On tensors: shape, dtype and device, which cost no synchronisation; values on request."""
+"""Argument checks of the loss. Shape, dtype and device cost no synchronisation; values are checked on request."""
 
 from __future__ import annotations
 
@@ -32,9 +32,7 @@ def _check_place(name: str, x: Tensor, shape: torch.Size | None, device: torch.d
         raise ValueError(f"{name} is on {x.device}, reward_logits on {device}: move them to one device")
 
 
-def check_batch(
-    reward_logits: Tensor, propensity_logits: Tensor, feedback: Tensor, preference: Tensor | None
-) -> None:
+def check_batch(reward_logits: Tensor, propensity_logits: Tensor, feedback: Tensor, preference: Tensor | None) -> None:
     """Rewards (N,); propensities (N,) or (N, K) with 1 <= K <= 16; feedback alike; preference (N,)."""
     shape, device = reward_logits.shape, reward_logits.device
     if len(shape) != 1:
@@ -119,7 +117,7 @@ def per_signal(name: str, value, default: float, n_signals: int) -> tuple[float,
     if value is None:
         return (default,) * n_signals
     if isinstance(value, Tensor) and value.device.type != "cpu":
-        raise ValueError(f"{name} is on {value.device}: give numbers or a CPU tensor, reading it would wait for the device")
+        raise ValueError(f"{name} is on {value.device}: give numbers or a CPU tensor (no waiting for the device)")
     if hasattr(value, "tolist"):  # torch, numpy
         value = value.tolist()
     if isinstance(value, (int, float)):

@@ -172,9 +172,7 @@ def _checked(polarity: Mapping[str, int] | None) -> Mapping[str, int]:
     return polarity or {}
 
 
-def _assemble(
-    rows: list[LogRow], signals: tuple[str, ...], absent: Absent, polarity: Mapping[str, int]
-) -> Log:
+def _assemble(rows: list[LogRow], signals: tuple[str, ...], absent: Absent, polarity: Mapping[str, int]) -> Log:
     by_name = {name: -1 if name.lower().replace("-", "_") in NEGATIVE_SIGNALS else 1 for name in signals}
     feature_names = tuple(next((row.features for row in rows if row.features), ()))
 
@@ -218,9 +216,7 @@ def _contradictions(log: Log) -> np.ndarray:
     return np.flatnonzero(liked & disliked)
 
 
-def _check_log(
-    log: Log, lacking: Mapping[str, list[int]], polarity: Iterable[str], problems: Problems
-) -> None:
+def _check_log(log: Log, lacking: Mapping[str, list[int]], polarity: Iterable[str], problems: Problems) -> None:
     """Reports what is wrong with the log as a whole."""
     if not len(log):
         problems.add(None, "file", "empty; expected at least one row")

@@ -1,13 +1,11 @@
-"""The main job from end to end, offline: a made log with known truth, five ways to learn from it, one table."""
+"""The main job from end to end, offline: a made log with known truth, six ways to learn from it, one table."""
 
 from __future__ import annotations
 
 import json
 import shutil
 import tempfile
-import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +13,19 @@ from typing import Any
 import numpy as np
 
 from irm_fast.log import Log
-from irm_fast.rated import Rated
 from irm_fast.simulate import Simulation, simulate, write_simulation
 
-PROMPTS, TEST_FRACTION, TARGET = 4000, 0.25, 0.3
-METHODS = ("naive", "implicit, 1 signal", "implicit, 2 signals", "known propensities", "explicit labels")
+PROMPTS, TEST_FRACTION, TARGET = 6000, 0.2, 0.5
+NOTE = """Written by `irm-fast demo`; the next demo into this folder replaces it.
+
+log.jsonl        the log that the methods learn from: prompts, answers, actions
+log.truth.jsonl  the same answers with their true quality and propensities
+log.test.jsonl   rated answers that are not in the log: the table is measured on them
+model/           the reward model of "implicit, 2 signals", an ordinary transformers checkpoint
+results.json, table.md, comparison.png
+"""
 SETTINGS: Mapping[str, Any] = {
-    "epochs": 6,
+    "epochs": 5,
     "batch_size": 64,
     "learning_rate": 2e-3,
     "head_learning_rate": 2e-2,
@@ -39,14 +43,8 @@ def run(output: str | Path, seeds: int = 1) -> list[dict[str, dict[str, float]]]
     from irm_fast.report import comparison_table, draw_comparison
 
     output = Path(output)
-    _clear(output)
-    results = []
-    for seed in range(seeds):
-        print(f"seed {seed}: making a log", flush=True)
-        simulation = make_simulation(seed)
-        if seed == 0:
-            write_simulation(simulation, output / "log.jsonl")
-        results.append(compare(simulation, output, seed))
+    _prepare(output)
+    results = [_one_seed(seed, output if seed == 0 else None) for seed in range(seeds)]
     (output / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     table = comparison_table(results)
     (output / "table.md").write_text(table + "\n", encoding="utf-8")
@@ -54,10 +52,22 @@ def run(output: str | Path, seeds: int = 1) -> list[dict[str, dict[str, float]]]
     _show_scores(output / "model", output / "log.test.jsonl")
     picture = draw_comparison(results, output / "comparison.png")
     print(f"\nwrote {output}/: log, truth and test data, model (two signals), table.md, results.json")
-    print(
-        f"picture: {picture}" if picture else "no picture: it needs matplotlib, pip install 'irm-fast[plot]'"
-    )
+    print(f"picture: {picture}" if picture else "no picture: it needs matplotlib, pip install 'irm-fast[plot]'")
     return results
+
+
+def _one_seed(seed: int, keep: Path | None) -> dict[str, dict[str, float]]:
+    """Metrics of all methods on a log of its own; `keep` gets the log and the model."""
+    from irm_fast.tiny_decoder import make_tiny_decoder
+
+    print(f"seed {seed}: making a log", flush=True)
+    simulation = make_simulation(seed)
+    if keep is not None:
+        write_simulation(simulation, keep / "log.jsonl")
+    with tempfile.TemporaryDirectory() as scratch:
+        texts = (turn["content"] for messages in simulation.log.messages for turn in messages)
+        decoder = make_tiny_decoder(texts, Path(scratch) / "decoder", seed=seed)
+        return compare(simulation, decoder, {**SETTINGS, "seed": seed}, keep and keep / "model")
 
 
 def make_simulation(seed: int, prompts: int = PROMPTS) -> Simulation:
@@ -65,21 +75,16 @@ def make_simulation(seed: int, prompts: int = PROMPTS) -> Simulation:
     from irm_fast.made_text import make_rated
 
     rated = make_rated(prompts, seed)
-    return simulate(
-        rated, protocol="feature", signals=2, target=TARGET, seed=seed, test_fraction=TEST_FRACTION
-    )
+    return simulate(rated, protocol="feature", signals=2, target=TARGET, seed=seed, test_fraction=TEST_FRACTION)
 
 
 def methods(simulation: Simulation) -> Iterator[tuple[str, Log, str]]:
     """Name, the log that the method sees, propensity design. All see the same rows and actions."""
     log = simulation.log
-    yield "naive", labelled(log, log.feedback.max(axis=1)), "constant"
-    yield (
-        "implicit, 1 signal",
-        replace(log, signals=log.signals[:1], polarity=(1,), feedback=log.feedback[:, :1]),
-        "auto",
-    )
-    yield "implicit, 2 signals", log, "auto"
+    one = replace(log, signals=log.signals[:1], polarity=(1,), feedback=log.feedback[:, :1])
+    for name, seen in (("1 signal", one), ("2 signals", log)):
+        yield f"naive, {name}", labelled(log, seen.feedback.max(axis=1)), "constant"  # any action is a label of 1
+        yield f"implicit, {name}", seen, "auto"
     yield "known propensities", replace(log, propensity=simulation.propensity.astype(np.float32)), "known"
     yield "explicit labels", labelled(log, simulation.truth.preference), "constant"
 
@@ -95,28 +100,31 @@ def labelled(log: Log, preference: np.ndarray) -> Log:
     )
 
 
-def compare(simulation: Simulation, output: Path, seed: int) -> dict[str, dict[str, float]]:
-    """Trains every method from the same weights and measures it on clean labels that no method saw."""
+def compare(
+    simulation: Simulation, decoder: Path, settings: Mapping[str, Any], keep: Path | None = None
+) -> dict[str, dict[str, float]]:
+    """Trains every method from the same weights and measures it on clean labels that no method saw.
+
+    decoder: the model to start from.  settings: of `TrainConfig`, the same for all.  keep: where to leave the
+    checkpoint of "implicit, 2 signals".  Returns the keys of `metrics.reward_metrics` for each method.
+    """
+    from irm_fast.backbone import quiet_transformers
     from irm_fast.config import TrainConfig
     from irm_fast.evaluation import evaluate_rated
-    from irm_fast.tiny_decoder import make_tiny_decoder
     from irm_fast.trainer import train_log
 
-    assert simulation.test is not None
+    if simulation.test is None:
+        raise ValueError("simulation: holds no clean test part; simulate with a test_fraction")
     metrics = {}
-    with tempfile.TemporaryDirectory() as scratch, _quiet():
-        texts = (turn["content"] for messages in simulation.log.messages for turn in messages)
-        decoder = make_tiny_decoder(texts, Path(scratch) / "decoder", seed=seed)
+    with tempfile.TemporaryDirectory() as scratch, quiet_transformers():
         for name, log, design in methods(simulation):
-            folder = Path(scratch) / name.replace(" ", "-")
-            config = TrainConfig(
-                model=str(decoder), output=str(folder), propensity=design, seed=seed, **SETTINGS
-            )
+            folder = Path(scratch) / name
+            config = TrainConfig(model=str(decoder), output=str(folder), propensity=design, **settings)
             result = train_log(log, config)
             metrics[name] = evaluate_rated(result.model, simulation.test)
             print(f"  {name:<20} {result.design:<9} AUROC {metrics[name]['auroc']:.3f}", flush=True)
-            if seed == 0 and name == "implicit, 2 signals":
-                shutil.copytree(folder, output / "model")
+            if keep is not None and name == "implicit, 2 signals":
+                shutil.copytree(folder, keep)
     return metrics
 
 
@@ -125,44 +133,28 @@ def _show_scores(model: Path, test: Path) -> None:
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+    from irm_fast.backbone import quiet_transformers
     from irm_fast.data import read_rated
 
-    rated: Rated = read_rated(test)
+    rated = read_rated(test)
     tokenizer = AutoTokenizer.from_pretrained(model)
-    classifier = AutoModelForSequenceClassification.from_pretrained(model).eval()
+    with quiet_transformers():
+        classifier = AutoModelForSequenceClassification.from_pretrained(model).eval()
     print("The checkpoint under AutoModelForSequenceClassification:")
     for row in (int(rated.rating.argmax()), int(rated.rating.argmin())):
-        encoded = tokenizer.apply_chat_template(rated.messages[row], return_tensors="pt", return_dict=True)
+        text = tokenizer.apply_chat_template(rated.messages[row], tokenize=False)
         with torch.no_grad():
-            reward = classifier(**encoded).logits.item()
+            reward = classifier(**tokenizer(text, add_special_tokens=False, return_tensors="pt")).logits.item()
         text = " / ".join(rated.messages[row][-1]["content"].splitlines())
         print(f"  reward {reward:+.2f}  {text if len(text) < 90 else text[:87] + '...'}")
 
 
-def _clear(output: Path) -> None:
-    """Removes an earlier demo; anything else in the folder is an error."""
+def _prepare(output: Path) -> None:
+    """Makes the folder, in the place of an earlier demo; anything else in it is an error."""
+    note = output / "README.txt"
     if output.exists() and any(output.iterdir()):
-        if not (output / "log.jsonl").is_file() or not (output / "log.truth.jsonl").is_file():
-            raise ValueError(
-                f"output: {output} is not empty and holds no earlier demo; choose another folder"
-            )
+        if not note.is_file() or note.read_text(encoding="utf-8") != NOTE:
+            raise ValueError(f"output: {output} is not empty and holds no earlier demo; choose another folder")
         shutil.rmtree(output)
     output.mkdir(parents=True, exist_ok=True)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the warnings and progress lines of the libraries below: the demo prints its own."""
-    from transformers.utils import logging
-
-    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.set_verbosity(before)
-        if bars:
-            logging.enable_progress_bar()
+    note.write_text(NOTE, encoding="utf-8")

@@ -29,9 +29,7 @@ def load(directory: str | Path) -> ImplicitRewardModel:
     return ImplicitRewardModel.load(directory).to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def score(
-    model: ImplicitRewardModel, conversations: Sequence[Messages], *, batch_size: int = 32
-) -> np.ndarray:
+def score(model: ImplicitRewardModel, conversations: Sequence[Messages], *, batch_size: int = 32) -> np.ndarray:
     """Rewards (N,) float32 of conversations that end with the assistant's turn.
 
     Without the bias: the numbers of the checkpoint under `AutoModelForSequenceClassification`. Add

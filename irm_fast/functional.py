@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from torch import Tensor
 from irm_fast import checks
 from irm_fast.backends import choose_backend
 
-REDUCTIONS = ("mean", "sum", "none")
+Reduction = Literal["mean", "sum", "none"]
 
 
 def implicit_rm_loss(
@@ -30,7 +30,7 @@ def implicit_rm_loss(
     misclick_rate=None,
     stratification: tuple[Tensor, Tensor] | None = None,
     weight: Tensor | None = None,
-    reduction: Literal["mean", "sum", "none"] = "mean",
+    reduction: Reduction = "mean",
     normalizer: float | Tensor | None = None,
     return_groups: bool = False,
     check_values: bool = False,
@@ -71,8 +71,8 @@ def implicit_rm_loss(
         ValueError: shapes, devices, or values that do not fit; "mean" over no rows without a normalizer.
         RuntimeError: a backend that cannot be had here; a second differentiation.
     """
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction must be one of {REDUCTIONS}, got {reduction!r}")
+    if reduction not in get_args(Reduction):
+        raise ValueError(f"reduction must be one of {get_args(Reduction)}, got {reduction!r}")
     if normalizer is not None and reduction != "mean":
         raise ValueError(f'normalizer replaces N under reduction="mean"; it means nothing with {reduction!r}')
     checks.check_batch(reward_logits, propensity_logits, feedback, preference)
@@ -86,9 +86,10 @@ def implicit_rm_loss(
     if check_values:
         checks.check_values(feedback, preference, weight)
 
-    divide_by = normalizer if isinstance(normalizer, Tensor) else None  # stays on its device: never read here
-    scale = 1.0
-    if reduction == "mean" and divide_by is None:
+    scale, divide_by = 1.0, None
+    if isinstance(normalizer, Tensor):
+        divide_by = normalizer  # stays on its device: never read here
+    elif reduction == "mean":
         scale = 1.0 / (n if normalizer is None else normalizer)
     forward = _forward(
         reward_logits,

@@ -1,10 +1,9 @@
 """Answers to household questions whose quality is known and can be read off their text: data for the demo.
 
-The generator favours no method. An answer is made of helpful, vague and dismissive sentences, and of style that says
-nothing about quality: length by small talk, lists, digits, exclamations, a closing question. Quality grows with the
-square root of the helpful sentences and falls with the dismissive ones, so it is not linear in anything counted;
-`P(r* = 1) = sigmoid(quality)`. Feedback is drawn afterwards by `simulate(protocol="feature")`, whose propensities
-depend on length and style alone: no propensity design of this package contains them exactly.
+The generator favours no method. An answer mixes helpful, vague and dismissive sentences; quality depends on their
+shares alone and `P(r* = 1) = sigmoid(quality)`. Length, lists, digits, exclamations and closing questions are drawn
+independently of quality. Feedback is drawn afterwards by `simulate(protocol="feature")`, whose propensities depend on
+just these: they mislead whoever takes actions for labels, and no propensity design here contains them exactly.
 """
 
 from __future__ import annotations
@@ -22,26 +21,30 @@ TOPICS = {
     "printer": ("tray", "roller", "cartridge"),
     "lamp": ("bulb", "switch", "plug"),
 }
-QUESTIONS = ("How do I fix my {topic}?", "My {topic} is broken, what now?", "Can you help with a {topic}?")
+QUESTIONS = ("How do I fix my {topic}?", "My {topic} is broken.", "Help with a {topic}, please.")
 HELPFUL = (
-    "First unplug the {topic} and look at the {part}.",
-    "Clean the {part} with a dry cloth.",
-    "Then tighten the {part} until it clicks.",
-    "Replace the {part} if it is worn.",
-    "Test the {part} before you close the {topic}.",
+    "First unplug the {topic}.",
+    "Clean the {part} with a cloth.",
+    "Tighten the {part} until it clicks.",
+    "Replace the {part} if worn.",
+    "Test the {part} once more.",
+    "Look at the {part} closely.",
 )
-SMALL_TALK = (
-    "Every {topic} is different in some way.",
-    "People have used a {topic} for many years.",
-    "It is good that you ask about this.",
-    "There are many opinions on the {part}.",
-    "Some of them come in several colours.",
+VAGUE = (
+    "Every {topic} is different.",
+    "People often have a {topic}.",
+    "Many ask about the {part}.",
+    "Opinions on the {part} vary.",
+    "Some come in colours.",
+    "A {topic} has a {part}.",
 )
 DISMISSIVE = (
-    "I do not know much about that.",
-    "You should ask someone else.",
-    "It is probably your own fault.",
+    "I do not know.",
+    "Ask someone else.",
+    "It is your own fault.",
     "Just buy a new {topic}.",
+    "The {part} is not my problem.",
+    "Never mind the {part}.",
 )
 
 
@@ -52,7 +55,7 @@ def make_rated(n_prompts: int, seed: int) -> Rated:
     quality = np.empty(2 * n_prompts)
     for prompt in range(n_prompts):
         topic = str(rng.choice(list(TOPICS)))
-        question = str(rng.choice(QUESTIONS)).format(topic=topic) + f" (case {prompt})"
+        question = f"{prompt}. " + str(rng.choice(QUESTIONS)).format(topic=topic)
         for answer in range(2):
             text, quality[2 * prompt + answer] = _answer(topic, rng)
             messages.append([{"role": "user", "content": question}, {"role": "assistant", "content": text}])
@@ -68,19 +71,18 @@ def make_rated(n_prompts: int, seed: int) -> Rated:
 
 def _answer(topic: str, rng: np.random.Generator) -> tuple[str, float]:
     """One answer and the logit of its being preferred."""
-    helpful, small_talk, dismissive = (int(rng.integers(high)) for high in (5, 5, 3))
+    length = int(rng.integers(2, 8))
+    kinds = rng.choice(3, size=length, p=rng.dirichlet((1, 1, 1)))
     sentences = [
-        str(sentence).format(topic=topic, part=rng.choice(TOPICS[topic]))
-        for pool, count in ((HELPFUL, helpful), (SMALL_TALK, small_talk), (DISMISSIVE, dismissive))
-        for sentence in rng.choice(pool, count, replace=False)
+        str(rng.choice((HELPFUL, VAGUE, DISMISSIVE)[kind])).format(topic=topic, part=rng.choice(TOPICS[topic]))
+        for kind in kinds
     ]
-    rng.shuffle(sentences)
+    quality = 4.0 * (np.mean(kinds == 0) - np.mean(kinds == 2))
     if rng.random() < 0.3:
-        sentences.insert(0, "What a great question!")
+        sentences.insert(0, "Great question!")
     if rng.random() < 0.3:
         sentences.append("Does that help?")
     if rng.random() < 0.4:
-        sentences.append(f"This takes {rng.integers(2, 60)} minutes.")
-    sentences = sentences or ["Hello."]
+        sentences.insert(int(rng.integers(len(sentences))), f"It takes {rng.integers(2, 60)} minutes.")
     text = "- " + "\n- ".join(sentences) if rng.random() < 0.35 else " ".join(sentences)
-    return text, 2.2 * np.sqrt(helpful) - 1.6 * dismissive - 1.4
+    return text, quality

@@ -7,9 +7,7 @@ import numpy as np
 CALIBRATION_BINS = 15
 
 
-def reward_metrics(
-    logit: np.ndarray, preference: np.ndarray, pair: np.ndarray | None = None
-) -> dict[str, float]:
+def reward_metrics(logit: np.ndarray, preference: np.ndarray, pair: np.ndarray | None = None) -> dict[str, float]:
     """Metrics of `sigmoid(logit)` against a preference of 0 or 1.
 
     logit: (N,) float.  preference: (N,) of 0 and 1.  pair: (N,) integers, one number for the two responses of

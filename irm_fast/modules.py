@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from irm_fast.functional import implicit_rm_loss
+from irm_fast.functional import Reduction, implicit_rm_loss
 
 
 class ImplicitRMLoss(nn.Module):
@@ -20,7 +20,7 @@ class ImplicitRMLoss(nn.Module):
     shapes, dtypes and errors.
     """
 
-    def __init__(self, *, polarity=None, misclick_rate=None, reduction: str = "mean", backend: str | None = None):
+    def __init__(self, *, polarity=None, misclick_rate=None, reduction: Reduction = "mean", backend: str | None = None):
         super().__init__()
         self.polarity = polarity
         self.misclick_rate = misclick_rate

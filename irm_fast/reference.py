@@ -1,6 +1,6 @@
 """The definition of right: the four-group model in plain float64 PyTorch.
 
-Slow, short, and readable beside the mathematics. Gradients come from autograd; no closed form of a gradient stands here.
+Slow, short, readable beside the mathematics. Gradients come from autograd; no closed form of a gradient stands here.
 Every kernel is checked against this file, and this file against an independent high-precision evaluation in the tests.
 
 Symbols, for one row and signal k (arXiv:2603.23184, section 3; several signals, misclicks and labels go beyond it):

@@ -158,9 +158,7 @@ def completion_of(value: object, field: str) -> Messages:
 class Fields:
     """The fields of one row under their canonical names; reports what is wrong with them."""
 
-    def __init__(
-        self, line: int, raw: Mapping[str, Any], known: Mapping[str, str], problems: Problems
-    ) -> None:
+    def __init__(self, line: int, raw: Mapping[str, Any], known: Mapping[str, str], problems: Problems) -> None:
         self.line, self.problems, self.failed = line, problems, False
         self.values: dict[str, Any] = {}
         self.spelled: dict[str, str] = {}

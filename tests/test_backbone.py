@@ -17,9 +17,7 @@ CHATML = "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + END
         (CHATML.replace("END", "'#'"), "<|user|>Hi#\n<|assistant|>good answer#</s>"),
     ],
 )
-def test_text_ends_in_eos_and_template_gives_the_training_ids(
-    tmp_path, template, text, save_tokenizer, save_llama
-):
+def test_text_ends_in_eos_and_template_gives_the_training_ids(tmp_path, template, text, save_tokenizer, save_llama):
     save_llama(tmp_path, save_tokenizer(tmp_path, template=template))
     _, tokenizer = load_backbone(tmp_path)
     assert render(tokenizer, MESSAGES) == text
@@ -107,7 +105,7 @@ def test_head_of_several_outputs(tmp_path, save_tokenizer):
 
     size = save_tokenizer(tmp_path)
     tiny = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    LlamaForSequenceClassification(
-        LlamaConfig(vocab_size=size, num_labels=3, pad_token_id=2, **tiny)
-    ).save_pretrained(tmp_path)
+    LlamaForSequenceClassification(LlamaConfig(vocab_size=size, num_labels=3, pad_token_id=2, **tiny)).save_pretrained(
+        tmp_path
+    )
     assert "(3, 32)" in error_of(tmp_path)

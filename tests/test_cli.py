@@ -52,9 +52,7 @@ def test_from_ratings_to_scores(rated, tiny_model, tmp_path):
     assert "--overwrite" in again.stderr
     assert "Traceback" not in again.stderr
 
-    on_truth = json.loads(
-        run("evaluate", "--model", model, "--data", tmp_path / "log.truth.jsonl", "--json").stdout
-    )
+    on_truth = json.loads(run("evaluate", "--model", model, "--data", tmp_path / "log.truth.jsonl", "--json").stdout)
     assert on_truth["n"] == 64
     assert "auroc" in run("evaluate", "--model", model, "--data", tmp_path / "log.test.jsonl").stdout
     assert "click_predicted" in run("evaluate", "--model", model, "--data", log).stdout

@@ -85,9 +85,7 @@ def test_weight_zero_removes_and_weight_two_duplicates(backend: str) -> None:
     index = torch.arange(200).repeat_interleave(weight.long())
     loss, ds, dt = evaluate(s, t, f, weight=weight, reduction="sum", backend=backend)
     base_s, base_t = s.clone().requires_grad_(), t.clone().requires_grad_()
-    copies = irm_fast.implicit_rm_loss(
-        base_s[index], base_t[index], f[index], reduction="sum", backend=backend
-    )
+    copies = irm_fast.implicit_rm_loss(base_s[index], base_t[index], f[index], reduction="sum", backend=backend)
     want_s, want_t = torch.autograd.grad(copies, [base_s, base_t])
     assert loss.item() == pytest.approx(copies.item(), rel=1e-6)
     assert_same((ds, dt), (want_s, want_t))
@@ -209,16 +207,12 @@ def test_expanded_inputs(backend: str) -> None:
     weight = torch.tensor(1.0).expand(50)
     assert_same(evaluate(*wide, weight=weight, backend=backend), want, exact=backend != "cpu")
     constant = t[0].clone().requires_grad_()  # one propensity for all rows
-    loss = irm_fast.implicit_rm_loss(
-        wide[0], constant.expand(50, 3), wide[2], reduction="sum", backend=backend
-    )
+    loss = irm_fast.implicit_rm_loss(wide[0], constant.expand(50, 3), wide[2], reduction="sum", backend=backend)
     (grad,) = torch.autograd.grad(loss, constant)
     torch.testing.assert_close(grad, want[2].sum(0), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "dtype", [torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64], ids=str
-)
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64], ids=str)
 def test_feedback_dtypes(dtype: torch.dtype, backend: str) -> None:
     signed = dtype not in (torch.bool, torch.uint8)
     s, t, f = make(50, 2, missing=0.3 if signed else 0)
@@ -244,9 +238,7 @@ def test_feedback_of_one_boolean_signal_in_one_dimension(backend: str) -> None:
 def test_polarity_and_misclick_containers(container: Any, backend: str) -> None:
     s, t, f = make(30, 2)
     want = evaluate(s, t, f, polarity=[1, -1], misclick_rate=[0.5, 0.25], backend=backend)
-    got = evaluate(
-        s, t, f, polarity=container([1, -1]), misclick_rate=container([0.5, 0.25]), backend=backend
-    )
+    got = evaluate(s, t, f, polarity=container([1, -1]), misclick_rate=container([0.5, 0.25]), backend=backend)
     assert_same(got, want, exact=True)
 
 
@@ -257,9 +249,7 @@ def test_one_misclick_rate_serves_every_signal(backend: str) -> None:
         evaluate(s, t, f, misclick_rate=[0.25] * 3, backend=backend),
         exact=True,
     )
-    assert_same(
-        evaluate(s, t, f, misclick_rate=0, backend=backend), evaluate(s, t, f, backend=backend), exact=True
-    )
+    assert_same(evaluate(s, t, f, misclick_rate=0, backend=backend), evaluate(s, t, f, backend=backend), exact=True)
 
 
 # --- autograd ----------------------------------------------------------------------------------------------
@@ -431,9 +421,7 @@ def test_groups_are_a_distribution_and_stratify_gives_them(k: int, dtype: torch.
     s, t = s.to(dtype), t.to(dtype)
     preference = torch.randint(-1, 2, (200,), generator=torch.Generator().manual_seed(0))
     kwargs: dict[str, Any] = {"preference": preference, **options(k)}
-    loss, groups = irm_fast.implicit_rm_loss(
-        s, t, f, reduction="none", return_groups=True, backend=backend, **kwargs
-    )
+    loss, groups = irm_fast.implicit_rm_loss(s, t, f, reduction="none", return_groups=True, backend=backend, **kwargs)
     assert groups.shape == (200, k, 4) and groups.dtype == dtype
     assert (groups >= 0).all() and (groups <= 1).all()
     eps = torch.finfo(dtype).eps
@@ -777,9 +765,7 @@ def test_the_default_backend_is_one_of_them() -> None:
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_module(reduction: Any, backend: str) -> None:
     s, t, f = make(30, 2)
-    module = irm_fast.ImplicitRMLoss(
-        polarity=[1, -1], misclick_rate=[0.1, 0.2], reduction=reduction, backend=backend
-    )
+    module = irm_fast.ImplicitRMLoss(polarity=[1, -1], misclick_rate=[0.1, 0.2], reduction=reduction, backend=backend)
     assert isinstance(module, torch.nn.Module) and not list(module.parameters())
     keywords: dict[str, Any] = {
         "preference": torch.full((30,), -1),

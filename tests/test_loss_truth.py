@@ -30,8 +30,7 @@ def run(
 ) -> dict[str, torch.Tensor]:
     """Loss, gradients and groups of a batch, whose logits are first rounded to dtype."""
     s, t, s2, t2 = (
-        torch.tensor(x).to(dtype)
-        for x in (batch.reward, batch.propensity, batch.other_reward, batch.other_propensity)
+        torch.tensor(x).to(dtype) for x in (batch.reward, batch.propensity, batch.other_reward, batch.other_propensity)
     )
     separate = {"marginal": None, "separate": (s2, t2), "current": (s.clone(), t.clone())}[form]
     s.requires_grad_()
@@ -47,9 +46,7 @@ def run(
     feedback = torch.tensor(batch.feedback)
     total = irm_fast.implicit_rm_loss(s, t, feedback, reduction="sum", **arguments)
     ds, dt = torch.autograd.grad(total, [s, t])
-    loss, groups = irm_fast.implicit_rm_loss(
-        s, t, feedback, reduction="none", return_groups=True, **arguments
-    )
+    loss, groups = irm_fast.implicit_rm_loss(s, t, feedback, reduction="none", return_groups=True, **arguments)
     return {"total": total.detach(), "loss": loss.detach(), "ds": ds, "dt": dt, "groups": groups}
 
 
@@ -143,15 +140,11 @@ def test_huge_logits_stay_finite(name: str, backend: str) -> None:
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 @pytest.mark.parametrize("name", ["usual-plain-1", "wide-misclick-2", "usual-both-3", "wide-both-4"])
-def test_half_precision_is_float32_rounded_once(
-    name: str, dtype: torch.dtype, form: str, backend: str
-) -> None:
+def test_half_precision_is_float32_rounded_once(name: str, dtype: torch.dtype, form: str, backend: str) -> None:
     batch = truth.BATCHES[name]
     half = run(batch, backend, form, dtype)
     fields = ("reward", "propensity", "other_reward", "other_propensity")
-    rounded: dict[str, Any] = {
-        field: torch.tensor(getattr(batch, field)).to(dtype).float().numpy() for field in fields
-    }
+    rounded: dict[str, Any] = {field: torch.tensor(getattr(batch, field)).to(dtype).float().numpy() for field in fields}
     full = run(replace(batch, **rounded), backend, form)
     assert half["loss"].dtype == half["total"].dtype == torch.float32
     assert torch.equal(half["loss"], full["loss"])

@@ -44,9 +44,7 @@ def test_calibration_error_by_hand():
     for p, y in zip(probability, preference, strict=True):
         observed[int(p * 15)] += y
         predicted[int(p * 15)] += p
-    assert reward_metrics(logit, preference)["ece"] == pytest.approx(
-        np.abs(observed - predicted).sum() / 4000
-    )
+    assert reward_metrics(logit, preference)["ece"] == pytest.approx(np.abs(observed - predicted).sum() / 4000)
 
 
 def test_extreme_logits_keep_their_likelihood():

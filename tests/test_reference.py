@@ -67,8 +67,7 @@ def test_float64_accuracy(name: str, form: str) -> None:
     """The definition of right is right: 1e-11 relative, where float32 asks for 2e-6."""
     batch, want = truth.BATCHES[name], truth.truth_of(name, form)
     s, t, s2, t2 = (
-        torch.tensor(x).double()
-        for x in (batch.reward, batch.propensity, batch.other_reward, batch.other_propensity)
+        torch.tensor(x).double() for x in (batch.reward, batch.propensity, batch.other_reward, batch.other_propensity)
     )
     arguments: dict[str, Any] = {
         "preference": None if batch.preference is None else torch.tensor(batch.preference),

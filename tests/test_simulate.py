@@ -72,9 +72,7 @@ def test_feature_protocol_reads_the_text_only():
 
     rating = rated.rating[::-1].copy()
     other = dataclasses.replace(rated, rating=rating, preference=rated.preference[::-1].copy())
-    np.testing.assert_array_equal(
-        simulate(other, protocol="feature", signals=4, target=0.3).propensity, sim.propensity
-    )
+    np.testing.assert_array_equal(simulate(other, protocol="feature", signals=4, target=0.3).propensity, sim.propensity)
 
 
 def test_features():

@@ -181,9 +181,7 @@ def interrupt(monkeypatch, step: int, design: str | None = None):
         ({"eval_steps": 50}, 3, None),
     ],
 )
-def test_resume_gives_the_uninterrupted_result(
-    make_log, make_config, monkeypatch, settings, step, checkpoint
-):
+def test_resume_gives_the_uninterrupted_result(make_log, make_config, monkeypatch, settings, step, checkpoint):
     log = make_log(64)
     settings = {"epochs": 3, **settings}
     whole = train_log(log, make_config("whole", **settings))

@@ -47,9 +47,7 @@ class Batch:
 
     def rows(self, *, other: bool = False) -> Iterator[Row]:
         n, k = self.propensity.shape
-        reward, propensity = (
-            (self.other_reward, self.other_propensity) if other else (self.reward, self.propensity)
-        )
+        reward, propensity = (self.other_reward, self.other_propensity) if other else (self.reward, self.propensity)
         for i in range(n):
             yield Row(
                 s=mp.mpf(float(reward[i])),
@@ -183,9 +181,7 @@ def stratified(batch: Batch, *, current: bool) -> Truth:
     return _collect(batch, losses, gradients, groups)
 
 
-def _collect(
-    batch: Batch, loss: list[Real], gradient: list[list[Real]], groups: list[list[list[Real]]]
-) -> Truth:
+def _collect(batch: Batch, loss: list[Real], gradient: list[list[Real]], groups: list[list[list[Real]]]) -> Truth:
     weight = np.ones(len(loss)) if batch.weight is None else batch.weight.astype(np.float64)
     grad = np.array([[float(x) for x in row] for row in gradient]) * weight[:, None]
     return Truth(

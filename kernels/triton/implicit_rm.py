@@ -9,9 +9,8 @@ import os
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-
 from irm_fast.kernels.triton.math import exp_nonpositive, log1p_small, sigmoid_difference, sigmoid_softplus
+from torch import Tensor
 
 INF = tl.constexpr(float("inf"))
 
@@ -33,9 +32,7 @@ def add_evidence(b_t, b_code, polarity, rate, minus_log_rate, log1p_minus_rate, 
         # Else softplus(u) - softplus(t), its linear parts subtracted exactly; t > 0 there.
         log_u = tl.where(u_softplus < u_softplus_minus, u_softplus, u_softplus_minus)
         linear = tl.where(u > 0, log1p_minus_rate, -b_t)
-        log_not_em = tl.where(
-            small, log1p_small(tl.where(small, -em, 0.0)), linear + (log_u - softplus_minus)
-        )
+        log_not_em = tl.where(small, log1p_small(tl.where(small, -em, 0.0)), linear + (log_u - softplus_minus))
         other = tl.where(acted, -minus_log_rate - softplus_minus, log_not_em)
         difference = tl.where(acted, minus_log_rate, -u_softplus)
     else:
@@ -182,9 +179,7 @@ def implicit_rm_fwd_kernel(
         b_t = load_logits(propensity_ptr, o_n, m_n, stride_propensity_n, k, stride_propensity_k)
         b_poison += tl.where(b_code == -1, 0.0, not_finite(b_t))
         if STRATIFIED:
-            b_t = load_logits(
-                propensity_strat_ptr, o_n, m_n, stride_propensity_strat_n, k, stride_propensity_strat_k
-            )
+            b_t = load_logits(propensity_strat_ptr, o_n, m_n, stride_propensity_strat_n, k, stride_propensity_strat_k)
             b_poison += tl.where(b_code == -1, 0.0, not_finite(b_t))
         A, C, D, _, _ = add_evidence(
             b_t,
