@@ -28,6 +28,8 @@ parser.add_argument("--learning-rate", type=float, default=1e-3)
 parser.add_argument("--target", type=float, default=0.5, help="mean propensity of each signal")
 parser.add_argument("--seed", type=int, default=0)
 args = parser.parse_args()
+if args.output.exists() and any(args.output.iterdir()):
+    parser.error(f"--output {args.output} is not empty")
 
 simulation = simulate(
     read_rated(args.pairs), protocol="feature", signals=2, target=args.target, seed=args.seed, test_fraction=0.2

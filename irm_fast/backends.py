@@ -92,36 +92,47 @@ def reference_forward(
     """What the kernels compute, from the float64 reference and autograd. Same arguments and results."""
     checks.check_values(feedback, preference, weight)
     shape, dtype = propensity.shape, torch.promote_types(reward.dtype, propensity.dtype)
-    dtype = torch.float64 if dtype == torch.float64 else torch.float32
-    polarity, rate = signals[0].double(), signals[1].double()
-    evidence: dict[str, Any] = {"preference": preference, "polarity": polarity, "misclick_rate": rate}
+    dtype = torch.promote_types(dtype, torch.float32)
+    evidence = {"preference": preference, "polarity": signals[0], "misclick_rate": signals[1]}
 
-    def columns(x: Tensor) -> Tensor:
+    def columns(x: Tensor) -> Tensor:  # (N,) of one signal as (N, 1), which is what the reference takes
         return x.unsqueeze(-1) if x.dim() == 1 else x
 
-    s = reward.detach().double().requires_grad_()
-    t = columns(propensity.detach()).double().requires_grad_()
-    feedback = columns(feedback)
-    posterior = (s, t)
+    s, t, feedback = reward.detach(), columns(propensity.detach()), columns(feedback)
     if stratification is not None:
-        posterior = (stratification[0], columns(stratification[1]))
-    with torch.enable_grad():
-        rows = reference.implicit_rm_loss(
-            s, t, feedback, **evidence, stratification=None if stratification is None else posterior
-        )
-        grads = torch.autograd.grad(rows.sum(), (s, t))
-    # Rows without a likelihood have no gradient, whatever autograd makes of their pieces.
-    broken = ~rows.detach().isfinite()
-    grad_s = grads[0].masked_fill(broken, torch.nan)
-    grad_t = grads[1].masked_fill(broken[:, None] & (feedback != -1), torch.nan)
+        stratification = (stratification[0], columns(stratification[1]))
+    rows, grad_s, grad_t = _rows_and_gradients(s, t, feedback, stratification, evidence, any(need_grads))
+
     factor = torch.full_like(rows, scale) if weight is None else weight.double() * scale
-    nothing = factor == 0  # such a row contributes nothing, whatever it holds
-    loss = torch.where(nothing, 0.0, rows.detach() * factor)
-    grad_s = torch.where(nothing, 0.0, grad_s * factor).to(dtype)
-    grad_t = torch.where(nothing[:, None], 0.0, grad_t * factor[:, None]).to(dtype).reshape(shape)
+    # A row of weight 0 contributes nothing, whatever it holds.
+    nothing = torch.zeros_like(rows, dtype=torch.bool) if weight is None else weight == 0
+    loss = torch.where(nothing, 0.0, rows * factor)
+    grad_s = torch.where(nothing, 0.0, grad_s * factor).to(dtype) if need_grads[0] else None
+    grad_t = torch.where(nothing, 0.0, grad_t.T * factor).T.to(dtype).reshape(shape) if need_grads[1] else None
     groups = None
     if need_groups:
-        with torch.no_grad():
-            groups = reference.stratify(*posterior, feedback, **evidence).to(dtype).reshape(*shape, 4)
-    loss = (loss if per_row else loss.sum()).to(dtype)
-    return loss, grad_s if need_grads[0] else None, grad_t if need_grads[1] else None, groups
+        groups = reference.stratify(*(stratification or (s, t)), feedback, **evidence).to(dtype).reshape(*shape, 4)
+    return (loss if per_row else loss.sum()).to(dtype), grad_s, grad_t, groups
+
+
+def _rows_and_gradients(
+    s: Tensor,
+    t: Tensor,
+    feedback: Tensor,
+    stratification: tuple[Tensor, Tensor] | None,
+    evidence: dict[str, Any],
+    need_grads: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss of each row (N,) and its gradients (N,) and (N, K), float64; the gradients are 0 if nobody needs them."""
+    if not need_grads:
+        rows = reference.implicit_rm_loss(s, t, feedback, stratification=stratification, **evidence)
+        return rows, torch.zeros_like(rows), torch.zeros_like(t, dtype=rows.dtype)
+    with torch.enable_grad():
+        s, t = s.double().requires_grad_(), t.double().requires_grad_()
+        rows = reference.implicit_rm_loss(s, t, feedback, stratification=stratification, **evidence)
+        grad_s, grad_t = torch.autograd.grad(rows.sum(), (s, t))
+    # Rows without a likelihood have no gradient, whatever autograd makes of their pieces.
+    rows = rows.detach()
+    broken = ~rows.isfinite()
+    grad_t = grad_t.masked_fill(broken[:, None] & (feedback != -1), torch.nan)
+    return rows, grad_s.masked_fill(broken, torch.nan), grad_t

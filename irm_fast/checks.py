@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from functools import lru_cache
+from numbers import Real
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,15 +16,24 @@ CODE_DTYPES = (torch.bool, torch.int8, torch.uint8, torch.int16, torch.int32, to
 
 
 def check_logits(name: str, x: Tensor, shape: torch.Size | None, device: torch.device) -> None:
+    _check_tensor(name, x)
     if x.dtype not in LOGIT_DTYPES:
         raise TypeError(f"{name} must be float32, bfloat16, float16 or float64, got {x.dtype}")
     _check_place(name, x, shape, device)
 
 
 def check_codes(name: str, x: Tensor, shape: torch.Size, device: torch.device) -> None:
+    _check_tensor(name, x)
     if x.dtype not in CODE_DTYPES:
         raise TypeError(f"{name} must be bool or integer (1, 0, -1), got {x.dtype}")
     _check_place(name, x, shape, device)
+
+
+def _check_tensor(name: str, x: Tensor) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
+    if x.layout != torch.strided or x.is_neg():
+        raise TypeError(f"{name} must be an ordinary dense tensor (to_dense(), resolve_neg())")
 
 
 def _check_place(name: str, x: Tensor, shape: torch.Size | None, device: torch.device) -> None:
@@ -34,6 +45,7 @@ def _check_place(name: str, x: Tensor, shape: torch.Size | None, device: torch.d
 
 def check_batch(reward_logits: Tensor, propensity_logits: Tensor, feedback: Tensor, preference: Tensor | None) -> None:
     """Rewards (N,); propensities (N,) or (N, K) with 1 <= K <= 16; feedback alike; preference (N,)."""
+    _check_tensor("reward_logits", reward_logits)
     shape, device = reward_logits.shape, reward_logits.device
     if len(shape) != 1:
         hint = "; use reward_logits.squeeze(-1)" if len(shape) == 2 and shape[1] == 1 else ""
@@ -52,6 +64,7 @@ def check_batch(reward_logits: Tensor, propensity_logits: Tensor, feedback: Tens
 
 def check_weight(weight: Tensor, reward_logits: Tensor) -> Tensor:
     """The weight as the kernels read it: contiguous float32."""
+    _check_tensor("weight", weight)
     if not weight.dtype.is_floating_point and weight.dtype not in CODE_DTYPES:
         raise TypeError(f"weight must be real numbers, got {weight.dtype}")
     _check_place("weight", weight, reward_logits.shape, reward_logits.device)
@@ -69,7 +82,22 @@ def check_stratification(
     device = reward_logits.device
     check_logits("stratification[0]", reward, reward_logits.shape, device)
     check_logits("stratification[1]", propensity, propensity_logits.shape, device)
+    if torch.float64 not in (reward_logits.dtype, propensity_logits.dtype):  # the kernels read float32 at most
+        reward, propensity = (x.float() if x.dtype == torch.float64 else x for x in (reward, propensity))
     return reward.detach(), propensity.detach()
+
+
+def check_normalizer(normalizer: float | Tensor, device: torch.device) -> None:
+    """A finite number above 0, or a 0-dim tensor on the device, whose value is not looked at."""
+    if isinstance(normalizer, Tensor):
+        if normalizer.dim() or normalizer.requires_grad:
+            raise ValueError(f"normalizer must be 0-dim and a constant, got shape {tuple(normalizer.shape)}")
+        if normalizer.device not in (device, torch.device("cpu")):
+            raise ValueError(f"normalizer is on {normalizer.device}, reward_logits on {device}")
+    elif not isinstance(normalizer, Real):
+        raise TypeError(f"normalizer must be a number or a 0-dim tensor, got {type(normalizer).__name__}")
+    elif not 0 < normalizer < math.inf:
+        raise ValueError(f"normalizer must be finite and above 0, got {normalizer}")
 
 
 def check_values(feedback: Tensor, preference: Tensor | None, weight: Tensor | None) -> None:
@@ -90,18 +118,39 @@ def _not_a_code(x: Tensor) -> Tensor:
     return (x > 1) | (x < -1)
 
 
-@lru_cache(maxsize=256)
-def _signal_table(polarity: tuple, rates: tuple, device: torch.device) -> Tensor:
+_tables: dict[tuple, Tensor] = {}  # never evicted: a captured CUDA graph goes on reading its table
+
+
+def _signal_table(polarity: tuple, rates: tuple, device: torch.device, is_double: bool) -> Tensor:
+    key = (polarity, rates, device, is_double)
+    if key not in _tables:
+        table = _make_signal_table(*key)
+        if not _has_storage(table):  # made under a function transform or a fake mode, and of no use after it
+            return table
+        _tables[key] = table
+    return _tables[key]
+
+
+def _has_storage(x: Tensor) -> bool:
+    try:
+        return bool(x.data_ptr())
+    except RuntimeError:
+        return False
+
+
+def _make_signal_table(polarity: tuple, rates: tuple, device: torch.device, is_double: bool) -> Tensor:
     # Logarithms in float64 of the rate that the kernel sees, then one rounding.
-    rate = torch.tensor(rates, dtype=torch.float32).double()
-    table = torch.stack([torch.tensor(polarity, dtype=torch.float64), rate, -rate.log(), torch.log1p(-rate)])
-    return table.to(device, torch.float32)
+    dtype = np.float64 if is_double else np.float32
+    rate = np.array(rates, dtype).astype(np.float64)
+    with np.errstate(divide="ignore"):  # -log 0 = inf: an impossible misclick
+        table = np.stack([np.array(polarity, np.float64), rate, -np.log(rate), np.log1p(-rate)])
+    return torch.from_numpy(table.astype(dtype)).to(device)
 
 
-def signal_table(polarity, misclick_rate, n_signals: int, device: torch.device) -> tuple[Tensor, bool]:
-    """Per-signal constants as the kernels read them, (4, K) float32, and whether any misclick rate is above 0.
+def signal_table(polarity, misclick_rate, n_signals: int, device: torch.device, is_double: bool) -> tuple[Tensor, bool]:
+    """Per-signal constants as the backends read them, (4, K), and whether any misclick rate is above 0.
 
-    Rows: polarity, misclick rate e, -log e, log1p(-e).
+    Rows: polarity, misclick rate e, -log e, log1p(-e). float32, or float64 for float64 logits.
     """
     sign = per_signal("polarity", polarity, 1, n_signals)
     rate = per_signal("misclick_rate", misclick_rate, 0.0, n_signals)
@@ -109,7 +158,7 @@ def signal_table(polarity, misclick_rate, n_signals: int, device: torch.device) 
         raise ValueError(f"polarity must be +1 or -1 for every signal, got {sign}")
     if not all(0 <= e < 1 for e in rate):
         raise ValueError(f"misclick_rate must lie in [0, 1), got {rate}")
-    return _signal_table(sign, rate, device), any(rate)
+    return _signal_table(sign, rate, device, is_double), any(rate)
 
 
 def per_signal(name: str, value, default: float, n_signals: int) -> tuple[float, ...]:
@@ -120,8 +169,10 @@ def per_signal(name: str, value, default: float, n_signals: int) -> tuple[float,
         raise ValueError(f"{name} is on {value.device}: give numbers or a CPU tensor (no waiting for the device)")
     if hasattr(value, "tolist"):  # torch, numpy
         value = value.tolist()
-    if isinstance(value, (int, float)):
-        return (value,) * n_signals
+    if isinstance(value, Real):
+        return (float(value),) * n_signals
+    if not isinstance(value, Sequence) or not all(isinstance(entry, Real) for entry in value):
+        raise TypeError(f"{name} must be a number, a sequence of numbers or a CPU tensor, got {value!r}")
     value = tuple(value)
     if len(value) != n_signals:
         raise ValueError(f"{name} has {len(value)} entries for {n_signals} signal(s)")

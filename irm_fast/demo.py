@@ -71,7 +71,7 @@ def _one_seed(seed: int, keep: Path | None) -> dict[str, dict[str, float]]:
 
 
 def make_simulation(seed: int, prompts: int = PROMPTS) -> Simulation:
-    """Text with known quality and two signals whose propensities depend on the response, not on its quality."""
+    """Text with known quality and two signals whose propensities depend on the response but not on its quality."""
     from irm_fast.made_text import make_rated
 
     rated = make_rated(prompts, seed)

@@ -83,6 +83,8 @@ def implicit_rm_loss(
         weight = checks.check_weight(weight, reward_logits)
     if stratification is not None:
         stratification = checks.check_stratification(stratification, reward_logits, propensity_logits)
+    if normalizer is not None:
+        checks.check_normalizer(normalizer, reward_logits.device)
     if check_values:
         checks.check_values(feedback, preference, weight)
 
@@ -107,7 +109,7 @@ def implicit_rm_loss(
     )
     loss, groups = _ImplicitRM.apply(reward_logits, propensity_logits, forward, torch.is_grad_enabled())
     if divide_by is not None:
-        loss = loss / divide_by
+        loss = loss / divide_by.to(loss.dtype)
     return (loss, groups) if return_groups else loss
 
 
@@ -145,7 +147,7 @@ def _forward(
     n_signals = propensity.shape[1] if propensity.dim() == 2 else 1
     is_double = torch.float64 in (reward.dtype, propensity.dtype)
     run = choose_backend(backend, reward.device, is_double)
-    signals, has_misclick = checks.signal_table(polarity, misclick_rate, n_signals, reward.device)
+    signals, has_misclick = checks.signal_table(polarity, misclick_rate, n_signals, reward.device, is_double)
     return partial(_call, run, feedback, signals=signals, has_misclick=has_misclick, **options)
 
 

@@ -1,9 +1,9 @@
 """Answers to household questions whose quality is known and can be read off their text: data for the demo.
 
 The generator favours no method. An answer mixes helpful, vague and dismissive sentences; quality depends on their
-shares alone and `P(r* = 1) = sigmoid(quality)`. Length, lists, digits, exclamations and closing questions are drawn
-independently of quality. Feedback is drawn afterwards by `simulate(protocol="feature")`, whose propensities depend on
-just these: they mislead whoever takes actions for labels, and no propensity design here contains them exactly.
+shares alone and `P(r* = 1) = sigmoid(quality)`. Length, lists, digits, exclamations and closing questions say nothing
+about quality. Feedback is drawn afterwards by `simulate(protocol="feature")`, whose propensities depend on just these:
+they mislead whoever takes actions for labels. A model has to find them in the text: the demo trains no `features` design.
 """
 
 from __future__ import annotations
@@ -22,29 +22,30 @@ TOPICS = {
     "lamp": ("bulb", "switch", "plug"),
 }
 QUESTIONS = ("How do I fix my {topic}?", "My {topic} is broken.", "Help with a {topic}, please.")
+# Sentence i of each kind has the same length and the same blanks, so that length says nothing about quality.
 HELPFUL = (
     "First unplug the {topic}.",
     "Clean the {part} with a cloth.",
-    "Tighten the {part} until it clicks.",
+    "Tighten the {part} by hand.",
     "Replace the {part} if worn.",
     "Test the {part} once more.",
-    "Look at the {part} closely.",
+    "Then wait for one hour.",
 )
 VAGUE = (
-    "Every {topic} is different.",
-    "People often have a {topic}.",
-    "Many ask about the {part}.",
-    "Opinions on the {part} vary.",
-    "Some come in colours.",
-    "A {topic} has a {part}.",
+    "Everybody owns a {topic}.",
+    "Opinions on the {part} differ.",
+    "Many ask about that {part}.",
+    "Some have a {part} like it.",
+    "It has a {part} of a kind.",
+    "There are many colours.",
 )
 DISMISSIVE = (
-    "I do not know.",
-    "Ask someone else.",
-    "It is your own fault.",
-    "Just buy a new {topic}.",
-    "The {part} is not my problem.",
-    "Never mind the {part}.",
+    "Just buy another {topic}.",
+    "That {part} is not my concern.",
+    "Never mind that {part}, ok.",
+    "I do not know which {part}.",
+    "Your {part} is your fault.",
+    "Go and ask anyone else.",
 )
 
 

@@ -9,10 +9,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
-CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ message['role'] + ': ' + message['content'] }}"
-    "{% if not loop.last %}{{ '\n' }}{% endif %}{% endfor %}{{ eos_token }}"
-)
 
 
 def make_tiny_decoder(
@@ -36,7 +32,6 @@ def make_tiny_decoder(
     bpe = ByteLevelBPETokenizer()
     bpe.train_from_iterator(texts, vocab_size, special_tokens=list(SPECIAL.values()), show_progress=False)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, **SPECIAL)
-    tokenizer.chat_template = CHAT_TEMPLATE
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=hidden_size,

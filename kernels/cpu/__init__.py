@@ -114,10 +114,16 @@ def implicit_rm_forward(
     """Loss, both gradients and groups of a batch in one pass; all results float32. Shapes as in the Triton twin."""
     n, shape = reward.shape[0], propensity.shape
     n_signals = shape[1] if len(shape) == 2 else 1
-    loss = torch.empty(n) if per_row else torch.empty((), dtype=torch.float64)
-    grad_reward = torch.empty(n) if need_grads[0] else None
-    grad_propensity = torch.empty(shape) if need_grads[1] else None
-    groups = torch.empty((*shape, 4)) if need_groups else None
+    if n and not reward.data_ptr():
+        raise RuntimeError("the tensors have no storage (fake or traced): the C++ kernel needs real ones")
+
+    def empty(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:  # whatever torch's defaults are
+        return torch.empty(size, dtype=dtype, device="cpu")
+
+    loss = empty(n) if per_row else empty(dtype=torch.float64)
+    grad_reward = empty(n) if need_grads[0] else None
+    grad_propensity = empty(*shape) if need_grads[1] else None
+    groups = empty(*shape, 4) if need_groups else None
     reward_strat, propensity_strat = stratification or (None, None)
     arguments = _Arguments(
         n,

@@ -2,6 +2,7 @@
 #include "implicit_rm.h"
 
 #include <algorithm>
+#include <atomic>
 #include <vector>
 
 #if !defined(_WIN32)
@@ -31,56 +32,48 @@ InstructionSet best_instruction_set() {
 
 const InstructionSet kChosen = best_instruction_set();
 
+// Threads take the next block until none is left, so that it does not matter how many of them come.
 struct Work {
   const Arguments& args;
-  std::vector<double> sums;
-  std::vector<int> status;  // one a thread
+  std::vector<double> sums;  // one a block
+  std::atomic<int64_t> next{0};
+  std::atomic<int> status{0};
 
-  void share(int64_t thread) {
-    const int64_t n_blocks = sums.size(), n_threads = status.size();
-    for (int64_t b = n_blocks * thread / n_threads; b < n_blocks * (thread + 1) / n_threads; ++b) {
-      status[thread] |= kChosen.process_block(args, b, sums[b]);
-    }
+  void share() {
+    const int64_t n_blocks = sums.size();
+    for (int64_t b = next++; b < n_blocks; b = next++) status |= kChosen.process_block(args, b, sums[b]);
   }
 };
 
 // PyTorch has an OpenMP runtime loaded, with its threads waiting. A second pool would fight them for the cores, so that
 // one is looked up in the process and used; without it the calling thread does the work alone.
-struct OpenMP {
-  using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
-  using ThreadNumber = int (*)();
-  Parallel parallel = nullptr;
-  ThreadNumber thread_number = nullptr;
+using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
 
-  OpenMP() {
-#if !defined(_WIN32)
-    parallel = reinterpret_cast<Parallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
-    thread_number = reinterpret_cast<ThreadNumber>(dlsym(RTLD_DEFAULT, "omp_get_thread_num"));
+Parallel find_openmp() {
+#if defined(_WIN32)
+  return nullptr;
+#else
+  return reinterpret_cast<Parallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
 #endif
-  }
-  bool available() const { return parallel && thread_number; }
-};
+}
 
-const OpenMP kOpenMP;
+const Parallel kParallel = find_openmp();
 
-void run_share(void* work) { static_cast<Work*>(work)->share(kOpenMP.thread_number()); }
+void run_share(void* work) { static_cast<Work*>(work)->share(); }
 
 int run(const Arguments& args) {
   const int64_t n_blocks = (args.n_rows + kRowsPerBlock - 1) / kRowsPerBlock;
-  const int64_t wanted = kOpenMP.available() ? std::min(args.n_threads, args.n_rows / kRowsPerThread) : 1;
-  const int64_t n_threads = std::max<int64_t>(1, wanted);
-  Work work{args, std::vector<double>(n_blocks), std::vector<int>(n_threads, 0)};
-  if (n_threads == 1) {
-    work.share(0);
+  const int64_t n_threads = std::min(args.n_threads, args.n_rows / kRowsPerThread);
+  Work work{args, std::vector<double>(n_blocks)};
+  if (kParallel && n_threads > 1) {
+    kParallel(run_share, &work, static_cast<unsigned>(n_threads), 0);
   } else {
-    kOpenMP.parallel(run_share, &work, static_cast<unsigned>(n_threads), 0);
+    work.share();
   }
   double total = 0.0;
   for (double partial : work.sums) total += partial;
   if (args.loss_sum) *args.loss_sum = total;
-  int status = 0;
-  for (int s : work.status) status |= s;
-  return status;
+  return work.status;
 }
 
 }  // namespace

@@ -31,7 +31,8 @@ struct Tile {
   float A[kTile], C[kTile], D[kTile];                      // log P(f | r*=1), log P(f | r*=0), their difference
   float poison[kTile];                                     // 0, or NaN where a logit is not finite
   float q[kTile], not_q[kTile];                            // P(r*=1 | evidence) and its complement
-  float loss[kTile], grad[kTile], weight[kTile];
+  float loss[kTile], grad[kTile];
+  float weight[kTile], dropped[kTile];                     // times scale; 1 where the weight is 0
 };
 
 inline float not_finite(float x) { return x - x; }  // 0, or NaN
@@ -165,7 +166,7 @@ void signal_outputs(Tile& tile, const Arguments& args, const Signal& sig, int k)
   }
   if (grad) {
     for (int i = 0; i < tile.rows; ++i) {
-      grad[i * K] = tile.weight[i] == 0.0f ? 0.0f : dt[i] * tile.weight[i];
+      grad[i * K] = tile.dropped[i] != 0.0f ? 0.0f : dt[i] * tile.weight[i];
     }
   }
   if (groups) {
@@ -190,6 +191,7 @@ int load_rows(const Arguments& args, Tile& tile) {
     const float w = args.weight ? args.weight[tile.first + i] : 1.0f;
     if (!(w >= 0.0f && w < kInf)) status |= kInvalidWeight;
     tile.weight[i] = w * args.scale;
+    tile.dropped[i] = w == 0.0f ? 1.0f : 0.0f;
     // A label is evidence without limit.
     tile.A[i] = label[i] == 0 ? -kInf : 0.0f;
     tile.C[i] = label[i] == 1 ? -kInf : 0.0f;
@@ -228,7 +230,7 @@ int process_tile(const Arguments& args, Tile& tile, double& sum) {
   }
   // A row of weight 0 contributes nothing, whatever it holds.
   for (int i = 0; i < tile.rows; ++i) {
-    const bool dropped = tile.weight[i] == 0.0f;
+    const bool dropped = tile.dropped[i] != 0.0f;
     tile.loss[i] = dropped ? 0.0f : tile.loss[i] * tile.weight[i];
     tile.grad[i] = dropped ? 0.0f : tile.grad[i] * tile.weight[i];
   }

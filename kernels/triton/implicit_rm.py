@@ -5,6 +5,7 @@ accurate in the tails. The C++ twin is kernels/cpu/implicit_rm.cpp: the same qua
 """
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import triton
@@ -15,7 +16,7 @@ from torch import Tensor
 INF = tl.constexpr(float("inf"))
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
-BLOCK_N = 4096 if INTERPRETED else 512  # the interpreter pays per program, not per row
+BLOCK_N = 1024 if INTERPRETED else 512  # the interpreter pays per program, not per row
 
 
 @triton.jit
@@ -172,8 +173,8 @@ def implicit_rm_fwd_kernel(
         b_C = tl.where(b_label == 1, -INF, b_C)
         b_D = b_A - b_C
 
-    # Evidence of all signals.
-    for k in tl.static_range(K):
+    # Evidence of all signals. A plain loop: unrolled, 16 signals take a minute to compile and spill registers.
+    for k in range(K):
         b_code = load_codes(feedback_ptr, o_n, m_n, stride_feedback_n, k, stride_feedback_k)
         b_poison += invalid_code(b_code)
         b_t = load_logits(propensity_ptr, o_n, m_n, stride_propensity_n, k, stride_propensity_k)
@@ -204,13 +205,15 @@ def implicit_rm_fwd_kernel(
     b_ds += b_poison
 
     b_factor = tl.full([BLOCK_N], scale, tl.float32)
+    dropped = o_n < 0  # rows of weight 0 contribute nothing, whatever they hold
     if HAS_WEIGHT:
         b_w = tl.load(weight_ptr + o_n, mask=m_n, other=0.0)
         b_factor = tl.where((b_w >= 0) & (b_w < INF), b_w * scale, float("nan"))
+        dropped = b_w == 0
 
     # Outputs of each signal.
     if STRATIFIED or GRAD_PROPENSITY or GROUPS:
-        for k in tl.static_range(K):
+        for k in range(K):
             positive = tl.load(signals_ptr + k) > 0
             rate = tl.load(signals_ptr + K + k)
             b_code = load_codes(feedback_ptr, o_n, m_n, stride_feedback_n, k, stride_feedback_k)
@@ -244,7 +247,7 @@ def implicit_rm_fwd_kernel(
             else:
                 b_dt = tl.where(acted, -not_m, silent_grad) + nothing
             if GRAD_PROPENSITY:
-                b_dt = tl.where(missing | (b_factor == 0.0), 0.0, b_dt * b_factor)
+                b_dt = tl.where(missing | dropped, 0.0, b_dt * b_factor)
                 tl.store(grad_propensity_ptr + o_n * K + k, b_dt, mask=m_n)
             if GROUPS:
                 active_own = tl.where(missing, m, tl.where(acted, 1.0, 0.0))
@@ -257,10 +260,9 @@ def implicit_rm_fwd_kernel(
                 tl.store(group_ptrs + 2, b_q * tl.where(positive, passive_own, passive_other), mask=m_n)
                 tl.store(group_ptrs + 3, b_not_q * tl.where(positive, passive_other, passive_own), mask=m_n)
 
-    # A row of weight 0 contributes nothing, whatever it holds.
-    b_loss = tl.where(b_factor == 0.0, 0.0, (b_loss + b_poison) * b_factor)
+    b_loss = tl.where(dropped, 0.0, (b_loss + b_poison) * b_factor)
     if GRAD_REWARD:
-        b_ds = tl.where(b_factor == 0.0, 0.0, b_ds * b_factor)
+        b_ds = tl.where(dropped, 0.0, b_ds * b_factor)
         tl.store(grad_reward_ptr + o_n, b_ds, mask=m_n)
     if PER_ROW:
         tl.store(loss_ptr + o_n, b_loss, mask=m_n)
@@ -309,7 +311,9 @@ def implicit_rm_forward(
     grad_propensity = empty(*shape) if need_grads[1] else None
     groups = empty(*shape, 4) if need_groups else None
     reward_strat, propensity_strat = stratification or (None, None)
-    if n > 0:
+    if n == 0:
+        return (loss if per_row else loss.sum()), grad_reward, grad_propensity, groups
+    with _on_device_of(reward):
         implicit_rm_fwd_kernel[(n_programs,)](
             reward,
             propensity,
@@ -338,6 +342,13 @@ def implicit_rm_forward(
             enable_fp_fusion=True,  # said because the default changes in Triton 3.10
         )
     return (loss if per_row else loss.sum()), grad_reward, grad_propensity, groups
+
+
+def _on_device_of(x: Tensor) -> AbstractContextManager:
+    """Triton launches on the current device, which need not be the tensors'."""
+    if x.device.type == "cuda" and x.device.index != torch.cuda.current_device():
+        return torch.cuda.device(x.device)
+    return nullcontext()
 
 
 def _strides(x: Tensor | None) -> tuple[int, int]:
