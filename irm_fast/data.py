@@ -18,11 +18,11 @@ from typing import Any, Literal
 import numpy as np
 
 from irm_fast.files import DataError, Problems, closest, read_rows, shown
-from irm_fast.log import Log
+from irm_fast.log import Log, signal_notes
 from irm_fast.rated import Rated, read_rated
 from irm_fast.rows import LogRow, check_ids, log_row
 
-__all__ = ["DataError", "Log", "Rated", "format_validation", "read_log", "read_rated", "validate"]
+__all__ = ["DataError", "Log", "Rated", "format_validation", "read_log", "read_rated", "signal_notes", "validate"]
 
 Absent = Literal["error", "silent", "missing"]
 MAX_SIGNALS = 16
@@ -59,7 +59,8 @@ def validate(
     """What a log holds and what is wrong with it, as plain JSON values; arguments as of `read_log`.
 
     Counts are over the rows that can be read ("valid_rows" of "rows"); "problems" holds at most the first
-    1000 of "problem_count". Raises DataError only for a file that is absent or of another kind.
+    1000 of "problem_count"; "notes" are those of `signal_notes`. Raises DataError only for a
+    file that is absent or of another kind.
     """
     scan = _scan(path, absent, _checked(polarity), misclick)
     log = scan.log
@@ -89,13 +90,14 @@ def validate(
         "duplicate_texts": len(log) - len(texts),
         "users": len(users),
         "rows_per_user": spread,
+        "notes": signal_notes(log),
         "problem_count": scan.problems.total,
         "problems": scan.problems.kept,
     }
 
 
 def format_validation(report: Mapping[str, Any]) -> str:
-    """The report of `validate` as text: a table of the signals, then duplicates, users and problems."""
+    """The report of `validate` as text: a table of the signals, then duplicates, users, notes and problems."""
     lines = [f"{report['file']}: {report['rows']:,} rows, {report['valid_rows']:,} of them readable", ""]
     width = max([len("signal"), *map(len, report["signals"])])
     lines.append(f"{'signal':<{width}}  polarity      acted     silent    missing     rate")
@@ -114,6 +116,7 @@ def format_validation(report: Mapping[str, Any]) -> str:
     if spread := report["rows_per_user"]:
         rows = f"{spread['min']:,} to {spread['max']:,} rows each, median {spread['median']:g}"
         lines.append(f"users: {report['users']:,} ({rows})")
+    lines += [f"note: {note}" for note in report["notes"]]
     problems = report["problems"][:20]
     lines += ["", f"problems: {report['problem_count']:,}" if problems else "no problems found"]
     lines += [f"  {problem}" for problem in problems]

@@ -85,6 +85,12 @@ def closest(name: str, names: tuple[str, ...]) -> str:
     return f"; did you mean {match[0]!r}?" if match else ""
 
 
+def check_not_input(out: Path, source: Path) -> None:
+    """Raises ValueError if writing `out` would replace the file that is read, by whatever name."""
+    if out.exists() and source.exists() and out.samefile(source):
+        raise ValueError(f"out: {out} is the input; expected another name")
+
+
 def read_rows(path: Path | str, problems: Problems) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yields (line, object) of a .jsonl, .jsonl.gz or .parquet file; in Parquet the row number is the line.
 

@@ -72,6 +72,31 @@ class Log:
         return self.subset(~held), self.subset(held)
 
 
+def signal_notes(log: Log) -> list[str]:
+    """What the signals of a log tell against the model: those that never act, and those nested in another.
+
+    Of two nested signals one acts only where the other does, as far as both are recorded there, over at least 5
+    actions. Notes, not errors: with few actions chance can do the same.
+    """
+    acted = (log.feedback == 1).astype(np.int64)
+    shared = acted.T @ (log.feedback >= 0)  # (K, K): actions of the one where the other is recorded
+    both = acted.T @ acted
+    notes = [
+        f"{name}: never acts: it says nothing, and train leaves it out"
+        for name, count in zip(log.signals, acted.sum(axis=0), strict=True)
+        if not count
+    ]
+    nested = (shared >= 5) & (both == shared)
+    for i, j in np.argwhere(np.triu(nested | nested.T, 1)):
+        if nested[i, j] and nested[j, i]:
+            what = f"{log.signals[i]} and {log.signals[j]} act in the same rows"
+        else:
+            inner, outer = (i, j) if nested[i, j] else (j, i)
+            what = f"{log.signals[inner]} acts only where {log.signals[outer]} acts"
+        notes.append(f"{what} ({both[i, j]} times): independence given the response cannot hold: keep one of them")
+    return notes
+
+
 def prompt_key(messages: Messages) -> tuple[tuple[str, str], ...]:
     """What two conversations have in common if only the last turn differs."""
     return tuple((turn["role"], turn["content"]) for turn in messages[:-1])

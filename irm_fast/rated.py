@@ -56,7 +56,8 @@ class Rated:
 
     ids: N unique names.  messages: N conversations, the last turn of each the assistant's response.
     rating: (N,) float64.  preference: (N,) int8, 1 or 0: as given, or else whether the rating lies above the
-    median.  pair: (N,) int64, one number for the two responses of a pair, -1 for a response without a pair.
+    median; of two levels, the higher one.  pair: (N,) int64, one number for the two responses of a pair, -1 for a
+    response without a pair.
     """
 
     ids: list[str]
@@ -111,9 +112,27 @@ def read_rated(path: Path | str) -> Rated:
         ids=[row.id for row in rows],
         messages=[row.messages for row in rows],
         rating=rating,
-        preference=np.where(preference < 0, rating > np.median(rating), preference).astype(np.int8),
+        preference=np.where(preference < 0, _liked(rating), preference).astype(np.int8),
         pair=np.array([row.pair for row in rows], np.int64),
     )
+
+
+def _liked(rating: np.ndarray) -> np.ndarray:
+    """(N,) bool from (N,) ratings: above the median, or the higher of just two levels."""
+    # Two levels are labels: where most rows have the higher one, it is the median and no row lies above it.
+    two = len(np.unique(rating)) == 2
+    return rating == rating.max() if two else rating > np.median(rating)
+
+
+def check_both(rated: Rated) -> None:
+    """Raises ValueError unless some rows are preferred and some are not."""
+    liked = int(rated.preference.sum())
+    if liked in (0, len(rated)):
+        raise ValueError(
+            f"preference: all {len(rated)} rows are {'preferred' if liked else 'not preferred'}; expected rows of "
+            "both kinds. The rule is: rated above this file's median, or the higher of two levels; "
+            "give `preference` explicitly"
+        )
 
 
 def _check_file(rows: list[RatedRow], problems: Problems) -> None:

@@ -8,7 +8,9 @@ rating: the published protocol of the paper (ImplicitRM, arXiv:2603.23184) and i
     target. It depends on the hidden rating, not on what can be seen.
 feature: `p_k = sigmoid(b_k + sum_j w_kj z_j)`, where z are visible features of the response text,
     standardised and cut at 3 standard deviations, w is `WEIGHTS`, and b_k makes the mean of p_k the target.
-    It knows the text only, never the rating.
+    It knows the text only, never the rating. The log holds these very z as `features`, and p is logistic in
+    them: a model trained with the propensity design "features" is well specified on such a log. On real logs
+    that is more than can be hoped for.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from typing import Any, Literal
 import numpy as np
 
 from irm_fast.log import Log, group_rows, hold_out, prompt_key
-from irm_fast.rated import Rated
+from irm_fast.rated import Rated, check_both
 from irm_fast.rows import Messages
 
 SIGNALS = ("click", "copy", "share", "save")
@@ -67,10 +69,12 @@ def simulate(
 ) -> Simulation:
     """Draws a log from rated responses; the same seed gives the same log.
 
-    protocol: see above.  signals: 1 to 4 of click, copy, share, save, drawn independently.  alpha: in (0, 1],
-    how steeply activity falls with the rating ("rating" only).  target: the mean propensity, in (0, 1).
+    protocol: see above; "feature" also gives the log the features that the propensities are made of.
+    signals: 1 to 4 of click, copy, share, save, drawn independently.  alpha: in (0, 1], how steeply activity
+    falls with the rating ("rating" only).  target: the mean propensity, in (0, 1).
     test_fraction: the share of rows to hold out as a clean test; one prompt or pair stays on one side.
-    Raises ValueError for arguments out of range, ratings that are all equal, and a log without any action.
+    Raises ValueError for arguments out of range, ratings that are all equal, rows all
+    preferred or none, and a log without any action.
     """
     _check_arguments(protocol, signals, alpha, target, seed, test_fraction)
     test = None
@@ -176,20 +180,34 @@ def _check_ratings(rated: Rated) -> None:
         raise ValueError("no rated rows; expected at least two")
     if rated.rating.min() == rated.rating.max():
         raise ValueError(f"rating: all {len(rated)} are {rated.rating[0]:g}; expected ratings that differ")
-    if not rated.preference.any():
-        raise ValueError("preference: no row is preferred (rated above the median or so given)")
+    check_both(rated)
 
 
-def write_simulation(sim: Simulation, out: Path | str) -> tuple[Path, Path]:
-    """Writes the log to `out` (NAME.jsonl), the truth beside it (NAME.truth.jsonl), and any NAME.test.jsonl.
+def output_paths(out: Path | str, *, overwrite: bool) -> tuple[Path, Path, Path]:
+    """The files of a simulation: log (NAME.jsonl), truth (NAME.truth.jsonl) and test (NAME.test.jsonl).
 
-    Returns the paths of log and truth. The truth holds the true propensities; the log does not.
+    Raises ValueError for another kind of name, and FileExistsError if one is there and may not be replaced.
     """
     log_path = Path(out)
     if log_path.suffix != ".jsonl":
         raise ValueError(f"out: got {log_path.name!r}; expected a name that ends in .jsonl")
-    truth_path = log_path.with_suffix(".truth.jsonl")
+    paths = log_path, log_path.with_suffix(".truth.jsonl"), log_path.with_suffix(".test.jsonl")
+    for path in paths:
+        if path.exists() and not overwrite:
+            raise FileExistsError(f"out: {path} exists; expected a new name, or --overwrite (overwrite=True)")
+    return paths
+
+
+def write_simulation(sim: Simulation, out: Path | str, *, overwrite: bool = False) -> tuple[Path, Path]:
+    """Writes the log to `out` (NAME.jsonl), the truth beside it (NAME.truth.jsonl), and any NAME.test.jsonl.
+
+    Returns the paths of log and truth. The truth holds the true propensities; the log does not.
+    Raises as `output_paths`. overwrite: delete what an earlier run wrote, its test file too.
+    """
+    log_path, truth_path, test_path = output_paths(out, overwrite=overwrite)
     log_path.parent.mkdir(parents=True, exist_ok=True)
+    for path in (log_path, truth_path, test_path):
+        path.unlink(missing_ok=True)
     _write(log_path, (_log_row(sim.log, i) for i in range(len(sim.log))))
     names = sim.log.signals
     truth = (
@@ -198,7 +216,7 @@ def write_simulation(sim: Simulation, out: Path | str) -> tuple[Path, Path]:
     )
     _write(truth_path, truth)
     if (test := sim.test) is not None:
-        _write(log_path.with_suffix(".test.jsonl"), (_rated_row(test, i) for i in range(len(test))))
+        _write(test_path, (_rated_row(test, i) for i in range(len(test))))
     return log_path, truth_path
 
 

@@ -4,8 +4,10 @@ import math
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
-from irm_fast.data import DataError, format_validation, read_log, validate
+from irm_fast.cli import app
+from irm_fast.data import DataError, format_validation, read_log, signal_notes, validate
 from irm_fast.log import group_rows, hold_out
 
 
@@ -405,3 +407,59 @@ def test_validate_an_empty_file(tmp_path):
     assert report["rows"] == 0 and "empty" in format_validation(report)
     with pytest.raises(DataError, match="not found"):
         validate(tmp_path / "absent.jsonl")
+
+
+def test_signal_notes(log_of):
+    def rows(*columns):
+        table = zip(*columns, strict=True)
+        return [row(i, feedback=dict(zip("abc", entry, strict=False)), preference=1) for i, entry in enumerate(table)]
+
+    outer, inner = [1] * 6 + [0] * 4, [1] * 5 + [0] * 5
+    assert signal_notes(log_of(*rows(outer, inner[::-1]))) == []
+    assert signal_notes(log_of(*rows(outer, [1] * 4 + [0] * 6))) == [], "four actions are too few"
+    [note] = signal_notes(log_of(*rows(inner, outer)))
+    assert note.startswith("a acts only where b acts (5 times): independence given the response cannot hold")
+    [same] = signal_notes(log_of(*rows(outer, outer)))
+    assert same.startswith("a and b act in the same rows (6 times)")
+    # Where the other is not recorded, nothing is known of it.
+    assert len(signal_notes(log_of(*rows([1] * 6 + [0, 0, 0, 1], [1] * 8 + [0, None])))) == 1
+    dead, *nested = signal_notes(log_of(*rows(inner, [0] * 10, outer)))
+    assert dead == "b: never acts: it says nothing, and train leaves it out" and len(nested) == 1
+    assert signal_notes(log_of(row(1, feedback=..., preference=1))) == []
+
+
+def test_notes_are_no_problems(tmp_path):
+    path = write(tmp_path / "log.jsonl", [row(1), row(2)])
+    report = validate(path)
+    assert report["problem_count"] == 0 and [note.split(":")[0] for note in report["notes"]] == ["copy"]
+    assert "note: copy: never acts" in format_validation(report)
+    result = CliRunner().invoke(app, ["validate", str(path)])
+    assert result.exit_code == 0 and "note: copy: never acts" in result.stdout
+
+
+def test_the_command_allows_misclicks(tmp_path):
+    path = write(tmp_path / "log.jsonl", [row(1, preference=0), row(2)])
+    assert CliRunner().invoke(app, ["validate", str(path)]).exit_code == 1
+    result = CliRunner().invoke(app, ["validate", str(path), "--misclick"])
+    assert result.exit_code == 0 and "contradictions: 1 rows" in result.stdout
+
+
+def score_command(data, out):
+    return CliRunner().invoke(app, ["score", "--model", "nowhere", "--data", str(data), "--out", str(out)])
+
+
+def test_score_checks_its_output_first(tmp_path):
+    path = write(tmp_path / "log.jsonl", [row(1)])
+    before = path.read_bytes()
+    assert "is the input" in score_command(path, path).stderr and path.read_bytes() == before
+    assert "no such folder" in score_command(path, tmp_path / "none" / "out.jsonl").stderr
+
+
+def test_score_writes_null_for_nan(tmp_path, monkeypatch):
+    import irm_fast.evaluation
+
+    monkeypatch.setattr(irm_fast.evaluation, "load", lambda folder: None)
+    monkeypatch.setattr(irm_fast.evaluation, "score", lambda *_, **__: np.array([math.nan, 0.5]))
+    out = tmp_path / "out.jsonl"
+    assert score_command(write(tmp_path / "log.jsonl", [row(1), row(2)]), out).exit_code == 0
+    assert out.read_text().splitlines() == ['{"id": "r1", "reward": null}', '{"id": "r2", "reward": 0.5}']

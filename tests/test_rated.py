@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from irm_fast.data import DataError, read_rated
+from irm_fast.rated import check_both
 
 Q, A, Q2, A2 = (
     {"role": role, "content": text}
@@ -38,6 +39,20 @@ def test_ratings(rated_of):
 
 def test_the_median_itself_is_not_preferred(rated_of):
     assert rated_of(rating(1), rating(5), rating(3)).preference.tolist() == [0, 1, 0]
+
+
+def test_two_levels_are_labels(rated_of):
+    rated = rated_of(*[rating(i, rating=1 if i == 2 else 5) for i in range(5)])
+    assert rated.preference.tolist() == [1, 1, 0, 1, 1]
+    check_both(rated)
+
+
+def test_check_both(rated_of):
+    top_heavy = rated_of(*[rating(i, rating=min(i, 2)) for i in range(6)])
+    with pytest.raises(ValueError, match=r"all 6 rows are not preferred.*above this file's median.*`preference`"):
+        check_both(top_heavy)
+    with pytest.raises(ValueError, match="all 2 rows are preferred"):
+        check_both(rated_of(rating(1, preference=1), rating(2)))
 
 
 @pytest.mark.parametrize("alias", ["score", "label", "stars"])

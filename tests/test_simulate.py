@@ -3,7 +3,9 @@ import json
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from irm_fast.cli import app
 from irm_fast.data import read_log, read_rated, validate
 from irm_fast.rated import Rated
 from irm_fast.simulate import FEATURES, WEIGHTS, simulate, standard_features, write_simulation
@@ -163,9 +165,10 @@ def test_bad_ratings(protocol):
         simulate(same, protocol=protocol, signals=1)
     rating = np.full(400, 5.0)
     rating[0] = 1
-    top = dataclasses.replace(rated, rating=rating, preference=np.zeros(400, np.int8))
-    with pytest.raises(ValueError, match="no row is preferred"):
-        simulate(top, protocol=protocol, signals=1)
+    for level, words in enumerate(("not preferred", "preferred")):
+        top = dataclasses.replace(rated, rating=rating, preference=np.full(400, level, np.int8))
+        with pytest.raises(ValueError, match=f"all 400 rows are {words}"):
+            simulate(top, protocol=protocol, signals=1)
     with pytest.raises(ValueError, match="no rated rows"):
         simulate(rated.subset(np.zeros(400, bool)), protocol=protocol, signals=1)
 
@@ -179,3 +182,43 @@ def test_the_name_of_the_log(tmp_path):
     sim = simulate(rated_of(), protocol="rating", signals=1)
     with pytest.raises(ValueError, match=r"'log\.json'; expected a name that ends in \.jsonl"):
         write_simulation(sim, tmp_path / "log.json")
+
+
+def test_earlier_files_are_kept_or_replaced_whole(tmp_path):
+    with_test = simulate(rated_of(), protocol="rating", signals=1, test_fraction=0.2)
+    without = simulate(rated_of(), protocol="rating", signals=1)
+    out, test = tmp_path / "log.jsonl", tmp_path / "log.test.jsonl"
+    write_simulation(with_test, out)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    assert len(before) == 3
+    with pytest.raises(FileExistsError, match=r"log\.jsonl exists; .*--overwrite"):
+        write_simulation(without, out)
+    assert before == {path: path.read_bytes() for path in tmp_path.iterdir()}
+    write_simulation(without, out, overwrite=True)
+    assert len(read_log(out)) == 400 and not test.exists(), "the test rows of the earlier log are in this one"
+    for path in (out, tmp_path / "log.truth.jsonl"):
+        path.unlink()
+    test.touch()
+    with pytest.raises(FileExistsError, match=r"log\.test\.jsonl exists"):
+        write_simulation(without, out)
+
+
+def simulate_command(source, out, *options):
+    return CliRunner().invoke(app, ["simulate", str(source), "--out", str(out), *options])
+
+
+def test_the_command_spares_its_input_and_earlier_files(tmp_path):
+    write_simulation(simulate(rated_of(), protocol="rating", signals=1), tmp_path / "a.jsonl")
+    truth, out = tmp_path / "a.truth.jsonl", tmp_path / "b.jsonl"
+    before = truth.read_bytes()
+    (tmp_path / "alias.jsonl").symlink_to(truth)
+    for name in ("a.truth.jsonl", "a.jsonl", "alias.jsonl"):  # the log, its truth, or the log by another name
+        result = simulate_command(truth, tmp_path / name, "--overwrite")
+        assert result.exit_code == 2 and "is the input" in result.stderr, result.output
+    assert truth.read_bytes() == before
+
+    assert simulate_command(truth, out).exit_code == 0
+    again = simulate_command(truth, out)
+    assert again.exit_code == 2 and "b.jsonl exists" in again.stderr and "--overwrite" in again.stderr
+    assert simulate_command(truth, out, "--overwrite", "--test-fraction", "0.2").exit_code == 0
+    assert len(read_log(out)) == 320
