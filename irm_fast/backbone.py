@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -37,7 +38,7 @@ def load_backbone(model: str | Path) -> tuple[PreTrainedModel, PreTrainedTokeniz
         raise ValueError(f"model {name!r}: no such folder; expected a folder with config.json, or a hub id")
     name = str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name
     _check_config(name)
-    tokenizer = _load_tokenizer(name)
+    tokenizer = load_tokenizer(name)
     labels = {"id2label": {0: "reward"}, "label2id": {"reward": 0}}
     classifier = load_classifier(name, num_labels=1, problem_type="regression", **labels)
     _set_padding(classifier, tokenizer)
@@ -114,7 +115,7 @@ def load_classifier(name: str, **settings: Any) -> PreTrainedModel:
                 trust_remote_code=False,
                 **settings,
             )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise ValueError(f"model {name!r}: not loadable to score text: {_first_line(error)}") from error
     head = getattr(model, "score", None)
     if not isinstance(head, torch.nn.Linear) or head.bias is not None or head.out_features != 1:
@@ -136,10 +137,16 @@ def _check_config(name: str) -> None:
     try:
         AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"model {name!r}: not found, or of an unknown kind: {_first_line(error)}") from error
+        where = "of an unknown kind" if Path(name).is_dir() else "no such folder, and not found on the hub"
+        raise ValueError(f"model {name!r}: {where}: {_first_line(error)}") from error
 
 
-def _load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or hub id.
+
+    Raises:
+        ValueError: there is none that loads, or it has no EOS token.
+    """
     from transformers import AutoTokenizer
 
     try:

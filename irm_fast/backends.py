@@ -93,7 +93,7 @@ def reference_forward(
     checks.check_values(feedback, preference, weight)
     shape, dtype = propensity.shape, torch.promote_types(reward.dtype, propensity.dtype)
     dtype = torch.promote_types(dtype, torch.float32)
-    evidence = {"preference": preference, "polarity": signals[0], "misclick_rate": signals[1]}
+    evidence: dict[str, Any] = {"preference": preference, "polarity": signals[0], "misclick_rate": signals[1]}
 
     def columns(x: Tensor) -> Tensor:  # (N,) of one signal as (N, 1), which is what the reference takes
         return x.unsqueeze(-1) if x.dim() == 1 else x
@@ -107,12 +107,13 @@ def reference_forward(
     # A row of weight 0 contributes nothing, whatever it holds.
     nothing = torch.zeros_like(rows, dtype=torch.bool) if weight is None else weight == 0
     loss = torch.where(nothing, 0.0, rows * factor)
-    grad_s = torch.where(nothing, 0.0, grad_s * factor).to(dtype) if need_grads[0] else None
-    grad_t = torch.where(nothing, 0.0, grad_t.T * factor).T.to(dtype).reshape(shape) if need_grads[1] else None
+    grad_s = torch.where(nothing, 0.0, grad_s * factor).to(dtype)
+    grad_t = torch.where(nothing, 0.0, grad_t.T * factor).T.to(dtype).reshape(shape)
     groups = None
     if need_groups:
         groups = reference.stratify(*(stratification or (s, t)), feedback, **evidence).to(dtype).reshape(*shape, 4)
-    return (loss if per_row else loss.sum()).to(dtype), grad_s, grad_t, groups
+    loss = (loss if per_row else loss.sum()).to(dtype)
+    return loss, grad_s if need_grads[0] else None, grad_t if need_grads[1] else None, groups
 
 
 def _rows_and_gradients(

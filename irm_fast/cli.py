@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 import os
 import warnings
 from collections.abc import Callable
@@ -25,8 +26,8 @@ class _Commands(TyperGroup):
             return super().invoke(ctx)
         except (typer.Exit, typer.Abort, BrokenPipeError):  # caught below otherwise, by descent
             raise
-        except KeyboardInterrupt:
-            typer.echo("interrupted; irm-fast train goes on from its last checkpoint with --resume", err=True)
+        except KeyboardInterrupt as interrupt:
+            typer.echo("; ".join(["interrupted", *map(str, interrupt.args)]), err=True)
             raise typer.Exit(130) from None
         except (ValueError, OSError, RuntimeError) as error:
             if ctx.params.get("debug"):
@@ -69,14 +70,17 @@ def validate(
     data: Annotated[Path, typer.Argument(help="The log: .jsonl, .jsonl.gz or .parquet.")],
     absent: Absent = "error",
     polarity: Annotated[str | None, typer.Option(help="NAME=1 or NAME=-1, comma separated.")] = None,
+    misclick: Annotated[
+        bool, typer.Option("--misclick", help="Actions may be misclicks: evidence for both sides is allowed.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Check a log: counts, rates, missing entries, duplicates. Exit code 1 if it has problems."""
+    """Check a log: counts, rates, missing entries, duplicates, nested signals. Exit code 1 if it has problems."""
     from irm_fast.data import format_validation
     from irm_fast.data import validate as check
 
     signs = TrainConfig(model="", output="", absent=absent, polarity=polarity).polarity  # type: ignore[arg-type]
-    report = check(data, absent=absent, polarity=signs)  # type: ignore[arg-type]
+    report = check(data, absent=absent, polarity=signs, misclick=misclick)  # type: ignore[arg-type]
     typer.echo(json.dumps(report, indent=2) if as_json else format_validation(report))
     raise typer.Exit(bool(report["problem_count"]))
 
@@ -85,18 +89,27 @@ def validate(
 def simulate(
     rated: Annotated[Path, typer.Argument(help="Rated responses, or pairs of chosen and rejected ones.")],
     out: Annotated[Path, typer.Option(help="The log to write, NAME.jsonl; the truth is NAME.truth.jsonl.")],
-    protocol: Annotated[str, typer.Option(help="Propensity by rating (as published) or feature.")] = "rating",
+    protocol: Annotated[str, typer.Option(help="Propensity by rating (as published) or by text feature.")] = "rating",
     alpha: Annotated[float, typer.Option(help="Decay of the rating protocol.")] = 0.5,
     target: Annotated[float, typer.Option(help="Mean propensity of each signal.")] = 0.2,
     signals: Annotated[int, typer.Option(help="How many, 1 to 4: click, copy, share, save.")] = 1,
     seed: Annotated[int, typer.Option(help="The same seed writes the same bytes.")] = 0,
     test_fraction: Annotated[float, typer.Option(help="Share written to NAME.test.jsonl instead.")] = 0.0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace log, truth and test if they exist.")] = False,
 ) -> None:
-    """Turn ratings or pairs into an implicit log whose truth is known."""
-    from irm_fast.data import read_rated
-    from irm_fast.simulate import simulate as draw
-    from irm_fast.simulate import write_simulation
+    """Turn ratings or pairs into an implicit log whose truth is known.
 
+    Protocol "feature" writes to the log the very features that the propensities are made of (logistic in them), so
+    that `train --propensity features` is well specified there.
+    """
+    from irm_fast.data import read_rated
+    from irm_fast.files import check_not_input
+    from irm_fast.simulate import output_paths, write_simulation
+    from irm_fast.simulate import simulate as draw
+
+    for path in output_paths(out, overwrite=True):
+        check_not_input(path, rated)
+    output_paths(out, overwrite=overwrite)  # before the work, not after it
     simulation = draw(
         read_rated(rated),
         protocol=protocol,  # type: ignore[arg-type]
@@ -106,7 +119,7 @@ def simulate(
         seed=seed,
         test_fraction=test_fraction,
     )
-    for path in write_simulation(simulation, out):
+    for path in write_simulation(simulation, out, overwrite=overwrite):
         typer.echo(f"wrote {path}")
     if simulation.test is not None:
         typer.echo(f"wrote {out.with_suffix('.test.jsonl')}")
@@ -143,9 +156,15 @@ def train(
 ) -> None:
     """Train a reward model on a log. Each option is also a key of the YAML file."""
     run = TrainConfig.load(config, **settings)
+    from irm_fast.run_folder import can_resume
     from irm_fast.trainer import train as run_training
 
-    result = run_training(run)
+    try:
+        result = run_training(run)
+    except KeyboardInterrupt:
+        if can_resume(run):
+            raise KeyboardInterrupt("--resume goes on from the last checkpoint") from None
+        raise
     if os.environ.get("RANK", "0") != "0":  # torchrun: one process reports
         return
     typer.echo(f"wrote {run.output}: propensity {result.design}")
@@ -156,6 +175,7 @@ def train(
     if result.truncated:
         length = result.model.spec.max_length
         typer.echo(f"  {result.truncated} rows were longer than {length} tokens and lost their beginning")
+    typer.echo(f"What the reward rests on: {result.identification}")
 
 
 @app.command()
@@ -177,18 +197,23 @@ def evaluate(model: Model, data: Data, batch_size: BatchSize = 32, as_json: AsJs
 def score(
     model: Model,
     data: Data,
-    out: Annotated[Path, typer.Option(help="JSONL to write: id and reward of every response.")],
+    out: Annotated[Path, typer.Option(help="JSONL to write: id and reward (null if not finite).")],
     batch_size: BatchSize = 32,
 ) -> None:
     """Write the reward of every response; no feedback or rating is needed."""
     from irm_fast.evaluation import load, read_conversations
     from irm_fast.evaluation import score as rewards_of
+    from irm_fast.files import check_not_input
 
+    check_not_input(out, data)
+    if not out.parent.is_dir():
+        raise ValueError(f"out: no such folder as {str(out.parent)!r}; make it first")
     ids, conversations = read_conversations(data)
     rewards = rewards_of(load(model), conversations, batch_size=batch_size)
     with out.open("w", encoding="utf-8") as file:
         for name, reward in zip(ids, rewards.tolist(), strict=True):
-            file.write(json.dumps({"id": name, "reward": reward}) + "\n")
+            value = reward if math.isfinite(reward) else None  # JSON has no NaN
+            file.write(json.dumps({"id": name, "reward": value}) + "\n")
     typer.echo(f"wrote {out}: {len(ids)} rewards")
 
 

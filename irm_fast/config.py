@@ -73,7 +73,7 @@ class TrainConfig:
     report_to: str = option("none", "Tracker known to transformers: none, tensorboard, wandb, ...")
     progress: bool = option(True, "Show transformers' progress bar.")
     resume: bool = option(False, "Go on with the interrupted run in the output folder.")
-    overwrite: bool = option(False, "Delete the earlier run in the output folder and start anew.")
+    overwrite: bool = option(False, "Delete what the earlier run wrote to the output folder, and start anew.")
 
     def __post_init__(self) -> None:
         for name, kind in get_type_hints(TrainConfig).items():
@@ -147,14 +147,32 @@ def _read_yaml(path: str | Path) -> dict[str, Any]:
     import yaml
 
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
+        values = yaml.safe_load(text)
+        twice = _given_twice(yaml.compose(text, Loader=yaml.SafeLoader))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not readable as YAML: {error}") from error
+    if twice is not None:
+        raise ValueError(f"{path}:{twice.start_mark.line + 1}: {twice.value}: given a second time; expected it once")
     if values is None:
         return {}
     if not isinstance(values, dict):
         raise ValueError(f"{path}: got a {type(values).__name__}; expected lines of 'setting: value'")
     return values
+
+
+def _given_twice(node: Any) -> Any:
+    """The first YAML key that its mapping, or one within, holds already (YAML's loader lets the last win), or None."""
+    if getattr(node, "id", None) != "mapping":
+        return None
+    seen = set()
+    for key, value in node.value:
+        if key.id == "scalar" and key.value in seen:
+            return key
+        seen.add(str(key.value))
+        if (inner := _given_twice(value)) is not None:
+            return inner
+    return None
 
 
 def _convert(name: str, value: Any, kind: Any) -> Any:

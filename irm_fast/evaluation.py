@@ -76,23 +76,49 @@ def read_conversations(path: str | Path) -> tuple[list[str], list[Messages]]:
 def evaluate(model_dir: str | Path, data: str | Path, *, batch_size: int = 32) -> dict[str, Any]:
     """Metrics of a saved model on a file: of rated responses or pairs, or of a log of feedback.
 
+    A log is a file in which any row has a field that only logs have: feedback, weight, features, user_id, ...
     Rated: the keys of `metrics.reward_metrics`. A log: those of `evaluate_log`.
 
     Raises:
-        ValueError: what is no saved model, no readable data, or a log of other signals than the model's.
+        ValueError: what is no saved model, no readable data, rated rows that are all of one kind, or a log that
+            lacks a signal of the model's.
     """
-    from irm_fast.data import read_log, read_rated
-    from irm_fast.files import Problems, read_rows
+    from irm_fast.data import DataError, read_log, read_rated
+    from irm_fast.rated import check_both
 
     model = load(model_dir)
-    first = next(read_rows(data, Problems(data)), (1, {}))[1]
-    if "feedback" not in first:
-        return evaluate_rated(model, read_rated(data), batch_size=batch_size)
-    spec = model.spec
-    absent = read_record(model_dir).get("training", {}).get("absent", "error")
-    polarity = dict(zip(spec.signals, spec.polarity, strict=True))
-    log = read_log(data, absent=absent, polarity=polarity, misclick=any(spec.misclick_rate))
-    return evaluate_log(model, log, batch_size=batch_size)
+    sign = _sign_of_a_log(data)
+    try:
+        if sign is None:
+            rated = read_rated(data)
+        else:
+            absent = read_record(model_dir).get("training", {}).get("absent", "error")
+            log = read_log(data, absent=absent, misclick=True)  # polarity and contradictions: by the model, in `align`
+    except DataError as error:
+        how = "rated responses, as no row has feedback" if sign is None else f"a log, as {sign}"
+        raise DataError([f"{data}: read as {how}", *error.problems], error.total + 1) from error
+    if sign is not None:
+        return evaluate_log(model, log, batch_size=batch_size)
+    check_both(rated)
+    return evaluate_rated(model, rated, batch_size=batch_size)
+
+
+def _sign_of_a_log(path: str | Path) -> str | None:
+    """What shows that a file is a log, or None: the first field that rated responses and pairs do not have."""
+    from irm_fast.files import Problems, read_rows
+    from irm_fast.rated import PAIR_FIELDS, RATED_FIELDS
+    from irm_fast.rows import LOG_FIELDS
+
+    only_logs = LOG_FIELDS.keys() - RATED_FIELDS.keys() - PAIR_FIELDS.keys()
+    only_rated = {key for key, name in {**RATED_FIELDS, **PAIR_FIELDS}.items() if name not in LOG_FIELDS.values()}
+    sign = None
+    for line, row in read_rows(path, Problems(path)):
+        given = {key for key, value in row.items() if value is not None}
+        if "feedback" in given:
+            return f"row {line} has 'feedback'"
+        if sign is None and given & only_logs and not given & only_rated:
+            sign = f"row {line} has {min(given & only_logs)!r} and no rating"
+    return sign
 
 
 def evaluate_rated(model: ImplicitRewardModel, rated: Rated, *, batch_size: int = 32) -> dict[str, float]:
@@ -149,24 +175,42 @@ def heldout_metrics(
     return metrics
 
 
+def paired_difference(one: np.ndarray, other: np.ndarray, weight: np.ndarray) -> tuple[float, float]:
+    """Difference of two mean losses, `one` less `other`, over the same rows, and its standard error.
+
+    Shapes: all (N,), the losses already multiplied by `weight`. The error of a single row is infinite.
+    """
+    difference, total, size = one.astype(np.float64) - other, weight.sum(dtype=np.float64), len(weight)
+    mean = difference.sum() / total
+    if size < 2:
+        return float(mean), float("inf")
+    spread = ((difference - weight * mean) ** 2).sum() * size / (size - 1)
+    return float(mean), float(np.sqrt(spread) / total)
+
+
 def align(log: Log, spec: RewardSpec) -> Log:
-    """The log with signals and features in the model's order.
+    """The log with the model's signals and features, in the model's order; a warning names signals left out.
 
     Raises:
-        ValueError: the log holds other signals, or lacks what the model's propensity design reads.
+        ValueError: the log lacks a signal of the model's or what its propensity design reads, records nothing
+            that the model explains, or a row has evidence for both sides that no misclick explains.
     """
-    if set(log.signals) != set(spec.signals):
+    lacking = [name for name in spec.signals if name not in log.signals]
+    if lacking:
         got, expected = _names(log.signals), _names(spec.signals)
-        raise ValueError(f"signals: the log has {got}; the model was trained on {expected}")
-    order = [log.signals.index(name) for name in spec.signals]
-    log = replace(
-        log,
-        signals=spec.signals,
-        polarity=spec.polarity,
-        feedback=log.feedback[:, order],
-        propensity=None if log.propensity is None else log.propensity[:, order],
-    )
+        raise ValueError(
+            f"signals: the log lacks {_names(lacking)}; it has {got}, and the model was trained on {expected}"
+        )
+    extra = [name for name in log.signals if name not in spec.signals]
+    if extra:
+        text = f"signals: left out {_names(extra)}: the model was trained on {_names(spec.signals)}"
+        warnings.warn(text, stacklevel=3)
+    log = replace(keep_signals(log, spec.signals), polarity=spec.polarity)
+    if not (log.feedback >= 0).any() and not (log.preference >= 0).any():
+        what = f"none of {_names(spec.signals)} and no preference" if spec.signals else "no preference"
+        raise ValueError(f"the log records {what} in {len(log)} rows; expected some of what the model explains")
     check_design(spec.design, log)
+    check_evidence(spec, log)
     if spec.design == "features":
         if set(log.feature_names) != set(spec.feature_names):
             got, expected = _names(log.feature_names), _names(spec.feature_names)
@@ -174,6 +218,29 @@ def align(log: Log, spec: RewardSpec) -> Log:
         order = [log.feature_names.index(name) for name in spec.feature_names]
         log = replace(log, feature_names=spec.feature_names, features=log.features[:, order])  # type: ignore[index]
     return log
+
+
+def keep_signals(log: Log, names: Sequence[str]) -> Log:
+    """The log with these of its signals, in this order."""
+    order = [log.signals.index(name) for name in names]
+    return replace(
+        log,
+        signals=tuple(names),
+        polarity=tuple(log.polarity[k] for k in order),
+        feedback=log.feedback[:, order],
+        propensity=None if log.propensity is None else log.propensity[:, order],
+    )
+
+
+def check_evidence(spec: RewardSpec, log: Log) -> None:
+    """Raise ValueError if a row contradicts itself and no misclick explains it: its likelihood would be zero."""
+    certain = (log.feedback == 1) & (np.array(spec.misclick_rate) == 0)
+    sign = np.array(spec.polarity, int)
+    liked = (certain & (sign > 0)).any(axis=1) | (log.preference == 1)
+    disliked = (certain & (sign < 0)).any(axis=1) | (log.preference == 0)
+    if (liked & disliked).any():
+        row = log.ids[int(np.argmax(liked & disliked))]
+        raise ValueError(f"feedback: row {row!r} contradicts itself; expected one side, or a misclick rate")
 
 
 def check_design(design: str, log: Log) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -49,7 +50,6 @@ def training_arguments(config: TrainConfig, folder: Path, *, evaluate: bool) -> 
         load_best_model_at_end=evaluate,
         metric_for_best_model="eval_nll" if evaluate else None,
         greater_is_better=False if evaluate else None,
-        logging_steps=0.02,
         logging_nan_inf_filter=False,  # a loss that is not a number must show
         label_names=["feedback"],
         remove_unused_columns=False,
@@ -88,6 +88,9 @@ class ImplicitTrainer(Trainer):
                 f"{args.n_gpu} GPUs in one process: start one process each, "
                 f"torchrun --nproc-per-node {args.n_gpu} -m irm_fast train ..., or set CUDA_VISIBLE_DEVICES=0"
             )
+        step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        # About fifty entries. As a share of all steps, transformers would warn of it whenever a run is resumed.
+        args.logging_steps = max(1, round(0.02 * args.num_train_epochs * len(train_dataset) / step))
         super().__init__(
             model,
             args,
@@ -159,6 +162,11 @@ class ImplicitTrainer(Trainer):
         loss, weight, rates = prediction.predictions  # type: ignore[misc]
         feedback: Any = prediction.label_ids
         return heldout_metrics(self.core.spec.signals, loss, weight, rates, feedback)
+
+    def heldout_losses(self) -> np.ndarray:
+        """Loss and weight (2, N) of each held-out row under the present weights, in the order of the data set."""
+        loss, weight, _ = self.predict(self.eval_dataset).predictions  # type: ignore[arg-type, misc]
+        return np.stack([loss, weight])
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """AdamW in which the few scalars of the heads have a rate of their own.

@@ -3,7 +3,8 @@
 The generator favours no method. An answer mixes helpful, vague and dismissive sentences; quality depends on their
 shares alone and `P(r* = 1) = sigmoid(quality)`. Length, lists, digits, exclamations and closing questions say nothing
 about quality. Feedback is drawn afterwards by `simulate(protocol="feature")`, whose propensities depend on just these:
-they mislead whoever takes actions for labels. A model has to find them in the text: the demo trains no `features` design.
+they mislead whoever takes actions for labels. A model has to find them in the text: the demo trains no `features`
+design.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from irm_fast.backbone import load_backbone, load_classifier, quiet_transformers
+from irm_fast.backbone import load_backbone, load_classifier, load_tokenizer, quiet_transformers
 from irm_fast.propensity import PROPENSITIES, RewardSpec
 
 if TYPE_CHECKING:
@@ -129,17 +129,19 @@ class ImplicitRewardModel(nn.Module):
         """Read what `save` wrote, in evaluation mode.
 
         Raises:
-            ValueError: the folder is no saved model, is of a newer format, or does not load.
+            ValueError: the folder is no saved model, is of a newer format, or is damaged: which file, and how.
         """
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
-        from transformers import AutoTokenizer
 
         record = read_record(directory)
         spec = RewardSpec(**{f.name: _frozen(record[f.name]) for f in fields(RewardSpec)})
-        with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False)
-        model = cls(load_classifier(str(directory)), tokenizer, spec)
-        model.propensity.load_state_dict(load_file(Path(directory) / PROPENSITY_FILE))
+        model = cls(load_classifier(str(directory)), load_tokenizer(str(directory)), spec)
+        path = Path(directory) / PROPENSITY_FILE
+        try:
+            model.propensity.load_state_dict(load_file(path))
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise ValueError(f"{path}: {error}; expected the propensity weights that irm-fast train wrote") from error
         nn.init.constant_(model.reward_bias, record["reward_bias"])
         return model.eval()
 
@@ -148,14 +150,24 @@ def read_record(directory: str | Path) -> dict[str, Any]:
     """The content of a saved model's `irm_fast.json`.
 
     Raises:
-        ValueError: there is none, or it is of a newer format.
+        ValueError: there is none, it is of a newer format, or it is damaged.
     """
     path = Path(directory) / RECORD
     if not path.is_file():
         raise ValueError(f"{path}: not found; expected a folder that irm-fast train wrote to its end")
-    record = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # cut short, or no text at all
+        raise ValueError(f"{path}: damaged, not readable as JSON: {error}") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"{path}: damaged: got a {type(record).__name__}; expected an object")
     if record.get("format") != FORMAT:
         raise ValueError(f"{path}: format: got {record.get('format')}; expected {FORMAT}; upgrade irm-fast")
+    lacking = [name for name in (*(f.name for f in fields(RewardSpec)), "reward_bias") if name not in record]
+    if lacking:
+        raise ValueError(f"{path}: damaged: no {', '.join(lacking)}; expected what irm-fast train wrote")
+    if record["design"] not in PROPENSITIES:
+        raise ValueError(f"{path}: design: got {record['design']!r}; expected one of {', '.join(PROPENSITIES)}")
     return record
 
 

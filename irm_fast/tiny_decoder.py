@@ -29,6 +29,8 @@ def make_tiny_decoder(
     from tokenizers import ByteLevelBPETokenizer
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+    from irm_fast.backbone import quiet_transformers
+
     bpe = ByteLevelBPETokenizer()
     bpe.train_from_iterator(texts, vocab_size, special_tokens=list(SPECIAL.values()), show_progress=False)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, **SPECIAL)
@@ -43,8 +45,8 @@ def make_tiny_decoder(
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), quiet_transformers():
         torch.manual_seed(seed)
         LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
     return Path(folder)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -17,8 +17,8 @@ from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 from irm_fast.batches import as_dataset, tokenise
 from irm_fast.config import TrainConfig
 from irm_fast.data import read_log
-from irm_fast.evaluation import align, check_design
-from irm_fast.log import Log
+from irm_fast.evaluation import align, check_design, check_evidence, keep_signals, paired_difference
+from irm_fast.log import Log, signal_notes
 from irm_fast.loop import ImplicitTrainer, MetricsFile, training_arguments
 from irm_fast.model import RECORD, ImplicitRewardModel, read_record
 from irm_fast.propensity import FeaturePropensity, RewardSpec, identification_note
@@ -28,6 +28,7 @@ from irm_fast.run_folder import (
     begin_run,
     check_output,
     close_run,
+    describe,
     last_checkpoint,
     plain,
 )
@@ -42,6 +43,7 @@ class TrainResult:
     design: the propensity design of the model.  metrics: of the held-out part at the best evaluation, keys as
     of `evaluation.heldout_metrics`; empty without a held-out part.  truncated: training rows that were longer
     than `max_length` and lost their beginning.  designs: `nll` of every design that was tried.
+    identification: what the reward rests on, of `propensity.identification_note`.
     """
 
     model: ImplicitRewardModel
@@ -49,6 +51,7 @@ class TrainResult:
     metrics: Mapping[str, float]
     truncated: int
     designs: Mapping[str, float] = field(default_factory=dict)
+    identification: str = ""
 
 
 def train(config: TrainConfig) -> TrainResult:
@@ -75,28 +78,66 @@ def train_log(log: Log, config: TrainConfig, *, heldout: Log | None = None) -> T
     """`train` on a log in memory; `config.data`, `absent` and `polarity` have no effect.
 
     heldout: what to evaluate on, instead of a part split from the log. The output folder gets the checkpoint
-    of the best evaluation, `irm_fast.json`, `propensity.safetensors`, `metrics.jsonl` and `train.yaml`.
+    of the best evaluation, `irm_fast.json`, `propensity.safetensors`, `metrics.jsonl`, `train.yaml` and
+    `train_data.json`, by which a resumed run knows its log. A signal that never acts is left out with a warning.
     """
+    data = describe(log, heldout)
+    _check_misclick_names(log, config)
+    log, heldout = _live_signals(log, heldout)
     specs = [_spec(log, config, design) for design in _designs(log, config, heldout)]
     for spec in specs:
         check_design(spec.design, log)
-    _check_evidence(specs[0], log)
+    check_evidence(specs[0], log)
     _warn_of_identification(specs[0], log)
-    check_output(config)
+    check_output(config, data)
     if heldout is None and config.validation_fraction:
         log, heldout = log.split(config.validation_fraction, config.seed)
-    results: list[TrainResult] = []
+    _check_parts(log, heldout)
+    fits: list[_Fit] = []
     for spec in specs:
-        done = _finished(config, spec)
-        results.append(done or _fit(log, heldout, config, spec, first=not results, last=spec is specs[-1]))
-    best = min(results, key=lambda result: result.metrics.get("nll", 0.0))
-    designs = {result.design: result.metrics["nll"] for result in results if result.metrics}
-    result = replace(best, designs=designs)
+        fits.append(_finished(config, spec) or _fit(log, heldout, config, spec, data, len(specs), len(fits)))
+    designs = {fit.result.design: fit.result.metrics["nll"] for fit in fits if fit.result.metrics}
+    result = _choose(fits)
+    note = identification_note(result.model.spec, bool((log.preference >= 0).any()))
+    result = replace(result, designs=designs, identification=note)
     with _main_process() as is_main:
         if is_main:
-            result.model.save(config.output, _record(result, log, config))
+            result.model.save(config.output, _record(result, config))
             close_run(config)
     return result
+
+
+def _live_signals(log: Log, heldout: Log | None) -> tuple[Log, Log | None]:
+    """Both logs without the signals that never act in the first; warnings say which, and which are nested."""
+    live = [name for k, name in enumerate(log.signals) if (log.feedback[:, k] == 1).any()]
+    for note in signal_notes(log):
+        warnings.warn(note, stacklevel=3)
+    if len(live) == len(log.signals):
+        return log, heldout
+    if heldout is not None:
+        dead = set(log.signals) - set(live)
+        heldout = keep_signals(heldout, [name for name in heldout.signals if name not in dead])
+    return keep_signals(log, live), heldout
+
+
+def _check_parts(log: Log, heldout: Log | None) -> None:
+    """Raise ValueError if a part of the log has nothing to learn from or to judge by."""
+    remedy = "expected some; give more rows, another --seed or another --validation-fraction"
+    for name, part in (("training", log), ("held-out", heldout)):
+        if part is not None and not (len(part) if part.weight is None else part.weight.sum() > 0):
+            raise ValueError(f"weight: no row of the {name} part ({len(part)} rows) has a weight above 0; {remedy}")
+    counts = True if log.weight is None else log.weight > 0
+    if not (((log.feedback == 1).any(axis=1) | (log.preference >= 0)) & counts).any():
+        raise ValueError(f"feedback: no action and no preference in the training part ({len(log)} rows); {remedy}")
+
+
+def _choose(fits: Sequence[_Fit]) -> TrainResult:
+    """The first design, unless a later one's held-out loss is lower by more than one standard error."""
+    best = fits[0]
+    for fit in fits[1:]:
+        gain, error = paired_difference(best.losses[0], fit.losses[0], fit.losses[1])
+        best = fit if gain > error else best
+    return best.result
 
 
 def _designs(log: Log, config: TrainConfig, heldout: Log | None) -> list[str]:
@@ -112,11 +153,6 @@ def _designs(log: Log, config: TrainConfig, heldout: Log | None) -> list[str]:
 
 def _spec(log: Log, config: TrainConfig, design: str) -> RewardSpec:
     rates = config.misclick_rate
-    if isinstance(rates, Mapping):
-        unknown = sorted(rates.keys() - set(log.signals))
-        if unknown:
-            known = ", ".join(log.signals) or "none"
-            raise ValueError(f"misclick_rate: no signal {unknown[0]!r} in the log; expected one of: {known}")
     return RewardSpec(
         design=design,
         signals=log.signals,
@@ -129,15 +165,12 @@ def _spec(log: Log, config: TrainConfig, design: str) -> RewardSpec:
     )
 
 
-def _check_evidence(spec: RewardSpec, log: Log) -> None:
-    """A contradiction that no misclick explains has likelihood zero; readers let it pass where any may."""
-    certain = (log.feedback == 1) & (np.array(spec.misclick_rate) == 0)
-    sign = np.array(spec.polarity, int)
-    liked = (certain & (sign > 0)).any(axis=1) | (log.preference == 1)
-    disliked = (certain & (sign < 0)).any(axis=1) | (log.preference == 0)
-    if (liked & disliked).any():
-        row = log.ids[int(np.argmax(liked & disliked))]
-        raise ValueError(f"feedback: row {row!r} contradicts itself; expected one side, or a misclick rate")
+def _check_misclick_names(log: Log, config: TrainConfig) -> None:
+    rates = config.misclick_rate
+    unknown = sorted(rates.keys() - set(log.signals)) if isinstance(rates, Mapping) else ()
+    if unknown:
+        known = ", ".join(log.signals) or "none"
+        raise ValueError(f"misclick_rate: no signal {unknown[0]!r} in the log; expected one of: {known}")
 
 
 def _warn_of_identification(spec: RewardSpec, log: Log) -> None:
@@ -146,33 +179,52 @@ def _warn_of_identification(spec: RewardSpec, log: Log) -> None:
         warnings.warn(f"propensity {spec.design!r}, signal {spec.signals[0]!r}: {note}", stacklevel=3)
 
 
+@dataclass(frozen=True)
+class _Fit:
+    """One trained design.  losses: of `ImplicitTrainer.heldout_losses`; empty where no other is to be compared."""
+
+    result: TrainResult
+    losses: np.ndarray
+
+
 def _fit(
-    log: Log, heldout: Log | None, config: TrainConfig, spec: RewardSpec, *, first: bool, last: bool
-) -> TrainResult:
-    """Train one design; unless it is the last, leave its model among the checkpoints for a resumed run."""
+    log: Log,
+    heldout: Log | None,
+    config: TrainConfig,
+    spec: RewardSpec,
+    data: Mapping[str, Any],
+    designs: int,
+    number: int,
+) -> _Fit:
+    """Train design `number` of `designs`; unless it is the last, leave it among the checkpoints for a resumed run.
+
+    data: of `run_folder.describe`.
+    """
     folder = Path(config.output) / CHECKPOINTS / spec.design
     set_seed(config.seed)
     model = _new_model(log, config, spec)
     trainer, truncated = _trainer(log, heldout, config, model, folder)
     with _main_process() as is_main:
-        if is_main and first:  # only now: a run that cannot start leaves no folder behind
-            begin_run(config)
+        if is_main and number == 0:  # only now: a run that cannot start leaves no folder behind
+            begin_run(config, data)
     trainer.train(resume_from_checkpoint=last_checkpoint(folder) if config.resume else None)
     metrics = _best_metrics(trainer) if heldout is not None else {}
+    losses = trainer.heldout_losses() if designs > 1 else np.empty((2, 0))
     trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     result = TrainResult(model.cpu().eval(), spec.design, metrics, truncated)
-    if not last and trainer.is_world_process_zero():
-        model.save(folder / "model", {"metrics": plain(metrics), "truncated": truncated})
-    return result
+    if number + 1 < designs and trainer.is_world_process_zero():
+        record = {"metrics": plain(metrics), "truncated": truncated, "losses": losses.tolist()}
+        model.save(folder / "model", record)
+    return _Fit(result, losses)
 
 
-def _finished(config: TrainConfig, spec: RewardSpec) -> TrainResult | None:
+def _finished(config: TrainConfig, spec: RewardSpec) -> _Fit | None:
     """What `_fit` left of this design before the run was interrupted."""
     folder = Path(config.output) / CHECKPOINTS / spec.design / "model"
     if not config.resume or not (folder / RECORD).is_file():
         return None
     record, model = read_record(folder), ImplicitRewardModel.load(folder)
-    return TrainResult(model, spec.design, record["metrics"], record["truncated"])
+    return _Fit(TrainResult(model, spec.design, record["metrics"], record["truncated"]), np.array(record["losses"]))
 
 
 @contextmanager
@@ -233,12 +285,12 @@ def _best_metrics(trainer: ImplicitTrainer) -> dict[str, float]:
     return {name: entry[f"eval_{name}"] for name in names}
 
 
-def _record(result: TrainResult, log: Log, config: TrainConfig) -> dict[str, Any]:
+def _record(result: TrainResult, config: TrainConfig) -> dict[str, Any]:
     """What irm_fast.json says beside the model's own spec."""
     return {
         "objective": config.objective,
         "stratification": config.stratification if config.objective == "stratified" else None,
-        "identification": identification_note(result.model.spec, bool((log.preference >= 0).any())),
+        "identification": result.identification,
         "metrics": plain(result.metrics),
         "designs": dict(result.designs),
         "truncated": result.truncated,

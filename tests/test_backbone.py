@@ -73,6 +73,7 @@ def error_of(name) -> str:
 def test_unknown_models(tmp_path):
     assert "no such folder" in error_of(tmp_path / "nowhere")
     assert "not found" in error_of("nobody/nothing")
+    assert "no such folder" in error_of("nosuch")
     assert "unknown kind" in error_of(tmp_path)
 
 

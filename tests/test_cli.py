@@ -45,6 +45,7 @@ def test_from_ratings_to_scores(rated, tiny_model, tmp_path):
     common = ["--config", settings, "--data", log, "--output", model, "--no-progress"]
     trained = run("train", *common, "--epochs", 2, "--propensity", "constant")
     assert "held-out nll" in trained.stdout
+    assert "rests on: Several signals" in trained.stdout
     assert json.loads((model / "irm_fast.json").read_text())["training"]["epochs"] == 2
 
     again = run("train", *common, code=2)
@@ -83,6 +84,21 @@ def test_errors_are_one_line(rated, tiny_model, tmp_path, options, fragments):
     assert error.startswith("error: ")
     assert all(fragment in error for fragment in fragments), error
     assert not (tmp_path / "out").exists()
+
+
+def test_interrupt_promises_only_what_is_there(tmp_path, monkeypatch):
+    from irm_fast import trainer
+
+    def interrupt(config):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer, "train", interrupt)
+    settings = ["--model", "m", "--data", "d.jsonl", "--output", tmp_path]
+    assert run("train", *settings, code=130).stderr == "interrupted\n"
+    checkpoint = tmp_path / "checkpoints" / "constant" / "checkpoint-3"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "trainer_state.json").write_text("{}")
+    assert "interrupted; --resume" in run("train", *settings, code=130).stderr
 
 
 def test_unknown_key_in_yaml(tmp_path):

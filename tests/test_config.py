@@ -59,6 +59,8 @@ def test_yaml_with_overrides(tmp_path):
         ("model: m\n", ["run.yaml", "output"]),
         ("- model\n", ["run.yaml", "list"]),
         ("model: [\n", ["run.yaml", "YAML"]),
+        ("model: m\noutput: o\nmodel: n\n", ["run.yaml:3", "model", "second time"]),
+        ("model: m\noutput: o\npolarity: {a: 1, a: -1}\n", ["run.yaml:3", "a", "second time"]),
     ],
 )
 def test_bad_yaml(tmp_path, text, fragments):

@@ -411,16 +411,16 @@ def test_validate_an_empty_file(tmp_path):
 
 def test_signal_notes(log_of):
     def rows(*columns):
-        table = zip(*columns, strict=True)
+        table = zip(*(6 * column for column in columns), strict=True)  # five actions a column make the 30 needed
         return [row(i, feedback=dict(zip("abc", entry, strict=False)), preference=1) for i, entry in enumerate(table)]
 
     outer, inner = [1] * 6 + [0] * 4, [1] * 5 + [0] * 5
     assert signal_notes(log_of(*rows(outer, inner[::-1]))) == []
-    assert signal_notes(log_of(*rows(outer, [1] * 4 + [0] * 6))) == [], "four actions are too few"
+    assert signal_notes(log_of(*rows(outer, [1] * 4 + [0] * 6))) == [], "24 actions are too few"
     [note] = signal_notes(log_of(*rows(inner, outer)))
-    assert note.startswith("a acts only where b acts (5 times): independence given the response cannot hold")
+    assert note.startswith("a acts only where b acts (30 times): independence given the response cannot hold")
     [same] = signal_notes(log_of(*rows(outer, outer)))
-    assert same.startswith("a and b act in the same rows (6 times)")
+    assert same.startswith("a and b act in the same rows (36 times)")
     # Where the other is not recorded, nothing is known of it.
     assert len(signal_notes(log_of(*rows([1] * 6 + [0, 0, 0, 1], [1] * 8 + [0, None])))) == 1
     dead, *nested = signal_notes(log_of(*rows(inner, [0] * 10, outer)))

@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 
 from irm_fast.data import DataError, Rated
-from irm_fast.evaluation import align, evaluate, evaluate_rated, load, read_conversations, score
+from irm_fast.evaluation import (
+    align,
+    evaluate,
+    evaluate_rated,
+    load,
+    paired_difference,
+    read_conversations,
+    score,
+)
 from irm_fast.metrics import reward_metrics
 from irm_fast.model import ImplicitRewardModel
 from irm_fast.propensity import RewardSpec
@@ -57,8 +65,53 @@ def test_evaluate_log_file(saved, make_log, tmp_path):
     assert got["share_observed"] == pytest.approx(log.feedback[:, 1].mean())
 
     rows = [row | {"feedback": {"copy": given["copy"]}} for row, given in zip(rows, feedback, strict=True)]
-    with pytest.raises(ValueError, match="share"):
+    with pytest.raises(ValueError, match="signals: the log lacks share; it has copy"):
         evaluate(saved, write(tmp_path / "less.jsonl", rows))
+
+
+def test_evaluate_tells_logs_from_ratings(saved, make_log, tmp_path):
+    rows = list(rows_of(make_log(6)))
+    label, action = {"preference": 1}, {"feedback": {"copy": 1, "share": 0}}
+    mixed = [row | (label if i < 5 else action) for i, row in enumerate(rows)]
+    mixed[0] = rows[0] | {"feedback": {"copy": 0, "share": 0}}
+    assert evaluate(saved, write(tmp_path / "late.jsonl", mixed[1:] + mixed[:1]))["n"] == 6
+    weighted = [row | {"preference": i % 2, "weight": 2.0} for i, row in enumerate(rows)]
+    with pytest.raises(ValueError, match="the log lacks copy, share"):
+        evaluate(saved, write(tmp_path / "weighted.jsonl", weighted))
+    with pytest.raises(DataError, match=r"read as a log, as row 1 has 'feedback'"):
+        evaluate(saved, write(tmp_path / "both.jsonl", [row | action | {"rating": 1} for row in rows]))
+    with pytest.raises(DataError, match=r"read as rated responses, as no row has feedback"):
+        evaluate(saved, write(tmp_path / "typo.jsonl", [row | {"feedbak": 1} for row in rows]))
+    with pytest.raises(ValueError, match="all 6 rows are preferred"):
+        evaluate(saved, write(tmp_path / "liked.jsonl", [row | label for row in rows]))
+
+
+def test_align_leaves_out_further_signals(make_log):
+    log = make_log(4)
+    with pytest.warns(UserWarning, match="left out copy"):
+        got = align(log, RewardSpec("constant", ("share",), (1,), (0.0,)))
+    assert (got.feedback == log.feedback[:, 1:]).all()
+    with (
+        pytest.warns(UserWarning, match="left out copy, share"),
+        pytest.raises(ValueError, match="no preference in 4 rows"),
+    ):
+        align(log, RewardSpec("constant"))
+    disliked = RewardSpec("constant", ("share", "copy"), (1, -1), (0.0, 0.0))
+    with pytest.raises(ValueError, match="'row-0' contradicts itself"):
+        align(replace(log, feedback=np.ones_like(log.feedback)), disliked)
+
+
+def test_paired_difference():
+    rng = np.random.default_rng(0)
+    one, other, ones = rng.random(50), rng.random(50), np.ones(50)
+    mean, error = paired_difference(one, other, ones)
+    assert mean == pytest.approx((one - other).mean())
+    assert error == pytest.approx((one - other).std(ddof=1) / 50**0.5)
+    weight = np.repeat([1.0, 0.0], 25)  # rows without weight do not count
+    mean, error = paired_difference(one * weight, other * weight, weight)
+    assert mean == pytest.approx((one - other)[:25].mean())
+    assert error == pytest.approx((one - other)[:25].std(ddof=1) / 5, rel=0.02)
+    assert paired_difference(one[:1], other[:1], ones[:1])[1] == np.inf
 
 
 def test_pairs_are_counted(saved, make_log):

@@ -155,6 +155,35 @@ def test_folder_without_a_model(tmp_path):
         load(tmp_path)
 
 
+def test_damaged_folder(tiny_model, tmp_path):
+    make_model(tiny_model).save(tmp_path)
+
+    def error_after(name: str, content: bytes) -> str:
+        path = tmp_path / name
+        whole = path.read_bytes()
+        path.write_bytes(content)
+        with pytest.raises(ValueError) as error:
+            load(tmp_path)
+        path.write_bytes(whole)
+        assert str(path if name != "model.safetensors" else tmp_path) in str(error.value)
+        return str(error.value)
+
+    record = json.loads((tmp_path / "irm_fast.json").read_text())
+    assert "not readable as JSON" in error_after("irm_fast.json", (tmp_path / "irm_fast.json").read_bytes()[:40])
+    less = {key: value for key, value in record.items() if key not in ("polarity", "reward_bias")}
+    assert "no polarity, reward_bias" in error_after("irm_fast.json", json.dumps(less).encode())
+    assert "'perhaps'" in error_after("irm_fast.json", json.dumps(record | {"design": "perhaps"}).encode())
+    assert "got a list" in error_after("irm_fast.json", b"[]")
+    other = json.dumps(record | {"design": "constant"}).encode()
+    (tmp_path / "irm_fast.json").write_bytes(other)
+    with pytest.raises(ValueError, match=r"propensity\.safetensors"):
+        load(tmp_path)
+    (tmp_path / "irm_fast.json").write_text(json.dumps(record))
+    error_after("propensity.safetensors", b"")
+    error_after("model.safetensors", b"12345678 truncated")
+    load(tmp_path)
+
+
 def test_identification_notes():
     one = {"signals": ("copy",), "polarity": (1,)}
     assert "NOT IDENTIFIED" in identification_note(RewardSpec("hidden", **one), labelled=False)

@@ -50,7 +50,7 @@ def test_learns_and_saves(make_log, make_config):
     assert not names & {"checkpoints", "training_args.bin"}
 
     assert set(result.designs) == {"constant", "hidden"}
-    assert result.metrics["nll"] == min(result.designs.values())
+    assert result.metrics["nll"] == result.designs[result.design]
     record = json.loads((Path(config.output) / "irm_fast.json").read_text())
     assert record["designs"] == pytest.approx(dict(result.designs))
     assert record["design"] == result.design
@@ -246,7 +246,103 @@ def test_output_folder(make_log, make_config, tmp_path):
     for settings in ({}, {"resume": True}):
         with pytest.raises(ValueError, match=r"not empty.*finished.*--overwrite"):
             train_log(make_log(), replace(config, **settings))
+    (tmp_path / "new" / "notes.txt").write_text("precious")
+    with pytest.raises(ValueError, match=r"holds 'notes\.txt'.*--overwrite does not delete"):
+        train_log(make_log(), replace(config, overwrite=True))
+    (tmp_path / "new" / "notes.txt").rename(tmp_path / "notes.txt")
+    for settings in ({"model": config.output}, {"data": str(tmp_path / "new" / "train.yaml")}):
+        with pytest.raises(ValueError, match=rf"holds {next(iter(settings))} "):
+            train_log(make_log(), replace(config, overwrite=True, **settings))
     train_log(make_log(), replace(config, overwrite=True))
+
+
+def test_resume_notices_another_log(make_log, make_config, monkeypatch):
+    log, config = make_log(), make_config()
+    with monkeypatch.context() as patch:
+        interrupt(patch, 6)
+        with pytest.raises(Interrupted):
+            train_log(log, config)
+    again = replace(config, resume=True)
+    feedback = log.feedback.copy()
+    feedback[0, 0] ^= 1
+    for other, text in [
+        (make_log(47), "47 rows instead of 48"),
+        (replace(log, feedback=feedback), "48 rows as before, but other content"),
+        (replace(log, messages=[*log.messages[1:], log.messages[0]]), "other content"),
+    ]:
+        with pytest.raises(ValueError, match=f"log has changed.*{text}.*--overwrite"):
+            train_log(other, again)
+    assert train_log(log, again).metrics
+
+
+def test_resume_finds_the_same_logging_steps(make_log, make_config, monkeypatch):
+    """Transformers warns where the steps in the arguments are not those that its checkpoint holds."""
+    seen = []
+    training_step = ImplicitTrainer.training_step
+
+    def watched(self, *args, **kwargs):
+        seen.append((self.args.logging_steps, self.state.logging_steps))
+        return training_step(self, *args, **kwargs)
+
+    monkeypatch.setattr(ImplicitTrainer, "training_step", watched)
+    train_log(make_log(150), make_config(epochs=1, batch_size=1, validation_fraction=0))
+    assert set(seen) == {(3, 3)}
+
+
+def test_parts_without_evidence(make_log, make_config):
+    log = make_log(16)
+    _, heldout = log.split(0.25, 0)
+    in_heldout = np.isin(log.ids, heldout.ids)
+    config = make_config(seed=0)
+    silent = replace(log, feedback=np.stack([in_heldout, in_heldout], axis=1).astype(np.int8))
+    with pytest.raises(ValueError, match=r"no action and no preference in the training part.*--seed"):
+        train_log(silent, config)
+    with pytest.raises(ValueError, match=r"weight: no row of the held-out part.*--validation-fraction"):
+        train_log(replace(log, weight=(~in_heldout).astype(np.float32)), config)
+    with pytest.raises(ValueError, match=r"weight: no row of the training part"):
+        train_log(replace(log, weight=in_heldout.astype(np.float32)), config)
+
+
+def test_signal_that_never_acts_is_left_out(make_log, make_config):
+    log = make_log(160)
+    feedback = log.feedback.copy()
+    feedback[:, 0] = 0
+    dead = replace(log, feedback=feedback, propensity=np.full(feedback.shape, 0.6, np.float32))
+    config = make_config(propensity="auto", misclick_rate={"copy": 0.1})
+    with pytest.warns(UserWarning, match="copy: never acts"):
+        result = train_log(dead, config)
+    assert result.design == "constant"
+    assert not set(result.designs) - {"constant"}
+    assert result.model.spec.signals == ("share",)
+    assert result.identification.startswith("One signal")
+    with pytest.warns(UserWarning, match="left out copy"):
+        assert evaluate_log(result.model, dead)["share_observed"] == pytest.approx(feedback[:, 1].mean())
+    with pytest.warns(UserWarning, match="act in the same rows"):
+        twice = replace(log, feedback=log.feedback[:, [0, 0]])
+        train_log(twice, make_config("twice", epochs=1), heldout=twice)
+
+
+def test_hidden_must_be_better_beyond_noise(make_log, make_config, monkeypatch):
+    from irm_fast import trainer
+
+    chosen = {}
+    for gain, error in [(0.2, 0.1), (0.2, 0.3), (-0.2, 0.1)]:
+        monkeypatch.setattr(trainer, "paired_difference", lambda *losses, got=(gain, error): got)
+        config = make_config(f"{gain}-{error}", propensity="auto", epochs=1)
+        chosen[gain, error] = train_log(make_log(), config).design
+    assert list(chosen.values()) == ["hidden", "constant", "constant"]
+
+
+def test_losses_of_the_kept_model(make_log, make_config, monkeypatch):
+    """What designs are compared by is the held-out likelihood that is reported."""
+    from irm_fast import trainer
+
+    seen = []
+    monkeypatch.setattr(trainer, "paired_difference", lambda *losses: seen.append(losses) or (0.0, 1.0))
+    result = train_log(make_log(), make_config(propensity="auto"))
+    constant, hidden, weight = seen[0]
+    assert constant.sum() / weight.sum() == pytest.approx(result.designs["constant"], rel=1e-5)
+    assert hidden.sum() / weight.sum() == pytest.approx(result.designs["hidden"], rel=1e-5)
 
 
 def test_run_that_cannot_start_leaves_nothing(make_log, make_config, tmp_path):
@@ -295,7 +391,7 @@ def test_features(make_log, make_config):
     assert evaluate_log(result.model, swapped) == evaluate_log(result.model, log)
     with pytest.raises(ValueError, match=r"features: the log has none"):
         evaluate_log(result.model, make_log(signals=("copy",)))
-    with pytest.raises(ValueError, match=r"signals: the log has share.*trained on copy"):
+    with pytest.raises(ValueError, match=r"signals: the log lacks copy.*has share.*trained on copy"):
         evaluate_log(result.model, make_log(signals=("share",)))
 
 
