@@ -113,3 +113,13 @@ def make_config(tiny_model, tmp_path):
         return TrainConfig(model=tiny_model, output=str(tmp_path / output), **{**quick, **settings})
 
     return make
+
+
+@pytest.fixture(params=["reference", "cpu", "triton"])
+def backend(request: pytest.FixtureRequest) -> str:
+    """Each backend of the loss in turn; Triton through its interpreter."""
+    import irm_fast
+
+    if request.param == "cpu" and irm_fast.backends()["cpu"] != "available":
+        pytest.skip(irm_fast.backends()["cpu"])
+    return str(request.param)

@@ -18,13 +18,6 @@ FORMS = ("marginal", "separate", "current")
 HALF = (torch.bfloat16, torch.float16)
 
 
-@pytest.fixture(params=["reference", "cpu", "triton"])
-def backend(request: pytest.FixtureRequest) -> str:
-    if request.param == "cpu" and irm_fast.backends()["cpu"] != "available":
-        pytest.skip(irm_fast.backends()["cpu"])
-    return str(request.param)
-
-
 def run(
     batch: truth.Batch, backend: str, form: str = "marginal", dtype: torch.dtype = torch.float32
 ) -> dict[str, torch.Tensor]:
