@@ -50,7 +50,12 @@ def _print_version(wanted: bool) -> None:
         import irm_fast
 
         typer.echo(f"irm-fast {irm_fast.__version__}")
-        for name, state in irm_fast.backends().items():
+        states = irm_fast.backends()
+        if states["cpu"] == "available":
+            from irm_fast.kernels.cpu import INSTRUCTION_SET
+
+            states["cpu"] += f" (C++, {INSTRUCTION_SET})"
+        for name, state in states.items():
             typer.echo(f"  loss backend {name}: {state}")
         raise typer.Exit
 

@@ -77,6 +77,8 @@ def _load() -> ctypes.CDLL:
 
 
 _library = _load()
+_library.irm_instruction_set.restype = ctypes.c_char_p
+INSTRUCTION_SET: str = _library.irm_instruction_set().decode()  # avx512, avx2 or baseline, by the processor
 
 
 def _logits(x: Tensor | None) -> _Logits:
