@@ -206,9 +206,10 @@ def score(
     batch_size: BatchSize = 32,
 ) -> None:
     """Write the reward of every response; no feedback or rating is needed."""
-    from irm_fast.evaluation import load, read_conversations
+    from irm_fast.evaluation import load
     from irm_fast.evaluation import score as rewards_of
     from irm_fast.files import check_not_input
+    from irm_fast.rated import read_conversations
 
     check_not_input(out, data)
     if not out.parent.is_dir():

@@ -17,15 +17,15 @@ from typing import Any, Literal
 
 import numpy as np
 
+from irm_fast.checks import MAX_SIGNALS
 from irm_fast.files import DataError, Problems, closest, read_rows, shown
-from irm_fast.log import Log, signal_notes
+from irm_fast.log import Log, contradictions, signal_notes
 from irm_fast.rated import Rated, read_rated
 from irm_fast.rows import LogRow, check_ids, log_row
 
 __all__ = ["DataError", "Log", "Rated", "format_validation", "read_log", "read_rated", "signal_notes", "validate"]
 
 Absent = Literal["error", "silent", "missing"]
-MAX_SIGNALS = 16
 NEGATIVE_SIGNALS = {"thumbs_down", "regenerate", "dislike", "downvote", "report"}
 
 
@@ -158,14 +158,14 @@ def _scan(path: Path | str, absent: Absent, polarity: Mapping[str, int], misclic
     problems.put_first(start)
     duplicate_ids = check_ids(((row.line, row.id) for row in rows), problems)
     _check_rows(log, rows, problems)
-    contradictions = _contradictions(log)
-    for i in [] if misclick else contradictions:
+    contradictory = contradictions(log)
+    for i in [] if misclick else contradictory:
         acted = [name for k, name in enumerate(log.signals) if log.feedback[i, k] == 1]
         stated = [f"preference {log.preference[i]}"] if log.preference[i] >= 0 else []
         text = f"{', '.join(acted + stated)} contradict each other; expected one side, or a misclick rate"
         problems.add(rows[i].line, "feedback", text)
     absences = {name: len(lines) for name, lines in lacking.items()}
-    return _Scan(log, problems, seen, absences, len(contradictions), duplicate_ids)
+    return _Scan(log, problems, seen, absences, len(contradictory), duplicate_ids)
 
 
 def _checked(polarity: Mapping[str, int] | None) -> Mapping[str, int]:
@@ -209,14 +209,6 @@ def _matrix(values: list[dict[str, float] | None], names: tuple[str, ...]) -> np
     if not any(values):
         return None
     return np.array([[(row or {}).get(name, math.nan) for name in names] for row in values], np.float32)
-
-
-def _contradictions(log: Log) -> np.ndarray:
-    """Rows with evidence for both sides: of two signals, or of a signal and the explicit preference."""
-    acted, sign = log.feedback == 1, np.array(log.polarity, int)
-    liked = (acted & (sign > 0)).any(axis=1) | (log.preference == 1)
-    disliked = (acted & (sign < 0)).any(axis=1) | (log.preference == 0)
-    return np.flatnonzero(liked & disliked)
 
 
 def _check_log(log: Log, lacking: Mapping[str, list[int]], polarity: Iterable[str], problems: Problems) -> None:

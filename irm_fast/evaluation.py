@@ -14,11 +14,11 @@ from torch import Tensor
 
 from irm_fast.batches import MODEL_INPUTS, Collator, as_dataset, tokenise
 from irm_fast.functional import implicit_rm_loss
+from irm_fast.log import Log, contradictions
 from irm_fast.metrics import reward_metrics
 from irm_fast.model import ImplicitRewardModel, read_record
 
 if TYPE_CHECKING:
-    from irm_fast.log import Log
     from irm_fast.propensity import RewardSpec
     from irm_fast.rated import Rated
     from irm_fast.rows import Messages
@@ -40,37 +40,6 @@ def score(model: ImplicitRewardModel, conversations: Sequence[Messages], *, batc
     for index, batch in _batches(model, [{"input_ids": row} for row in input_ids], batch_size):
         rewards[index] = model.score(model.pool(batch["input_ids"], batch["attention_mask"])).cpu().numpy()
     return rewards
-
-
-def read_conversations(path: str | Path) -> tuple[list[str], list[Messages]]:
-    """Ids and conversations of any data that holds them: a log, rated responses, pairs, or nothing else.
-
-    Fields other than id, prompt, completion, chosen and rejected are ignored.
-
-    Raises:
-        DataError: what is wrong, by file, line and field.
-    """
-    from irm_fast.files import Problems, read_rows
-    from irm_fast.rated import is_pair, rated_rows
-    from irm_fast.rows import TEXT_FIELDS, Fields, check_ids, name_of, spellings
-
-    problems, known = Problems(path), spellings(TEXT_FIELDS)
-    found: list[tuple[int, str, Messages]] = []
-    for line, raw in read_rows(path, problems):
-        raw = {key: value for key, value in raw.items() if key in known or key in ("chosen", "rejected")}
-        if is_pair(raw):
-            found += [(line, row.id, row.messages) for row in rated_rows(line, raw, problems)]
-            continue
-        row = Fields(line, raw, known, problems)
-        found.append((line, row.get("id", name_of, f"row-{line}"), row.conversation()))
-    if not found and not problems.total:
-        problems.add(None, "file", "empty; expected at least one row")
-    check_ids(((line, name) for line, name, _ in found), problems)
-    problems.raise_if_any()
-    if problems.left_out:
-        lines = f"{len(problems.left_out)} pairs with an empty response, first at line {problems.left_out[0]}"
-        warnings.warn(f"{path}: left out {lines}", stacklevel=2)
-    return [name for _, name, _ in found], [messages for *_, messages in found]
 
 
 def evaluate(model_dir: str | Path, data: str | Path, *, batch_size: int = 32) -> dict[str, Any]:
@@ -234,13 +203,11 @@ def keep_signals(log: Log, names: Sequence[str]) -> Log:
 
 def check_evidence(spec: RewardSpec, log: Log) -> None:
     """Raise ValueError if a row contradicts itself and no misclick explains it: its likelihood would be zero."""
-    certain = (log.feedback == 1) & (np.array(spec.misclick_rate) == 0)
-    sign = np.array(spec.polarity, int)
-    liked = (certain & (sign > 0)).any(axis=1) | (log.preference == 1)
-    disliked = (certain & (sign < 0)).any(axis=1) | (log.preference == 0)
-    if (liked & disliked).any():
-        row = log.ids[int(np.argmax(liked & disliked))]
-        raise ValueError(f"feedback: row {row!r} contradicts itself; expected one side, or a misclick rate")
+    rows = contradictions(log, certain=np.array(spec.misclick_rate) == 0)
+    if len(rows):
+        raise ValueError(
+            f"feedback: row {log.ids[rows[0]]!r} contradicts itself; expected one side, or a misclick rate"
+        )
 
 
 def check_design(design: str, log: Log) -> None:

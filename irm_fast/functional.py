@@ -148,11 +148,7 @@ def _forward(
     is_double = torch.float64 in (reward.dtype, propensity.dtype)
     run = choose_backend(backend, reward.device, is_double)
     signals, has_misclick = checks.signal_table(polarity, misclick_rate, n_signals, reward.device, is_double)
-    return partial(_call, run, feedback, signals=signals, has_misclick=has_misclick, **options)
-
-
-def _call(run: Callable, feedback: Tensor, reward: Tensor, propensity: Tensor, **options):
-    return run(reward, propensity, feedback, **options)
+    return partial(run, feedback=feedback, signals=signals, has_misclick=has_misclick, **options)
 
 
 class _ImplicitRM(torch.autograd.Function):

@@ -72,6 +72,17 @@ class Log:
         return self.subset(~held), self.subset(held)
 
 
+def contradictions(log: Log, certain: np.ndarray | bool = True) -> np.ndarray:
+    """Indices of the rows with evidence for both sides: of two signals, or of a signal and the explicit preference.
+
+    certain: (K,) bool, the signals whose actions no misclick explains.
+    """
+    acted, sign = (log.feedback == 1) & certain, np.array(log.polarity, int)
+    liked = (acted & (sign > 0)).any(axis=1) | (log.preference == 1)
+    disliked = (acted & (sign < 0)).any(axis=1) | (log.preference == 0)
+    return np.flatnonzero(liked & disliked)
+
+
 NESTED_FROM = 30  # actions
 
 

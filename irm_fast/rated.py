@@ -102,10 +102,7 @@ def read_rated(path: Path | str) -> Rated:
         _check_file(rows, problems)
     problems.put_first(start)
     problems.raise_if_any()
-    if problems.left_out:
-        lines = ", ".join(map(str, problems.left_out[:10])) + (", ..." if len(problems.left_out) > 10 else "")
-        text = f"{path}: {len(problems.left_out)} pairs left out because a response is empty: lines {lines}"
-        warnings.warn(text, stacklevel=2)
+    _warn_of_left_out(path, problems)
     preference = np.array([row.preference for row in rows], np.int8)
     rating = np.array([row.preference if row.rating is None else row.rating for row in rows], np.float64)
     return Rated(
@@ -115,6 +112,38 @@ def read_rated(path: Path | str) -> Rated:
         preference=np.where(preference < 0, _liked(rating), preference).astype(np.int8),
         pair=np.array([row.pair for row in rows], np.int64),
     )
+
+
+def _warn_of_left_out(path: Path | str, problems: Problems) -> None:
+    if problems.left_out:
+        lines = ", ".join(map(str, problems.left_out[:10])) + (", ..." if len(problems.left_out) > 10 else "")
+        text = f"{path}: {len(problems.left_out)} pairs left out because a response is empty: lines {lines}"
+        warnings.warn(text, stacklevel=3)
+
+
+def read_conversations(path: str | Path) -> tuple[list[str], list[Messages]]:
+    """Ids and conversations of any data that holds them: a log, rated responses, pairs, or nothing else.
+
+    Fields other than id, prompt, completion, chosen and rejected are ignored.
+
+    Raises:
+        DataError: what is wrong, by file, line and field.
+    """
+    problems, known = Problems(path), spellings(TEXT_FIELDS)
+    found: list[tuple[int, str, Messages]] = []
+    for line, raw in read_rows(path, problems):
+        raw = {key: value for key, value in raw.items() if key in known or key in ("chosen", "rejected")}
+        if is_pair(raw):
+            found += [(line, row.id, row.messages) for row in rated_rows(line, raw, problems)]
+            continue
+        row = Fields(line, raw, known, problems)
+        found.append((line, row.get("id", name_of, f"row-{line}"), row.conversation()))
+    if not found and not problems.total:
+        problems.add(None, "file", "empty; expected at least one row")
+    check_ids(((line, name) for line, name, _ in found), problems)
+    problems.raise_if_any()
+    _warn_of_left_out(path, problems)
+    return [name for _, name, _ in found], [messages for *_, messages in found]
 
 
 def _liked(rating: np.ndarray) -> np.ndarray:

@@ -58,7 +58,6 @@ def test_methods_see_the_same_rows_and_no_truth_that_is_not_theirs() -> None:
 
 
 def test_a_small_demo(tmp_path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(demo, "PROMPTS", 60)
     monkeypatch.setattr(demo, "SETTINGS", {**demo.SETTINGS, "epochs": 1})
     small = demo.make_simulation
     monkeypatch.setattr(demo, "make_simulation", lambda seed: small(seed, prompts=60))

@@ -13,12 +13,12 @@ from irm_fast.evaluation import (
     evaluate_rated,
     load,
     paired_difference,
-    read_conversations,
     score,
 )
 from irm_fast.metrics import reward_metrics
 from irm_fast.model import ImplicitRewardModel
 from irm_fast.propensity import RewardSpec
+from irm_fast.rated import read_conversations
 
 
 @pytest.fixture(scope="module")
