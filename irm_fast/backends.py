@@ -53,7 +53,7 @@ def _default_backend(device_type: str, is_double: bool) -> str:
 def _load(name: str) -> Callable:
     if name == "reference":
         return reference_forward
-    module = {"cpu": "irm_fast.kernels.cpu", "triton": "irm_fast.kernels.triton.implicit_rm"}[name]
+    module = {"cpu": "irm_fast.kernels.cpu.implicit_rm", "triton": "irm_fast.kernels.triton.implicit_rm"}[name]
     try:
         return importlib.import_module(module).implicit_rm_forward
     except (ImportError, OSError) as error:

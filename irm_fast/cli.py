@@ -52,7 +52,7 @@ def _print_version(wanted: bool) -> None:
         typer.echo(f"irm-fast {irm_fast.__version__}")
         states = irm_fast.backends()
         if states["cpu"] == "available":
-            from irm_fast.kernels.cpu import INSTRUCTION_SET
+            from irm_fast.kernels.cpu.library import INSTRUCTION_SET
 
             states["cpu"] += f" (C++, {INSTRUCTION_SET})"
         for name, state in states.items():

@@ -1,90 +1,63 @@
-// Runs the blocks of a batch: instruction set, threads, and the sum of the partial sums in a fixed order.
+// Runs the blocks of a batch: the copy for this processor, threads, and the sum of the partial sums in a fixed order.
 #include "implicit_rm.h"
 
 #include <algorithm>
 #include <atomic>
 #include <vector>
 
-#if !defined(_WIN32)
-#include <dlfcn.h>
-#endif
+#include "export.h"
+#include "huge_pages.h"
+#include "instruction_set.h"
+#include "parallel.h"
 
 namespace irm {
 namespace {
 
 constexpr int64_t kRowsPerThread = 8192;  // below this, waking a thread costs more than it saves
 
-struct InstructionSet {
-  const char* name;
-  BlockFunction process_block;
-};
-
-InstructionSet best_instruction_set() {
+BlockFunction process_block() {
+  switch (instruction_set()) {
 #if defined(IRM_X86)
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512vl")) {
-    return {"avx512", avx512::process_block};
-  }
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return {"avx2", avx2::process_block};
+    case InstructionSet::kAvx512: return avx512::process_block;
+    case InstructionSet::kAvx2: return avx2::process_block;
 #endif
-  return {"baseline", baseline::process_block};
+    default: return baseline::process_block;
+  }
 }
-
-const InstructionSet kChosen = best_instruction_set();
 
 // Threads take the next block until none is left, so that it does not matter how many of them come.
 struct Work {
   const Arguments& args;
+  BlockFunction process_block;
   std::vector<double> sums;  // one a block
   std::atomic<int64_t> next{0};
   std::atomic<int> status{0};
 
-  void share() {
-    const int64_t n_blocks = sums.size();
-    for (int64_t b = next++; b < n_blocks; b = next++) status |= kChosen.process_block(args, b, sums[b]);
+  static void share(void* context) {
+    Work& work = *static_cast<Work*>(context);
+    const int64_t n_blocks = work.sums.size();
+    for (int64_t b = work.next++; b < n_blocks; b = work.next++) {
+      work.status |= work.process_block(work.args, b, work.sums[b]);
+    }
   }
 };
 
-// PyTorch has an OpenMP runtime loaded, with its threads waiting. A second pool would fight them for the cores, so that
-// one is looked up in the process and used; without it the calling thread does the work alone.
-using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
-
-Parallel find_openmp() {
-#if defined(_WIN32)
-  return nullptr;
-#else
-  return reinterpret_cast<Parallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
-#endif
-}
-
-const Parallel kParallel = find_openmp();
-
-void run_share(void* work) { static_cast<Work*>(work)->share(); }
-
 int run(const Arguments& args) {
-  const int64_t n_blocks = (args.n_rows + kRowsPerBlock - 1) / kRowsPerBlock;
-  const int64_t n_threads = std::min(args.n_threads, args.n_rows / kRowsPerThread);
-  Work work{args, std::vector<double>(n_blocks)};
-  if (kParallel && n_threads > 1) {
-    kParallel(run_share, &work, static_cast<unsigned>(n_threads), 0);
-  } else {
-    work.share();
-  }
+  const int64_t n = args.n_rows, entries = n * args.n_signals;
+  if (args.grad_reward) advise_huge_pages(args.grad_reward, n * sizeof(float));
+  if (args.grad_propensity) advise_huge_pages(args.grad_propensity, entries * sizeof(float));
+  if (args.groups) advise_huge_pages(args.groups, entries * 4 * sizeof(float));
+  const int64_t n_blocks = (n + kRowsPerBlock - 1) / kRowsPerBlock;
+  Work work{args, process_block(), std::vector<double>(n_blocks)};
+  run_parallel(Work::share, &work, std::min(args.n_threads, n / kRowsPerThread));
   double total = 0.0;
   for (double partial : work.sums) total += partial;
-  if (args.loss_sum) *args.loss_sum = total;
+  if (args.loss_sum) *args.loss_sum = static_cast<float>(total);
   return work.status;
 }
 
 }  // namespace
 }  // namespace irm
 
-#if defined(_WIN32)
-#define IRM_EXPORT extern "C" __declspec(dllexport)
-#else
-#define IRM_EXPORT extern "C" __attribute__((visibility("default")))
-#endif
-
 IRM_EXPORT int irm_implicit_rm(const irm::Arguments* args) { return irm::run(*args); }
-IRM_EXPORT int64_t irm_arguments_size() { return sizeof(irm::Arguments); }
-IRM_EXPORT const char* irm_instruction_set() { return irm::kChosen.name; }
+IRM_EXPORT int64_t irm_implicit_rm_arguments_size() { return sizeof(irm::Arguments); }

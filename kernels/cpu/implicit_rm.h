@@ -22,7 +22,7 @@ struct CodesView {
 
 enum Status : int { kInvalidFeedback = 1, kInvalidPreference = 2, kInvalidWeight = 4 };
 
-// Mirrored field by field in kernels/cpu/__init__.py.
+// Mirrored field by field in implicit_rm.py: every field has 8 bytes.
 struct Arguments {
   int64_t n_rows, n_signals;
   LogitsView reward, propensity;              // the logits that are trained
@@ -31,9 +31,9 @@ struct Arguments {
   const float* weight;                        // (N,) or null: all 1
   const float* signals;                       // (4, K): polarity, misclick rate e, -log e, log1p(-e)
   int64_t has_misclick;
-  float scale;                                // multiplies loss and gradients: 1, or 1/N for a mean
+  double scale;                               // multiplies loss and gradients: 1, or 1/N for a mean
   float* loss_rows;                           // (N,), or null: the sum is wanted
-  double* loss_sum;                           // ()
+  float* loss_sum;                            // ()
   float* grad_reward;                         // (N,) or null
   float* grad_propensity;                     // (N, K) or null
   float* groups;                              // (N, K, 4) or null

@@ -5,110 +5,18 @@
 // the forms used here, which keep float32 accurate in the tails. The Triton twin is kernels/triton/implicit_rm.py.
 //
 // No template of the standard library is used here: the linker would be free to run the AVX-512 copy of it anywhere.
-#include <cmath>
 #include <cstring>
 
-#include "tiles.h"
+#include "one_signal.h"
+#include "tile.h"
 
 namespace irm {
 namespace IRM_ISA {
 namespace {
 
-constexpr float kInf = HUGE_VALF;
-constexpr float kNaN = NAN;
-
-struct Signal {
-  float polarity, rate, minus_log_rate, log1p_minus_rate;
-};
-
-// A tile in flight. "Posterior logits" are the stratification model's where there is one, else the trained ones.
-struct Tile {
-  int64_t first;
-  int rows;
-  float s[kTile], s_post[kTile], t[kTile], t_post[kTile];  // logits; t of the signal at hand
-  int32_t code[kMaxSignals][kTile];                        // feedback: 1, 0, -1
-  float m[kMaxSignals][kTile], not_m[kMaxSignals][kTile];  // sigmoid(+-t_post)
-  float A[kTile], C[kTile], D[kTile];                      // log P(f | r*=1), log P(f | r*=0), their difference
-  float poison[kTile];                                     // 0, or NaN where a logit is not finite
-  float q[kTile], not_q[kTile];                            // P(r*=1 | evidence) and its complement
-  float loss[kTile], grad[kTile];
-  float weight[kTile], dropped[kTile];                     // times scale; 1 where the weight is 0
-};
-
-inline float not_finite(float x) { return x - x; }  // 0, or NaN
-
-// sigmoid(x) - sigmoid(y) without cancellation; `lead` is y - x.
-inline float sigmoid_difference(float plus_x, float minus_x, float plus_y, float minus_y, float lead) {
-  const bool below = lead <= 0.0f;
-  const float change = exp_nonpositive(below ? lead : -lead).minus1;
-  return below ? -plus_x * minus_y * change : minus_x * plus_y * change;
-}
-
-// Adds one signal to the log-likelihoods of both sides.
-template <bool kMisclick>
-void add_evidence(Tile& tile, const Signal& sig, int k) {
-  const bool positive = sig.polarity > 0.0f;
-  for (int i = 0; i < tile.rows; ++i) {
-    const bool acted = tile.code[k][i] == 1, missing = tile.code[k][i] == -1;
-    const float t = tile.t_post[i];
-    const Sigmoid a = sigmoid_softplus(t);
-    tile.m[k][i] = a.plus + not_finite(t);
-    tile.not_m[k][i] = a.minus + not_finite(t);
-
-    float own = acted ? -a.softplus_minus : -a.softplus;
-    float other = acted ? -kInf : 0.0f;
-    float difference = acted ? kInf : -a.softplus;  // own - other, never found by subtraction
-    if (kMisclick) {
-      const Sigmoid u = sigmoid_softplus(t + sig.log1p_minus_rate);
-      const float em = sig.rate * a.plus;
-      const bool small = em < 0.5f;
-      // Else softplus(u) - softplus(t), its linear parts subtracted exactly; t > 0 there.
-      const float log_u = u.softplus < u.softplus_minus ? u.softplus : u.softplus_minus;
-      const float linear = t + sig.log1p_minus_rate > 0.0f ? sig.log1p_minus_rate : -t;
-      const float log_not_em = small ? log1p_small(small ? -em : 0.0f) : linear + (log_u - a.softplus_minus);
-      other = acted ? -sig.minus_log_rate - a.softplus_minus : log_not_em;
-      difference = acted ? sig.minus_log_rate : -u.softplus;
-    }
-    own = missing ? 0.0f : own;
-    other = missing ? 0.0f : other;
-    difference = missing ? 0.0f : difference;
-    tile.A[i] += positive ? own : other;
-    tile.C[i] += positive ? other : own;
-    tile.D[i] += positive ? difference : -difference;
-    tile.poison[i] += missing ? 0.0f : not_finite(t) + not_finite(tile.t[i]);
-  }
-}
-
-// Posterior of r*, marginal loss and its gradient in the reward logit.
-void combine_evidence(Tile& tile) {
-  for (int i = 0; i < tile.rows; ++i) {
-    const float s = tile.s_post[i];
-    // Turn the row so that the evidence speaks against x: d <= 0.
-    const bool flip = tile.D[i] > 0.0f;
-    const float turn = flip ? -1.0f : 1.0f;
-    const float x = turn * s, d = turn * tile.D[i], base = tile.A[i] > tile.C[i] ? tile.A[i] : tile.C[i];
-    const bool impossible = base == -kInf;  // evidence that cannot be: likelihood zero, no posterior
-    const Sigmoid g = sigmoid_softplus(x);
-    const float z = x + d, e = exp_nonpositive(z < 0.0f ? z : -z).value;
-    const float large = 1.0f / (1.0f + e), small = e * large;
-    const float won = z < 0.0f ? small : large, lost = z < 0.0f ? large : small;  // sigmoid(z), sigmoid(-z)
-
-    const float y = g.plus * exp_nonpositive(d).minus1;
-    const bool near_one = y < -0.5f;  // log1p(y) would lose the tail: take log-sum-exp
-    const float a = -g.softplus, b = d - g.softplus_minus;
-    const float log_term = (near_one ? (a > b ? a : b) : 0.0f) + log1p_small(near_one ? e : y);
-    const float poison = tile.poison[i] + (impossible ? kNaN : 0.0f);
-
-    tile.q[i] = (flip ? lost : won) + poison;
-    tile.not_q[i] = (flip ? won : lost) + poison;
-    tile.grad[i] = -turn * y * lost + poison;
-    tile.loss[i] = (impossible ? kInf : -base - log_term) + tile.poison[i];
-  }
-}
-
 // The paper's form: cross-entropies against a posterior that is a constant, first the preference.
 void stratified_reward(Tile& tile) {
-  for (int i = 0; i < tile.rows; ++i) {
+  for (int i = 0; i < kTile; ++i) {
     const float s = tile.s[i], q = tile.q[i], not_q = tile.not_q[i];
     const Sigmoid g = sigmoid_softplus(s);
     const bool impossible = tile.loss[i] == kInf;
@@ -118,32 +26,34 @@ void stratified_reward(Tile& tile) {
   }
 }
 
-template <bool kMisclick, bool kStratified>
-void signal_outputs(Tile& tile, const Arguments& args, const Signal& sig, int k) {
-  const bool positive = sig.polarity > 0.0f;
-  const int64_t K = args.n_signals;
-  float* grad = args.grad_propensity ? args.grad_propensity + tile.first * K + k : nullptr;
-  float* groups = args.groups ? args.groups + (tile.first * K + k) * 4 : nullptr;
-  float dt[kTile], PA[kTile], NA[kTile], PP[kTile], NP[kTile];
+// Given silence and that r* is not on the signal's side: active (a misclick that did not happen) and passive.
+struct OtherSide {
+  float active, passive;
+};
 
-  for (int i = 0; i < tile.rows; ++i) {
+template <Evidence kEvidence>
+inline OtherSide silent_other_side(float m, float not_m, float rate) {
+  if (kEvidence != Evidence::kMisclick) return {m, not_m};
+  const float inverse = 1.0f / (not_m + (1.0f - rate) * m);  // 1 / (1 - e m), no cancellation
+  return {m * (1.0f - rate) * inverse, not_m * inverse};
+}
+
+// Gradient in the logit of signal k; the stratified form also adds its cross-entropy to the loss.
+template <Evidence kEvidence, bool kStratified>
+void signal_gradient(Tile& tile, const Signal& sig, int k, float* dt) {
+  const bool positive = sig.polarity > 0.0f;
+  for (int i = 0; i < kTile; ++i) {
     const bool acted = tile.code[k][i] == 1, missing = tile.code[k][i] == -1;
     const float m = tile.m[k][i], not_m = tile.not_m[k][i];
     const float w = positive ? tile.q[i] : tile.not_q[i], not_w = positive ? tile.not_q[i] : tile.q[i];
-    // Given the other side and silence: active (a misclick that did not happen), passive, and e m (1-m) / (1 - e m).
-    float active_other = m, passive_other = not_m, misclick_term = 0.0f;
-    if (kMisclick) {
-      const float inverse = 1.0f / (not_m + (1.0f - sig.rate) * m);  // 1 / (1 - e m), no cancellation
-      active_other = m * (1.0f - sig.rate) * inverse;
-      passive_other = not_m * inverse;
-      misclick_term = sig.rate * m * passive_other;
-    }
-    const float active = acted ? 1.0f : not_w * active_other;  // PA + NA of a recorded entry
-    const float silent_grad = w * m + not_w * misclick_term;   // m - active
-    const float nothing = 0.0f * w;                            // 0, or NaN where the row has no posterior
+    const OtherSide other = silent_other_side<kEvidence>(m, not_m, sig.rate);
+    float silent_grad = w * m;  // m - (PA + NA)
+    if (kEvidence == Evidence::kMisclick) silent_grad += not_w * sig.rate * m * other.passive;
+    const float nothing = 0.0f * w;  // 0, or NaN where the row has no posterior
     dt[i] = missing ? 0.0f : (acted ? -not_m : silent_grad) + nothing;
     if (kStratified) {
-      const float passive = acted ? 0.0f : w + not_w * passive_other;
+      const float active = acted ? 1.0f : not_w * other.active;  // PA + NA of a recorded entry
+      const float passive = acted ? 0.0f : w + not_w * other.passive;
       const float t = tile.t[i];
       const Sigmoid trained = sigmoid_softplus(t);
       const float cross_entropy = active * trained.softplus_minus + passive * trained.softplus;
@@ -155,48 +65,46 @@ void signal_outputs(Tile& tile, const Arguments& args, const Signal& sig, int k)
       const float step = (shift < 0.0f ? -shift : shift) + silent_grad < up + down ? shift + silent_grad : up - down;
       dt[i] = missing ? 0.0f : (acted ? -trained.minus : step) + nothing;
     }
-    const float active_own = missing ? m : acted ? 1.0f : 0.0f;
-    const float passive_own = missing ? not_m : acted ? 0.0f : 1.0f;
-    active_other = missing ? m : acted ? 1.0f : active_other;
-    passive_other = missing ? not_m : acted ? 0.0f : passive_other;
-    PA[i] = tile.q[i] * (positive ? active_own : active_other);
-    NA[i] = tile.not_q[i] * (positive ? active_other : active_own);
-    PP[i] = tile.q[i] * (positive ? passive_own : passive_other);
-    NP[i] = tile.not_q[i] * (positive ? passive_other : passive_own);
-  }
-  if (grad) {
-    for (int i = 0; i < tile.rows; ++i) {
-      grad[i * K] = tile.dropped[i] != 0.0f ? 0.0f : dt[i] * tile.weight[i];
-    }
-  }
-  if (groups) {
-    for (int i = 0; i < tile.rows; ++i) {
-      float* row = groups + i * K * 4;
-      row[0] = PA[i]; row[1] = NA[i]; row[2] = PP[i]; row[3] = NP[i];
-    }
+    dt[i] = tile.dropped[i] != 0.0f ? 0.0f : dt[i] * tile.weight[i];
   }
 }
 
-int load_rows(const Arguments& args, Tile& tile) {
-  int status = 0;
-  const bool stratified = args.reward_strat.data != nullptr;
-  load_logits(args.reward, tile.first, 0, tile.rows, tile.s);
-  load_logits(stratified ? args.reward_strat : args.reward, tile.first, 0, tile.rows, tile.s_post);
-  int32_t label[kTile];
-  for (int i = 0; i < kTile; ++i) label[i] = -1;
-  if (args.preference.data && !load_codes(args.preference, tile.first, 0, tile.rows, label)) {
-    status |= kInvalidPreference;
-  }
+// Posterior of the four groups of signal k: PA, NA, PP, NP of every row.
+template <Evidence kEvidence>
+void store_groups(const Tile& tile, const Signal& sig, int k, float* groups, int64_t row_stride) {
+  const bool positive = sig.polarity > 0.0f;
   for (int i = 0; i < tile.rows; ++i) {
-    const float w = args.weight ? args.weight[tile.first + i] : 1.0f;
-    if (!(w >= 0.0f && w < kInf)) status |= kInvalidWeight;
-    tile.weight[i] = w * args.scale;
-    tile.dropped[i] = w == 0.0f ? 1.0f : 0.0f;
-    // A label is evidence without limit.
-    tile.A[i] = label[i] == 0 ? -kInf : 0.0f;
-    tile.C[i] = label[i] == 1 ? -kInf : 0.0f;
-    tile.D[i] = tile.A[i] - tile.C[i];
+    const bool acted = tile.code[k][i] == 1, missing = tile.code[k][i] == -1;
+    const float m = tile.m[k][i], not_m = tile.not_m[k][i];
+    const OtherSide silent = silent_other_side<kEvidence>(m, not_m, sig.rate);
+    const OtherSide own = {missing ? m : acted ? 1.0f : 0.0f, missing ? not_m : acted ? 0.0f : 1.0f};
+    const OtherSide other = {missing ? m : acted ? 1.0f : silent.active, missing ? not_m : acted ? 0.0f : silent.passive};
+    float* row = groups + i * row_stride;
+    row[0] = tile.q[i] * (positive ? own.active : other.active);
+    row[1] = tile.not_q[i] * (positive ? other.active : own.active);
+    row[2] = tile.q[i] * (positive ? own.passive : other.passive);
+    row[3] = tile.not_q[i] * (positive ? other.passive : own.passive);
+  }
+}
+
+// Reward logits, weights, and the evidence that labels are.
+template <Evidence kEvidence, bool kStratified>
+int load_rows(const Arguments& args, Tile& tile) {
+  int status = load_weights(args, tile);
+  load_logits(args.reward, tile.first, 0, tile.rows, tile.s);
+  load_logits(kStratified ? args.reward_strat : args.reward, tile.first, 0, tile.rows, tile.s_post);
+  for (int i = 0; i < kTile; ++i) {
+    tile.A[i] = tile.C[i] = tile.D[i] = tile.u[i] = tile.proof[i] = 0.0f;
     tile.poison[i] = not_finite(tile.s[i]) + not_finite(tile.s_post[i]);
+  }
+  if (kEvidence != Evidence::kOneSided && args.preference.data) {  // a label is evidence without limit
+    int32_t label[kTile];
+    if (!load_codes(args.preference, tile.first, 0, tile.rows, label)) status |= kInvalidPreference;
+    for (int i = 0; i < kTile; ++i) {
+      tile.A[i] = label[i] == 0 ? -kInf : 0.0f;
+      tile.C[i] = label[i] == 1 ? -kInf : 0.0f;
+      tile.D[i] = tile.A[i] - tile.C[i];
+    }
   }
   return status;
 }
@@ -207,61 +115,92 @@ void load_signal_logits(const Arguments& args, Tile& tile, int k) {
   load_logits(kStratified ? args.propensity_strat : args.propensity, tile.first, k, tile.rows, tile.t_post);
 }
 
-template <bool kMisclick, bool kStratified>
-int process_tile(const Arguments& args, Tile& tile, double& sum) {
-  int status = load_rows(args, tile);
-  const auto signal = [&](int k) {
-    const float* p = args.signals + k;
-    const int64_t K = args.n_signals;
-    return Signal{p[0], p[K], p[2 * K], p[3 * K]};
-  };
+Signal signal_of(const Arguments& args, int k) {
+  const float* p = args.signals + k;
+  const int64_t K = args.n_signals;
+  return {p[0], p[K], p[2 * K], p[3 * K]};
+}
+
+template <Evidence kEvidence, bool kStratified>
+void signal_outputs(const Arguments& args, Tile& tile, int k) {
+  const int64_t K = args.n_signals, entry = tile.first * K + k;
+  const Signal sig = signal_of(args, k);
+  if (kStratified) load_signal_logits<kStratified>(args, tile, k);
+  if (kStratified || args.grad_propensity) {
+    alignas(64) float dt[kTile];
+    signal_gradient<kEvidence, kStratified>(tile, sig, k, dt);
+    if (args.grad_propensity && K == 1) {
+      std::memcpy(args.grad_propensity + entry, dt, tile.rows * sizeof(float));
+    } else if (args.grad_propensity) {
+      for (int i = 0; i < tile.rows; ++i) args.grad_propensity[entry + i * K] = dt[i];
+    }
+  }
+  if (args.groups) store_groups<kEvidence>(tile, sig, k, args.groups + entry * 4, K * 4);
+}
+
+template <Evidence kEvidence, bool kStratified>
+int process_signals(const Arguments& args, Tile& tile) {
+  int status = load_rows<kEvidence, kStratified>(args, tile);
   for (int k = 0; k < args.n_signals; ++k) {
     if (!load_codes(args.feedback, tile.first, k, tile.rows, tile.code[k])) status |= kInvalidFeedback;
     load_signal_logits<kStratified>(args, tile, k);
-    add_evidence<kMisclick>(tile, signal(k), k);
+    add_evidence<kEvidence>(tile, signal_of(args, k), k);
   }
-  combine_evidence(tile);
+  combine_evidence<kEvidence>(tile);
   if (kStratified) stratified_reward(tile);
   if (kStratified || args.grad_propensity || args.groups) {
-    for (int k = 0; k < args.n_signals; ++k) {
-      if (kStratified) load_signal_logits<kStratified>(args, tile, k);
-      signal_outputs<kMisclick, kStratified>(tile, args, signal(k), k);
-    }
+    for (int k = 0; k < args.n_signals; ++k) signal_outputs<kEvidence, kStratified>(args, tile, k);
   }
   // A row of weight 0 contributes nothing, whatever it holds.
-  for (int i = 0; i < tile.rows; ++i) {
+  for (int i = 0; i < kTile; ++i) {
     const bool dropped = tile.dropped[i] != 0.0f;
     tile.loss[i] = dropped ? 0.0f : tile.loss[i] * tile.weight[i];
     tile.grad[i] = dropped ? 0.0f : tile.grad[i] * tile.weight[i];
   }
-  if (args.loss_rows) std::memcpy(args.loss_rows + tile.first, tile.loss, tile.rows * sizeof(float));
-  if (args.grad_reward) std::memcpy(args.grad_reward + tile.first, tile.grad, tile.rows * sizeof(float));
-  for (int i = 0; i < tile.rows; ++i) sum += tile.loss[i];
   return status;
 }
 
-template <bool kMisclick, bool kStratified>
+double store_rows(const Arguments& args, Tile& tile) {
+  if (args.loss_rows) std::memcpy(args.loss_rows + tile.first, tile.loss, tile.rows * sizeof(float));
+  if (args.grad_reward) std::memcpy(args.grad_reward + tile.first, tile.grad, tile.rows * sizeof(float));
+  for (int i = tile.rows; i < kTile; ++i) tile.loss[i] = 0.0f;
+  double lanes[8] = {}, sum = 0.0;  // several chains of additions, in a fixed order
+  for (int i = 0; i < kTile; i += 8) {
+    for (int j = 0; j < 8; ++j) lanes[j] += tile.loss[i + j];
+  }
+  for (int j = 0; j < 8; ++j) sum += lanes[j];
+  return sum;
+}
+
+template <Evidence kEvidence, bool kStratified>
 int process_tiles(const Arguments& args, int64_t block, double& sum) {
   const int64_t first = block * kRowsPerBlock, past = first + kRowsPerBlock;
   const int64_t last = past < args.n_rows ? past : args.n_rows;
   int status = 0;
+  const bool one_signal = kEvidence == Evidence::kOneSided && !kStratified && args.n_signals == 1 && !args.groups;
   Tile tile;
   sum = 0.0;
   for (tile.first = first; tile.first < last; tile.first += kTile) {
     tile.rows = static_cast<int>(last - tile.first < kTile ? last - tile.first : kTile);
-    status |= process_tile<kMisclick, kStratified>(args, tile, sum);
+    status |= one_signal ? process_one_signal(args, tile) : process_signals<kEvidence, kStratified>(args, tile);
+    sum += store_rows(args, tile);
   }
   return status;
+}
+
+template <Evidence kEvidence>
+int process(const Arguments& args, int64_t block, double& sum) {
+  const bool stratified = args.reward_strat.data != nullptr;
+  return stratified ? process_tiles<kEvidence, true>(args, block, sum) : process_tiles<kEvidence, false>(args, block, sum);
 }
 
 }  // namespace
 
 int process_block(const Arguments& args, int64_t block, double& sum) {
-  const bool stratified = args.reward_strat.data != nullptr;
-  if (args.has_misclick) {
-    return stratified ? process_tiles<true, true>(args, block, sum) : process_tiles<true, false>(args, block, sum);
-  }
-  return stratified ? process_tiles<false, true>(args, block, sum) : process_tiles<false, false>(args, block, sum);
+  if (args.has_misclick) return process<Evidence::kMisclick>(args, block, sum);
+  bool one_sided = args.preference.data == nullptr;
+  for (int64_t k = 0; k < args.n_signals; ++k) one_sided = one_sided && args.signals[k] > 0.0f;
+  return one_sided ? process<Evidence::kOneSided>(args, block, sum) : process<Evidence::kTwoSided>(args, block, sum);
 }
 
 }  // namespace IRM_ISA

@@ -28,9 +28,9 @@ struct Exp {
   float minus1;  // exp(x) - 1, to full relative accuracy
 };
 
-// exp for x <= 0, -inf included; results under exp(-87) are flushed to zero, NaN stays NaN.
+// exp for x <= 0, -inf included; results under exp(-87.7) are flushed to zero, NaN stays NaN.
 inline Exp exp_nonpositive(float x) {
-  const float clamped = x < -87.0f ? -87.0f : x;
+  const float clamped = x < -88.0f ? -88.0f : x;  // where 2^n below has its exponent bits, and so its value, at zero
   // Adding 1.5 * 2^23 rounds to the nearest integer, which is then found in the low bits of the sum.
   const float shifted = clamped * 1.44269504f + 12582912.0f;
   const float n = shifted - 12582912.0f;
@@ -42,9 +42,7 @@ inline Exp exp_nonpositive(float x) {
   p = p * r + 0.500000001f;
   p = p * r * r + r;                                           // exp(r) - 1
   const float scale = from_bits((to_bits(shifted) << 23) + 0x3f800000u);  // 2^n
-  const float value = p * scale + scale;
-  const float minus1 = p * scale + (scale - 1.0f);
-  return {x < -87.0f ? 0.0f : value, x < -87.0f ? -1.0f : minus1};
+  return {p * scale + scale, p * scale + (scale - 1.0f)};
 }
 
 // log(1 + x) for x in [-1/2, 1]: 2 atanh(u) with u = x / (2 + x), |u| <= 1/3.
@@ -59,19 +57,37 @@ inline float log1p_small(float x) {
   return p * z * u + 2.0f * u;
 }
 
+struct ExpSigmoid {
+  float e, large;     // exp(-|x|), 1 / (1 + e)
+  float plus, minus;  // sigmoid(x), sigmoid(-x)
+};
+
+inline ExpSigmoid exp_sigmoid_of(float x, float e, float large) {
+  const float small = e * large;
+  return {e, large, x < 0.0f ? small : large, x < 0.0f ? large : small};
+}
+
+inline ExpSigmoid exp_sigmoid(float x) {
+  const float e = exp_nonpositive(x < 0.0f ? x : -x).value;
+  return exp_sigmoid_of(x, e, 1.0f / (1.0f + e));
+}
+
 struct Sigmoid {
   float plus, minus;              // sigmoid(x), sigmoid(-x)
   float softplus, softplus_minus;  // softplus(x), softplus(-x)
 };
 
 inline Sigmoid sigmoid_softplus(float x) {
-  const float e = exp_nonpositive(x < 0.0f ? x : -x).value;
-  const float large = 1.0f / (1.0f + e);
-  const float small = e * large;
-  const float log_term = log1p_small(e);
-  const bool negative = x < 0.0f;
-  return {negative ? small : large, negative ? large : small, (negative ? 0.0f : x) + log_term,
-          (negative ? -x : 0.0f) + log_term};
+  const ExpSigmoid g = exp_sigmoid(x);
+  const float log_term = log1p_small(g.e);
+  return {g.plus, g.minus, (x < 0.0f ? 0.0f : x) + log_term, (x < 0.0f ? -x : 0.0f) + log_term};
+}
+
+// sigmoid(x) - sigmoid(y) without cancellation; `lead` is y - x.
+inline float sigmoid_difference(float plus_x, float minus_x, float plus_y, float minus_y, float lead) {
+  const bool below = lead <= 0.0f;
+  const float change = exp_nonpositive(below ? lead : -lead).minus1;
+  return below ? -plus_x * minus_y * change : minus_x * plus_y * change;
 }
 
 }  // namespace IRM_ISA

@@ -7,7 +7,7 @@
 namespace irm {
 namespace IRM_ISA {
 
-constexpr int kTile = 64;
+constexpr int kTile = 128;  // rows: enough for the loops over a tile to hide latency, few enough for the cache
 
 constexpr int32_t kInvalidCode = 2;
 
@@ -25,14 +25,16 @@ inline float widen(Float16 x) {
   return from_bits((magnitude >= 0x7c00u ? special : finite) | sign);
 }
 
+// Rows past the end are filled up, so that the loops over a tile have a fixed length.
 template <typename T>
 inline void load_strided(const void* data, int64_t offset, int64_t stride, int rows, float* out) {
   const T* p = static_cast<const T*>(data) + offset;
-  if (stride == 1) {
-    for (int i = 0; i < rows; ++i) out[i] = widen(p[i]);
-  } else {
-    for (int i = 0; i < rows; ++i) out[i] = widen(p[i * stride]);
+  if (stride == 1 && rows == kTile) {
+    for (int i = 0; i < kTile; ++i) out[i] = widen(p[i]);
+    return;
   }
+  for (int i = 0; i < rows; ++i) out[i] = widen(p[i * stride]);
+  for (int i = rows; i < kTile; ++i) out[i] = 0.0f;
 }
 
 inline void load_logits(const LogitsView& v, int64_t first, int64_t k, int rows, float* out) {
@@ -44,16 +46,23 @@ inline void load_logits(const LogitsView& v, int64_t first, int64_t k, int rows,
   }
 }
 
+// 1, 0, -1 or kInvalidCode, compared in its own width: 256 must not become 0.
+template <typename T>
+inline int32_t code_of(T v) {
+  return v == T(1) ? 1 : v == T(0) ? 0 : (T(-1) < T(0) && v == T(-1)) ? -1 : kInvalidCode;
+}
+
 template <typename T>
 inline bool load_codes_strided(const void* data, int64_t offset, int64_t stride, int rows, int32_t* out) {
   const T* p = static_cast<const T*>(data) + offset;
-  int32_t invalid = 0;
-  for (int i = 0; i < rows; ++i) {
-    const T v = p[i * stride];  // compared in its own width: 256 must not become 0
-    const int32_t code = v == T(1) ? 1 : v == T(0) ? 0 : (T(-1) < T(0) && v == T(-1)) ? -1 : kInvalidCode;
-    invalid |= code == kInvalidCode;
-    out[i] = code;
+  if (stride == 1 && rows == kTile) {
+    for (int i = 0; i < kTile; ++i) out[i] = code_of(p[i]);
+  } else {
+    for (int i = 0; i < rows; ++i) out[i] = code_of(p[i * stride]);
+    for (int i = rows; i < kTile; ++i) out[i] = -1;
   }
+  int32_t invalid = 0;
+  for (int i = 0; i < kTile; ++i) invalid |= out[i] == kInvalidCode;
   return invalid == 0;
 }
 

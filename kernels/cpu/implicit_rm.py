@@ -1,0 +1,82 @@
+"""The C++ kernel of the loss: packs its arguments and allocates its results."""
+
+from __future__ import annotations
+
+import struct
+
+import torch
+from irm_fast.kernels.cpu.library import LOGIT_TYPES, UNSIGNED, bind, raise_bad_values, require_storage
+from torch import Tensor
+
+# Field by field `struct Arguments` of implicit_rm.h: sizes; four views of logits; two of codes; then
+# weight, signals, has_misclick, scale, five results, threads.
+ARGUMENTS = struct.Struct("=2q 16q 10q 3q d 5q q")
+_run = bind("irm_implicit_rm", ARGUMENTS)
+_NO_LOGITS = (0, 0, 0, 0)
+_NO_CODES = (0, 0, 0, 0, 0)
+
+
+def logits_view(x: Tensor) -> tuple[int, int, int, int]:
+    """`struct LogitsView`: data, type, row and signal stride."""
+    stride = x.stride()
+    return x.data_ptr(), LOGIT_TYPES[x.dtype], stride[0], stride[1] if len(stride) == 2 else 0
+
+
+def codes_view(x: Tensor) -> tuple[int, int, bool, int, int]:
+    """`struct CodesView`: data, bytes a value, unsigned, row and signal stride."""
+    stride, dtype = x.stride(), x.dtype
+    return x.data_ptr(), dtype.itemsize, dtype in UNSIGNED, stride[0], stride[1] if len(stride) == 2 else 0
+
+
+def implicit_rm_forward(
+    reward: Tensor,
+    propensity: Tensor,
+    feedback: Tensor,
+    *,
+    preference: Tensor | None,
+    weight: Tensor | None,
+    stratification: tuple[Tensor, Tensor] | None,
+    signals: Tensor,
+    has_misclick: bool,
+    scale: float,
+    per_row: bool,
+    need_grads: tuple[bool, bool],
+    need_groups: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """Loss, both gradients and groups of a batch in one pass; all results float32. Shapes as in the Triton twin."""
+    require_storage(reward)
+    n, shape = reward.shape[0], propensity.shape
+
+    def empty(*size: int) -> Tensor:  # whatever torch's defaults are
+        return torch.empty(size, dtype=torch.float32, device="cpu")
+
+    loss = empty(n) if per_row else empty()
+    grad_reward = empty(n) if need_grads[0] else None
+    grad_propensity = empty(*shape) if need_grads[1] else None
+    groups = empty(*shape, 4) if need_groups else None
+    loss_ptr = loss.data_ptr()
+    status = _run(
+        ARGUMENTS.pack(
+            n,
+            shape[1] if len(shape) == 2 else 1,
+            *logits_view(reward),
+            *logits_view(propensity),
+            *(_NO_LOGITS if stratification is None else logits_view(stratification[0])),
+            *(_NO_LOGITS if stratification is None else logits_view(stratification[1])),
+            *codes_view(feedback),
+            *(_NO_CODES if preference is None else codes_view(preference)),
+            0 if weight is None else weight.data_ptr(),
+            signals.data_ptr(),
+            has_misclick,
+            scale,
+            loss_ptr if per_row else 0,
+            0 if per_row else loss_ptr,
+            0 if grad_reward is None else grad_reward.data_ptr(),
+            0 if grad_propensity is None else grad_propensity.data_ptr(),
+            0 if groups is None else groups.data_ptr(),
+            torch.get_num_threads(),
+        )
+    )
+    if status:
+        raise_bad_values(status)
+    return loss, grad_reward, grad_propensity, groups

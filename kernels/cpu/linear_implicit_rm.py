@@ -1,0 +1,114 @@
+"""The C++ kernels of the linear loss: heads and loss in one read of the hidden states, and their gradient.
+
+The gradient of the hidden states is an outer product of the logit gradients and the heads. It needs no second read of
+the hidden states, so it is written in the backward pass, where the upstream gradient is known: nothing of the size of
+the hidden states is held in between.
+"""
+
+from __future__ import annotations
+
+import struct
+
+import torch
+from irm_fast.kernels.cpu.implicit_rm import ARGUMENTS, codes_view, logits_view
+from irm_fast.kernels.cpu.library import LOGIT_TYPES, bind, raise_bad_values, require_storage
+from torch import Tensor
+
+# What follows `struct Arguments` in `struct LinearArguments` of linear_implicit_rm.h: a view of hidden; heads, bias;
+# their number and width; two results.
+_HEADS = struct.Struct("=4q 2q 2q 2q")
+_HIDDEN_GRAD = struct.Struct("=3q 2q 2q q 2q q")
+_run = bind("irm_linear_implicit_rm", struct.Struct(ARGUMENTS.format + _HEADS.format[1:]))
+_run_hidden_grad = bind("irm_linear_hidden_grad", _HIDDEN_GRAD)
+_NO_LOGITS = (0, 0, 0, 0)
+_NO_CODES = (0, 0, 0, 0, 0)
+
+
+def linear_implicit_rm_forward(
+    hidden: Tensor,
+    heads: Tensor,
+    bias: Tensor,
+    propensity: Tensor | None,
+    feedback: Tensor,
+    *,
+    preference: Tensor | None,
+    weight: Tensor | None,
+    stratification: tuple[Tensor, Tensor] | None,
+    signals: Tensor,
+    has_misclick: bool,
+    scale: float,
+    per_row: bool,
+    need_logit_grads: bool,
+    need_weight_grad: bool,
+    need_groups: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """Loss, gradients of all logits (N, K+1), gradient of the heads (M, H) and groups; all results float32.
+
+    `heads` holds the reward head, then the K propensity heads; or the reward head alone, and `propensity` the logits.
+    Rows of weight 0 reach no gradient, whatever their hidden state holds.
+    """
+    require_storage(hidden)
+    (n, width), n_signals, n_heads = hidden.shape, feedback.shape[1], heads.shape[0]
+
+    def empty(*size: int) -> Tensor:  # whatever torch's defaults are
+        return torch.empty(size, dtype=torch.float32, device="cpu")
+
+    loss = empty(n) if per_row else empty()
+    grad_logits = empty(n, n_signals + 1) if need_logit_grads else None
+    grad_heads = empty(n_heads, width) if need_weight_grad else None
+    groups = empty(n, n_signals, 4) if need_groups else None
+    loss_ptr = loss.data_ptr()
+    arguments = ARGUMENTS.pack(
+        n,
+        n_signals,
+        *_NO_LOGITS,
+        *(_NO_LOGITS if propensity is None else logits_view(propensity)),
+        *(_NO_LOGITS if stratification is None else logits_view(stratification[0])),
+        *(_NO_LOGITS if stratification is None else logits_view(stratification[1])),
+        *codes_view(feedback),
+        *(_NO_CODES if preference is None else codes_view(preference)),
+        0 if weight is None else weight.data_ptr(),
+        signals.data_ptr(),
+        has_misclick,
+        scale,
+        loss_ptr if per_row else 0,
+        0 if per_row else loss_ptr,
+        0,
+        0,
+        0 if groups is None else groups.data_ptr(),
+        torch.get_num_threads(),
+    ) + _HEADS.pack(
+        *logits_view(hidden),
+        heads.data_ptr(),
+        bias.data_ptr(),
+        n_heads,
+        width,
+        0 if grad_logits is None else grad_logits.data_ptr(),
+        0 if grad_heads is None else grad_heads.data_ptr(),
+    )
+    status = _run(arguments)
+    if status:
+        raise_bad_values(status)
+    return loss, grad_logits, grad_heads, groups
+
+
+def linear_hidden_grad(grad_logits: Tensor, upstream: Tensor, heads: Tensor, dtype: torch.dtype) -> Tensor:
+    """`(grad_logits[:, :M] * upstream) @ heads`, (N, H), in float32 and rounded once to `dtype`."""
+    n, (n_heads, width) = grad_logits.shape[0], heads.shape
+    hidden_grad = torch.empty((n, width), dtype=dtype, device="cpu")
+    _run_hidden_grad(
+        _HIDDEN_GRAD.pack(
+            n,
+            n_heads,
+            width,
+            grad_logits.data_ptr(),
+            grad_logits.stride(0),
+            upstream.data_ptr(),
+            upstream.stride(0) if upstream.dim() else 0,
+            heads.data_ptr(),
+            hidden_grad.data_ptr(),
+            LOGIT_TYPES[dtype],
+            torch.get_num_threads(),
+        )
+    )
+    return hidden_grad
