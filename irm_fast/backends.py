@@ -1,19 +1,23 @@
-"""Which implementation computes: Triton on GPUs, C++ on CPUs, or the float64 reference."""
+"""Which implementation computes: Triton on GPUs, C++ on CPUs, or the float64 reference.
+
+Each backend has a module for each operation, with the same functions: `implicit_rm` and `linear_implicit_rm`.
+"""
 
 from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor
-
-from irm_fast import checks, reference
 
 BACKENDS = ("triton", "cpu", "reference")
+_PACKAGES = {
+    "triton": "irm_fast.kernels.triton",
+    "cpu": "irm_fast.kernels.cpu",
+    "reference": "irm_fast.reference_backend",
+}
 
 
 def backends() -> dict[str, str]:
@@ -21,8 +25,8 @@ def backends() -> dict[str, str]:
     return {name: _why_not(name) or "available" for name in BACKENDS}
 
 
-def choose_backend(name: str | None, device: torch.device, is_double: bool) -> Callable:
-    """The forward pass of the backend asked for, or of the best one for this device and dtype.
+def choose_backend(name: str | None, device: torch.device, is_double: bool, operation: str = "implicit_rm") -> Any:
+    """The module of an operation in the backend asked for, or in the best one for this device and dtype.
 
     Raises ValueError for an unknown name or a dtype the backend does not take, RuntimeError where it cannot be had.
     """
@@ -36,7 +40,7 @@ def choose_backend(name: str | None, device: torch.device, is_double: bool) -> C
         raise RuntimeError(f"backend 'cpu' was asked for, the tensors are on {device}")
     elif name == "triton" and device.type == "cpu" and not _interpreting():
         raise RuntimeError("backend 'triton' runs on GPU tensors (on CPU tensors only with TRITON_INTERPRET=1)")
-    return _load(name)
+    return _load(name, operation)
 
 
 @cache
@@ -50,12 +54,9 @@ def _default_backend(device_type: str, is_double: bool) -> str:
 
 
 @cache
-def _load(name: str) -> Callable:
-    if name == "reference":
-        return reference_forward
-    module = {"cpu": "irm_fast.kernels.cpu.implicit_rm", "triton": "irm_fast.kernels.triton.implicit_rm"}[name]
+def _load(name: str, operation: str) -> Any:
     try:
-        return importlib.import_module(module).implicit_rm_forward
+        return importlib.import_module(f"{_PACKAGES[name]}.{operation}")
     except (ImportError, OSError) as error:
         raise RuntimeError(f"backend {name!r} cannot be had: {error}") from error
 
@@ -64,7 +65,7 @@ def _why_not(name: str) -> str | None:
     if name == "triton" and not (torch.cuda.is_available() or _interpreting()):
         return "no GPU"
     try:
-        _load(name)
+        _load(name, "implicit_rm")
     except RuntimeError as error:
         return str(error)
     return None
@@ -72,68 +73,3 @@ def _why_not(name: str) -> str | None:
 
 def _interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
-
-
-def reference_forward(
-    reward: Tensor,
-    propensity: Tensor,
-    feedback: Tensor,
-    *,
-    preference: Tensor | None,
-    weight: Tensor | None,
-    stratification: tuple[Tensor, Tensor] | None,
-    signals: Tensor,
-    has_misclick: bool,
-    scale: float,
-    per_row: bool,
-    need_grads: tuple[bool, bool],
-    need_groups: bool,
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """What the kernels compute, from the float64 reference and autograd. Same arguments and results."""
-    checks.check_values(feedback, preference, weight)
-    shape, dtype = propensity.shape, torch.promote_types(reward.dtype, propensity.dtype)
-    dtype = torch.promote_types(dtype, torch.float32)
-    evidence: dict[str, Any] = {"preference": preference, "polarity": signals[0], "misclick_rate": signals[1]}
-
-    def columns(x: Tensor) -> Tensor:  # (N,) of one signal as (N, 1), which is what the reference takes
-        return x.unsqueeze(-1) if x.dim() == 1 else x
-
-    s, t, feedback = reward.detach(), columns(propensity.detach()), columns(feedback)
-    if stratification is not None:
-        stratification = (stratification[0], columns(stratification[1]))
-    rows, grad_s, grad_t = _rows_and_gradients(s, t, feedback, stratification, evidence, any(need_grads))
-
-    factor = torch.full_like(rows, scale) if weight is None else weight.double() * scale
-    # A row of weight 0 contributes nothing, whatever it holds.
-    nothing = torch.zeros_like(rows, dtype=torch.bool) if weight is None else weight == 0
-    loss = torch.where(nothing, 0.0, rows * factor)
-    grad_s = torch.where(nothing, 0.0, grad_s * factor).to(dtype)
-    grad_t = torch.where(nothing, 0.0, grad_t.T * factor).T.to(dtype).reshape(shape)
-    groups = None
-    if need_groups:
-        groups = reference.stratify(*(stratification or (s, t)), feedback, **evidence).to(dtype).reshape(*shape, 4)
-    loss = (loss if per_row else loss.sum()).to(dtype)
-    return loss, grad_s if need_grads[0] else None, grad_t if need_grads[1] else None, groups
-
-
-def _rows_and_gradients(
-    s: Tensor,
-    t: Tensor,
-    feedback: Tensor,
-    stratification: tuple[Tensor, Tensor] | None,
-    evidence: dict[str, Any],
-    need_grads: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss of each row (N,) and its gradients (N,) and (N, K), float64; the gradients are 0 if nobody needs them."""
-    if not need_grads:
-        rows = reference.implicit_rm_loss(s, t, feedback, stratification=stratification, **evidence)
-        return rows, torch.zeros_like(rows), torch.zeros_like(t, dtype=rows.dtype)
-    with torch.enable_grad():
-        s, t = s.double().requires_grad_(), t.double().requires_grad_()
-        rows = reference.implicit_rm_loss(s, t, feedback, stratification=stratification, **evidence)
-        grad_s, grad_t = torch.autograd.grad(rows.sum(), (s, t))
-    # Rows without a likelihood have no gradient, whatever autograd makes of their pieces.
-    rows = rows.detach()
-    broken = ~rows.isfinite()
-    grad_t = grad_t.masked_fill(broken[:, None] & (feedback != -1), torch.nan)
-    return rows, grad_s.masked_fill(broken, torch.nan), grad_t

@@ -40,7 +40,7 @@ def _check_place(name: str, x: Tensor, shape: torch.Size | None, device: torch.d
     if shape is not None and x.shape != shape:
         raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(x.shape)}")
     if x.device != device:
-        raise ValueError(f"{name} is on {x.device}, reward_logits on {device}: move them to one device")
+        raise ValueError(f"{name} is on {x.device}, the first argument on {device}: move them to one device")
 
 
 def check_batch(reward_logits: Tensor, propensity_logits: Tensor, feedback: Tensor, preference: Tensor | None) -> None:
@@ -62,12 +62,68 @@ def check_batch(reward_logits: Tensor, propensity_logits: Tensor, feedback: Tens
         check_codes("preference", preference, shape, device)
 
 
+def check_hidden(hidden: Tensor, feedback: Tensor) -> None:
+    """Hidden states (N, H) with H > 0; feedback (N,) or (N, K) with 1 <= K <= 16."""
+    _check_tensor("hidden", hidden)
+    if hidden.dim() != 2 or not hidden.shape[1]:
+        raise ValueError(f"hidden must have shape (N, H), one pooled state a row, got {tuple(hidden.shape)}")
+    check_logits("hidden", hidden, None, hidden.device)
+    check_codes("feedback", feedback, None, hidden.device)
+    n, shape = hidden.shape[0], feedback.shape
+    if len(shape) not in (1, 2) or shape[0] != n or (len(shape) == 2 and not 1 <= shape[1] <= MAX_SIGNALS):
+        raise ValueError(
+            f"feedback must have shape ({n},) or ({n}, K) with K from 1 to {MAX_SIGNALS}, got {tuple(shape)}"
+        )
+
+
+def check_heads(
+    hidden: Tensor,
+    n_signals: int,
+    reward_weight: Tensor,
+    reward_bias: Tensor | None,
+    propensity_weight: Tensor | None,
+    propensity_bias: Tensor | None,
+) -> None:
+    """Reward head (H,) and (); propensity heads (K, H) and (K,), or none. Any of the logits' dtypes."""
+    width, none = hidden.shape[1], torch.Size(())
+    shapes = {
+        "reward_weight": (reward_weight, torch.Size((width,))),
+        "reward_bias": (reward_bias, none),
+        "propensity_weight": (propensity_weight, torch.Size((n_signals, width))),
+        "propensity_bias": (propensity_bias, torch.Size((n_signals,))),
+    }
+    for name, (x, shape) in shapes.items():
+        if x is None and name != "reward_weight":
+            continue
+        check_logits(name, x, None, hidden.device)
+        if x.shape != shape:
+            hint = f"; use {name}.squeeze(0)" if x.shape == (1, *shape) else ""
+            raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(x.shape)}{hint}")
+    if propensity_bias is not None and propensity_weight is None:
+        raise ValueError("propensity_bias belongs to propensity_weight; constants go into propensity_logits")
+
+
+def check_given_propensity(logits: Tensor, hidden: Tensor, feedback: Tensor) -> Tensor:
+    """Logits shaped like feedback, or (K,) constants, as (N, K)."""
+    check_logits("propensity_logits", logits, None, hidden.device)
+    if logits.dtype == torch.float64 and hidden.dtype != torch.float64:
+        raise ValueError("propensity_logits are float64, hidden is not: convert one of them")
+    n_signals = feedback.shape[1] if feedback.dim() == 2 else 1
+    if logits.shape == feedback.shape:
+        return logits.reshape(feedback.shape[0], n_signals)
+    if logits.shape == (n_signals,):
+        return logits.expand(feedback.shape[0], n_signals)
+    raise ValueError(
+        f"propensity_logits must have shape {tuple(feedback.shape)} or ({n_signals},), got {tuple(logits.shape)}"
+    )
+
+
 def check_weight(weight: Tensor, reward_logits: Tensor) -> Tensor:
     """The weight as the kernels read it: contiguous float32."""
     _check_tensor("weight", weight)
     if not weight.dtype.is_floating_point and weight.dtype not in CODE_DTYPES:
         raise TypeError(f"weight must be real numbers, got {weight.dtype}")
-    _check_place("weight", weight, reward_logits.shape, reward_logits.device)
+    _check_place("weight", weight, reward_logits.shape[:1], reward_logits.device)
     if weight.requires_grad:
         raise ValueError("weight must not require a gradient: it is a constant of the loss")
     return weight if reward_logits.dtype == torch.float64 else weight.to(torch.float32).contiguous()
@@ -121,14 +177,20 @@ def _not_a_code(x: Tensor) -> Tensor:
 _tables: dict[tuple, Tensor] = {}  # never evicted: a captured CUDA graph goes on reading its table
 
 
-def _signal_table(polarity: tuple, rates: tuple, device: torch.device, is_double: bool) -> Tensor:
-    key = (polarity, rates, device, is_double)
-    if key not in _tables:
+def signal_table(
+    polarity: tuple[float, ...], misclick_rate: tuple[float, ...], device: torch.device, is_double: bool
+) -> Tensor:
+    """Per-signal constants as the backends read them, (4, K): polarity, misclick rate e, -log e, log1p(-e).
+
+    float32, or float64 for float64 logits.
+    """
+    key = (polarity, misclick_rate, device, is_double)
+    table = _tables.get(key)
+    if table is None:
         table = _make_signal_table(*key)
-        if not _has_storage(table):  # made under a function transform or a fake mode, and of no use after it
-            return table
-        _tables[key] = table
-    return _tables[key]
+        if _has_storage(table):  # one made under a function transform or a fake mode is of no use after it
+            _tables[key] = table
+    return table
 
 
 def _has_storage(x: Tensor) -> bool:
@@ -147,18 +209,20 @@ def _make_signal_table(polarity: tuple, rates: tuple, device: torch.device, is_d
     return torch.from_numpy(table.astype(dtype)).to(device)
 
 
-def signal_table(polarity, misclick_rate, n_signals: int, device: torch.device, is_double: bool) -> tuple[Tensor, bool]:
-    """Per-signal constants as the backends read them, (4, K), and whether any misclick rate is above 0.
-
-    Rows: polarity, misclick rate e, -log e, log1p(-e). float32, or float64 for float64 logits.
-    """
-    sign = per_signal("polarity", polarity, 1, n_signals)
+def signal_constants(polarity, misclick_rate, n_signals: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Polarity and misclick rate of every signal, as numbers."""
+    if polarity is None and misclick_rate is None:
+        return _PLAIN[n_signals]
+    sign = per_signal("polarity", polarity, 1.0, n_signals)
     rate = per_signal("misclick_rate", misclick_rate, 0.0, n_signals)
     if any(p not in (1, -1) for p in sign):
         raise ValueError(f"polarity must be +1 or -1 for every signal, got {sign}")
     if not all(0 <= e < 1 for e in rate):
         raise ValueError(f"misclick_rate must lie in [0, 1), got {rate}")
-    return _signal_table(sign, rate, device, is_double), any(rate)
+    return sign, rate
+
+
+_PLAIN = [((1.0,) * k, (0.0,) * k) for k in range(MAX_SIGNALS + 1)]
 
 
 def per_signal(name: str, value, default: float, n_signals: int) -> tuple[float, ...]:
@@ -173,7 +237,7 @@ def per_signal(name: str, value, default: float, n_signals: int) -> tuple[float,
         return (float(value),) * n_signals
     if not isinstance(value, Sequence) or not all(isinstance(entry, Real) for entry in value):
         raise TypeError(f"{name} must be a number, a sequence of numbers or a CPU tensor, got {value!r}")
-    value = tuple(value)
+    value = tuple(float(entry) for entry in value)
     if len(value) != n_signals:
         raise ValueError(f"{name} has {len(value)} entries for {n_signals} signal(s)")
     return value

@@ -1,4 +1,4 @@
-"""The public operations: argument checks, choice of backend, one thin autograd.Function.
+"""The public operations: argument checks, choice of backend, thin autograd below (ops.py).
 
 Method: ImplicitRM, arXiv:2603.23184, section 3, extended to several signals, labels and misclicks. A user prefers the
 response with probability g = sigmoid(reward logit) and, independently, is active on signal k with probability
@@ -7,17 +7,15 @@ m_k = sigmoid(propensity logit); a signal is recorded when both hold.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from irm_fast import checks
-from irm_fast.backends import choose_backend
+from irm_fast import checks, ops
 
 Reduction = Literal["mean", "sum", "none"]
+REDUCTIONS = get_args(Reduction)
 
 
 def implicit_rm_loss(
@@ -71,46 +69,56 @@ def implicit_rm_loss(
         ValueError: shapes, devices, or values that do not fit; "mean" over no rows without a normalizer.
         RuntimeError: a backend that cannot be had here; a second differentiation.
     """
-    if reduction not in get_args(Reduction):
-        raise ValueError(f"reduction must be one of {get_args(Reduction)}, got {reduction!r}")
-    if normalizer is not None and reduction != "mean":
-        raise ValueError(f'normalizer replaces N under reduction="mean"; it means nothing with {reduction!r}')
     checks.check_batch(reward_logits, propensity_logits, feedback, preference)
     n = reward_logits.shape[0]
-    if n == 0 and reduction == "mean" and normalizer is None:
-        raise ValueError('reduction="mean" over no rows (N=0): give a normalizer, or use "sum"')
-    if weight is not None:
-        weight = checks.check_weight(weight, reward_logits)
     if stratification is not None:
         stratification = checks.check_stratification(stratification, reward_logits, propensity_logits)
-    if normalizer is not None:
-        checks.check_normalizer(normalizer, reward_logits.device)
-    if check_values:
-        checks.check_values(feedback, preference, weight)
+    weight = check_options(n, reward_logits, weight, reduction, normalizer, feedback, preference, check_values)
 
-    scale, divide_by = 1.0, None
-    if isinstance(normalizer, Tensor):
-        divide_by = normalizer  # stays on its device: never read here
-    elif reduction == "mean":
-        scale = 1.0 / (n if normalizer is None else normalizer)
-    forward = _forward(
-        reward_logits,
-        propensity_logits,
-        feedback,
-        polarity,
-        misclick_rate,
-        backend,
-        preference=preference,
-        weight=weight,
-        stratification=stratification,
-        scale=scale,
-        per_row=reduction == "none",
-        need_groups=return_groups,
-    )
-    loss, groups = _ImplicitRM.apply(reward_logits, propensity_logits, forward, torch.is_grad_enabled())
+    scale, divide_by = mean_over(n, reduction, normalizer)
+    n_signals = propensity_logits.shape[1] if propensity_logits.dim() == 2 else 1
+    signals = checks.signal_constants(polarity, misclick_rate, n_signals)
+    evidence = ops.Evidence(feedback, preference, weight, stratification)
+    settings = ops.Settings(*signals, scale, reduction == "none", return_groups, backend)
+    loss, groups = ops.implicit_rm(reward_logits, propensity_logits, evidence, settings)
     if divide_by is not None:
         loss = loss / divide_by.to(loss.dtype)
     return (loss, groups) if return_groups else loss
+
+
+def check_options(
+    n: int,
+    first: Tensor,
+    weight: Tensor | None,
+    reduction: str,
+    normalizer: float | Tensor | None,
+    feedback: Tensor,
+    preference: Tensor | None,
+    check_values: bool,
+) -> Tensor | None:
+    """What both losses check of their options; the weight as the kernels read it."""
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction must be one of {REDUCTIONS}, got {reduction!r}")
+    if normalizer is not None:
+        if reduction != "mean":
+            raise ValueError(f'normalizer replaces N under reduction="mean"; it means nothing with {reduction!r}')
+        checks.check_normalizer(normalizer, first.device)
+    elif n == 0 and reduction == "mean":
+        raise ValueError('reduction="mean" over no rows (N=0): give a normalizer, or use "sum"')
+    if weight is not None:
+        weight = checks.check_weight(weight, first)
+    if check_values:
+        checks.check_values(feedback, preference, weight)
+    return weight
+
+
+def mean_over(n: int, reduction: str, normalizer: float | Tensor | None) -> tuple[float, Tensor | None]:
+    """What the kernel multiplies by, and what to divide by afterwards: a tensor stays on its device, never read."""
+    if isinstance(normalizer, Tensor):
+        return 1.0, normalizer
+    if reduction != "mean":
+        return 1.0, None
+    return 1.0 / (n if normalizer is None else normalizer), None
 
 
 def stratify(
@@ -132,56 +140,11 @@ def stratify(
     Source: arXiv:2603.23184, Table 1 (the labels of NA and PP are interchanged in its equation 6).
     """
     checks.check_batch(reward_logits, propensity_logits, feedback, preference)
-    forward = _forward(
-        reward_logits, propensity_logits, feedback, polarity, misclick_rate, None,
-        preference=preference, weight=None, stratification=None, scale=1.0, per_row=False, need_groups=True,
-    )  # fmt: skip
-    *_, groups = forward(reward_logits.detach(), propensity_logits.detach(), need_grads=(False, False))
-    return groups.to(propensity_logits.dtype)
-
-
-def _forward(
-    reward: Tensor, propensity: Tensor, feedback: Tensor, polarity, misclick_rate, backend, **options
-) -> Callable:
-    """The backend's forward pass with everything bound but the two logits and what is wanted of their gradients."""
-    n_signals = propensity.shape[1] if propensity.dim() == 2 else 1
-    is_double = torch.float64 in (reward.dtype, propensity.dtype)
-    run = choose_backend(backend, reward.device, is_double)
-    signals, has_misclick = checks.signal_table(polarity, misclick_rate, n_signals, reward.device, is_double)
-    return partial(run, feedback=feedback, signals=signals, has_misclick=has_misclick, **options)
-
-
-class _ImplicitRM(torch.autograd.Function):
-    """Gradients are computed in the forward pass and scaled, never in place, in backward.
-
-    Backends hand float32 gradients over; they are rounded to the dtype of the logits after the upstream gradient has
-    been applied, so that a loss scale can lift small ones above float16's floor.
-    """
-
-    @staticmethod
-    def forward(ctx, reward, propensity, forward, grad_enabled):
-        need_grads = tuple(grad_enabled and needed for needed in ctx.needs_input_grad[:2])
-        loss, grad_reward, grad_propensity, groups = forward(reward, propensity, need_grads=need_grads)
-        ctx.save_for_backward(grad_reward, grad_propensity)
-        ctx.dtypes = reward.dtype, propensity.dtype
-        if groups is not None:
-            groups = groups.to(propensity.dtype)
-            ctx.mark_non_differentiable(groups)
-        return loss, groups
-
-    @staticmethod
-    def backward(ctx, upstream, _):
-        if torch.is_grad_enabled():  # create_graph=True: a second derivative must not vanish in silence
-            raise RuntimeError(
-                "implicit_rm_loss has closed-form gradients and cannot be differentiated twice (create_graph=True); "
-                "irm_fast.reference.implicit_rm_loss can"
-            )
-        grad_reward, grad_propensity = ctx.saved_tensors
-        reward_dtype, propensity_dtype = ctx.dtypes
-        if grad_reward is not None:
-            grad_reward = (grad_reward * upstream).to(reward_dtype)
-        if grad_propensity is not None:
-            if upstream.dim() == 1 and grad_propensity.dim() == 2:
-                upstream = upstream.unsqueeze(-1)
-            grad_propensity = (grad_propensity * upstream).to(propensity_dtype)
-        return grad_reward, grad_propensity, None, None
+    n_signals = propensity_logits.shape[1] if propensity_logits.dim() == 2 else 1
+    signals = checks.signal_constants(polarity, misclick_rate, n_signals)
+    evidence = ops.Evidence(feedback, preference, None, None)
+    settings = ops.Settings(*signals, 1.0, False, True, None)
+    with torch.no_grad():
+        _, groups = ops.implicit_rm(reward_logits, propensity_logits, evidence, settings)
+    assert groups is not None
+    return groups

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import irm_fast
 from irm_fast import reference
-from irm_fast.checks import signal_table
+from irm_fast.checks import signal_constants, signal_table
 from tests.loss_cases import INF, NAN, options
 
 if irm_fast.backends()["cpu"] != "available":
@@ -63,7 +63,8 @@ def every_option(n: int, k: int) -> dict[str, Any]:
 def run(case: dict[str, Any], **settings: Any) -> tuple[Tensor, ...]:
     settings = {"polarity": None, "misclick_rate": None, **settings}
     k = case["feedback"].shape[1]
-    table, has_misclick = signal_table(settings.pop("polarity"), settings.pop("misclick_rate"), k, CPU, False)
+    constants = signal_constants(settings.pop("polarity"), settings.pop("misclick_rate"), k)
+    table, has_misclick = signal_table(*constants, CPU, False), any(constants[1])
     defaults = {"preference": None, "weight": None, "stratification": None, "scale": 1.0, "per_row": True}
     needs = {"need_logit_grads": True, "need_weight_grad": True, "need_groups": True}
     return linear_implicit_rm_forward(

@@ -92,6 +92,21 @@ def linear_implicit_rm_forward(
     return loss, grad_logits, grad_heads, groups
 
 
+def linear_weight_grad(hidden: Tensor, grad_logits: Tensor, weight: Tensor | None, n_heads: int) -> Tensor:
+    """grad_logits[:, :n_heads].T @ hidden, (M, H); rows of weight 0 are left out, whatever they hold.
+
+    A second read of hidden, for upstream gradients that differ between rows: products of matrices are PyTorch's.
+    """
+    total = torch.zeros((n_heads, hidden.shape[1]), dtype=torch.float32, device="cpu")
+    for first in range(0, len(hidden), 8192):  # so that the widened hidden states stay small
+        some = slice(first, first + 8192)
+        wide = hidden[some].float()
+        if weight is not None:
+            wide = wide.masked_fill(weight[some, None] == 0, 0.0)
+        total += grad_logits[some, :n_heads].T @ wide
+    return total
+
+
 def linear_hidden_grad(grad_logits: Tensor, upstream: Tensor, heads: Tensor, dtype: torch.dtype) -> Tensor:
     """`(grad_logits[:, :M] * upstream) @ heads`, (N, H), in float32 and rounded once to `dtype`."""
     n, (n_heads, width) = grad_logits.shape[0], heads.shape

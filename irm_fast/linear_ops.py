@@ -1,0 +1,207 @@
+"""The linear loss as PyTorch sees it, eager and under torch.compile; the counterpart of ops.py.
+
+The forward pass reads the hidden states once, for the loss, the gradients of the logits and those of the heads. The
+gradient of the hidden states is an outer product of logit gradients and heads: it is written in backward, where the
+upstream gradient is known, so that nothing of the size of the hidden states is held in between or scaled afterwards.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from irm_fast.backends import choose_backend
+from irm_fast.ops import (
+    Evidence,
+    Settings,
+    bound_options,
+    compute_dtype,
+    flatten,
+    refuse_double_backward,
+    scaled,
+    unflatten,
+)
+
+
+def linear_implicit_rm(
+    hidden: Tensor, heads: Tensor, bias: Tensor, propensity: Tensor | None, evidence: Evidence, settings: Settings
+) -> tuple[Tensor, Tensor | None]:
+    """Loss and groups. Shapes: hidden (N, H), heads (M, H), bias (M,), propensity (N, K) or None, feedback (N, K)."""
+    inputs = (hidden, heads, bias, propensity)
+    needed = tuple(torch.is_grad_enabled() and x is not None and x.requires_grad for x in inputs)
+    # One upstream gradient for the whole batch scales the gradient of the heads; one a row needs a second read.
+    need_grads = (any(needed), needed[1] and not settings.per_row)
+    if torch.compiler.is_compiling():
+        arguments = (*flatten(evidence), *settings, *need_grads)
+        loss, _, _, groups = linear_implicit_rm_op(hidden, heads, bias, propensity, *arguments)
+        return loss, groups.detach()
+    if any(needed):
+        return _LinearImplicitRM.apply(*inputs, evidence, settings, need_grads)  # type: ignore[no-any-return]
+    loss, _, _, groups = _forward(*inputs, evidence, settings, need_grads)
+    return loss, groups
+
+
+def _backend(hidden: Tensor, heads: Tensor, name: str | None) -> Any:
+    return choose_backend(name, hidden.device, heads.dtype == torch.float64, "linear_implicit_rm")
+
+
+def _forward(
+    hidden: Tensor,
+    heads: Tensor,
+    bias: Tensor,
+    propensity: Tensor | None,
+    evidence: Evidence,
+    settings: Settings,
+    need_grads: tuple[bool, bool],
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    return _backend(hidden, heads, settings.backend).linear_implicit_rm_forward(
+        hidden.detach(),
+        heads.detach(),
+        bias.detach(),
+        None if propensity is None else propensity.detach(),
+        evidence.feedback,
+        need_logit_grads=need_grads[0],
+        need_weight_grad=need_grads[1],
+        **bound_options(evidence, settings, hidden.device, heads.dtype == torch.float64),
+    )
+
+
+class _LinearImplicitRM(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden, heads, bias, propensity, evidence, settings, need_grads):
+        loss, grad_logits, grad_heads, groups = _forward(
+            hidden, heads, bias, propensity, evidence, settings, need_grads
+        )
+        again = hidden if ctx.needs_input_grad[1] and grad_heads is None else None
+        ctx.save_for_backward(grad_logits, grad_heads, heads, again, evidence.weight)
+        ctx.dtypes = hidden.dtype, None if propensity is None else propensity.dtype
+        ctx.backend = _backend(hidden, heads, settings.backend)
+        if groups is not None:
+            ctx.mark_non_differentiable(groups)
+        return loss, groups
+
+    @staticmethod
+    def backward(ctx, upstream, _):
+        refuse_double_backward("linear_implicit_rm_loss")
+        return *_gradients(ctx, upstream, ctx.backend), None, None, None
+
+
+def _gradients(ctx, upstream: Tensor, backend: Any) -> tuple[Tensor | None, ...]:
+    """Of hidden, heads, bias and propensity, where needed."""
+    grad_logits, grad_heads, heads, hidden, weight = ctx.saved_tensors
+    need_hidden, need_heads, need_bias, need_propensity = ctx.needs_input_grad[:4]
+    hidden_dtype, propensity_dtype = ctx.dtypes
+    n_heads = len(heads)
+    grad_hidden = grad_bias = grad_propensity = None
+    if need_hidden:
+        grad_hidden = backend.linear_hidden_grad(grad_logits, upstream, heads, hidden_dtype)
+    if need_heads and grad_heads is not None:
+        grad_heads = grad_heads * upstream
+    elif need_heads:
+        rows = scaled(grad_logits, upstream, grad_logits.dtype)
+        grad_heads = backend.linear_weight_grad(hidden, rows, weight, n_heads)
+    if need_bias:
+        grad_bias = scaled(grad_logits[:, :n_heads], upstream, grad_logits.dtype).sum(0)
+    if need_propensity:
+        grad_propensity = scaled(grad_logits[:, 1:], upstream, propensity_dtype)
+    return grad_hidden, grad_heads if need_heads else None, grad_bias, grad_propensity
+
+
+@torch.library.custom_op("irm_fast::linear_implicit_rm", mutates_args=())
+def linear_implicit_rm_op(
+    hidden: Tensor,
+    heads: Tensor,
+    bias: Tensor,
+    propensity: Tensor | None,
+    feedback: Tensor,
+    preference: Tensor | None,
+    weight: Tensor | None,
+    reward_strat: Tensor | None,
+    propensity_strat: Tensor | None,
+    polarity: list[float],
+    misclick_rate: list[float],
+    scale: float,
+    per_row: bool,
+    need_groups: bool,
+    backend: str | None,
+    need_logit_grads: bool,
+    need_weight_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Loss, gradients of the logits (N, K+1) and of the heads (M, H), and groups; empty where not needed."""
+    evidence = unflatten(feedback, preference, weight, reward_strat, propensity_strat)
+    settings = Settings(tuple(polarity), tuple(misclick_rate), scale, per_row, need_groups, backend)
+    need_grads = (need_logit_grads, need_weight_grad)
+    loss, *results = _forward(hidden, heads, bias, propensity, evidence, settings, need_grads)
+    grad_logits, grad_heads, groups = (loss.new_empty(0) if x is None else x for x in results)
+    return loss, grad_logits, grad_heads, groups
+
+
+@linear_implicit_rm_op.register_fake
+def _(
+    hidden, heads, bias, propensity, feedback, preference, weight, reward_strat, propensity_strat, polarity,
+    misclick_rate, scale, per_row, need_groups, backend, need_logit_grads, need_weight_grad,
+):  # fmt: skip
+    n, n_signals = feedback.shape
+    empty = heads.new_empty
+    return (
+        empty(n if per_row else ()),
+        empty((n, n_signals + 1) if need_logit_grads else 0),
+        empty(heads.shape if need_weight_grad else 0),
+        empty((n, n_signals, 4) if need_groups else 0),
+    )
+
+
+@torch.library.custom_op("irm_fast::linear_hidden_grad", mutates_args=())
+def linear_hidden_grad_op(
+    grad_logits: Tensor, upstream: Tensor, heads: Tensor, dtype: torch.dtype, backend: str | None
+) -> Tensor:
+    return _backend(grad_logits, heads, backend).linear_hidden_grad(grad_logits, upstream, heads, dtype)
+
+
+@linear_hidden_grad_op.register_fake
+def _(grad_logits, upstream, heads, dtype, backend):
+    return heads.new_empty((grad_logits.shape[0], heads.shape[1]), dtype=dtype)
+
+
+@torch.library.custom_op("irm_fast::linear_weight_grad", mutates_args=())
+def linear_weight_grad_op(
+    hidden: Tensor, grad_logits: Tensor, weight: Tensor | None, n_heads: int, backend: str | None
+) -> Tensor:
+    is_double = grad_logits.dtype == torch.float64
+    module = choose_backend(backend, hidden.device, is_double, "linear_implicit_rm")
+    return module.linear_weight_grad(hidden, grad_logits, weight, n_heads)
+
+
+@linear_weight_grad_op.register_fake
+def _(hidden, grad_logits, weight, n_heads, backend):
+    return grad_logits.new_empty((n_heads, hidden.shape[1]))
+
+
+class _Traced:
+    """The backward functions of a backend, as operators."""
+
+    def __init__(self, name: str | None):
+        self.name = name
+
+    def linear_hidden_grad(self, grad_logits, upstream, heads, dtype):
+        return linear_hidden_grad_op(grad_logits, upstream, heads, dtype, self.name)
+
+    def linear_weight_grad(self, hidden, grad_logits, weight, n_heads):
+        return linear_weight_grad_op(hidden, grad_logits, weight, n_heads, self.name)
+
+
+def _setup_context(ctx, inputs, output):
+    hidden, heads, _, propensity, _, _, weight = inputs[:7]
+    ctx.backend, need_weight_grad = inputs[-3], inputs[-1]
+    again = hidden if ctx.needs_input_grad[1] and not need_weight_grad else None
+    ctx.save_for_backward(output[1], output[2] if need_weight_grad else None, heads, again, weight)
+    ctx.dtypes = hidden.dtype, None if propensity is None else propensity.dtype
+
+
+def _backward(ctx, upstream, *_):
+    return *_gradients(ctx, upstream, _Traced(ctx.backend)), *(None,) * 13
+
+
+linear_implicit_rm_op.register_autograd(_backward, setup_context=_setup_context)

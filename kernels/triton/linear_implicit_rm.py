@@ -1,0 +1,278 @@
+"""Heads and implicit reward-model loss on GPUs, in one read of the hidden states.
+
+A program keeps the heads and its share of their gradient in registers and walks over tiles of rows: logits, loss and
+logit gradients of a tile, and its part of the weight gradient, come from one load. Heads too large for registers are
+read in pieces, and the weight gradient then takes a second read. irm_fast/reference.py defines what is computed.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from irm_fast.kernels.triton.four_groups import four_groups_tile, load_logits
+from irm_fast.kernels.triton.heads import add_columns, add_rows, load_heads, load_hidden, store_heads
+from irm_fast.kernels.triton.launch import INTERPRETED, as_codes, device_limits, on_device_of, strides
+from irm_fast.kernels.triton.linear_gradients import linear_hidden_grad, linear_weight_grad
+from torch import Tensor
+
+__all__ = ["linear_hidden_grad", "linear_implicit_rm_forward"]
+
+ONE_READ_LIMIT = 16384  # entries of the heads, padded to powers of two, that registers hold beside their gradient
+
+
+@triton.jit(do_not_specialize=["n_rows"])  # a new batch size must not compile anew
+def linear_implicit_rm_fwd_kernel(
+    # data pointers; an option that is None is compiled away
+    hidden_ptr,  # (N, H)
+    heads_ptr,  # (M, H) float32
+    bias_ptr,  # (M,) float32
+    propensity_ptr,  # None if M = K+1, else (N, K) logits
+    reward_strat_ptr,  # (N,) or None
+    propensity_strat_ptr,  # (N, K) or None
+    feedback_ptr,  # (N, K): 1, 0, -1
+    preference_ptr,  # (N,) or None: 1, 0, -1
+    weight_ptr,  # (N,) float32 or None
+    signals_ptr,  # (4, K) float32: polarity, misclick rate e, -log e, log1p(-e)
+    loss_ptr,  # (N,) if PER_ROW else (programs,): one partial sum each
+    grad_logits_ptr,  # (N, K+1) or None
+    grad_heads_ptr,  # (programs, M, H) or None: one partial sum each
+    groups_ptr,  # (N, K, 4) or None
+    # sizes
+    n_rows,
+    scale,
+    # strides, in elements
+    stride_hidden,
+    stride_propensity_n,
+    stride_propensity_k,
+    stride_reward_strat,
+    stride_propensity_strat_n,
+    stride_propensity_strat_k,
+    stride_feedback_n,
+    stride_feedback_k,
+    stride_preference,
+    # constants
+    ONE_READ: tl.constexpr,
+    H: tl.constexpr,
+    M: tl.constexpr,
+    K: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    HAS_MISCLICK: tl.constexpr,
+    PER_ROW: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    SPLIT: tl.constexpr = 4 if BLOCK_H >= 256 else 1  # columns in one sum; 8 are fewer instructions, more registers
+    pid = tl.program_id(0)
+    o_m = tl.arange(0, BLOCK_M)[None, :]
+    o_k = tl.arange(0, BLOCK_K)[None, :].to(tl.int64) - 1  # column 0 is the reward: no signal
+    b_bias = tl.load(bias_ptr + o_m, mask=o_m < M, other=0.0)
+    b_sum = tl.zeros([BLOCK_N, 1], tl.float32)
+    if ONE_READ:
+        b_heads = load_heads(heads_ptr, 0, H, M, BLOCK_H, BLOCK_M)
+    if grad_heads_ptr is not None:
+        b_grad_heads = tl.zeros([1, BLOCK_M, BLOCK_H], tl.float32)
+
+    first_row, step = pid.to(tl.int64) * BLOCK_N, tl.num_programs(0).to(tl.int64) * BLOCK_N
+    for row in tl.range(first_row, n_rows, step, num_stages=STAGES if ONE_READ else 1):
+        o_n = row + tl.arange(0, BLOCK_N)[:, None]
+        m_n = o_n < n_rows
+        if ONE_READ:
+            b_hidden = load_hidden(hidden_ptr, o_n * stride_hidden, m_n, 0, H, BLOCK_H)
+            b_products = tl.zeros([BLOCK_N, BLOCK_M, BLOCK_H // SPLIT], tl.float32)
+            b_logits = tl.sum(add_columns(b_products, b_hidden, b_heads), 2)
+        else:
+            b_products = tl.zeros([BLOCK_N, BLOCK_M, BLOCK_H], tl.float32)
+            for first in tl.range(0, H, BLOCK_H, num_stages=STAGES):
+                b_hidden = load_hidden(hidden_ptr, o_n * stride_hidden, m_n, first, H, BLOCK_H)
+                b_products += b_hidden * load_heads(heads_ptr, first, H, M, BLOCK_H, BLOCK_M)
+            b_logits = tl.sum(b_products, 2)
+        # The sum over one element frees the loss from the layout of hidden, in which every thread would hold, and
+        # compute, every row of the tile.
+        b_logits = tl.sum((b_logits + b_bias)[None, :, :], 0)  # [BLOCK_N, BLOCK_M]
+
+        if propensity_ptr is None:
+            b_s = tl.sum(tl.where(o_m == 0, b_logits, 0.0), 1, keep_dims=True)
+            b_t = b_logits
+        else:
+            b_s = b_logits
+            o_nk = o_n * stride_propensity_n + o_k * stride_propensity_k
+            b_t = load_logits(propensity_ptr, o_nk, m_n & (o_k >= 0) & (o_k < K))
+        b_loss, b_ds, b_dt, dropped = four_groups_tile(
+            b_s,
+            b_t,
+            o_n,
+            m_n,
+            o_k,
+            reward_strat_ptr,
+            propensity_strat_ptr,
+            feedback_ptr,
+            preference_ptr,
+            weight_ptr,
+            signals_ptr,
+            loss_ptr,
+            groups_ptr,
+            scale,
+            stride_reward_strat,
+            stride_propensity_strat_n,
+            stride_propensity_strat_k,
+            stride_feedback_n,
+            stride_feedback_k,
+            stride_preference,
+            K,
+            HAS_MISCLICK,
+            PER_ROW,
+        )
+        b_sum += b_loss
+        b_grad = tl.where(o_k < 0, b_ds, b_dt)  # [BLOCK_N, BLOCK_K]
+        if grad_logits_ptr is not None:
+            tl.store(grad_logits_ptr + o_n * (K + 1) + o_k + 1, b_grad, mask=m_n & (o_k < K))
+        if grad_heads_ptr is not None:
+            if weight_ptr is not None:  # what a dropped row holds must not be multiplied by its gradient of 0
+                b_hidden = tl.where(dropped[:, :, None], 0.0, b_hidden)
+            b_head_grad = b_grad if propensity_ptr is None else b_ds
+            b_grad_heads = add_rows(b_grad_heads, b_head_grad[:, :, None], b_hidden)
+
+    if grad_heads_ptr is not None:
+        store_heads(grad_heads_ptr + pid.to(tl.int64) * M * H, b_grad_heads, 0, H, M, BLOCK_H, BLOCK_M)
+    if not PER_ROW:
+        tl.store(loss_ptr + pid, tl.sum(b_sum))
+
+
+def linear_implicit_rm_forward(
+    hidden: Tensor,
+    heads: Tensor,
+    bias: Tensor,
+    propensity: Tensor | None,
+    feedback: Tensor,
+    *,
+    preference: Tensor | None,
+    weight: Tensor | None,
+    stratification: tuple[Tensor, Tensor] | None,
+    signals: Tensor,
+    has_misclick: bool,
+    scale: float,
+    per_row: bool,
+    need_logit_grads: bool,
+    need_weight_grad: bool,
+    need_groups: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """Loss, gradients of the logits and of the heads, and groups of a batch; all results float32.
+
+    Args:
+        hidden: (N, H), last stride 1.
+        heads, bias: (M, H) and (M,), contiguous float32: the reward head, then K propensity heads or none.
+        propensity: (N, K) logits where there are no propensity heads, any strides; else None.
+        feedback: (N, K).
+        need_logit_grads, need_weight_grad, need_groups: what to compute.
+        The others are those of `implicit_rm_forward`.
+
+    Returns:
+        loss, gradient of the K+1 logits (N, K+1), gradient of the heads (M, H), groups (N, K, 4); None where not
+        needed. Sums are taken in two deterministic stages: one partial a program, then those.
+    """
+    (n, width), (n_heads, _), n_signals, device = hidden.shape, heads.shape, signals.shape[1], hidden.device
+    processors, shared = device_limits(hidden)
+    has_options = any(x is not None for x in (preference, weight, stratification)) or has_misclick
+    has_options = has_options or per_row or need_groups
+    tile = forward_tile(n_heads, n_signals, width, hidden.element_size(), shared, has_options)
+    n_programs = min(triton.cdiv(n, tile.BLOCK_N), tile.programs * processors)
+    second_read = need_weight_grad and not tile.ONE_READ
+
+    def empty(*size: int) -> Tensor:
+        return torch.empty(size, device=device, dtype=torch.float32)
+
+    loss = empty(n if per_row else n_programs)
+    grad_logits = empty(n, n_signals + 1) if need_logit_grads or second_read else None
+    partial = empty(n_programs, n_heads, width) if need_weight_grad and tile.ONE_READ else None
+    groups = empty(n, n_signals, 4) if need_groups else None
+    reward_strat, propensity_strat = stratification or (None, None)
+    if n:
+        with on_device_of(hidden):
+            linear_implicit_rm_fwd_kernel[(n_programs,)](
+                hidden,
+                heads,
+                bias,
+                propensity,
+                reward_strat,
+                propensity_strat,
+                as_codes(feedback),
+                as_codes(preference),
+                weight,
+                signals,
+                loss,
+                grad_logits,
+                partial,
+                groups,
+                n,
+                scale,
+                hidden.stride(0),
+                *strides(propensity),
+                0 if reward_strat is None else reward_strat.stride(0),
+                *strides(propensity_strat),
+                *strides(feedback),
+                0 if preference is None else preference.stride(0),
+                ONE_READ=tile.ONE_READ,
+                H=width,
+                M=n_heads,
+                K=n_signals,
+                BLOCK_N=tile.BLOCK_N,
+                BLOCK_H=tile.BLOCK_H,
+                BLOCK_M=tile.BLOCK_M,
+                BLOCK_K=tile.BLOCK_K,
+                HAS_MISCLICK=has_misclick,
+                PER_ROW=per_row,
+                STAGES=tile.STAGES,
+                num_warps=tile.num_warps,
+                enable_fp_fusion=True,  # said because the default changes in Triton 3.10
+            )
+    grad_heads = None
+    if need_weight_grad:
+        grad_heads = partial.sum(0) if tile.ONE_READ else linear_weight_grad(hidden, grad_logits, weight, n_heads)
+    loss = loss if per_row else loss.sum()
+    return loss, grad_logits if need_logit_grads else None, grad_heads, groups
+
+
+class Tile(NamedTuple):
+    """How linear_implicit_rm_fwd_kernel is launched."""
+
+    ONE_READ: bool
+    BLOCK_N: int
+    BLOCK_H: int
+    BLOCK_M: int
+    BLOCK_K: int
+    STAGES: int
+    num_warps: int
+    programs: int  # on a processor
+
+
+def forward_tile(n_heads: int, n_signals: int, width: int, itemsize: int, shared: int, has_options: bool) -> Tile:
+    """A tile that fills a processor: 8 warps with up to 255 registers a thread, in one program or several.
+
+    In one read a thread holds a piece of the heads, its gradient and `states` hidden states, as many as registers last
+    for: with more of them, or wider heads, they spill (tests/test_triton_compile.py), and options of the loss take
+    registers of their own. A thread reads 8 neighbours at once, so that narrow hidden states take fewer threads. While
+    a tile is computed the next ones are on their way into shared memory, whose size bounds the number of stages. In
+    two reads a thread holds 64 sums of products.
+    """
+    block_m, block_k = triton.next_power_of_2(n_heads), triton.next_power_of_2(n_signals + 1)
+    block_h = triton.next_power_of_2(width)
+    head_entries = block_m * max(block_h, 2048)
+    one_read = head_entries <= ONE_READ_LIMIT
+    if one_read:
+        num_warps = max(1, min(8, block_h // 256))
+        crowded = has_options and (block_m > 2 or 2 * head_entries > ONE_READ_LIMIT)
+        states = min(128, 512 // block_m) * 2 // max(2, itemsize) // (2 if crowded else 1)
+        block_n = min(states * 32 * num_warps // block_h, 128 * num_warps // block_k)
+        staged = block_n * block_h * itemsize
+    else:
+        num_warps = 8
+        block_h = max(1, min(block_h, 2048, 16384 // block_m))
+        block_n = min(16384 // (block_m * block_h), 1024 // block_k)
+        staged = block_n * block_h * itemsize + block_m * block_h * 4
+    block_n = max(1, block_n) * (8 if INTERPRETED else 1)  # the interpreter pays per program
+    programs = 8 // num_warps
+    copies = (shared // programs - 8192) // staged  # the rest is for exchange between threads
+    return Tile(one_read, block_n, block_h, block_m, block_k, 1 + max(0, min(2, copies)), num_warps, programs)
