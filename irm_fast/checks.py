@@ -22,7 +22,7 @@ def check_logits(name: str, x: Tensor, shape: torch.Size | None, device: torch.d
     _check_place(name, x, shape, device)
 
 
-def check_codes(name: str, x: Tensor, shape: torch.Size, device: torch.device) -> None:
+def check_codes(name: str, x: Tensor, shape: torch.Size | None, device: torch.device) -> None:
     _check_tensor(name, x)
     if x.dtype not in CODE_DTYPES:
         raise TypeError(f"{name} must be bool or integer (1, 0, -1), got {x.dtype}")
@@ -32,7 +32,8 @@ def check_codes(name: str, x: Tensor, shape: torch.Size, device: torch.device) -
 def _check_tensor(name: str, x: Tensor) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
-    if x.layout != torch.strided or x.is_neg():
+    # Dynamo cannot ask for the negation bit, and resolves it by itself.
+    if x.layout != torch.strided or (not torch.compiler.is_compiling() and x.is_neg()):
         raise TypeError(f"{name} must be an ordinary dense tensor (to_dense(), resolve_neg())")
 
 
@@ -86,14 +87,15 @@ def check_heads(
 ) -> None:
     """Reward head (H,) and (); propensity heads (K, H) and (K,), or none. Any of the logits' dtypes."""
     width, none = hidden.shape[1], torch.Size(())
-    shapes = {
+    _check_tensor("reward_weight", reward_weight)
+    shapes: dict[str, tuple[Tensor | None, torch.Size]] = {
         "reward_weight": (reward_weight, torch.Size((width,))),
         "reward_bias": (reward_bias, none),
         "propensity_weight": (propensity_weight, torch.Size((n_signals, width))),
         "propensity_bias": (propensity_bias, torch.Size((n_signals,))),
     }
     for name, (x, shape) in shapes.items():
-        if x is None and name != "reward_weight":
+        if x is None:
             continue
         check_logits(name, x, None, hidden.device)
         if x.shape != shape:

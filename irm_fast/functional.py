@@ -75,7 +75,7 @@ def implicit_rm_loss(
         stratification = checks.check_stratification(stratification, reward_logits, propensity_logits)
     weight = check_options(n, reward_logits, weight, reduction, normalizer, feedback, preference, check_values)
 
-    scale, divide_by = mean_over(n, reduction, normalizer)
+    scale, divide_by = mean_over(reduction, normalizer)
     n_signals = propensity_logits.shape[1] if propensity_logits.dim() == 2 else 1
     signals = checks.signal_constants(polarity, misclick_rate, n_signals)
     evidence = ops.Evidence(feedback, preference, weight, stratification)
@@ -112,13 +112,17 @@ def check_options(
     return weight
 
 
-def mean_over(n: int, reduction: str, normalizer: float | Tensor | None) -> tuple[float, Tensor | None]:
-    """What the kernel multiplies by, and what to divide by afterwards: a tensor stays on its device, never read."""
+def mean_over(reduction: str, normalizer: float | Tensor | None) -> tuple[float | None, Tensor | None]:
+    """What the kernel multiplies by, None for 1/N, and what to divide by afterwards.
+
+    A normalizer on a device stays there, never read. 1/N is taken out of torch.compile's sight, which would compile
+    anew for every N.
+    """
     if isinstance(normalizer, Tensor):
         return 1.0, normalizer
     if reduction != "mean":
         return 1.0, None
-    return 1.0 / (n if normalizer is None else normalizer), None
+    return None if normalizer is None else 1.0 / normalizer, None
 
 
 def stratify(

@@ -77,7 +77,7 @@ def linear_implicit_rm_loss(
         stratification = (stratification[0], stratification[1].reshape(n, n_signals))
     weight = check_options(n, hidden, weight, reduction, normalizer, feedback, preference, check_values)
 
-    scale, divide_by = mean_over(n, reduction, normalizer)
+    scale, divide_by = mean_over(reduction, normalizer)
     signals = checks.signal_constants(polarity, misclick_rate, n_signals)
     evidence = Evidence(feedback.reshape(n, n_signals), preference, weight, stratification)
     settings = Settings(*signals, scale, reduction == "none", return_groups, backend)
@@ -87,7 +87,7 @@ def linear_implicit_rm_loss(
     loss, groups = linear_ops.linear_implicit_rm(hidden, heads, bias, propensity_logits, evidence, settings)
     if divide_by is not None:
         loss = loss / divide_by.to(loss.dtype)
-    return (loss, groups.reshape(*feedback.shape, 4)) if return_groups else loss
+    return loss if groups is None or not return_groups else (loss, groups.reshape(*feedback.shape, 4))
 
 
 def _stack_heads(

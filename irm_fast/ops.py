@@ -31,7 +31,7 @@ class Settings(NamedTuple):
 
     polarity: tuple[float, ...]
     misclick_rate: tuple[float, ...]
-    scale: float
+    scale: float | None  # None: 1/N
     per_row: bool
     need_groups: bool
     backend: str | None
@@ -66,7 +66,7 @@ def bound_options(evidence: Evidence, settings: Settings, device: torch.device, 
         "stratification": evidence.stratification,
         "signals": signal_table(settings.polarity, settings.misclick_rate, device, is_double),
         "has_misclick": any(settings.misclick_rate),
-        "scale": settings.scale,
+        "scale": 1.0 / (len(evidence.feedback) or 1) if settings.scale is None else settings.scale,
         "per_row": settings.per_row,
         "need_groups": settings.need_groups,
     }
@@ -137,7 +137,7 @@ def implicit_rm_op(
     propensity_strat: Tensor | None,
     polarity: list[float],
     misclick_rate: list[float],
-    scale: float,
+    scale: float | None,
     per_row: bool,
     need_groups: bool,
     backend: str | None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -52,6 +53,12 @@ def implicit_rm_forward(
     return loss, grad_s if need_grads[0] else None, grad_t if need_grads[1] else None, groups
 
 
+def _differentiate(s, t, feedback, stratification, evidence) -> tuple[Tensor, Tensor, Tensor]:
+    s, t = s.double().requires_grad_(), t.double().requires_grad_()
+    rows = reference.implicit_rm_loss(s, t, feedback, stratification=stratification, **evidence)
+    return rows, *torch.autograd.grad(rows.sum(), (s, t))
+
+
 def _rows_and_gradients(
     s: Tensor,
     t: Tensor,
@@ -64,10 +71,9 @@ def _rows_and_gradients(
     if not need_grads:
         rows = reference.implicit_rm_loss(s, t, feedback, stratification=stratification, **evidence)
         return rows, torch.zeros_like(rows), torch.zeros_like(t, dtype=rows.dtype)
-    with torch.enable_grad():
-        s, t = s.double().requires_grad_(), t.double().requires_grad_()
-        rows = reference.implicit_rm_loss(s, t, feedback, stratification=stratification, **evidence)
-        grad_s, grad_t = torch.autograd.grad(rows.sum(), (s, t))
+    # In a thread of its own: inside an operator (torch.compile) PyTorch switches autograd off for the calling thread.
+    with ThreadPoolExecutor(1) as thread:
+        rows, grad_s, grad_t = thread.submit(_differentiate, s, t, feedback, stratification, evidence).result()
     # Rows without a likelihood have no gradient, whatever autograd makes of their pieces.
     rows = rows.detach()
     broken = ~rows.isfinite()
