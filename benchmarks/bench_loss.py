@@ -1,82 +1,97 @@
-"""Times one training step of the loss (forward and gradients) against what people would write otherwise.
+"""Times `implicit_rm_loss` against what people would write otherwise.
 
-    pytest benchmarks/ --benchmark-only
+    pytest benchmarks/ --benchmark-only [--save-results FOLDER]
 
-Providers: `ours` (the backend of the device), `eager` (the same formula in PyTorch operations), `compile` (that formula
-under torch.compile), `copy` (the memory floor: moving the same bytes once). Compare within one run only. Every
-provider's loss and gradients are checked against the float64 reference before it is timed; one that fails is not timed.
+Modes: "forward" without gradients; "forward+grad", until the gradients exist: for `ours` that is the forward pass, for
+the others it takes backward; "step", loss and backward through autograd. Providers: `ours`; `eager`, the same formula in
+PyTorch operations; `compile`, that formula under torch.compile. No library has this loss: the binary cross-entropies
+that they fuse are another function. Floors: `copy`, `clone` and `read`, see `cases.floors`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
 import irm_fast
+from benchmarks.cases import DEVICE, Case, Entry, contestants, draw_feedback, four_group_loss
+from benchmarks.harness import clock, show
 from irm_fast import reference
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-SIZES = (1024, 2**17, 2**20)
+
+class Logits(NamedTuple):
+    reward: Tensor  # (N,), requires grad
+    propensity: Tensor  # (N, K), requires grad
+    feedback: Tensor  # (N, K) int8
 
 
-def eager_loss(s: Tensor, t: Tensor, feedback: Tensor) -> Tensor:
-    """-log(g e^A + (1-g) e^C) as one would write it: K signals, none missing, no misclicks."""
-    acted = feedback == 1
-    preferred = logsigmoid(s) + torch.where(acted, logsigmoid(t), logsigmoid(-t)).sum(-1)
-    other = torch.where(acted.any(-1), -torch.inf, logsigmoid(-s))
-    return -torch.logaddexp(preferred, other).mean()
+@dataclass(frozen=True)
+class LossCase(Case):
+    operation = "implicit_rm_loss"
+    modes = {  # noqa: RUF012 (a ClassVar of the base)
+        "forward": ("loss",),
+        "forward+grad": ("loss",),
+        "step": ("loss", "reward logits", "propensity logits"),
+    }
+
+    def make_inputs(self, seed: int) -> Logits:
+        generator = torch.Generator(DEVICE).manual_seed(seed)
+        s = torch.randn(self.n, generator=generator, device=DEVICE).to(self.dtype)
+        t = (torch.randn(self.n, self.k, generator=generator, device=DEVICE) - 1).to(self.dtype)
+        return Logits(s.requires_grad_(), t.requires_grad_(), draw_feedback(s.detach(), t.detach(), generator))
+
+    def truth(self, inputs: Logits) -> dict[str, Tensor]:
+        s, t = (x.detach().double().requires_grad_() for x in inputs[:2])
+        loss = reference.implicit_rm_loss(s, t, inputs.feedback).mean()
+        results = loss.detach(), *torch.autograd.grad(loss, (s, t))
+        return dict(zip(self.modes["step"], results, strict=True))
+
+    def entries(self) -> list[Entry]:
+        compiled = torch.compile(four_group_loss, dynamic=False)
+        ours = irm_fast.implicit_rm_loss
+        return [
+            Entry("ours", ("forward",), _forward(ours)),
+            Entry("ours", ("forward+grad",), lambda x: (ours(*x),)),
+            Entry("ours", ("step",), _step(ours)),
+            Entry("eager", ("forward",), _forward(four_group_loss)),
+            Entry("eager", ("forward+grad", "step"), _step(four_group_loss)),
+            Entry("compile", ("forward",), _forward(compiled)),
+            Entry("compile", ("forward+grad", "step"), _step(compiled)),
+        ]
 
 
-def make_batch(n: int, n_signals: int) -> tuple[Tensor, Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    s = torch.randn(n, generator=generator)
-    t = torch.randn(n, n_signals, generator=generator) - 1
-    preferred = torch.rand(n, 1, generator=generator) < s.sigmoid()[:, None]
-    feedback = preferred & (torch.rand(n, n_signals, generator=generator) < t.sigmoid())
-    return (
-        s.to(DEVICE).requires_grad_(),
-        t.to(DEVICE).requires_grad_(),
-        feedback.to(DEVICE, torch.int8),
-    )
+def _forward(loss_fn: Callable[..., Tensor]) -> Callable[[Logits], tuple[Tensor, ...]]:
+    def run(x: Logits) -> tuple[Tensor, ...]:
+        with torch.no_grad():
+            return (loss_fn(*x),)
+
+    return run
 
 
-def training_step(loss_fn: Callable, s: Tensor, t: Tensor, feedback: Tensor) -> tuple[Tensor, ...]:
-    loss = loss_fn(s, t, feedback)
-    result = (loss.detach(), *torch.autograd.grad(loss, (s, t)))
-    if DEVICE == "cuda":
-        torch.cuda.synchronize()
-    return result
+def _step(loss_fn: Callable[..., Tensor]) -> Callable[[Logits], tuple[Tensor, ...]]:
+    def run(x: Logits) -> tuple[Tensor, ...]:
+        loss = loss_fn(*x)
+        return loss, *torch.autograd.grad(loss, x[:2])
+
+    return run
 
 
-def check(results: tuple[Tensor, ...], s: Tensor, t: Tensor, feedback: Tensor) -> None:
-    loss = reference.implicit_rm_loss(s, t, feedback).mean()
-    expected = (loss.detach(), *torch.autograd.grad(loss, (s, t)))
-    for ours, truth in zip(results, expected, strict=True):
-        torch.testing.assert_close(ours.double(), truth.double(), rtol=1e-4, atol=1e-6 / len(s))
+MIDDLE, LARGE = (2**20, 2**23) if DEVICE == "cpu" else (2**22, 2**24)
+CASES = (
+    *(LossCase(n) for n in (16, 1024, 4096, 2**16, 2**20, LARGE)),
+    LossCase(1024, k=4),
+    LossCase(MIDDLE, k=2),
+    LossCase(MIDDLE, k=4),
+    LossCase(MIDDLE, dtype=torch.bfloat16),
+)
 
 
-@pytest.mark.parametrize("n_signals", (1, 4), ids="K={}".format)
-@pytest.mark.parametrize("n", SIZES, ids="N={}".format)
-@pytest.mark.parametrize("provider", ("ours", "eager", "compile", "copy"))
-def test_training_step(benchmark, provider: str, n: int, n_signals: int):
-    benchmark.group = f"loss and gradients, N={n}, K={n_signals}, float32, {DEVICE}"
-    s, t, feedback = make_batch(n, n_signals)
-    if provider == "copy":
-        # Read both logits and the feedback, write both gradients: as many bytes as a copy of the logits, roughly.
-        source = torch.empty(4 * n * (n_signals + 1) + n * n_signals // 2, dtype=torch.uint8, device=DEVICE)
-        target = torch.empty_like(source)
-        step = lambda: target.copy_(source)  # noqa: E731
-    else:
-        loss_fn = {
-            "ours": irm_fast.implicit_rm_loss,
-            "eager": eager_loss,
-            "compile": torch.compile(eager_loss, dynamic=False),
-        }[provider]
-        step = lambda: training_step(loss_fn, s, t, feedback)  # noqa: E731
-        check(step(), s, t, feedback)
-    benchmark.extra_info["rows_per_call"] = n
-    benchmark.pedantic(step, rounds=200 if n <= 2**17 else 15, iterations=1, warmup_rounds=3)
+@pytest.mark.benchmark(timer=clock)
+@pytest.mark.parametrize(("case", "mode", "provider"), contestants(CASES))
+def test_implicit_rm_loss(benchmark: Any, case: Case, mode: str, provider: str) -> None:
+    show(benchmark, case, mode, provider)

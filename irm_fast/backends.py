@@ -30,20 +30,24 @@ def choose_backend(name: str | None, device: torch.device, is_double: bool, oper
 
     Raises ValueError for an unknown name or a dtype the backend does not take, RuntimeError where it cannot be had.
     """
+    return _choose(name, device.type, is_double, operation)
+
+
+@cache
+def _choose(name: str | None, device_type: str, is_double: bool, operation: str) -> Any:
     if name is None:
-        name = _default_backend(device.type, is_double)
+        name = _default_backend(device_type, is_double)
     elif name not in BACKENDS:
         raise ValueError(f"backend must be one of {BACKENDS} or None, got {name!r}")
     elif is_double and name != "reference":
         raise ValueError(f"backend {name!r} computes in float32: for float64 logits use the reference backend")
-    elif name == "cpu" and device.type != "cpu":
-        raise RuntimeError(f"backend 'cpu' was asked for, the tensors are on {device}")
-    elif name == "triton" and device.type == "cpu" and not _interpreting():
+    elif name == "cpu" and device_type != "cpu":
+        raise RuntimeError(f"backend 'cpu' was asked for, the tensors are on {device_type}")
+    elif name == "triton" and device_type == "cpu" and not _interpreting():
         raise RuntimeError("backend 'triton' runs on GPU tensors (on CPU tensors only with TRITON_INTERPRET=1)")
     return _load(name, operation)
 
 
-@cache
 def _default_backend(device_type: str, is_double: bool) -> str:
     if is_double:
         return "reference"
@@ -53,7 +57,6 @@ def _default_backend(device_type: str, is_double: bool) -> str:
     return "triton" if device_type == "cuda" else "reference"
 
 
-@cache
 def _load(name: str, operation: str) -> Any:
     try:
         return importlib.import_module(f"{_PACKAGES[name]}.{operation}")

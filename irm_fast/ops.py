@@ -80,7 +80,7 @@ def _implicit_rm_forward(
     run = choose_backend(settings.backend, device, is_double).implicit_rm_forward
     options = bound_options(evidence, settings, device, is_double)
     loss, grad_reward, grad_propensity, groups = run(
-        reward.detach(), propensity.detach(), evidence.feedback, need_grads=need_grads, **options
+        reward, propensity, evidence.feedback, need_grads=need_grads, **options
     )
     return loss, grad_reward, grad_propensity, None if groups is None else groups.to(dtype)
 

@@ -44,22 +44,21 @@ def implicit_rm_forward(
     need_groups: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """Loss, both gradients and groups of a batch in one pass; all results float32. Shapes as in the Triton twin."""
-    require_storage(reward)
-    n, shape = reward.shape[0], propensity.shape
-
-    def empty(*size: int) -> Tensor:  # whatever torch's defaults are
-        return torch.empty(size, dtype=torch.float32, device="cpu")
-
-    loss = empty(n) if per_row else empty()
+    shape, empty = propensity.shape, signals.new_empty  # float32 whatever torch's defaults are, and half the price
+    n = shape[0]
+    loss = empty(n if per_row else ())
     grad_reward = empty(n) if need_grads[0] else None
-    grad_propensity = empty(*shape) if need_grads[1] else None
-    groups = empty(*shape, 4) if need_groups else None
+    grad_propensity = empty(shape) if need_grads[1] else None
+    groups = empty((*shape, 4)) if need_groups else None
+    reward_view = logits_view(reward)
+    if n:
+        require_storage(reward_view[0])
     loss_ptr = loss.data_ptr()
     status = _run(
         ARGUMENTS.pack(
             n,
             shape[1] if len(shape) == 2 else 1,
-            *logits_view(reward),
+            *reward_view,
             *logits_view(propensity),
             *(_NO_LOGITS if stratification is None else logits_view(stratification[0])),
             *(_NO_LOGITS if stratification is None else logits_view(stratification[1])),

@@ -54,6 +54,6 @@ def raise_bad_values(status: int) -> None:
     raise ValueError("; ".join(text for bit, text in _STATUS if status & bit))
 
 
-def require_storage(x: torch.Tensor) -> None:
-    if x.numel() and not x.data_ptr():
+def require_storage(address: int) -> None:
+    if not address:
         raise RuntimeError("the tensors have no storage (fake or traced): the C++ kernel needs real ones")

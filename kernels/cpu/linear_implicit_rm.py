@@ -47,7 +47,8 @@ def linear_implicit_rm_forward(
     `heads` holds the reward head, then the K propensity heads; or the reward head alone, and `propensity` the logits.
     Rows of weight 0 reach no gradient, whatever their hidden state holds.
     """
-    require_storage(hidden)
+    if len(hidden):
+        require_storage(hidden.data_ptr())
     (n, width), n_signals, n_heads = hidden.shape, feedback.shape[1], heads.shape[0]
 
     def empty(*size: int) -> Tensor:  # whatever torch's defaults are
