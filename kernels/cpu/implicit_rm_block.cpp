@@ -7,7 +7,7 @@
 // No template of the standard library is used here: the linker would be free to run the AVX-512 copy of it anywhere.
 #include <cstring>
 
-#include "one_signal.h"
+#include "one_sided.h"
 #include "tile.h"
 
 namespace irm {
@@ -31,24 +31,24 @@ struct OtherSide {
   float active, passive;
 };
 
-template <Evidence kEvidence>
+template <bool kMisclick>
 inline OtherSide silent_other_side(float m, float not_m, float rate) {
-  if (kEvidence != Evidence::kMisclick) return {m, not_m};
+  if (!kMisclick) return {m, not_m};
   const float inverse = 1.0f / (not_m + (1.0f - rate) * m);  // 1 / (1 - e m), no cancellation
   return {m * (1.0f - rate) * inverse, not_m * inverse};
 }
 
 // Gradient in the logit of signal k; the stratified form also adds its cross-entropy to the loss.
-template <Evidence kEvidence, bool kStratified>
+template <bool kMisclick, bool kStratified>
 void signal_gradient(Tile& tile, const Signal& sig, int k, float* dt) {
   const bool positive = sig.polarity > 0.0f;
   for (int i = 0; i < kTile; ++i) {
     const bool acted = tile.code[k][i] == 1, missing = tile.code[k][i] == -1;
     const float m = tile.m[k][i], not_m = tile.not_m[k][i];
     const float w = positive ? tile.q[i] : tile.not_q[i], not_w = positive ? tile.not_q[i] : tile.q[i];
-    const OtherSide other = silent_other_side<kEvidence>(m, not_m, sig.rate);
+    const OtherSide other = silent_other_side<kMisclick>(m, not_m, sig.rate);
     float silent_grad = w * m;  // m - (PA + NA)
-    if (kEvidence == Evidence::kMisclick) silent_grad += not_w * sig.rate * m * other.passive;
+    if (kMisclick) silent_grad += not_w * sig.rate * m * other.passive;
     const float nothing = 0.0f * w;  // 0, or NaN where the row has no posterior
     dt[i] = missing ? 0.0f : (acted ? -not_m : silent_grad) + nothing;
     if (kStratified) {
@@ -70,13 +70,13 @@ void signal_gradient(Tile& tile, const Signal& sig, int k, float* dt) {
 }
 
 // Posterior of the four groups of signal k: PA, NA, PP, NP of every row.
-template <Evidence kEvidence>
+template <bool kMisclick>
 void store_groups(const Tile& tile, const Signal& sig, int k, float* groups, int64_t row_stride) {
   const bool positive = sig.polarity > 0.0f;
   for (int i = 0; i < tile.rows; ++i) {
     const bool acted = tile.code[k][i] == 1, missing = tile.code[k][i] == -1;
     const float m = tile.m[k][i], not_m = tile.not_m[k][i];
-    const OtherSide silent = silent_other_side<kEvidence>(m, not_m, sig.rate);
+    const OtherSide silent = silent_other_side<kMisclick>(m, not_m, sig.rate);
     const OtherSide own = {missing ? m : acted ? 1.0f : 0.0f, missing ? not_m : acted ? 0.0f : 1.0f};
     const OtherSide other = {missing ? m : acted ? 1.0f : silent.active, missing ? not_m : acted ? 0.0f : silent.passive};
     float* row = groups + i * row_stride;
@@ -87,26 +87,20 @@ void store_groups(const Tile& tile, const Signal& sig, int k, float* groups, int
   }
 }
 
-// Reward logits, weights, and the evidence that labels are.
-template <Evidence kEvidence, bool kStratified>
-int load_rows(const Arguments& args, Tile& tile) {
-  int status = load_weights(args, tile);
-  load_logits(args.reward, tile.first, 0, tile.rows, tile.s);
+// The evidence before any signal has spoken: labels, which are evidence without limit.
+template <bool kStratified>
+int start_evidence(const Arguments& args, Tile& tile) {
+  int32_t label[kTile];
+  for (int i = 0; i < kTile; ++i) label[i] = -1;
+  const bool valid = !args.preference.data || load_codes(args.preference, tile.first, 0, tile.rows, label);
   load_logits(kStratified ? args.reward_strat : args.reward, tile.first, 0, tile.rows, tile.s_post);
   for (int i = 0; i < kTile; ++i) {
-    tile.A[i] = tile.C[i] = tile.D[i] = tile.u[i] = tile.proof[i] = 0.0f;
+    tile.A[i] = label[i] == 0 ? -kInf : 0.0f;
+    tile.C[i] = label[i] == 1 ? -kInf : 0.0f;
+    tile.D[i] = tile.A[i] - tile.C[i];
     tile.poison[i] = not_finite(tile.s[i]) + not_finite(tile.s_post[i]);
   }
-  if (kEvidence != Evidence::kOneSided && args.preference.data) {  // a label is evidence without limit
-    int32_t label[kTile];
-    if (!load_codes(args.preference, tile.first, 0, tile.rows, label)) status |= kInvalidPreference;
-    for (int i = 0; i < kTile; ++i) {
-      tile.A[i] = label[i] == 0 ? -kInf : 0.0f;
-      tile.C[i] = label[i] == 1 ? -kInf : 0.0f;
-      tile.D[i] = tile.A[i] - tile.C[i];
-    }
-  }
-  return status;
+  return valid ? 0 : kInvalidPreference;
 }
 
 template <bool kStratified>
@@ -121,35 +115,69 @@ Signal signal_of(const Arguments& args, int k) {
   return {p[0], p[K], p[2 * K], p[3 * K]};
 }
 
-template <Evidence kEvidence, bool kStratified>
+template <bool kMisclick, bool kStratified>
 void signal_outputs(const Arguments& args, Tile& tile, int k) {
   const int64_t K = args.n_signals, entry = tile.first * K + k;
   const Signal sig = signal_of(args, k);
   if (kStratified) load_signal_logits<kStratified>(args, tile, k);
   if (kStratified || args.grad_propensity) {
     alignas(64) float dt[kTile];
-    signal_gradient<kEvidence, kStratified>(tile, sig, k, dt);
+    signal_gradient<kMisclick, kStratified>(tile, sig, k, dt);
     if (args.grad_propensity && K == 1) {
       std::memcpy(args.grad_propensity + entry, dt, tile.rows * sizeof(float));
     } else if (args.grad_propensity) {
       for (int i = 0; i < tile.rows; ++i) args.grad_propensity[entry + i * K] = dt[i];
     }
   }
-  if (args.groups) store_groups<kEvidence>(tile, sig, k, args.groups + entry * 4, K * 4);
+  if (args.groups) store_groups<kMisclick>(tile, sig, k, args.groups + entry * 4, K * 4);
 }
 
-template <Evidence kEvidence, bool kStratified>
-int process_signals(const Arguments& args, Tile& tile) {
-  int status = load_rows<kEvidence, kStratified>(args, tile);
+int load_feedback(const Arguments& args, Tile& tile) {
+  bool valid = true;
   for (int k = 0; k < args.n_signals; ++k) {
-    if (!load_codes(args.feedback, tile.first, k, tile.rows, tile.code[k])) status |= kInvalidFeedback;
-    load_signal_logits<kStratified>(args, tile, k);
-    add_evidence<kEvidence>(tile, signal_of(args, k), k);
+    valid = load_codes(args.feedback, tile.first, k, tile.rows, tile.code[k]) && valid;
   }
-  combine_evidence<kEvidence>(tile);
+  return valid ? 0 : kInvalidFeedback;
+}
+
+template <bool kMisclick, bool kStratified>
+int general_posterior(const Arguments& args, Tile& tile) {
+  const int status = start_evidence<kStratified>(args, tile);
+  for (int k = 0; k < args.n_signals; ++k) {
+    load_signal_logits<kStratified>(args, tile, k);
+    add_evidence<kMisclick>(tile, signal_of(args, k), k);
+  }
+  combine_evidence(tile);
   if (kStratified) stratified_reward(tile);
+  return status;
+}
+
+void one_sided_posterior(const Arguments& args, Tile& tile) {
+  OneSided row;
+  start_one_sided(tile, row);
+  for (int k = 0; k < args.n_signals; ++k) {
+    load_logits(args.propensity, tile.first, k, tile.rows, tile.t);
+    add_one_sided(tile, row, k);
+  }
+  combine_one_sided(tile, row);
+  if (any_too_large(row)) {
+    Tile special = tile;
+    general_posterior<false, false>(args, special);
+    merge_too_large(tile, special, row);
+  }
+}
+
+template <bool kMisclick, bool kStratified>
+int process_tile(const Arguments& args, bool one_sided, Tile& tile) {
+  load_logits(args.reward, tile.first, 0, tile.rows, tile.s);
+  int status = load_weights(args, tile) | load_feedback(args, tile);
+  if (one_sided) {
+    one_sided_posterior(args, tile);
+  } else {
+    status |= general_posterior<kMisclick, kStratified>(args, tile);
+  }
   if (kStratified || args.grad_propensity || args.groups) {
-    for (int k = 0; k < args.n_signals; ++k) signal_outputs<kEvidence, kStratified>(args, tile, k);
+    for (int k = 0; k < args.n_signals; ++k) signal_outputs<kMisclick, kStratified>(args, tile, k);
   }
   // A row of weight 0 contributes nothing, whatever it holds.
   for (int i = 0; i < kTile; ++i) {
@@ -172,35 +200,31 @@ double store_rows(const Arguments& args, Tile& tile) {
   return sum;
 }
 
-template <Evidence kEvidence, bool kStratified>
+template <bool kMisclick, bool kStratified>
 int process_tiles(const Arguments& args, int64_t block, double& sum) {
   const int64_t first = block * kRowsPerBlock, past = first + kRowsPerBlock;
   const int64_t last = past < args.n_rows ? past : args.n_rows;
   int status = 0;
-  const bool one_signal = kEvidence == Evidence::kOneSided && !kStratified && args.n_signals == 1 && !args.groups;
+  bool one_sided = !kMisclick && !kStratified && !args.preference.data;
+  for (int64_t k = 0; k < args.n_signals; ++k) one_sided = one_sided && args.signals[k] > 0.0f;
   Tile tile;
   sum = 0.0;
   for (tile.first = first; tile.first < last; tile.first += kTile) {
     tile.rows = static_cast<int>(last - tile.first < kTile ? last - tile.first : kTile);
-    status |= one_signal ? process_one_signal(args, tile) : process_signals<kEvidence, kStratified>(args, tile);
+    status |= process_tile<kMisclick, kStratified>(args, one_sided, tile);
     sum += store_rows(args, tile);
   }
   return status;
 }
 
-template <Evidence kEvidence>
-int process(const Arguments& args, int64_t block, double& sum) {
-  const bool stratified = args.reward_strat.data != nullptr;
-  return stratified ? process_tiles<kEvidence, true>(args, block, sum) : process_tiles<kEvidence, false>(args, block, sum);
-}
-
 }  // namespace
 
 int process_block(const Arguments& args, int64_t block, double& sum) {
-  if (args.has_misclick) return process<Evidence::kMisclick>(args, block, sum);
-  bool one_sided = args.preference.data == nullptr;
-  for (int64_t k = 0; k < args.n_signals; ++k) one_sided = one_sided && args.signals[k] > 0.0f;
-  return one_sided ? process<Evidence::kOneSided>(args, block, sum) : process<Evidence::kTwoSided>(args, block, sum);
+  const bool stratified = args.reward_strat.data != nullptr;
+  if (args.has_misclick) {
+    return stratified ? process_tiles<true, true>(args, block, sum) : process_tiles<true, false>(args, block, sum);
+  }
+  return stratified ? process_tiles<false, true>(args, block, sum) : process_tiles<false, false>(args, block, sum);
 }
 
 }  // namespace IRM_ISA

@@ -9,8 +9,6 @@ namespace IRM_ISA {
 
 constexpr int kTile = 128;  // rows: enough for the loops over a tile to hide latency, few enough for the cache
 
-constexpr int32_t kInvalidCode = 2;
-
 inline float widen(float x) { return x; }
 
 struct BFloat16 { uint16_t bits; };
@@ -46,23 +44,20 @@ inline void load_logits(const LogitsView& v, int64_t first, int64_t k, int rows,
   }
 }
 
-// 1, 0, -1 or kInvalidCode, compared in its own width: 256 must not become 0.
-template <typename T>
-inline int32_t code_of(T v) {
-  return v == T(1) ? 1 : v == T(0) ? 0 : (T(-1) < T(0) && v == T(-1)) ? -1 : kInvalidCode;
-}
-
 template <typename T>
 inline bool load_codes_strided(const void* data, int64_t offset, int64_t stride, int rows, int32_t* out) {
   const T* p = static_cast<const T*>(data) + offset;
+  uint32_t invalid = 0;
+  const auto load = [&](int i, T v) {
+    out[i] = static_cast<int32_t>(v);
+    invalid |= static_cast<uint32_t>(out[i]) + 1u > 2u || static_cast<T>(out[i]) != v;  // 2^32 must not become 0
+  };
   if (stride == 1 && rows == kTile) {
-    for (int i = 0; i < kTile; ++i) out[i] = code_of(p[i]);
+    for (int i = 0; i < kTile; ++i) load(i, p[i]);
   } else {
-    for (int i = 0; i < rows; ++i) out[i] = code_of(p[i * stride]);
+    for (int i = 0; i < rows; ++i) load(i, p[i * stride]);
     for (int i = rows; i < kTile; ++i) out[i] = -1;
   }
-  int32_t invalid = 0;
-  for (int i = 0; i < kTile; ++i) invalid |= out[i] == kInvalidCode;
   return invalid == 0;
 }
 

@@ -10,13 +10,6 @@ namespace IRM_ISA {
 constexpr float kInf = __builtin_huge_valf();
 constexpr float kNaN = __builtin_nanf("");
 
-// Which evidence a batch can hold; the simpler the kind, the less there is to compute.
-enum class Evidence {
-  kOneSided,  // every signal speaks for r*=1, no misclicks, no labels: acting proves r*=1
-  kTwoSided,  // also signals and labels that speak, or prove, r*=0
-  kMisclick,  // also misclicks: acting proves nothing
-};
-
 struct Signal {
   float polarity, rate, minus_log_rate, log1p_minus_rate;
 };
@@ -28,7 +21,6 @@ struct alignas(64) Tile {
   float m[kMaxSignals][kTile], not_m[kMaxSignals][kTile];  // sigmoid(+-t_post)
   int32_t code[kMaxSignals][kTile];                        // feedback: 1, 0, -1
   float A[kTile], C[kTile], D[kTile];                      // log P(f | r*=1), log P(f | r*=0), their difference
-  float u[kTile], proof[kTile];                            // one-sided: 1 - e^A of the silent signals; 1 where one acted
   float poison[kTile];                                     // 0, or NaN where a logit is not finite
   float q[kTile], not_q[kTile];                            // P(r*=1 | evidence) and its complement
   float loss[kTile], grad[kTile];
@@ -56,61 +48,9 @@ inline int load_weights(const Arguments& args, Tile& tile) {
   return status;
 }
 
-struct OneSidedLoss {
-  float value, gu;  // the loss, and g u
-};
-
-// Silent: L = -log(1 - g u), in two forms. Acted: L = softplus(-s) - A.
-inline OneSidedLoss one_sided_loss(float s, float A, const ExpSigmoid& g, float won_e, float u, bool proof) {
-  const float gu = g.plus * u;
-  const bool near_one = gu > 0.5f;  // log1p(-g u) would lose the tail; s > 0 there
-  const float linear = proof ? A - larger(-s, 0.0f) : near_one ? larger(-s, A) : 0.0f;
-  const float log_term = log1p_small(proof ? g.e : near_one ? (won_e - g.e) * g.large : -gu);
-  return {(proof ? log_term : -log_term) - linear, gu};
-}
-
 // Adds signal k to the log-likelihoods of both sides.
-template <Evidence kEvidence>
-void add_evidence(Tile& tile, const Signal& sig, int k);
-
-// Posterior of r*, marginal loss and its gradient in the reward logit.
-template <Evidence kEvidence>
-void combine_evidence(Tile& tile);
-
-template <>
-inline void add_evidence<Evidence::kOneSided>(Tile& tile, const Signal&, int k) {
-  for (int i = 0; i < kTile; ++i) {
-    const bool acted = tile.code[k][i] == 1, missing = tile.code[k][i] == -1;
-    const float t = tile.t_post[i];
-    const ExpSigmoid a = exp_sigmoid(t);
-    const float softplus = larger(acted ? -t : t, 0.0f) + log1p_small(a.e);
-    const float bad = not_finite(t) + not_finite(tile.t[i]);
-    tile.m[k][i] = a.plus + not_finite(t);
-    tile.not_m[k][i] = a.minus + not_finite(t);
-    tile.A[i] -= missing ? 0.0f : softplus;
-    tile.u[i] += missing ? 0.0f : a.plus * (1.0f - tile.u[i]);
-    tile.proof[i] = acted ? 1.0f : tile.proof[i];
-    tile.poison[i] += missing ? 0.0f : bad;
-  }
-}
-
-template <>
-inline void combine_evidence<Evidence::kOneSided>(Tile& tile) {
-  for (int i = 0; i < kTile; ++i) {
-    const bool proof = tile.proof[i] != 0.0f;
-    const float s = tile.s_post[i], A = tile.A[i], poison = tile.poison[i];
-    const ExpSigmoid g = exp_sigmoid(s), won = exp_sigmoid(s + A);
-    const OneSidedLoss loss = one_sided_loss(s, A, g, won.e, tile.u[i], proof);
-    tile.loss[i] = loss.value + poison;
-    tile.grad[i] = (proof ? -g.minus : loss.gu * won.minus) + poison;
-    tile.q[i] = (proof ? 1.0f : won.plus) + poison;
-    tile.not_q[i] = (proof ? 0.0f : won.minus) + poison;
-    tile.D[i] = proof ? kInf : A;
-  }
-}
-
 template <bool kMisclick>
-inline void add_two_sided(Tile& tile, const Signal& sig, int k) {
+inline void add_evidence(Tile& tile, const Signal& sig, int k) {
   const bool positive = sig.polarity > 0.0f;
   for (int i = 0; i < kTile; ++i) {
     const bool acted = tile.code[k][i] == 1, missing = tile.code[k][i] == -1;
@@ -144,7 +84,8 @@ inline void add_two_sided(Tile& tile, const Signal& sig, int k) {
   }
 }
 
-inline void combine_two_sided(Tile& tile) {
+// Posterior of r*, marginal loss and its gradient in the reward logit.
+inline void combine_evidence(Tile& tile) {
   for (int i = 0; i < kTile; ++i) {
     // Turn the row so that the evidence speaks against x: d <= 0.
     const bool flip = tile.D[i] > 0.0f;
@@ -163,11 +104,6 @@ inline void combine_two_sided(Tile& tile) {
     tile.loss[i] = (impossible ? kInf : -base - log_term) + tile.poison[i];
   }
 }
-
-template <> inline void add_evidence<Evidence::kTwoSided>(Tile& t, const Signal& s, int k) { add_two_sided<false>(t, s, k); }
-template <> inline void add_evidence<Evidence::kMisclick>(Tile& t, const Signal& s, int k) { add_two_sided<true>(t, s, k); }
-template <> inline void combine_evidence<Evidence::kTwoSided>(Tile& tile) { combine_two_sided(tile); }
-template <> inline void combine_evidence<Evidence::kMisclick>(Tile& tile) { combine_two_sided(tile); }
 
 }  // namespace IRM_ISA
 }  // namespace irm

@@ -57,19 +57,28 @@ inline float log1p_small(float x) {
   return p * z * u + 2.0f * u;
 }
 
+// -log p for p in (0, 1], a normal number, from p and 1 - p, both of full relative accuracy; so is the result.
+inline float minus_log(float p, float not_p) {
+  const bool near_one = p > 0.5f;
+  // p = 2^n (1 + f) with 1 + f in [3/4, 3/2)
+  const int32_t bits = static_cast<int32_t>(to_bits(p)), n = (bits - 0x3f400000) >> 23;
+  const float f = from_bits(static_cast<uint32_t>(bits) - (static_cast<uint32_t>(n) << 23)) - 1.0f;
+  const float exponent = near_one ? 0.0f : static_cast<float>(n);
+  return exponent * -0.693147181f - log1p_small(near_one ? -not_p : f);
+}
+
+inline float minus_abs(float x) { return from_bits(to_bits(x) | 0x80000000u); }
+
 struct ExpSigmoid {
   float e, large;     // exp(-|x|), 1 / (1 + e)
   float plus, minus;  // sigmoid(x), sigmoid(-x)
 };
 
-inline ExpSigmoid exp_sigmoid_of(float x, float e, float large) {
+inline ExpSigmoid exp_sigmoid(float x) {
+  const float e = exp_nonpositive(minus_abs(x)).value;
+  const float large = 1.0f / (1.0f + e);
   const float small = e * large;
   return {e, large, x < 0.0f ? small : large, x < 0.0f ? large : small};
-}
-
-inline ExpSigmoid exp_sigmoid(float x) {
-  const float e = exp_nonpositive(x < 0.0f ? x : -x).value;
-  return exp_sigmoid_of(x, e, 1.0f / (1.0f + e));
 }
 
 struct Sigmoid {
