@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported: kernels then run on the CPU
+ON_GPU = os.environ.get("IRM_FAST_GPU_TESTS") == "1"  # tests/test_gpu.py instead of Triton's interpreter
+if not ON_GPU:
+    os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported: kernels then run on the CPU
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported: an unknown model fails at once
 
 
@@ -120,6 +122,8 @@ def backend(request: pytest.FixtureRequest) -> str:
     """Each backend of the loss in turn; Triton through its interpreter."""
     import irm_fast
 
+    if request.param == "triton" and ON_GPU:
+        pytest.skip("the interpreter is off: tests/test_gpu.py runs the kernels")
     if request.param == "cpu" and irm_fast.backends()["cpu"] != "available":
         pytest.skip(irm_fast.backends()["cpu"])
     return str(request.param)

@@ -1,0 +1,175 @@
+"""The Triton kernels on a real GPU: `IRM_FAST_GPU_TESTS=1 pytest tests/test_gpu.py`, without the interpreter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import irm_fast
+from tests.conftest import ON_GPU
+from tests.loss_cases import make, options
+
+pytestmark = pytest.mark.skipif(not ON_GPU, reason="needs a GPU and IRM_FAST_GPU_TESTS=1")
+SHAPES = ((1, 64, 1), (777, 1000, 1), (3000, 4096, 2), (500, 8192, 1), (300, 16384, 3))
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def to_gpu(x: Any) -> Any:
+    if isinstance(x, tuple):
+        return tuple(to_gpu(part) for part in x)
+    return x.detach().cuda().requires_grad_(x.requires_grad) if isinstance(x, Tensor) else x
+
+
+def linear_inputs(n: int, width: int, k: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
+    """hidden, reward weight and bias, propensity weight and bias, feedback."""
+    generator = torch.Generator().manual_seed(n + width)
+    hidden = torch.randn(n, width, generator=generator).to(dtype)
+    leaves = [hidden, *(torch.randn(shape, generator=generator) / width**0.5 for shape in ((width,), (k, width)))]
+    hidden, weight, propensity_weight = (x.requires_grad_() for x in leaves)
+    bias, propensity_bias = torch.zeros((), requires_grad=True), torch.zeros(k, requires_grad=True)
+    return hidden, weight, bias, propensity_weight, propensity_bias, make(n, k)[2]
+
+
+def linear_loss(inputs: tuple[Tensor, ...], **settings: Any) -> Any:
+    hidden, weight, bias, propensity_weight, propensity_bias, feedback = inputs
+    heads = {"reward_bias": bias, "propensity_weight": propensity_weight, "propensity_bias": propensity_bias}
+    return irm_fast.linear_implicit_rm_loss(hidden, weight, feedback, **heads, **settings)
+
+
+def plain_loss(inputs: tuple[Tensor, ...], **settings: Any) -> Any:
+    return irm_fast.implicit_rm_loss(*inputs, **settings)
+
+
+def results(loss: Callable, inputs: tuple[Tensor, ...], **settings: Any) -> list[Tensor]:
+    """Row losses, groups, and gradients, with upstream gradients that differ between rows."""
+    rows, groups = loss(inputs, reduction="none", return_groups=True, **settings)
+    upstream = torch.linspace(0.5, 1.5, len(rows)).to(rows)
+    leaves = [x for x in inputs if x.requires_grad]
+    mean = torch.autograd.grad(loss(inputs, **settings), leaves)
+    return [rows.detach(), groups, *torch.autograd.grad(rows, leaves, upstream), *mean]
+
+
+def compare(loss: Callable, inputs: tuple[Tensor, ...], dtype: torch.dtype, **settings: Any) -> None:
+    got = results(loss, to_gpu(inputs), **{name: to_gpu(x) for name, x in settings.items()})
+    want = results(loss, inputs, backend="reference", **settings)
+    tolerance = {torch.float32: 2e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}[dtype]
+    for a, b in zip(got, want, strict=True):
+        assert a.is_cuda and a.dtype == b.dtype
+        largest = b.double().abs().max()
+        assert (a.double().cpu() - b.double()).abs().max() <= tolerance * largest + 1e-9, (a, b)
+
+
+def evidence(n: int, k: int) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(3)
+    weight = torch.rand(n, generator=generator)
+    weight[::7] = 0
+    return {
+        **options(k),
+        "preference": torch.randint(-1, 2, (n,), generator=generator),
+        "weight": weight,
+        "stratification": (torch.randn(n, generator=generator), torch.randn(n, k, generator=generator)),
+    }
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("everything", (False, True))
+@pytest.mark.parametrize(("n", "k"), ((1, 1), (1000, 1), (70_001, 3)))
+def test_the_loss_is_that_of_the_reference(n: int, k: int, everything: bool, dtype: str) -> None:
+    s, t, f = make(n, k)
+    s, t = (x.to(DTYPES[dtype]).requires_grad_() for x in (s, t))
+    compare(plain_loss, (s, t, f), DTYPES[dtype], **(evidence(n, k) if everything else {}))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("everything", (False, True))
+@pytest.mark.parametrize(
+    ("n", "width", "k"), ((1, 64, 1), (777, 1000, 1), (3000, 4096, 2), (500, 8192, 1), (300, 16384, 3))
+)
+def test_the_linear_loss_is_that_of_the_reference(n: int, width: int, k: int, everything: bool, dtype: str) -> None:
+    inputs = linear_inputs(n, width, k, DTYPES[dtype])
+    compare(linear_loss, inputs, DTYPES[dtype], **(evidence(n, k) if everything else {}))
+
+
+def step_of(loss: Callable, inputs: tuple[Tensor, ...]) -> Callable[[], tuple[Tensor, ...]]:
+    leaves = [x for x in inputs if x.requires_grad]
+
+    def step() -> tuple[Tensor, ...]:
+        value = loss(inputs)
+        return value.detach(), *torch.autograd.grad(value, leaves)
+
+    return step
+
+
+CASES = {
+    "loss": lambda: (plain_loss, (*(x.requires_grad_() for x in make(5000, 2)[:2]), make(5000, 2)[2])),
+    "linear": lambda: (linear_loss, linear_inputs(5000, 1024, 2)),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_whole_step_is_captured_in_a_cuda_graph(case: str) -> None:
+    loss, inputs = CASES[case]()
+    inputs = to_gpu(inputs)
+    step = step_of(loss, inputs)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    with torch.no_grad():
+        inputs[0].mul_(0.5)  # the graph must read its inputs anew
+    graph.replay()
+    torch.cuda.synchronize()
+    for got, want in zip(captured, step(), strict=True):
+        assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_nothing_waits_for_the_device(case: str) -> None:
+    loss, inputs = CASES[case]()
+    step = step_of(loss, to_gpu(inputs))
+    step()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_same_input_gives_the_same_bits(case: str) -> None:
+    loss, inputs = CASES[case]()
+    step = step_of(loss, to_gpu(inputs))
+    first = step()
+    for _ in range(99):
+        for got, want in zip(step(), first, strict=True):
+            assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_it_compiles_as_a_whole(case: str) -> None:
+    loss, inputs = CASES[case]()
+    inputs = to_gpu(inputs)
+    want, got = step_of(loss, inputs)(), step_of(torch.compile(loss, fullgraph=True), inputs)()
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_memory_does_not_grow_with_the_hidden_states() -> None:
+    """Between forward and backward only the gradients of the logits and of the heads are held."""
+    hidden, *rest = to_gpu(linear_inputs(50_000, 1024, 1))
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    loss = linear_loss((hidden, *rest))
+    peak = torch.cuda.max_memory_allocated() - before
+    assert loss.requires_grad
+    assert peak < hidden.numel() * hidden.element_size() / 10
