@@ -7,7 +7,7 @@ kernels/cpu, under the same names.
 
 import triton
 import triton.language as tl
-from irm_fast.kernels.triton.math import exp_nonpositive, log1p_small, sigmoid_difference, sigmoid_softplus
+from irm_fast.kernels.triton.math import exp_nonpositive, exp_sigmoid, log1p_small, sigmoid_difference, sigmoid_softplus
 
 INF = tl.constexpr(float("inf"))
 
@@ -140,18 +140,13 @@ def combine_evidence(b_s, b_A, b_C, b_D):
     x, d = turn * b_s, turn * b_D
     base = tl.where(b_A > b_C, b_A, b_C)
     impossible = base == -INF  # evidence that cannot be: likelihood zero, no posterior
-    g, _, softplus, softplus_minus = sigmoid_softplus(x)
-    z = x + d
-    e, _ = exp_nonpositive(-tl.abs(z))
-    large = 1.0 / (1.0 + e)
-    small = e * large
-    won, lost = tl.where(z < 0, small, large), tl.where(z < 0, large, small)  # sigmoid(z), sigmoid(-z)
-
+    g_e, g_large, g, _ = exp_sigmoid(x)
+    won_e, _, won, lost = exp_sigmoid(x + d)
     _, expm1_d = exp_nonpositive(d)
     y = g * expm1_d
-    near_one = y < -0.5  # log1p(y) would lose the tail: take log-sum-exp
-    a, b = -softplus, d - softplus_minus
-    log_term = tl.where(near_one, tl.where(a > b, a, b), 0.0) + log1p_small(tl.where(near_one, e, y))
+    near_one = y < -0.5  # log1p(y) would lose the tail; x > 0 there
+    linear = tl.where(near_one, tl.where(-x > d, -x, d), 0.0)
+    log_term = linear + log1p_small(tl.where(near_one, (won_e - g_e) * g_large, y))
     nothing = tl.where(impossible, float("nan"), 0.0)
     q = tl.where(flip, lost, won) + nothing
     not_q = tl.where(flip, won, lost) + nothing

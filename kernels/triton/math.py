@@ -11,8 +11,8 @@ import triton.language as tl
 
 @triton.jit
 def exp_nonpositive(x):
-    """exp(x) and exp(x) - 1 for x <= 0, -inf included. Under exp(-87) the result is flushed to zero."""
-    clamped = tl.where(x < -87.0, -87.0, x)
+    """exp(x) and exp(x) - 1 for x <= 0, -inf included. Under exp(-87.7) the result is flushed to zero."""
+    clamped = tl.where(x < -88.0, -88.0, x)  # where 2^n below has its exponent bits, and so its value, at zero
     # Adding 1.5 * 2^23 rounds to the nearest integer, which is then found in the low bits of the sum.
     shifted = clamped * 1.44269504 + 12582912.0
     n = shifted - 12582912.0
@@ -23,9 +23,7 @@ def exp_nonpositive(x):
     p = p * r + 0.500000001
     p = p * r * r + r  # exp(r) - 1
     scale = ((shifted.to(tl.int32, bitcast=True) << 23) + 0x3F800000).to(tl.float32, bitcast=True)  # 2^n
-    value = tl.where(x < -87.0, 0.0, p * scale + scale)
-    minus1 = tl.where(x < -87.0, -1.0, p * scale + (scale - 1.0))
-    return value, minus1
+    return p * scale + scale, p * scale + (scale - 1.0)
 
 
 @triton.jit
@@ -41,15 +39,21 @@ def log1p_small(x):
 
 
 @triton.jit
-def sigmoid_softplus(x):
-    """sigmoid(x), sigmoid(-x), softplus(x), softplus(-x)."""
+def exp_sigmoid(x):
+    """exp(-|x|), 1 / (1 + exp(-|x|)), sigmoid(x), sigmoid(-x)."""
     e, _ = exp_nonpositive(-tl.abs(x))
     large = 1.0 / (1.0 + e)
     small = e * large
+    negative = x < 0.0
+    return e, large, tl.where(negative, small, large), tl.where(negative, large, small)
+
+
+@triton.jit
+def sigmoid_softplus(x):
+    """sigmoid(x), sigmoid(-x), softplus(x), softplus(-x)."""
+    e, _, plus, minus = exp_sigmoid(x)
     log_term = log1p_small(e)
     negative = x < 0.0
-    plus = tl.where(negative, small, large)
-    minus = tl.where(negative, large, small)
     return plus, minus, tl.where(negative, 0.0, x) + log_term, tl.where(negative, -x, 0.0) + log_term
 
 
