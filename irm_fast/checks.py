@@ -113,8 +113,8 @@ def check_given_propensity(logits: Tensor, hidden: Tensor, feedback: Tensor) -> 
     n_signals = feedback.shape[1] if feedback.dim() == 2 else 1
     if logits.shape == feedback.shape:
         return logits.reshape(feedback.shape[0], n_signals)
-    if logits.shape == (n_signals,):
-        return logits.expand(feedback.shape[0], n_signals)
+    if logits.shape == (n_signals,):  # widened first: the gradient of a constant is a long sum
+        return logits.to(torch.promote_types(logits.dtype, torch.float32)).expand(feedback.shape[0], n_signals)
     raise ValueError(
         f"propensity_logits must have shape {tuple(feedback.shape)} or ({n_signals},), got {tuple(logits.shape)}"
     )
@@ -151,7 +151,7 @@ def check_normalizer(normalizer: float | Tensor, device: torch.device) -> None:
         if normalizer.dim() or normalizer.requires_grad:
             raise ValueError(f"normalizer must be 0-dim and a constant, got shape {tuple(normalizer.shape)}")
         if normalizer.device not in (device, torch.device("cpu")):
-            raise ValueError(f"normalizer is on {normalizer.device}, reward_logits on {device}")
+            raise ValueError(f"normalizer is on {normalizer.device}, the first argument on {device}")
     elif not isinstance(normalizer, Real):
         raise TypeError(f"normalizer must be a number or a 0-dim tensor, got {type(normalizer).__name__}")
     elif not 0 < normalizer < math.inf:

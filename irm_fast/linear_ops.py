@@ -74,7 +74,7 @@ class _LinearImplicitRM(torch.autograd.Function):
             hidden, heads, bias, propensity, evidence, settings, need_grads
         )
         again = hidden if ctx.needs_input_grad[1] and grad_heads is None else None
-        ctx.save_for_backward(grad_logits, grad_heads, heads, again, evidence.weight)
+        ctx.save_for_backward(grad_logits, grad_heads, heads, again, None if again is None else evidence.weight)
         ctx.dtypes = hidden.dtype, None if propensity is None else propensity.dtype
         ctx.backend = _backend(hidden, heads, settings.backend)
         if groups is not None:
@@ -94,17 +94,18 @@ def _gradients(ctx, upstream: Tensor, backend: Any) -> tuple[Tensor | None, ...]
     hidden_dtype, propensity_dtype = ctx.dtypes
     n_heads = len(heads)
     grad_hidden = grad_bias = grad_propensity = None
-    if need_hidden:
-        grad_hidden = backend.linear_hidden_grad(grad_logits, upstream, heads, hidden_dtype)
-    if need_heads and grad_heads is not None:
-        grad_heads = grad_heads * upstream
-    elif need_heads:
-        rows = scaled(grad_logits, upstream, grad_logits.dtype)
-        grad_heads = backend.linear_weight_grad(hidden, rows, weight, n_heads)
-    if need_bias:
-        grad_bias = scaled(grad_logits[:, :n_heads], upstream, grad_logits.dtype).sum(0)
-    if need_propensity:
-        grad_propensity = scaled(grad_logits[:, 1:], upstream, propensity_dtype)
+    with torch.autocast(upstream.device.type, enabled=False):  # products of matrices stay in float32
+        if need_hidden:
+            grad_hidden = backend.linear_hidden_grad(grad_logits, upstream, heads, hidden_dtype)
+        if need_heads and grad_heads is not None:
+            grad_heads = grad_heads * upstream
+        elif need_heads:
+            rows = scaled(grad_logits, upstream, grad_logits.dtype)
+            grad_heads = backend.linear_weight_grad(hidden, rows, weight, n_heads)
+        if need_bias:
+            grad_bias = scaled(grad_logits[:, :n_heads], upstream, grad_logits.dtype).sum(0)
+        if need_propensity:
+            grad_propensity = scaled(grad_logits[:, 1:], upstream, propensity_dtype)
     return grad_hidden, grad_heads if need_heads else None, grad_bias, grad_propensity
 
 
@@ -195,7 +196,9 @@ def _setup_context(ctx, inputs, output):
     hidden, heads, _, propensity, _, _, weight = inputs[:7]
     ctx.backend, need_weight_grad = inputs[-3], inputs[-1]
     again = hidden if ctx.needs_input_grad[1] and not need_weight_grad else None
-    ctx.save_for_backward(output[1], output[2] if need_weight_grad else None, heads, again, weight)
+    ctx.save_for_backward(
+        output[1], output[2] if need_weight_grad else None, heads, again, None if again is None else weight
+    )
     ctx.dtypes = hidden.dtype, None if propensity is None else propensity.dtype
 
 

@@ -59,6 +59,27 @@ def implicit_rm_loss(
     return loss.masked_fill(impossible, torch.inf)
 
 
+def linear_implicit_rm_loss(
+    hidden: Tensor,
+    reward_weight: Tensor,
+    feedback: Tensor,
+    *,
+    reward_bias: Tensor | float = 0.0,
+    propensity_weight: Tensor | None = None,
+    propensity_bias: Tensor | float = 0.0,
+    propensity_logits: Tensor | None = None,
+    **options,
+) -> Tensor:
+    """`implicit_rm_loss` of the logits that linear heads form of hidden (N, H): (N,) float64, feedback (N, K)."""
+    h = hidden.double()
+    if propensity_weight is not None:
+        propensity_logits = h @ propensity_weight.double().T + propensity_bias
+    assert propensity_logits is not None
+    return implicit_rm_loss(
+        h @ reward_weight.double() + reward_bias, propensity_logits.expand(feedback.shape), feedback, **options
+    )
+
+
 def stratify(
     reward_logits: Tensor,
     propensity_logits: Tensor,
@@ -98,7 +119,7 @@ def _joint(s: Tensor, e: Evidence) -> Tensor:
 
 def _evidence(t: Tensor, feedback: Tensor, preference: Tensor | None, polarity, misclick_rate) -> Evidence:
     acted, missing = feedback == 1, feedback == -1
-    e = torch.as_tensor(0.0 if misclick_rate is None else misclick_rate).to(t)
+    e = torch.as_tensor(0.0 if misclick_rate is None else misclick_rate, dtype=t.dtype, device=t.device)
     speaks_for_preferred = torch.as_tensor(1 if polarity is None else polarity).to(t.device) > 0
 
     m = torch.sigmoid(t)

@@ -56,7 +56,8 @@ def implicit_rm_forward(
 def _differentiate(s, t, feedback, stratification, evidence) -> tuple[Tensor, Tensor, Tensor]:
     s, t = s.double().requires_grad_(), t.double().requires_grad_()
     rows = reference.implicit_rm_loss(s, t, feedback, stratification=stratification, **evidence)
-    return rows, *torch.autograd.grad(rows.sum(), (s, t))
+    grad_s, grad_t = torch.autograd.grad(rows.sum(), (s, t))
+    return rows, grad_s, grad_t
 
 
 def _rows_and_gradients(

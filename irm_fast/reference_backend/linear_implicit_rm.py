@@ -33,10 +33,11 @@ def linear_implicit_rm_forward(
     if need_grads:
         assert grad_reward is not None and grad_propensity is not None
         grad_logits = torch.cat([grad_reward[:, None], grad_propensity], 1)
-        grad_heads = linear_weight_grad(hidden.double(), grad_logits, weight, len(heads)).to(heads.dtype)
+        if need_weight_grad:
+            grad_heads = linear_weight_grad(hidden.double(), grad_logits, weight, len(heads)).to(heads.dtype)
         grad_logits = grad_logits.to(heads.dtype)
     groups = None if groups is None else groups.to(heads.dtype)
-    return loss.to(heads.dtype), grad_logits, grad_heads if need_weight_grad else None, groups
+    return loss.to(heads.dtype), grad_logits, grad_heads, groups
 
 
 def linear_weight_grad(hidden: Tensor, grad_logits: Tensor, weight: Tensor | None, n_heads: int) -> Tensor:
