@@ -3,8 +3,8 @@
     pytest benchmarks/ --benchmark-only [--save-results FOLDER]
 
 Modes: "forward" without gradients; "forward+grad", until the gradients exist: for `ours` that is the forward pass, for
-the others it takes backward; "step", loss and backward through autograd. Providers: `ours`; `eager`, the same formula in
-PyTorch operations; `compile`, that formula under torch.compile. No library has this loss: the binary cross-entropies
+the others it takes backward; "step", loss and backward through autograd. Providers: `ours`; `eager`, the same formula
+in PyTorch operations; `compile`, that formula under torch.compile. No library has this loss: the binary cross-entropies
 that they fuse are another function. Floors: `copy`, `clone` and `read`, see `cases.floors`.
 """
 

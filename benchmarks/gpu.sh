@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Builds, tests and times on a machine with a GPU, in under nine minutes:  benchmarks/gpu.sh [FOLDER]
+# FOLDER (default $OUT) gets the results and a log of each phase. A phase that fails or runs out of time is told at the
+# end; those after it run all the same, but for a build that failed. PYTHON names the interpreter, which has the
+# dependencies: nothing is downloaded.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+out=${1:-${OUT:?give a folder}}
+python=${PYTHON:-python3}
+mkdir -p "$out"
+export HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1
+failed=()
+
+phase() { # NAME LIMIT-IN-SECONDS COMMAND...
+  local name=$1 limit=$2 start=$SECONDS
+  shift 2
+  echo "== $name"
+  local status=0
+  timeout --kill-after=10 "$limit" "$@" >"$out/$name.log" 2>&1 || status=$?
+  echo "   status $status after $((SECONDS - start)) s"
+  [ $status -eq 0 ] && return
+  failed+=("$name")
+  tail -n 25 "$out/$name.log"
+  return $status
+}
+
+phase build 80 "$python" -m pip install --quiet --no-build-isolation --no-deps -e . || exit 1
+# The kernels themselves, not their interpreter.
+parallel=$("$python" -c 'import xdist; print("-n 8")' 2>/dev/null)  # many small compilations
+IRM_FAST_GPU_TESTS=1 phase tests 150 "$python" -m pytest -q --maxfail=20 tests/test_gpu.py
+# Every case is saved as it is measured: what a time limit cuts off are the last cases, which matter least.
+phase benchmarks 270 "$python" -m pytest benchmarks/bench_loss.py benchmarks/bench_linear.py --benchmark-only -q \
+  --save-results "$out"
+"$python" -m benchmarks.report "$out"/*.json
+phase figures 20 "$python" -m benchmarks.draw "$out"/*.json
+[ ${#failed[@]} -eq 0 ] || { echo "failed: ${failed[*]}"; exit 1; }
