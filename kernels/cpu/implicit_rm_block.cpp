@@ -14,6 +14,8 @@ namespace irm {
 namespace IRM_ISA {
 namespace {
 
+constexpr int64_t kAhead = 2;  // tiles
+
 // The paper's form: cross-entropies against a posterior that is a constant, first the preference.
 void stratified_reward(Tile& tile) {
   for (int i = 0; i < kTile; ++i) {
@@ -188,7 +190,14 @@ int process_tile(const Arguments& args, bool one_sided, Tile& tile) {
   return status;
 }
 
-double store_rows(const Arguments& args, Tile& tile) {
+void prefetch_tile(const Arguments& args, int64_t first) {
+  const auto bytes = [](const LogitsView& v) { return v.row_stride * (v.type == kFloat32 ? 4 : 2); };
+  prefetch_rows(args.reward.data, bytes(args.reward), first);
+  prefetch_rows(args.propensity.data, bytes(args.propensity), first);
+  prefetch_rows(args.feedback.data, args.feedback.row_stride * args.feedback.width, first);
+}
+
+double finish_tile(const Arguments& args, Tile& tile) {
   if (args.loss_rows) std::memcpy(args.loss_rows + tile.first, tile.loss, tile.rows * sizeof(float));
   if (args.grad_reward) std::memcpy(args.grad_reward + tile.first, tile.grad, tile.rows * sizeof(float));
   for (int i = tile.rows; i < kTile; ++i) tile.loss[i] = 0.0f;
@@ -208,12 +217,14 @@ int process_tiles(const Arguments& args, int64_t block, double& sum) {
   bool one_sided = !kMisclick && !kStratified && !args.preference.data;
   for (int64_t k = 0; k < args.n_signals; ++k) one_sided = one_sided && args.signals[k] > 0.0f;
   Tile tile;
-  sum = 0.0;
+  double block_sum = 0.0;  // not in `sum`, whose neighbours other threads write
   for (tile.first = first; tile.first < last; tile.first += kTile) {
+    prefetch_tile(args, tile.first + kAhead * kTile);
     tile.rows = static_cast<int>(last - tile.first < kTile ? last - tile.first : kTile);
     status |= process_tile<kMisclick, kStratified>(args, one_sided, tile);
-    sum += store_rows(args, tile);
+    block_sum += finish_tile(args, tile);
   }
+  sum = block_sum;
   return status;
 }
 
