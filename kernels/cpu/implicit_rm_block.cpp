@@ -14,7 +14,7 @@ namespace irm {
 namespace IRM_ISA {
 namespace {
 
-constexpr int64_t kAhead = 2;  // tiles
+constexpr int64_t kAhead = 16;  // tiles
 
 // The paper's form: cross-entropies against a posterior that is a constant, first the preference.
 void stratified_reward(Tile& tile) {
@@ -125,11 +125,8 @@ void signal_outputs(const Arguments& args, Tile& tile, int k) {
   if (kStratified || args.grad_propensity) {
     alignas(64) float dt[kTile];
     signal_gradient<kMisclick, kStratified>(tile, sig, k, dt);
-    if (args.grad_propensity && K == 1) {
-      std::memcpy(args.grad_propensity + entry, dt, tile.rows * sizeof(float));
-    } else if (args.grad_propensity) {
-      for (int i = 0; i < tile.rows; ++i) args.grad_propensity[entry + i * K] = dt[i];
-    }
+    float* out = args.grad_propensity + entry;
+    if (args.grad_propensity) for_rows(tile.rows, K, [=, &dt](int i, int64_t at) { out[at] = dt[i]; });
   }
   if (args.groups) store_groups<kMisclick>(tile, sig, k, args.groups + entry * 4, K * 4);
 }

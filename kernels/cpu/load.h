@@ -23,15 +23,30 @@ inline float widen(Float16 x) {
   return from_bits((magnitude >= 0x7c00u ? special : finite) | sign);
 }
 
+// Calls work(i, i * stride) for the first `rows` of a tile. Full tiles of the usual strides have loops of their own, in
+// which length and stride are constants: the compiler then takes vectors apart instead of gathering elements.
+template <int64_t kStride, typename Work>
+inline void for_full_tile(Work work) {
+  for (int i = 0; i < kTile; ++i) work(i, i * kStride);
+}
+
+template <typename Work>
+inline void for_rows(int rows, int64_t stride, Work work) {
+  switch (rows == kTile ? stride : 0) {
+    case 1: return for_full_tile<1>(work);
+    case 2: return for_full_tile<2>(work);
+    case 3: return for_full_tile<3>(work);
+    case 4: return for_full_tile<4>(work);
+    default:
+      for (int i = 0; i < rows; ++i) work(i, i * stride);
+  }
+}
+
 // Rows past the end are filled up, so that the loops over a tile have a fixed length.
 template <typename T>
 inline void load_strided(const void* data, int64_t offset, int64_t stride, int rows, float* out) {
   const T* p = static_cast<const T*>(data) + offset;
-  if (stride == 1 && rows == kTile) {
-    for (int i = 0; i < kTile; ++i) out[i] = widen(p[i]);
-    return;
-  }
-  for (int i = 0; i < rows; ++i) out[i] = widen(p[i * stride]);
+  for_rows(rows, stride, [=](int i, int64_t at) { out[i] = widen(p[at]); });
   for (int i = rows; i < kTile; ++i) out[i] = 0.0f;
 }
 
@@ -55,16 +70,12 @@ template <typename T>
 inline bool load_codes_strided(const void* data, int64_t offset, int64_t stride, int rows, int32_t* out) {
   const T* p = static_cast<const T*>(data) + offset;
   uint32_t invalid = 0;
-  const auto load = [&](int i, T v) {
-    out[i] = static_cast<int32_t>(v);
-    invalid |= static_cast<uint32_t>(out[i]) + 1u > 2u || static_cast<T>(out[i]) != v;  // 2^32 must not become 0
-  };
-  if (stride == 1 && rows == kTile) {
-    for (int i = 0; i < kTile; ++i) load(i, p[i]);
-  } else {
-    for (int i = 0; i < rows; ++i) load(i, p[i * stride]);
-    for (int i = rows; i < kTile; ++i) out[i] = -1;
-  }
+  for_rows(rows, stride, [=, &invalid](int i, int64_t at) {
+    const int32_t code = static_cast<int32_t>(p[at]);
+    out[i] = code;
+    invalid |= static_cast<uint32_t>(code) + 1u > 2u || static_cast<T>(code) != p[at];  // 2^32 must not become 0
+  });
+  for (int i = rows; i < kTile; ++i) out[i] = -1;
   return invalid == 0;
 }
 
