@@ -35,7 +35,7 @@ format: $(VENV)/.installed  ## format the sources
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.installed  ## time the loss against eager PyTorch and torch.compile
+bench: $(VENV)/.installed  ## time both losses against eager PyTorch, torch.compile and the memory floor
 	$(BIN)/python -m pytest benchmarks --benchmark-only
 
 clean:          ## remove everything that make made

@@ -27,7 +27,7 @@ phase() { # NAME LIMIT-IN-SECONDS COMMAND...
 phase build 80 "$python" -m pip install --quiet --no-build-isolation --no-deps -e . || exit 1
 # The kernels themselves, not their interpreter.
 parallel=$("$python" -c 'import xdist; print("-n 8")' 2>/dev/null)  # many small compilations
-IRM_FAST_GPU_TESTS=1 phase tests 150 "$python" -m pytest -q --maxfail=20 tests/test_gpu.py
+IRM_FAST_GPU_TESTS=1 phase tests 150 "$python" -m pytest -q --maxfail=20 $parallel tests/test_gpu.py
 # Every case is saved as it is measured: what a time limit cuts off are the last cases, which matter least.
 phase benchmarks 270 "$python" -m pytest benchmarks/bench_loss.py benchmarks/bench_linear.py --benchmark-only -q \
   --save-results "$out"

@@ -162,13 +162,20 @@ def _resident(name: str) -> int:
 
 
 measured: dict[Case, list[Result]] = {}
+broken: dict[Case, Exception] = {}
 after_each_case: list[Callable[[], Any]] = []
 
 
 def measure(case: Case) -> list[Result]:
     """Checks and times everybody in this case, once; a provider that is wrong in one mode is timed in none."""
+    if case in broken:
+        raise broken[case]
     if case not in measured:
-        measured[case] = _measure(case)
+        try:
+            measured[case] = _measure(case)
+        except Exception as error:  # out of memory, say: the other tests of the case need not find it out again
+            broken[case] = error
+            raise
         for action in after_each_case:
             action()
     return measured[case]

@@ -82,7 +82,7 @@ def implicit_rm_loss(
     settings = ops.Settings(*signals, scale, reduction == "none", return_groups, backend)
     loss, groups = ops.implicit_rm(reward_logits, propensity_logits, evidence, settings)
     if divide_by is not None:
-        loss = loss / divide_by.to(loss.dtype)
+        loss = divided(loss, divide_by)
     return (loss, groups) if return_groups else loss
 
 
@@ -112,17 +112,21 @@ def check_options(
     return weight
 
 
-def mean_over(reduction: str, normalizer: float | Tensor | None) -> tuple[float | None, Tensor | None]:
+def mean_over(reduction: str, normalizer: float | Tensor | None) -> tuple[float | None, float | Tensor | None]:
     """What the kernel multiplies by, None for 1/N, and what to divide by afterwards.
 
-    A normalizer on a device stays there, never read. 1/N is taken out of torch.compile's sight, which would compile
-    anew for every N.
+    A normalizer on a device stays there, never read. torch.compile would compile anew for every value that it sees
+    handed over to the kernel: it gets neither 1/N nor a normalizer.
     """
-    if isinstance(normalizer, Tensor):
-        return 1.0, normalizer
     if reduction != "mean":
         return 1.0, None
+    if isinstance(normalizer, Tensor) or (normalizer is not None and torch.compiler.is_compiling()):
+        return 1.0, normalizer
     return None if normalizer is None else 1.0 / normalizer, None
+
+
+def divided(loss: Tensor, by: float | Tensor) -> Tensor:
+    return loss / (by.to(loss.dtype) if isinstance(by, Tensor) else by)
 
 
 def stratify(

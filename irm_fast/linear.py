@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from irm_fast import checks, linear_ops
-from irm_fast.functional import Reduction, check_options, mean_over
+from irm_fast.functional import Reduction, check_options, divided, mean_over
 from irm_fast.ops import Evidence, Settings
 
 
@@ -86,7 +86,7 @@ def linear_implicit_rm_loss(
         hidden = hidden.contiguous()
     loss, groups = linear_ops.linear_implicit_rm(hidden, heads, bias, propensity_logits, evidence, settings)
     if divide_by is not None:
-        loss = loss / divide_by.to(loss.dtype)
+        loss = divided(loss, divide_by)
     return loss if groups is None or not return_groups else (loss, groups.reshape(*feedback.shape, 4))
 
 

@@ -7,6 +7,7 @@ upstream gradient is known, so that nothing of the size of the hidden states is 
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -31,7 +32,9 @@ def linear_implicit_rm(
     inputs = (hidden, heads, bias, propensity)
     needed = tuple(torch.is_grad_enabled() and x is not None and x.requires_grad for x in inputs)
     # One upstream gradient for the whole batch scales the gradient of the heads; one a row needs a second read.
-    need_grads = (any(needed), needed[1] and not settings.per_row)
+    need_weight_grad = needed[1] and not settings.per_row
+    need_logit_grads = needed[0] or needed[2] or needed[3] or (needed[1] and settings.per_row)
+    need_grads = (need_logit_grads, need_weight_grad)
     if torch.compiler.is_compiling():
         arguments = (*flatten(evidence), *settings, *need_grads)
         loss, _, _, groups = linear_implicit_rm_op(hidden, heads, bias, propensity, *arguments)
@@ -56,10 +59,10 @@ def _forward(
     need_grads: tuple[bool, bool],
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     return _backend(hidden, heads, settings.backend).linear_implicit_rm_forward(
-        hidden.detach(),
-        heads.detach(),
-        bias.detach(),
-        None if propensity is None else propensity.detach(),
+        hidden,
+        heads,
+        bias,
+        propensity,
         evidence.feedback,
         need_logit_grads=need_grads[0],
         need_weight_grad=need_grads[1],
@@ -92,18 +95,20 @@ def _gradients(ctx, upstream: Tensor, backend: Any) -> tuple[Tensor | None, ...]
     grad_logits, grad_heads, heads, hidden, weight = ctx.saved_tensors
     need_hidden, need_heads, need_bias, need_propensity = ctx.needs_input_grad[:4]
     hidden_dtype, propensity_dtype = ctx.dtypes
-    n_heads = len(heads)
+    n_heads, dtype = len(heads), heads.dtype
     grad_hidden = grad_bias = grad_propensity = None
-    with torch.autocast(upstream.device.type, enabled=False):  # products of matrices stay in float32
+    device = upstream.device.type
+    # Products of matrices stay in float32.
+    with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
         if need_hidden:
             grad_hidden = backend.linear_hidden_grad(grad_logits, upstream, heads, hidden_dtype)
         if need_heads and grad_heads is not None:
             grad_heads = grad_heads * upstream
         elif need_heads:
-            rows = scaled(grad_logits, upstream, grad_logits.dtype)
+            rows = scaled(grad_logits, upstream, dtype)
             grad_heads = backend.linear_weight_grad(hidden, rows, weight, n_heads)
         if need_bias:
-            grad_bias = scaled(grad_logits[:, :n_heads], upstream, grad_logits.dtype).sum(0)
+            grad_bias = scaled(grad_logits[:, :n_heads], upstream, dtype).sum(0)
         if need_propensity:
             grad_propensity = scaled(grad_logits[:, 1:], upstream, propensity_dtype)
     return grad_hidden, grad_heads if need_heads else None, grad_bias, grad_propensity
@@ -203,6 +208,7 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ctx, upstream, *_):
+    refuse_double_backward("linear_implicit_rm_loss")
     return *_gradients(ctx, upstream, _Traced(ctx.backend)), *(None,) * 13
 
 

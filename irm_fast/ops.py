@@ -149,8 +149,7 @@ def implicit_rm_op(
     settings = Settings(tuple(polarity), tuple(misclick_rate), scale, per_row, need_groups, backend)
     need_grads = (need_reward_grad, need_propensity_grad)
     loss, *results = _implicit_rm_forward(reward, propensity, evidence, settings, need_grads)
-    nothing = loss.new_empty(0)
-    grad_reward, grad_propensity, groups = (nothing.clone() if x is None else x for x in results)
+    grad_reward, grad_propensity, groups = (loss.new_empty(0) if x is None else x for x in results)
     return loss, grad_reward, grad_propensity, groups
 
 
@@ -194,6 +193,7 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ctx, upstream, *_):
+    refuse_double_backward("implicit_rm_loss")
     grads = (
         scaled(grad, upstream, dtype) if needed else None
         for grad, needed, dtype in zip(ctx.saved_tensors, ctx.needs, ctx.dtypes, strict=True)

@@ -100,6 +100,27 @@ def test_a_new_batch_size_does_not_compile_anew(operation: str) -> None:
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
+def test_a_new_normalizer_does_not_compile_anew(operation: str) -> None:
+    function, inputs = OPERATIONS[operation]
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled: Callable = torch.compile(function, fullgraph=True, backend=counter)
+    leaves, feedback = inputs(33)
+    for normalizer in (40, 57, 64.5, 71.5, 90.25):
+        got = compiled(leaves, feedback, normalizer=normalizer)
+        torch.testing.assert_close(got, function(leaves, feedback, normalizer=normalizer))
+    assert counter.frame_count <= 4  # integers and floats, each once as a constant and once as a variable
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_double_backward_is_an_error_when_compiled(operation: str) -> None:
+    function, inputs = OPERATIONS[operation]
+    leaves, feedback = inputs(20)
+    value = torch.compile(function, fullgraph=True, backend="eager")(leaves, feedback)
+    with pytest.raises(RuntimeError, match="cannot be differentiated twice"):
+        torch.autograd.grad(value, leaves, create_graph=True)
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
 def test_inductor_compiles_it_and_half_precision(operation: str) -> None:
     function, inputs = OPERATIONS[operation]
     leaves, feedback = inputs(65)

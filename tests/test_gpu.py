@@ -86,9 +86,7 @@ def test_the_loss_is_that_of_the_reference(n: int, k: int, everything: bool, dty
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("everything", (False, True))
-@pytest.mark.parametrize(
-    ("n", "width", "k"), ((1, 64, 1), (777, 1000, 1), (3000, 4096, 2), (500, 8192, 1), (300, 16384, 3))
-)
+@pytest.mark.parametrize(("n", "width", "k"), SHAPES)
 def test_the_linear_loss_is_that_of_the_reference(n: int, width: int, k: int, everything: bool, dtype: str) -> None:
     inputs = linear_inputs(n, width, k, DTYPES[dtype])
     compare(linear_loss, inputs, DTYPES[dtype], **(evidence(n, k) if everything else {}))

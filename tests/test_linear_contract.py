@@ -159,8 +159,8 @@ Calls = list[tuple]
 NEEDED: dict[str, tuple[tuple[str, ...], str, Calls]] = {
     "nothing": ((), "mean", [("forward", False, False)]),
     "hidden": (("hidden",), "mean", [("forward", True, False), ("hidden",)]),
-    "reward head": (("reward_weight",), "mean", [("forward", True, True)]),
-    "propensity heads": (("propensity_weight",), "mean", [("forward", True, True)]),
+    "reward head": (("reward_weight",), "mean", [("forward", False, True)]),
+    "propensity heads": (("propensity_weight",), "mean", [("forward", False, True)]),
     "biases": (("reward_bias", "propensity_bias"), "mean", [("forward", True, False)]),
     "given logits": (("propensity_logits",), "mean", [("forward", True, False)]),
     "frozen backbone": (("reward_weight", "reward_bias"), "sum", [("forward", True, True)]),

@@ -17,7 +17,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 # Bytes of stack a thread, where registers that do not suffice are spilled to. The tiles are made for sm_90 and nearly
-# fill its registers; the compilers of sm_100 and gfx942 need more of them where heads are wide and every option is on.
+# fill its registers; for sm_100 and gfx942 the compilers need more of them where heads are wide.
 STACK_BOUND = {"sm_80": 0, "sm_89": 0, "sm_90": 0, "sm_100": 192, "gfx942": 400}
 KERNELS = {
     "implicit_rm_fwd_kernel",

@@ -94,6 +94,8 @@ CASES: dict[str, Callable[[], None]] = {
     "linear K=1 H=4096 float16": partial(launch_linear, 1, 4096, F16),
     "linear K=1 H=8192 bfloat16": partial(launch_linear, 1, 8192, BF16),
     "linear K=3 H=4096 bfloat16": partial(launch_linear, 3, 4096, BF16),
+    "linear K=1 H=1000 bfloat16, unaligned": partial(launch_linear, 1, 1000, BF16),
+    "linear K=3 H=3000 bfloat16, unaligned": partial(launch_linear, 3, 3000, BF16),
     "linear K=3 H=1000 float32, everything": partial(launch_linear, 3, 1000, F32, everything=True),
     "linear K=3 H=4096 bfloat16, everything": partial(launch_linear, 3, 4096, BF16, everything=True),
     "linear K=1 H=16384 bfloat16, two reads": partial(launch_linear, 1, 16384, BF16),

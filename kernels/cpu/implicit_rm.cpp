@@ -59,5 +59,7 @@ int run(const Arguments& args) {
 }  // namespace
 }  // namespace irm
 
-IRM_EXPORT int irm_implicit_rm(const irm::Arguments* args) { return irm::run(*args); }
+IRM_EXPORT int irm_implicit_rm(const irm::Arguments* args) {
+  return irm::guarded([args] { return irm::run(*args); });
+}
 IRM_EXPORT int64_t irm_implicit_rm_arguments_size() { return sizeof(irm::Arguments); }

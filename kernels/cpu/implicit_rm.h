@@ -20,7 +20,7 @@ struct CodesView {
   int64_t row_stride, signal_stride;
 };
 
-enum Status : int { kInvalidFeedback = 1, kInvalidPreference = 2, kInvalidWeight = 4 };
+enum Status : int { kInvalidFeedback = 1, kInvalidPreference = 2, kInvalidWeight = 4, kOutOfMemory = 8 };
 
 // Mirrored field by field in implicit_rm.py: every field has 8 bytes.
 struct Arguments {

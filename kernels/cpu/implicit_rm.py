@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 
 import torch
-from irm_fast.kernels.cpu.library import LOGIT_TYPES, UNSIGNED, bind, raise_bad_values, require_storage
+from irm_fast.kernels.cpu.library import LOGIT_TYPES, UNSIGNED, bind, raise_status, require_storage
 from torch import Tensor
 
 # Field by field `struct Arguments` of implicit_rm.h: sizes; four views of logits; two of codes; then
@@ -77,5 +77,5 @@ def implicit_rm_forward(
         )
     )
     if status:
-        raise_bad_values(status)
+        raise_status(status)
     return loss, grad_reward, grad_propensity, groups

@@ -216,7 +216,7 @@ int process_tiles(const Arguments& args, int64_t block, double& sum) {
   Tile tile;
   double block_sum = 0.0;  // not in `sum`, whose neighbours other threads write
   for (tile.first = first; tile.first < last; tile.first += kTile) {
-    prefetch_tile(args, tile.first + kAhead * kTile);
+    if (tile.first + kAhead * kTile < args.n_rows) prefetch_tile(args, tile.first + kAhead * kTile);
     tile.rows = static_cast<int>(last - tile.first < kTile ? last - tile.first : kTile);
     status |= process_tile<kMisclick, kStratified>(args, one_sided, tile);
     block_sum += finish_tile(args, tile);

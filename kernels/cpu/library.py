@@ -49,8 +49,13 @@ def bind(name: str, arguments: struct.Struct) -> Callable[[bytes], int]:
     return function
 
 
-def raise_bad_values(status: int) -> None:
+_OUT_OF_MEMORY = 8
+
+
+def raise_status(status: int) -> None:
     """What a kernel says of the values it passed over."""
+    if status & _OUT_OF_MEMORY:
+        raise MemoryError("no memory for the partial sums of the C++ kernel")
     raise ValueError("; ".join(text for bit, text in _STATUS if status & bit))
 
 

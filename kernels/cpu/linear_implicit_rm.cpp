@@ -18,7 +18,7 @@ constexpr int64_t kBytesPerThread = 256 << 10;  // below this, waking a thread c
 
 // Blocks of the forward pass. Each has sums of its own, added up at the end in one order: the result depends on the
 // shapes, never on the threads. Their number bounds the memory for the sums, their rows what it costs to add them.
-constexpr int64_t kMaxBlocks = 128, kMinRowsPerBlock = 64, kMinRowsPerHead = 16;
+constexpr int64_t kMaxBlocks = 128, kMinRowsPerBlock = 64, kMinRowsPerHead = 16, kMinRows = 8;
 
 LinearRowsFunction linear_rows_function() {
   switch (instruction_set()) {
@@ -81,7 +81,8 @@ int run(const LinearArguments& args) {
   const int64_t n = args.loss.n_rows, size = args.n_heads * args.width;
   const int64_t bytes = n * args.width * element_size(args.hidden.type);
   const int64_t n_threads = std::min(args.loss.n_threads, bytes / kBytesPerThread);
-  const int64_t at_least = std::max(kMinRowsPerBlock, kMinRowsPerHead * args.n_heads);
+  // Blocks without sums of their own may be small.
+  const int64_t at_least = args.grad_heads ? std::max(kMinRowsPerBlock, kMinRowsPerHead * args.n_heads) : kMinRows;
   const int64_t per_block = std::max(divide_up(n, kMaxBlocks), at_least), n_blocks = divide_up(n, per_block);
   const std::unique_ptr<float[]> partials(args.grad_heads ? new float[n_blocks * size] : nullptr);
   if (partials) advise_huge_pages(partials.get(), n_blocks * size * sizeof(float));
@@ -116,7 +117,11 @@ int run(const HiddenGradArguments& args) {
 }  // namespace
 }  // namespace irm
 
-IRM_EXPORT int irm_linear_implicit_rm(const irm::LinearArguments* args) { return irm::run(*args); }
+IRM_EXPORT int irm_linear_implicit_rm(const irm::LinearArguments* args) {
+  return irm::guarded([args] { return irm::run(*args); });
+}
 IRM_EXPORT int64_t irm_linear_implicit_rm_arguments_size() { return sizeof(irm::LinearArguments); }
-IRM_EXPORT int irm_linear_hidden_grad(const irm::HiddenGradArguments* args) { return irm::run(*args); }
+IRM_EXPORT int irm_linear_hidden_grad(const irm::HiddenGradArguments* args) {
+  return irm::guarded([args] { return irm::run(*args); });
+}
 IRM_EXPORT int64_t irm_linear_hidden_grad_arguments_size() { return sizeof(irm::HiddenGradArguments); }

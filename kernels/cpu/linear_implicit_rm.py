@@ -11,7 +11,7 @@ import struct
 
 import torch
 from irm_fast.kernels.cpu.implicit_rm import ARGUMENTS, codes_view, logits_view
-from irm_fast.kernels.cpu.library import LOGIT_TYPES, bind, raise_bad_values, require_storage
+from irm_fast.kernels.cpu.library import LOGIT_TYPES, bind, raise_status, require_storage
 from torch import Tensor
 
 # What follows `struct Arguments` in `struct LinearArguments` of linear_implicit_rm.h: a view of hidden; heads, bias;
@@ -89,7 +89,7 @@ def linear_implicit_rm_forward(
     )
     status = _run(arguments)
     if status:
-        raise_bad_values(status)
+        raise_status(status)
     return loss, grad_logits, grad_heads, groups
 
 
@@ -112,7 +112,7 @@ def linear_hidden_grad(grad_logits: Tensor, upstream: Tensor, heads: Tensor, dty
     """`(grad_logits[:, :M] * upstream) @ heads`, (N, H), in float32 and rounded once to `dtype`."""
     n, (n_heads, width) = grad_logits.shape[0], heads.shape
     hidden_grad = torch.empty((n, width), dtype=dtype, device="cpu")
-    _run_hidden_grad(
+    status = _run_hidden_grad(
         _HIDDEN_GRAD.pack(
             n,
             n_heads,
@@ -127,4 +127,6 @@ def linear_hidden_grad(grad_logits: Tensor, upstream: Tensor, heads: Tensor, dty
             torch.get_num_threads(),
         )
     )
+    if status:
+        raise_status(status)
     return hidden_grad

@@ -13,7 +13,7 @@ namespace irm {
 namespace IRM_ISA {
 namespace {
 
-constexpr int64_t kTileRows = 64;
+constexpr int64_t kTileRows = kTile;  // as many as the loss takes at once
 constexpr int64_t kTileBytes = 256 << 10, kMinTileRows = 8;
 constexpr int kHeadGroup = kManyRegisters ? 6 : 2;  // heads at a time: accumulators stay in registers
 
@@ -175,7 +175,7 @@ int process_rows(const LinearArguments& args, RowRange range, float* grad_heads,
   LinearTile<T> tile;
   tile.stride = args.hidden.row_stride;
   int status = 0;
-  sum = 0.0;
+  double range_sum = 0.0;  // not in `sum`, whose neighbours other threads write
   for (tile.first = range.first; tile.first < range.last; tile.first += step) {
     const int64_t left = range.last - tile.first;
     tile.rows = static_cast<int>(left < step ? left : step);
@@ -184,11 +184,12 @@ int process_rows(const LinearArguments& args, RowRange range, float* grad_heads,
     for_head_groups(args.n_heads, [&](int head, auto n) { form_logits(args, tile, head, n); });
     double tile_sum;
     status |= tile_loss(args, tile, need_grads, tile_sum);
-    sum += tile_sum;
+    range_sum += tile_sum;
     if (grad_heads) {
       for_head_groups(args.n_heads, [&](int head, auto n) { add_weight_grad(args, tile, head, n, grad_heads); });
     }
   }
+  sum = range_sum;
   return status;
 }
 

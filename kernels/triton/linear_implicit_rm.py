@@ -176,8 +176,9 @@ def linear_implicit_rm_forward(
     (n, width), (n_heads, _), n_signals, device = hidden.shape, heads.shape, signals.shape[1], hidden.device
     processors, shared = device_limits(hidden)
     has_options = any(x is not None for x in (preference, weight, stratification)) or has_misclick
-    has_options = has_options or per_row or need_groups
-    tile = forward_tile(n_heads, n_signals, width, hidden.element_size(), shared, has_options)
+    has_options = has_options or per_row or need_groups or feedback.element_size() == 8
+    aligned = hidden.stride(0) % 16 == 0 and hidden.data_ptr() % 16 == 0
+    tile = forward_tile(n_heads, n_signals, width, hidden.element_size(), shared, has_options, aligned)
     n_programs = min(triton.cdiv(n, tile.BLOCK_N), tile.programs * processors)
     second_read = need_weight_grad and not tile.ONE_READ
 
@@ -248,14 +249,16 @@ class Tile(NamedTuple):
     programs: int  # on a processor
 
 
-def forward_tile(n_heads: int, n_signals: int, width: int, itemsize: int, shared: int, has_options: bool) -> Tile:
+def forward_tile(
+    n_heads: int, n_signals: int, width: int, itemsize: int, shared: int, has_options: bool, aligned: bool
+) -> Tile:
     """A tile that fills a processor: 8 warps with up to 255 registers a thread, in one program or several.
 
     In one read a thread holds a piece of the heads, its gradient and `states` hidden states, as many as registers last
-    for: with more of them, or wider heads, they spill (tests/test_triton_compile.py), and options of the loss take
-    registers of their own. A thread reads 8 neighbours at once, so that narrow hidden states take fewer threads. While
-    a tile is computed the next ones are on their way into shared memory, whose size bounds the number of stages. In
-    two reads a thread holds 64 sums of products.
+    for: with more of them, or wider heads, they spill (tests/test_triton_compile.py). Options of the loss take registers
+    of their own, and so do narrow loads where rows are not aligned to 16 elements. A thread reads 8 neighbours at once,
+    so that narrow hidden states take fewer threads. While a tile is computed the next ones are on their way into shared
+    memory, whose size bounds the number of stages. In two reads a thread holds 64 sums of products.
     """
     block_m, block_k = triton.next_power_of_2(n_heads), triton.next_power_of_2(n_signals + 1)
     block_h = triton.next_power_of_2(width)
@@ -265,6 +268,7 @@ def forward_tile(n_heads: int, n_signals: int, width: int, itemsize: int, shared
         num_warps = max(1, min(8, block_h // 256))
         crowded = has_options and (block_m > 2 or 2 * head_entries > ONE_READ_LIMIT)
         states = min(128, 512 // block_m) * 2 // max(2, itemsize) // (2 if crowded else 1)
+        states //= 1 if aligned else 2
         block_n = min(states * 32 * num_warps // block_h, 128 * num_warps // block_k)
         staged = block_n * block_h * itemsize
     else:
