@@ -61,33 +61,42 @@ def _sweeps(run: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
 
 
 def draw_roofline(run: dict[str, Any], path: Path) -> None:
-    """The linear loss: operations of the heads a second against operations a byte that has to be moved.
+    """The linear loss in float32: operations of the heads a second against operations a byte that has to be moved.
 
-    Both roofs were measured in the same run: a large copy and a large float32 matrix product.
+    The roofs were measured in the same run: a large copy, the fastest read of hidden states, and a large float32 matrix
+    product. Modes that write next to nothing are held to the read.
     """
-    bandwidth = run["ceilings"]["copy_bytes_a_second"]
-    peak = run["ceilings"]["matmul_float32_flops_a_second"]
-    figure, axes = plt.subplots(figsize=(9, 6), layout="constrained")
-    seen = set()
-    for case in run["cases"]:
-        if not case["hidden"] or case["n"] < 4096:  # small cases are bound by launches: no roof of theirs is here
-            continue
-        for (mode, contest), marker in zip(case["modes"].items(), "^so", strict=True):
-            n_flops = _flops(case, mode)
+    # Small cases are bound by launches: no roof of theirs is here.
+    cases = [case for case in run["cases"] if case["hidden"] and case["n"] >= 4096 and case["dtype"] == "float32"]
+    figure, axes = plt.subplots(figsize=(11, 6), layout="constrained")
+    for mode, marker in zip(("forward", "frozen", "step"), "^so", strict=True):
+        points: dict[str, list[tuple[float, float]]] = {}
+        for case in cases:
+            contest, n_flops = case["modes"][mode], _flops(case, mode)
             for who, row in contest["providers"].items():
-                if who in FLOORS or "median" not in row:
-                    continue
-                label = f"{who}, {mode}"
-                x, y = n_flops / contest["bytes"], n_flops / row["median"]
-                axes.plot(x, y, marker, color=COLOURS[who], alpha=0.7, label=None if label in seen else label)
-                seen.add(label)
-    low, high = axes.get_xlim() if seen else (0.1, 10)
-    x = [low, peak / bandwidth, max(high, 2 * peak / bandwidth)]
-    axes.plot(x, [min(peak, bandwidth * i) for i in x], color="black", label="copy; float32 matrix product")
+                if who not in FLOORS and "median" in row:
+                    points.setdefault(who, []).append((n_flops / contest["bytes"], n_flops / row["median"]))
+        for who, xy in points.items():
+            axes.plot(*zip(*xy, strict=True), marker, color=COLOURS[who], alpha=0.7, label=f"{who}, {mode}")
+    peak = run["ceilings"]["matmul_float32_flops_a_second"]
+    bandwidths = {"copy": run["ceilings"]["copy_bytes_a_second"], "read": _fastest_read(cases)}
+    low, high = axes.get_xlim() if cases else (0.1, 10)
+    for (name, bandwidth), style in zip(bandwidths.items(), ("-", "--"), strict=True):
+        if bandwidth:
+            x = [low, peak / bandwidth, max(high, 2 * peak / bandwidth)]
+            label = f"{name}; float32 matrix product"
+            axes.plot(x, [min(peak, bandwidth * i) for i in x], style, color="black", label=label)
     axes.set(xscale="log", yscale="log", xlabel="operations a byte", ylabel="operations a second", title=_title(run))
-    axes.legend(fontsize="x-small", ncols=2)
+    figure.legend(fontsize="small", loc="outside right upper")
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def _fastest_read(cases: list[dict[str, Any]]) -> float:
+    """Bytes a second."""
+    contests = [case["modes"]["forward"] for case in cases]
+    reads = [(contest["bytes"], contest["providers"].get("read", {})) for contest in contests]
+    return max((n_bytes / row["median"] for n_bytes, row in reads if "median" in row), default=0.0)
 
 
 def _flops(case: dict[str, Any], mode: str) -> int:
