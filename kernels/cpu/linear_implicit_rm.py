@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 
 import torch
-from irm_fast.kernels.cpu.implicit_rm import ARGUMENTS, codes_view, logits_view
+from irm_fast.kernels.cpu.implicit_rm import ARGUMENTS, NO_LOGITS, address, logits_view, pack_arguments
 from irm_fast.kernels.cpu.library import LOGIT_TYPES, bind, raise_status, require_storage
 from torch import Tensor
 
@@ -20,8 +20,6 @@ _HEADS = struct.Struct("=4q 2q 2q 2q")
 _HIDDEN_GRAD = struct.Struct("=3q 2q 2q q 2q q")
 _run = bind("irm_linear_implicit_rm", struct.Struct(ARGUMENTS.format + _HEADS.format[1:]))
 _run_hidden_grad = bind("irm_linear_hidden_grad", _HIDDEN_GRAD)
-_NO_LOGITS = (0, 0, 0, 0)
-_NO_CODES = (0, 0, 0, 0, 0)
 
 
 def linear_implicit_rm_forward(
@@ -47,45 +45,30 @@ def linear_implicit_rm_forward(
     `heads` holds the reward head, then the K propensity heads; or the reward head alone, and `propensity` the logits.
     Rows of weight 0 reach no gradient, whatever their hidden state holds.
     """
-    if len(hidden):
-        require_storage(hidden.data_ptr())
     (n, width), n_signals, n_heads = hidden.shape, feedback.shape[1], heads.shape[0]
-
-    def empty(*size: int) -> Tensor:  # whatever torch's defaults are
-        return torch.empty(size, dtype=torch.float32, device="cpu")
-
-    loss = empty(n) if per_row else empty()
-    grad_logits = empty(n, n_signals + 1) if need_logit_grads else None
-    grad_heads = empty(n_heads, width) if need_weight_grad else None
-    groups = empty(n, n_signals, 4) if need_groups else None
-    loss_ptr = loss.data_ptr()
-    arguments = ARGUMENTS.pack(
-        n,
-        n_signals,
-        *_NO_LOGITS,
-        *(_NO_LOGITS if propensity is None else logits_view(propensity)),
-        *(_NO_LOGITS if stratification is None else logits_view(stratification[0])),
-        *(_NO_LOGITS if stratification is None else logits_view(stratification[1])),
-        *codes_view(feedback),
-        *(_NO_CODES if preference is None else codes_view(preference)),
-        0 if weight is None else weight.data_ptr(),
-        signals.data_ptr(),
+    empty = signals.new_empty  # float32 whatever torch's defaults are
+    loss = empty(n if per_row else ())
+    grad_logits = empty((n, n_signals + 1)) if need_logit_grads else None
+    grad_heads = empty((n_heads, width)) if need_weight_grad else None
+    groups = empty((n, n_signals, 4)) if need_groups else None
+    hidden_view = logits_view(hidden)
+    if n:
+        require_storage(hidden_view[0])
+    arguments = pack_arguments(
+        (n, n_signals),
+        NO_LOGITS,
+        NO_LOGITS if propensity is None else logits_view(propensity),
+        feedback,
+        preference,
+        weight,
+        stratification,
+        signals,
         has_misclick,
         scale,
-        loss_ptr if per_row else 0,
-        0 if per_row else loss_ptr,
-        0,
-        0,
-        0 if groups is None else groups.data_ptr(),
-        torch.get_num_threads(),
+        per_row,
+        (loss, None, None, groups),
     ) + _HEADS.pack(
-        *logits_view(hidden),
-        heads.data_ptr(),
-        bias.data_ptr(),
-        n_heads,
-        width,
-        0 if grad_logits is None else grad_logits.data_ptr(),
-        0 if grad_heads is None else grad_heads.data_ptr(),
+        *hidden_view, heads.data_ptr(), bias.data_ptr(), n_heads, width, address(grad_logits), address(grad_heads)
     )
     status = _run(arguments)
     if status:
