@@ -45,8 +45,9 @@ def linear_implicit_rm(
     return loss, groups
 
 
-def _backend(hidden: Tensor, heads: Tensor, name: str | None) -> Any:
-    return choose_backend(name, hidden.device, heads.dtype == torch.float64, "linear_implicit_rm")
+def _backend(hidden: Tensor, computed: Tensor, name: str | None) -> Any:
+    """The module that works where hidden is, in the dtype of `computed`: heads, or gradients."""
+    return choose_backend(name, hidden.device, computed.dtype == torch.float64, "linear_implicit_rm")
 
 
 def _forward(
@@ -86,12 +87,12 @@ class _LinearImplicitRM(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, upstream, _):
-        refuse_double_backward("linear_implicit_rm_loss")
         return *_gradients(ctx, upstream, ctx.backend), None, None, None
 
 
 def _gradients(ctx, upstream: Tensor, backend: Any) -> tuple[Tensor | None, ...]:
     """Of hidden, heads, bias and propensity, where needed."""
+    refuse_double_backward("linear_implicit_rm_loss")
     grad_logits, grad_heads, heads, hidden, weight = ctx.saved_tensors
     need_hidden, need_heads, need_bias, need_propensity = ctx.needs_input_grad[:4]
     hidden_dtype, propensity_dtype = ctx.dtypes
@@ -174,9 +175,7 @@ def _(grad_logits, upstream, heads, dtype, backend):
 def linear_weight_grad_op(
     hidden: Tensor, grad_logits: Tensor, weight: Tensor | None, n_heads: int, backend: str | None
 ) -> Tensor:
-    is_double = grad_logits.dtype == torch.float64
-    module = choose_backend(backend, hidden.device, is_double, "linear_implicit_rm")
-    return module.linear_weight_grad(hidden, grad_logits, weight, n_heads)
+    return _backend(hidden, grad_logits, backend).linear_weight_grad(hidden, grad_logits, weight, n_heads)
 
 
 @linear_weight_grad_op.register_fake
@@ -208,7 +207,6 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ctx, upstream, *_):
-    refuse_double_backward("linear_implicit_rm_loss")
     return *_gradients(ctx, upstream, _Traced(ctx.backend)), *(None,) * 13
 
 

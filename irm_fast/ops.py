@@ -116,14 +116,16 @@ class _ImplicitRM(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, upstream, _):
-        refuse_double_backward("implicit_rm_loss")
-        grad_reward, grad_propensity = ctx.saved_tensors
-        reward_dtype, propensity_dtype = ctx.dtypes
-        return (
-            None if grad_reward is None else scaled(grad_reward, upstream, reward_dtype),
-            None if grad_propensity is None else scaled(grad_propensity, upstream, propensity_dtype),
-            None, None, None,
-        )  # fmt: skip
+        return *_gradients(ctx, upstream), None, None, None
+
+
+def _gradients(ctx, upstream: Tensor) -> list[Tensor | None]:
+    """Of both logits, where needed."""
+    refuse_double_backward("implicit_rm_loss")
+    return [
+        scaled(grad, upstream, dtype) if needed else None
+        for grad, needed, dtype in zip(ctx.saved_tensors, ctx.needs_input_grad[:2], ctx.dtypes, strict=True)
+    ]
 
 
 @torch.library.custom_op("irm_fast::implicit_rm", mutates_args=())
@@ -187,18 +189,12 @@ def compute_dtype(*tensors: Tensor) -> torch.dtype:
 
 def _setup_context(ctx, inputs, output):
     reward, propensity = inputs[:2]
-    ctx.needs = inputs[-2:]
     ctx.dtypes = reward.dtype, propensity.dtype
     ctx.save_for_backward(output[1], output[2])
 
 
 def _backward(ctx, upstream, *_):
-    refuse_double_backward("implicit_rm_loss")
-    grads = (
-        scaled(grad, upstream, dtype) if needed else None
-        for grad, needed, dtype in zip(ctx.saved_tensors, ctx.needs, ctx.dtypes, strict=True)
-    )
-    return *grads, *(None,) * 13
+    return *_gradients(ctx, upstream), *(None,) * 13
 
 
 implicit_rm_op.register_autograd(_backward, setup_context=_setup_context)

@@ -25,35 +25,21 @@ BlockFunction process_block() {
   }
 }
 
-// Threads take the next block until none is left, so that it does not matter how many of them come.
-struct Work {
-  const Arguments& args;
-  BlockFunction process_block;
-  std::vector<double> sums;  // one a block
-  std::atomic<int64_t> next{0};
-  std::atomic<int> status{0};
-
-  static void share(void* context) {
-    Work& work = *static_cast<Work*>(context);
-    const int64_t n_blocks = work.sums.size();
-    for (int64_t b = work.next++; b < n_blocks; b = work.next++) {
-      work.status |= work.process_block(work.args, b, work.sums[b]);
-    }
-  }
-};
-
 int run(const Arguments& args) {
   const int64_t n = args.n_rows, entries = n * args.n_signals;
   if (args.grad_reward) advise_huge_pages(args.grad_reward, n * sizeof(float));
   if (args.grad_propensity) advise_huge_pages(args.grad_propensity, entries * sizeof(float));
   if (args.groups) advise_huge_pages(args.groups, entries * 4 * sizeof(float));
   const int64_t n_blocks = (n + kRowsPerBlock - 1) / kRowsPerBlock;
-  Work work{args, process_block(), std::vector<double>(n_blocks)};
-  run_parallel(Work::share, &work, std::min(args.n_threads, n / kRowsPerThread));
+  std::vector<double> sums(n_blocks);
+  std::atomic<int> status{0};
+  const BlockFunction process = process_block();
+  for_blocks(n_blocks, std::min(args.n_threads, n / kRowsPerThread),
+             [&](int64_t b) { status |= process(args, b, sums[b]); });
   double total = 0.0;
-  for (double partial : work.sums) total += partial;
+  for (double sum : sums) total += sum;
   if (args.loss_sum) *args.loss_sum = static_cast<float>(total);
-  return work.status;
+  return status;
 }
 
 }  // namespace

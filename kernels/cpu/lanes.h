@@ -20,10 +20,8 @@ namespace IRM_ISA {
 constexpr int kLanes = 16;
 #elif defined(__AVX2__)
 constexpr int kLanes = 8;
-#elif defined(__GNUC__)
-constexpr int kLanes = 4;
 #else
-constexpr int kLanes = 1;
+constexpr int kLanes = 4;
 #endif
 
 // Accumulators that leave room for operands: 32 vector registers in AVX-512 and on ARM, else 16.
@@ -33,7 +31,6 @@ constexpr bool kManyRegisters = true;
 constexpr bool kManyRegisters = false;
 #endif
 
-#if defined(__GNUC__)
 typedef float Lanes __attribute__((vector_size(4 * kLanes)));
 typedef uint32_t Words __attribute__((vector_size(4 * kLanes)));
 typedef uint16_t Halves __attribute__((vector_size(2 * kLanes)));
@@ -45,15 +42,6 @@ inline Words to_words(Halves x) { return (Words)_mm256_cvtepu16_epi32((__m128i)x
 inline Words to_words(Halves x) { return __builtin_convertvector(x, Words); }
 #endif
 inline Halves to_halves(Words x) { return __builtin_convertvector(x, Halves); }
-inline void prefetch(const void* p) { __builtin_prefetch(p); }
-#else
-typedef float Lanes;
-typedef uint32_t Words;
-typedef uint16_t Halves;
-inline Words to_words(Halves x) { return x; }
-inline Halves to_halves(Words x) { return static_cast<Halves>(x); }
-inline void prefetch(const void*) {}
-#endif
 
 inline Lanes as_lanes(Words x) {
   Lanes y;
@@ -67,7 +55,6 @@ inline Words as_words(Lanes x) {
   return y;
 }
 
-#if defined(__GNUC__)
 template <int kCount>
 struct Vector {
   typedef float Type __attribute__((vector_size(4 * kCount)));
@@ -85,9 +72,6 @@ inline float add_up(typename Vector<kCount>::Type x) {
 }
 
 inline float add_up(Lanes x) { return add_up<kLanes>(x); }
-#else
-inline float add_up(Lanes x) { return x; }
-#endif
 
 inline Lanes load(const float* p) {
   Lanes x;

@@ -44,22 +44,6 @@ int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 int64_t element_size(int64_t type) { return type == kFloat32 ? 4 : 2; }
 
-// Calls work(block) for every block, on several threads. They take the next block until none is left, so that it does
-// not matter how many of them come.
-template <typename Work>
-void for_blocks(int64_t n_blocks, int64_t n_threads, Work work) {
-  struct Shared {
-    Work& work;
-    int64_t n_blocks;
-    std::atomic<int64_t> next{0};
-  } shared{work, n_blocks};
-  const auto share = [](void* context) {
-    Shared& s = *static_cast<Shared*>(context);
-    for (int64_t b = s.next++; b < s.n_blocks; b = s.next++) s.work(b);
-  };
-  run_parallel(share, &shared, std::min(n_blocks, n_threads));
-}
-
 // Rows of a block, of `per_block` each.
 RowRange block_rows(int64_t block, int64_t per_block, int64_t n_rows) {
   return {block * per_block, std::min((block + 1) * per_block, n_rows)};

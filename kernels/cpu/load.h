@@ -50,11 +50,13 @@ inline void load_strided(const void* data, int64_t offset, int64_t stride, int r
   for (int i = rows; i < kTile; ++i) out[i] = 0.0f;
 }
 
+inline void prefetch(const void* p) { __builtin_prefetch(p); }
+
 // Asks for a later tile's rows while this one is computed: the processor's own prefetching does not look that far.
 inline void prefetch_rows(const void* data, int64_t row_bytes, int64_t first) {
   if (!data || row_bytes > 64) return;
   const char* p = static_cast<const char*>(data) + first * row_bytes;
-  for (int64_t b = 0; b < kTile * row_bytes; b += 64) __builtin_prefetch(p + b);
+  for (int64_t b = 0; b < kTile * row_bytes; b += 64) prefetch(p + b);
 }
 
 inline void load_logits(const LogitsView& v, int64_t first, int64_t k, int rows, float* out) {
