@@ -43,6 +43,7 @@ Model = Annotated[Path, typer.Option("--model", help="A folder that irm-fast tra
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Rows per forward pass.")]
 Absent = Annotated[str, typer.Option(help="A key that some rows lack: error, silent or missing.")]
+Polarity = Annotated[str | None, typer.Option(help="NAME=1 or NAME=-1, comma separated.")]
 
 
 def _print_version(wanted: bool) -> None:
@@ -74,7 +75,7 @@ def _options(
 def validate(
     data: Annotated[Path, typer.Argument(help="The log: .jsonl, .jsonl.gz or .parquet.")],
     absent: Absent = "error",
-    polarity: Annotated[str | None, typer.Option(help="NAME=1 or NAME=-1, comma separated.")] = None,
+    polarity: Polarity = None,
     misclick: Annotated[
         bool, typer.Option("--misclick", help="Actions may be misclicks: evidence for both sides is allowed.")
     ] = False,
@@ -162,8 +163,11 @@ def train(
     """Train a reward model on a log. Each option is also a key of the YAML file."""
     run = TrainConfig.load(config, **settings)
     from irm_fast.run_folder import can_resume
-    from irm_fast.trainer import train as run_training
 
+    if run.embeddings:
+        from irm_fast.embedding_training import train_on_embeddings as run_training
+    else:
+        from irm_fast.trainer import train as run_training
     try:
         result = run_training(run)
     except KeyboardInterrupt:
@@ -173,6 +177,10 @@ def train(
     if os.environ.get("RANK", "0") != "0":  # torchrun: one process reports
         return
     typer.echo(f"wrote {run.output}: propensity {result.design}")
+    if run.embeddings:
+        from irm_fast.embedding_training import what_was_written
+
+        typer.echo(f"  {what_was_written(result)}")
     for name, value in result.metrics.items():
         typer.echo(f"  held-out {name}: {value:.4f}")
     for design, value in result.designs.items() if len(result.designs) > 1 else ():
@@ -180,7 +188,8 @@ def train(
     if result.truncated:
         length = result.model.spec.max_length
         typer.echo(f"  {result.truncated} rows were longer than {length} tokens and lost their beginning")
-    typer.echo(f"What the reward rests on: {result.identification}")
+    if result.diagnosis is not None:
+        typer.echo(result.diagnosis.summary())
 
 
 @app.command()
@@ -196,6 +205,39 @@ def evaluate(model: Model, data: Data, batch_size: BatchSize = 32, as_json: AsJs
     width = max(map(len, metrics))
     for name, value in metrics.items():
         typer.echo(f"{name:<{width}}  {value:{'.4f' if isinstance(value, float) else 'd'}}")
+
+
+@app.command()
+def diagnose(
+    data: Data,
+    model: Annotated[Path | None, typer.Option(help="A folder that irm-fast train wrote on another log.")] = None,
+    propensity: Annotated[str, typer.Option(help="Without a model: the design to judge.")] = "auto",
+    absent: Absent | None = None,
+    polarity: Polarity = None,
+    labels_ignorable: Annotated[
+        bool, typer.Option("--labels-ignorable", help="Which rows have a preference does not depend on it.")
+    ] = False,
+    batch_size: BatchSize = 32,
+    as_json: AsJson = False,
+) -> None:
+    """Is the reward identified? What is assumed, tested, and uncertain. Exit code 1 if the log contradicts it.
+
+    With a model, the log should be one that it was not trained on; without, only what the log alone shows is tested.
+    """
+    from irm_fast.diagnostics.logs import diagnose_file
+
+    settings = TrainConfig(model="", output="", absent=absent or "error", propensity=propensity, polarity=polarity)  # type: ignore[arg-type]
+    found = diagnose_file(
+        data,
+        model,
+        design=settings.propensity,
+        absent=absent,
+        polarity=settings.polarity,
+        labels_ignorable=labels_ignorable,
+        batch_size=batch_size,
+    )
+    typer.echo(json.dumps(found.to_dict(), indent=2) if as_json else str(found))
+    raise typer.Exit(found.kind == "contradicted")
 
 
 @app.command()
@@ -221,6 +263,44 @@ def score(
             value = reward if math.isfinite(reward) else None  # JSON has no NaN
             file.write(json.dumps({"id": name, "reward": value}) + "\n")
     typer.echo(f"wrote {out}: {len(ids)} rewards")
+
+
+@app.command()
+def embed(
+    data: Data,
+    model: Annotated[str, typer.Option(help="Folder or hub id of a decoder or an encoder with its tokenizer.")],
+    out: Annotated[Path, typer.Option(help="The file to write, NAME.safetensors.")],
+    pooling: Annotated[str, typer.Option(help="last (token), mean, or auto: last for decoders, else mean.")] = "auto",
+    batch_size: BatchSize = 64,
+    max_length: Annotated[int, typer.Option(min=1, help="Tokens per row; longer rows lose their beginning.")] = 1024,
+    precision: Annotated[str, typer.Option(help="Of the model: float32 or bfloat16.")] = "float32",
+    dtype: Annotated[str, typer.Option(help="Of the file: float32 or bfloat16.")] = "float32",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file or an interrupted run.")] = False,
+) -> None:
+    """Write an embedding of every row: logs, ratings or pairs. `train --embeddings` learns from it."""
+    from irm_fast.embeddings import check_target
+    from irm_fast.files import check_not_input
+    from irm_fast.rated import read_conversations
+
+    check_not_input(out, data)
+    folder = check_target(out, resume=resume, overwrite=overwrite)  # before the work, not after it
+    ids, conversations = read_conversations(data)
+    from irm_fast.embed import Embedder, write_embeddings
+
+    embedder = Embedder(model, pooling=pooling, max_length=max_length, precision=precision)
+    source = embedder.source
+    typer.echo(f"{source.kind} {model}: {source.pooling} pooling, at most {source.max_length} tokens", err=True)
+    how = {"batch_size": batch_size, "dtype": dtype, "resume": resume, "overwrite": overwrite}
+    try:
+        truncated = write_embeddings(ids, conversations, embedder, out, **how)  # type: ignore[arg-type]
+    except KeyboardInterrupt:
+        if any(folder.glob("part-*.safetensors")):
+            raise KeyboardInterrupt("--resume goes on from the last whole part") from None
+        raise
+    typer.echo(f"wrote {out}: {len(ids)} embeddings of {embedder.width} numbers")
+    if truncated:
+        typer.echo(f"  {truncated} rows were longer than {source.max_length} tokens and lost their beginning")
 
 
 @app.command()

@@ -17,6 +17,12 @@ _CHOICES = {
     "absent": ("error", "silent", "missing"),
     "precision": ("float32", "bfloat16"),
 }
+_ONLY_WITH_EMBEDDINGS = ("hidden_layers", "estimator")
+_NOT_WITH_EMBEDDINGS = (
+    *("objective", "stratification", "ema_decay", "epochs", "batch_size", "gradient_accumulation"),
+    *("learning_rate", "head_learning_rate", "weight_decay", "warmup_ratio", "max_length", "eval_steps", "patience"),
+    *("precision", "gradient_checkpointing", "report_to", "resume"),
+)
 _COUNTS = ("epochs", "batch_size", "gradient_accumulation", "max_length", "eval_steps")
 _RATES = ("learning_rate", "head_learning_rate")
 _FRACTIONS = ("ema_decay", "warmup_ratio", "validation_fraction")  # in [0, 1)
@@ -28,6 +34,7 @@ _EXPECTED = {
     str: "text",
     "polarity": "NAME=1 or NAME=-1",
     "misclick_rate": "a number, or NAME=RATE",
+    "hidden_layers": "auto, linear, or widths such as 128 or 128,64",
 }
 
 
@@ -49,6 +56,9 @@ class TrainConfig:
     model: str = option(MISSING, "Folder or hub id of a decoder language model with its tokenizer.")
     output: str = option(MISSING, "Folder for the checkpoint; must be new or empty.")
     data: str = option("", "The log: JSONL, JSONL.gz or Parquet.")
+    embeddings: str = option("", "Train on what irm-fast embed wrote of the log, not on its text; no model needed.")
+    hidden_layers: str = option("auto", "With embeddings, layers of the reward: auto, linear, or widths as 128,64.")
+    estimator: str = option("auto", "With embeddings, how propensities are estimated; auto by held-out likelihood.")
     propensity: str = option("auto", "Propensity design: auto, constant, hidden, features or known.")
     objective: str = option("marginal", "marginal (a likelihood) or stratified (the published form).")
     stratification: str = option("current", "Posteriors of the stratified form: current, ema or frozen.")
@@ -87,6 +97,8 @@ class TrainConfig:
         Raises:
             ValueError: an unknown key (with the closest known one), a missing required key, or a bad value.
         """
+        if values.get("embeddings"):  # their file names the model
+            values = {"model": "", **values}
         known = [f.name for f in fields(cls)]
         for key in values:
             if key not in known:
@@ -141,6 +153,11 @@ class TrainConfig:
             )
         if self.resume and self.overwrite:
             raise ValueError("resume and overwrite: both are set; choose one")
+        where, without = ("with", _NOT_WITH_EMBEDDINGS) if self.embeddings else ("without", _ONLY_WITH_EMBEDDINGS)
+        for setting in fields(self):
+            value = getattr(self, setting.name)
+            if setting.name in without and value != setting.default:
+                raise ValueError(f"{setting.name}: got {value!r}, which has no effect {where} embeddings; leave it out")
 
 
 def _read_yaml(path: str | Path) -> dict[str, Any]:
@@ -186,6 +203,8 @@ def _convert(name: str, value: Any, kind: Any) -> Any:
         if name == "misclick_rate":
             named = isinstance(value, Mapping) or (isinstance(value, str) and "=" in value)
             return _by_name(value, float) if named else _number(value, float)
+        if name == "hidden_layers":
+            return _widths(value)
         if float in kinds or int in kinds:
             return _number(value, float if float in kinds else int)
         if kind is str and isinstance(value, (str, Path)):
@@ -196,6 +215,14 @@ def _convert(name: str, value: Any, kind: Any) -> Any:
     except (ValueError, TypeError, AttributeError):
         expected = _EXPECTED.get(name) or _EXPECTED[kinds[0]]
         raise ValueError(f"{name}: got {value!r}; expected {expected}") from None
+
+
+def _widths(value: Any) -> str:
+    """auto, linear, or widths: 128, "128,64" or [128, 64], as text."""
+    text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    if text not in ("auto", "linear") and not all(part.strip().isdecimal() and int(part) for part in text.split(",")):
+        raise ValueError
+    return text
 
 
 def _by_name(value: Any, kind: type) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from irm_fast.batches import MODEL_INPUTS, Collator, as_dataset, tokenise
+from irm_fast.embedded import SOURCE, EmbeddedRewardModel
 from irm_fast.functional import implicit_rm_loss
 from irm_fast.log import Log, contradictions
 from irm_fast.metrics import reward_metrics
@@ -24,17 +25,24 @@ if TYPE_CHECKING:
     from irm_fast.rows import Messages
 
 
-def load(directory: str | Path) -> ImplicitRewardModel:
-    """A saved reward model on the GPU, if there is one. Raises ValueError as `ImplicitRewardModel.load`."""
+RewardModel = ImplicitRewardModel | EmbeddedRewardModel
+
+
+def load(directory: str | Path) -> RewardModel:
+    """A saved reward model, on the GPU if there is one. Raises ValueError as `ImplicitRewardModel.load`."""
+    if SOURCE in read_record(directory):
+        return EmbeddedRewardModel.load(directory)
     return ImplicitRewardModel.load(directory).to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def score(model: ImplicitRewardModel, conversations: Sequence[Messages], *, batch_size: int = 32) -> np.ndarray:
+def score(model: RewardModel, conversations: Sequence[Messages], *, batch_size: int = 32) -> np.ndarray:
     """Rewards (N,) float32 of conversations that end with the assistant's turn.
 
     Without the bias: the numbers of the checkpoint under `AutoModelForSequenceClassification`. Add
     `model.reward_bias` before the sigmoid to get the probability that the response is preferred.
     """
+    if isinstance(model, EmbeddedRewardModel):
+        return model.rewards(conversations, batch_size=batch_size)
     input_ids, _ = tokenise(model.tokenizer, conversations, model.spec.max_length)
     rewards = np.empty(len(input_ids), dtype=np.float32)
     for index, batch in _batches(model, [{"input_ids": row} for row in input_ids], batch_size):
@@ -90,27 +98,41 @@ def _sign_of_a_log(path: str | Path) -> str | None:
     return sign
 
 
-def evaluate_rated(model: ImplicitRewardModel, rated: Rated, *, batch_size: int = 32) -> dict[str, float]:
+def evaluate_rated(model: RewardModel, rated: Rated, *, batch_size: int = 32) -> dict[str, float]:
     """`metrics.reward_metrics` of reward plus bias against the clean preference."""
     logit = score(model, rated.messages, batch_size=batch_size) + float(model.reward_bias.detach())
     return reward_metrics(logit, rated.preference, rated.pair)
 
 
 @torch.no_grad()
-def evaluate_log(model: ImplicitRewardModel, log: Log, *, batch_size: int = 32) -> dict[str, float]:
+def evaluate_log(model: RewardModel, log: Log, *, batch_size: int = 32) -> dict[str, float]:
     """Held-out likelihood and calibration on a log: the keys of `heldout_metrics`, and `n`."""
     log = align(log, model.spec)
-    input_ids, _ = tokenise(model.tokenizer, log.messages, model.spec.max_length)
-    columns = model.spec.columns
-    losses, rates = np.empty(len(log), dtype=np.float32), np.empty((len(log), columns), dtype=np.float32)
-    for index, batch in _batches(model, as_dataset(log, input_ids).to_list(), batch_size):
-        losses[index], rates[index] = (part.cpu().numpy() for part in heldout_step(model, model, batch))
+    losses, logits = predict_log(model, log, batch_size)
     weight = np.ones(len(log)) if log.weight is None else log.weight
+    rates = action_rates(model, logits)
     return {**heldout_metrics(model.spec.signals, losses, weight, rates, log.feedback), "n": len(log)}
 
 
+def predict_log(model: RewardModel, log: Log, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Weighted losses (N,) and logits (N, 1 + K), as of `heldout_step`, of a log as `align` returns it."""
+    if isinstance(model, EmbeddedRewardModel):
+        return model.predict_log(log, batch_size)
+    input_ids, _ = tokenise(model.tokenizer, log.messages, model.spec.max_length)
+    losses, logits = (np.empty((len(log), *shape), np.float32) for shape in ((), (1 + model.spec.columns,)))
+    for index, batch in _batches(model, as_dataset(log, input_ids).to_list(), batch_size):
+        losses[index], logits[index] = (part.cpu().numpy() for part in heldout_step(model, model, batch))
+    return losses, logits
+
+
+def action_rates(core: RewardModel, logits: np.ndarray) -> np.ndarray:
+    """Predicted action rates (N, K) of logits (N, 1 + K), as of `heldout_step`."""
+    values = torch.from_numpy(logits)
+    return core.action_rates(values[:, 0], values[:, 1:]).numpy()
+
+
 def heldout_step(model: Any, core: ImplicitRewardModel, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Weighted marginal loss (N,) and predicted action rates (N, K) of one batch.
+    """Weighted marginal loss (N,), and reward and propensity logits (N, 1 + K), of one batch.
 
     model: what to call, perhaps a distributed wrapper of `core`.
     """
@@ -124,7 +146,7 @@ def heldout_step(model: Any, core: ImplicitRewardModel, batch: Mapping[str, Tens
         reduction="none",
         **core.evidence,
     )
-    return loss, core.action_rates(reward, propensity)
+    return loss, torch.cat([reward[:, None], propensity], dim=1)
 
 
 def heldout_metrics(
@@ -142,19 +164,6 @@ def heldout_metrics(
         metrics[f"{name}_observed"] = float(observed.mean()) if recorded.any() else float("nan")
         metrics[f"{name}_predicted"] = float(predicted.mean()) if recorded.any() else float("nan")
     return metrics
-
-
-def paired_difference(one: np.ndarray, other: np.ndarray, weight: np.ndarray) -> tuple[float, float]:
-    """Difference of two mean losses, `one` less `other`, over the same rows, and its standard error.
-
-    Shapes: all (N,), the losses already multiplied by `weight`. The error of a single row is infinite.
-    """
-    difference, total, size = one.astype(np.float64) - other, weight.sum(dtype=np.float64), len(weight)
-    mean = difference.sum() / total
-    if size < 2:
-        return float(mean), float("inf")
-    spread = ((difference - weight * mean) ** 2).sum() * size / (size - 1)
-    return float(mean), float(np.sqrt(spread) / total)
 
 
 def align(log: Log, spec: RewardSpec) -> Log:

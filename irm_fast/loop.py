@@ -15,7 +15,7 @@ from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArgum
 
 from irm_fast.batches import MODEL_INPUTS, Collator, LengthGroupedSampler
 from irm_fast.config import TrainConfig
-from irm_fast.evaluation import heldout_metrics, heldout_step
+from irm_fast.evaluation import action_rates, heldout_metrics, heldout_step
 from irm_fast.functional import implicit_rm_loss
 from irm_fast.model import ImplicitRewardModel
 from irm_fast.run_folder import read_metrics, write_metrics
@@ -155,18 +155,19 @@ class ImplicitTrainer(Trainer):
     ) -> tuple[None, tuple[Tensor, ...], Tensor]:
         inputs = self._prepare_inputs(dict(inputs))
         with torch.no_grad():
-            loss, rates = heldout_step(model, self.core, inputs)
-        return None, (loss, inputs["weight"], rates), inputs["feedback"]
+            loss, logits = heldout_step(model, self.core, inputs)
+        return None, (loss, inputs["weight"], logits), inputs["feedback"]
 
     def _heldout_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        loss, weight, rates = prediction.predictions  # type: ignore[misc]
+        loss, weight, logits = prediction.predictions  # type: ignore[misc]
         feedback: Any = prediction.label_ids
+        rates = action_rates(self.core, logits)
         return heldout_metrics(self.core.spec.signals, loss, weight, rates, feedback)
 
-    def heldout_losses(self) -> np.ndarray:
-        """Loss and weight (2, N) of each held-out row under the present weights, in the order of the data set."""
-        loss, weight, _ = self.predict(self.eval_dataset).predictions  # type: ignore[arg-type, misc]
-        return np.stack([loss, weight])
+    def heldout_predictions(self) -> np.ndarray:
+        """(3 + K, N): loss, weight and logits of the held-out rows, now, in the data set's order."""
+        loss, weight, logits = self.predict(self.eval_dataset).predictions  # type: ignore[arg-type, misc]
+        return np.stack([loss, weight, *logits.T])
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """AdamW in which the few scalars of the heads have a rate of their own.

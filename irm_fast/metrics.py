@@ -52,6 +52,19 @@ def reward_metrics(logit: np.ndarray, preference: np.ndarray, pair: np.ndarray |
     return metrics | {"n": len(logit)}
 
 
+def paired_difference(one: np.ndarray, other: np.ndarray, weight: np.ndarray) -> tuple[float, float]:
+    """Difference of two mean losses, `one` less `other`, over the same rows, and its standard error.
+
+    Shapes: all (N,), the losses already multiplied by `weight`. The error of a single row is infinite.
+    """
+    difference, total, size = one.astype(np.float64) - other, weight.sum(dtype=np.float64), len(weight)
+    mean = difference.sum() / total
+    if size < 2:
+        return float(mean), float("inf")
+    spread = ((difference - weight * mean) ** 2).sum() * size / (size - 1)
+    return float(mean), float(np.sqrt(spread) / total)
+
+
 def _auroc(logit: np.ndarray, preference: np.ndarray) -> float:
     """The Mann-Whitney statistic from mean ranks, so that ties count half."""
     positive = int(preference.sum())

@@ -23,6 +23,7 @@ _WHOLE = "checkpoint-*/trainer_state.json"  # a checkpoint that was written to i
 _OWN_FOLDERS = (CHECKPOINTS, "additional_chat_templates")
 _OWN_FILES = (
     *(SETTINGS, METRICS, DATA, RECORD),
+    *("embedding_model.safetensors", "embedding_model.json"),  # of EmbeddingRewardModel
     *("propensity.safetensors", "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
     *("config.json", "generation_config.json"),
     *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
@@ -57,7 +58,7 @@ def check_output(config: TrainConfig, data: Mapping[str, Any]) -> None:
         raise ValueError(f"output {folder}: is a file; expected a new or empty folder")
     if not folder.is_dir() or not any(folder.iterdir()):
         return
-    for name, source in (("data", config.data), ("model", config.model)):
+    for name, source in (("data", config.data), ("model", config.model), ("embeddings", config.embeddings)):
         path = Path(source).expanduser()
         if source and path.exists() and path.resolve().is_relative_to(folder.resolve()):
             raise ValueError(f"output {folder}: holds {name} {source}; expected a folder that the run does not read")

@@ -17,11 +17,14 @@ from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 from irm_fast.batches import as_dataset, tokenise
 from irm_fast.config import TrainConfig
 from irm_fast.data import read_log
-from irm_fast.evaluation import align, check_design, check_evidence, keep_signals, paired_difference
+from irm_fast.diagnostics import Diagnosis
+from irm_fast.diagnostics.logs import diagnose_rows
+from irm_fast.evaluation import align, check_design, check_evidence, keep_signals
 from irm_fast.log import Log, signal_notes
 from irm_fast.loop import ImplicitTrainer, MetricsFile, training_arguments
+from irm_fast.metrics import paired_difference
 from irm_fast.model import RECORD, ImplicitRewardModel, read_record
-from irm_fast.propensity import FeaturePropensity, RewardSpec, identification_note
+from irm_fast.propensity import FeaturePropensity, RewardSpec
 from irm_fast.run_folder import (
     CHECKPOINTS,
     METRICS,
@@ -43,7 +46,7 @@ class TrainResult:
     design: the propensity design of the model.  metrics: of the held-out part at the best evaluation, keys as
     of `evaluation.heldout_metrics`; empty without a held-out part.  truncated: training rows that were longer
     than `max_length` and lost their beginning.  designs: `nll` of every design that was tried.
-    identification: what the reward rests on, of `propensity.identification_note`.
+    diagnosis: what the reward rests on: counts of the whole log, predictions for the held-out part.
     """
 
     model: ImplicitRewardModel
@@ -51,7 +54,7 @@ class TrainResult:
     metrics: Mapping[str, float]
     truncated: int
     designs: Mapping[str, float] = field(default_factory=dict)
-    identification: str = ""
+    diagnosis: Diagnosis | None = None
 
 
 def train(config: TrainConfig) -> TrainResult:
@@ -97,9 +100,10 @@ def train_log(log: Log, config: TrainConfig, *, heldout: Log | None = None) -> T
     for spec in specs:
         fits.append(_finished(config, spec) or _fit(log, heldout, config, spec, data, len(specs), len(fits)))
     designs = {fit.result.design: fit.result.metrics["nll"] for fit in fits if fit.result.metrics}
-    result = _choose(fits)
-    note = identification_note(result.model.spec, bool((log.preference >= 0).any()))
-    result = replace(result, designs=designs, identification=note)
+    best = _choose(fits)
+    spec = best.result.model.spec
+    parts, logits = ([log], None) if heldout is None else ([log, align(heldout, spec)], best.heldout[2:].T)
+    result = replace(best.result, designs=designs, diagnosis=diagnose_rows(parts, spec, logits))
     with _main_process() as is_main:
         if is_main:
             result.model.save(config.output, _record(result, config))
@@ -131,13 +135,13 @@ def _check_parts(log: Log, heldout: Log | None) -> None:
         raise ValueError(f"feedback: no action and no preference in the training part ({len(log)} rows); {remedy}")
 
 
-def _choose(fits: Sequence[_Fit]) -> TrainResult:
+def _choose(fits: Sequence[_Fit]) -> _Fit:
     """The first design, unless a later one's held-out loss is lower by more than one standard error."""
     best = fits[0]
     for fit in fits[1:]:
-        gain, error = paired_difference(best.losses[0], fit.losses[0], fit.losses[1])
+        gain, error = paired_difference(best.heldout[0], fit.heldout[0], fit.heldout[1])
         best = fit if gain > error else best
-    return best.result
+    return best
 
 
 def _designs(log: Log, config: TrainConfig, heldout: Log | None) -> list[str]:
@@ -175,16 +179,16 @@ def _check_misclick_names(log: Log, config: TrainConfig) -> None:
 
 def _warn_of_identification(spec: RewardSpec, log: Log) -> None:
     if len(spec.signals) == 1 and spec.design in ("hidden", "features"):
-        note = identification_note(spec, bool((log.preference >= 0).any()))
-        warnings.warn(f"propensity {spec.design!r}, signal {spec.signals[0]!r}: {note}", stacklevel=3)
+        verdict = diagnose_rows([log], spec).verdict
+        warnings.warn(f"propensity {spec.design!r}, signal {spec.signals[0]!r}: the reward is {verdict}", stacklevel=3)
 
 
 @dataclass(frozen=True)
 class _Fit:
-    """One trained design.  losses: of `ImplicitTrainer.heldout_losses`; empty where no other is to be compared."""
+    """One trained design.  heldout: of `ImplicitTrainer.heldout_predictions`, in the log's order; or empty."""
 
     result: TrainResult
-    losses: np.ndarray
+    heldout: np.ndarray
 
 
 def _fit(
@@ -203,19 +207,19 @@ def _fit(
     folder = Path(config.output) / CHECKPOINTS / spec.design
     set_seed(config.seed)
     model = _new_model(log, config, spec)
-    trainer, truncated = _trainer(log, heldout, config, model, folder)
+    trainer, truncated, order = _trainer(log, heldout, config, model, folder)
     with _main_process() as is_main:
         if is_main and number == 0:  # only now: a run that cannot start leaves no folder behind
             begin_run(config, data)
     trainer.train(resume_from_checkpoint=last_checkpoint(folder) if config.resume else None)
     metrics = _best_metrics(trainer) if heldout is not None else {}
-    losses = trainer.heldout_losses() if designs > 1 else np.empty((2, 0))
+    predictions = np.empty((2, 0)) if heldout is None else trainer.heldout_predictions()[:, np.argsort(order)]
     trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     result = TrainResult(model.cpu().eval(), spec.design, metrics, truncated)
     if number + 1 < designs and trainer.is_world_process_zero():
-        record = {"metrics": plain(metrics), "truncated": truncated, "losses": losses.tolist()}
+        record = {"metrics": plain(metrics), "truncated": truncated, "heldout": predictions.tolist()}
         model.save(folder / "model", record)
-    return _Fit(result, losses)
+    return _Fit(result, predictions)
 
 
 def _finished(config: TrainConfig, spec: RewardSpec) -> _Fit | None:
@@ -224,7 +228,7 @@ def _finished(config: TrainConfig, spec: RewardSpec) -> _Fit | None:
     if not config.resume or not (folder / RECORD).is_file():
         return None
     record, model = read_record(folder), ImplicitRewardModel.load(folder)
-    return _Fit(TrainResult(model, spec.design, record["metrics"], record["truncated"]), np.array(record["losses"]))
+    return _Fit(TrainResult(model, spec.design, record["metrics"], record["truncated"]), np.array(record["heldout"]))
 
 
 @contextmanager
@@ -251,10 +255,11 @@ def _new_model(log: Log, config: TrainConfig, spec: RewardSpec) -> ImplicitRewar
 
 def _trainer(
     log: Log, heldout: Log | None, config: TrainConfig, model: ImplicitRewardModel, folder: Path
-) -> tuple[ImplicitTrainer, int]:
+) -> tuple[ImplicitTrainer, int, np.ndarray]:
+    """The loop, the number of training rows that were truncated, and the order in which it has the held-out rows."""
     length = model.spec.max_length
     input_ids, truncated = tokenise(model.tokenizer, log.messages, length)
-    evaluation = None
+    evaluation, order = None, np.empty(0, int)
     if heldout is not None:
         heldout = align(heldout, model.spec)
         heldout_ids, _ = tokenise(model.tokenizer, heldout.messages, length)
@@ -267,7 +272,7 @@ def _trainer(
     trainer = ImplicitTrainer(model, config, args, as_dataset(log, input_ids), evaluation, callbacks)
     if not config.progress:
         trainer.remove_callback(PrinterCallback)  # transformers prints where it draws no bar
-    return trainer, truncated
+    return trainer, truncated, order
 
 
 def _best_metrics(trainer: ImplicitTrainer) -> dict[str, float]:
@@ -290,7 +295,7 @@ def _record(result: TrainResult, config: TrainConfig) -> dict[str, Any]:
     return {
         "objective": config.objective,
         "stratification": config.stratification if config.objective == "stratified" else None,
-        "identification": result.identification,
+        "diagnosis": None if result.diagnosis is None else result.diagnosis.to_dict(),
         "metrics": plain(result.metrics),
         "designs": dict(result.designs),
         "truncated": result.truncated,

@@ -45,7 +45,7 @@ def test_from_ratings_to_scores(rated, tiny_model, tmp_path):
     common = ["--config", settings, "--data", log, "--output", model, "--no-progress"]
     trained = run("train", *common, "--epochs", 2, "--propensity", "constant")
     assert "held-out nll" in trained.stdout
-    assert "rests on: Several signals" in trained.stdout
+    assert "The reward is" in trained.stdout
     assert json.loads((model / "irm_fast.json").read_text())["training"]["epochs"] == 2
 
     again = run("train", *common, code=2)

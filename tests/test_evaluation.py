@@ -7,15 +7,8 @@ import numpy as np
 import pytest
 
 from irm_fast.data import DataError, Rated
-from irm_fast.evaluation import (
-    align,
-    evaluate,
-    evaluate_rated,
-    load,
-    paired_difference,
-    score,
-)
-from irm_fast.metrics import reward_metrics
+from irm_fast.evaluation import align, evaluate, evaluate_rated, load, score
+from irm_fast.metrics import paired_difference, reward_metrics
 from irm_fast.model import ImplicitRewardModel
 from irm_fast.propensity import RewardSpec
 from irm_fast.rated import read_conversations

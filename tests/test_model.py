@@ -10,7 +10,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from irm_fast.backbone import encode
 from irm_fast.evaluation import load, score
 from irm_fast.model import ImplicitRewardModel
-from irm_fast.propensity import PROPENSITIES, RewardSpec, identification_note
+from irm_fast.propensity import PROPENSITIES, RewardSpec
 
 SIGNALS = {"signals": ("copy", "share"), "polarity": (1, -1), "misclick_rate": (0.0, 0.1)}
 
@@ -182,17 +182,3 @@ def test_damaged_folder(tiny_model, tmp_path):
     error_after("propensity.safetensors", b"")
     error_after("model.safetensors", b"12345678 truncated")
     load(tmp_path)
-
-
-def test_identification_notes():
-    one = {"signals": ("copy",), "polarity": (1,)}
-    assert "NOT IDENTIFIED" in identification_note(RewardSpec("hidden", **one), labelled=False)
-    assert "product" in identification_note(RewardSpec("constant", **one), labelled=False)
-    assert "only if" in identification_note(RewardSpec("features", **one), labelled=False)
-    assert "randomised" in identification_note(RewardSpec("known", **one), labelled=False)
-    assert "independent" in identification_note(
-        RewardSpec("hidden", signals=("a", "b"), polarity=(1, 1)), labelled=True
-    )
-    assert "both polarities" in identification_note(
-        RewardSpec("hidden", signals=("a", "b"), polarity=(1, -1)), labelled=False
-    )

@@ -1,0 +1,65 @@
+"""Predicted against observed action rates: how well they agree, and predictions refitted so that they do."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy import special
+
+RIDGE = 1.0  # on standardised columns: with few actions the predictions stay nearly as they are
+GROUPS = 10
+
+
+def refit(acted: np.ndarray, rate: np.ndarray, features: np.ndarray) -> np.ndarray:
+    """Rates (N,) that agree with what happened on average, and along the features and their squares.
+
+    acted: (N,) of 0 and 1.  rate: (N,) predicted, in (0, 1).  features: (N, F), such as the logits of all predictions.
+    Logistic regression with the predicted logit as offset and a small ridge penalty, by Newton's method. The
+    errors that remain are unrelated to the predictions themselves, and less likely to pass for dependence.
+    """
+    offset = logit(rate)
+    scaled = np.clip((features - features.mean(axis=0)) / np.maximum(features.std(axis=0), 1e-6), -4, 4)
+    columns = np.column_stack([np.ones(len(rate)), scaled, scaled**2 - 1])
+    penalty = np.full(columns.shape[1], RIDGE)
+    penalty[0] = 1e-3
+    weight = np.zeros(columns.shape[1])
+    for _ in range(25):
+        p = special.expit(offset + columns @ weight)
+        gradient = columns.T @ (acted - p) - penalty * weight
+        curvature = (columns * (p * (1 - p))[:, None]).T @ columns + np.diag(penalty)
+        step = np.linalg.solve(curvature, gradient)
+        weight = weight + step * min(1.0, 2.0 / np.abs(step).max())  # far steps overshoot where actions are rare
+        if np.abs(step).max() < 1e-6:
+            break
+    return special.expit(offset + columns @ weight)
+
+
+class Calibration(NamedTuple):
+    """Predicted and observed rates in groups of equal size by the predicted rate.
+
+    predicted, observed, rows: (G,).  statistic: sum over groups of (observed - expected actions)^2 / variance, about
+    chi-square with G degrees of freedom if the predictions are right (Hosmer and Lemeshow 1980, held-out rows).
+    """
+
+    predicted: np.ndarray
+    observed: np.ndarray
+    rows: np.ndarray
+    statistic: float
+
+
+def calibrate(acted: np.ndarray, rate: np.ndarray) -> Calibration:
+    """Calibration of rates (N,) against actions (N,) of 0 and 1, by decile; fewer groups where actions are few."""
+    groups = int(np.clip(acted.sum() // 5, 1, GROUPS))
+    parts = np.array_split(np.argsort(rate, kind="stable"), groups)
+    rows = np.array([len(part) for part in parts])
+    predicted = np.array([rate[part].mean() for part in parts])
+    observed = np.array([acted[part].mean() for part in parts])
+    variance = np.array([(rate[part] * (1 - rate[part])).sum() for part in parts])
+    statistic = float((((observed - predicted) * rows) ** 2 / np.maximum(variance, 1e-12)).sum())
+    return Calibration(predicted, observed, rows, statistic)
+
+
+def logit(rate: np.ndarray) -> np.ndarray:
+    """The logit of rates, 0 and 1 taken as close to it."""
+    return special.logit(np.clip(rate, 1e-7, 1 - 1e-7))

@@ -1,0 +1,70 @@
+"""How far ranking and scale of a reward would move if what has to be assumed were wrong."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+from scipy.special import expit
+from scipy.stats import spearmanr
+
+ROWS = 2000  # of the sensitivity analysis, evenly spaced
+NODES, BISECTIONS = 25, 24
+
+
+@dataclass(frozen=True)
+class SharedActivity:
+    """What the reward would be if an activity u ~ N(0, sd^2) on the logit were common to all signals of a row.
+
+    mean_g: the mean preference.  rank_correlation: Spearman, with the fitted preference.
+    impossible: share of the rows in which no preference up to 1 explains the fitted co-actions; they count as 1.
+    """
+
+    sd: float
+    mean_g: float
+    rank_correlation: float
+    impossible: float
+
+
+def shared_activity(g: np.ndarray, m_1: np.ndarray, m_2: np.ndarray, sd: float) -> SharedActivity:
+    """Solve g', b_1, b_2 in g m_k = g' E[sigmoid(b_k + u)], g m_1 m_2 = g' E[sigmoid(b_1 + u) sigmoid(b_2 + u)].
+
+    Shapes: all (N,), fitted probabilities. The observable rates of the fit stay as they are; more co-actions come from
+    activity, so that fewer are left to the preference's absence, and g' >= g. Gauss-Hermite quadrature, bisection.
+    """
+    node, weight = np.polynomial.hermite_e.hermegauss(NODES)
+    u, weight = sd * node, weight / weight.sum()
+    grid = np.linspace(-16, 16, 1601) * max(1.0, sd)
+    mean = expit(grid[:, None] + u) @ weight
+
+    def coactions(value: np.ndarray) -> np.ndarray:
+        b_1, b_2 = (np.interp(g * m / value, mean, grid)[:, None] + u for m in (m_1, m_2))
+        return value * ((expit(b_1) * expit(b_2)) @ weight)
+
+    low, high = g.copy(), np.ones_like(g)
+    impossible = coactions(high) > g * m_1 * m_2
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        more = coactions(middle) > g * m_1 * m_2
+        low, high = np.where(more, middle, low), np.where(more, high, middle)
+    solved = (low + high) / 2
+    return SharedActivity(sd, float(solved.mean()), rank_correlation(g, solved), float(impossible.mean()))
+
+
+def rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
+    """Spearman's; NaN where one of the two is constant."""
+    if len(one) < 2 or not np.ptp(one) or not np.ptp(other):
+        return float("nan")
+    return float(spearmanr(one, other).statistic)
+
+
+def refit_agreement(rewards: np.ndarray) -> float:
+    """Mean Spearman correlation over all pairs of F refits, rewards (F, N); NaN for fewer than two."""
+    pairs = [rank_correlation(rewards[j], rewards[k]) for j, k in combinations(range(len(rewards)), 2)]
+    return float(np.mean(pairs)) if pairs else float("nan")
+
+
+def sample(rows: np.ndarray) -> np.ndarray:
+    """At most 2,000 of these row numbers, evenly spaced."""
+    return rows[np.linspace(0, len(rows) - 1, min(ROWS, len(rows))).astype(int)] if len(rows) else rows

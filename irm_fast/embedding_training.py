@@ -1,0 +1,184 @@
+"""Training on embeddings: a log and what `irm-fast embed` made of it in, a reward model out."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from irm_fast.config import TrainConfig
+from irm_fast.data import read_log
+from irm_fast.diagnostics.logs import diagnose_rows
+from irm_fast.embed import model_config
+from irm_fast.embedded import EmbeddedRewardModel, open_source
+from irm_fast.embeddings import Source, read_embeddings, read_source
+from irm_fast.evaluation import action_rates, check_design, check_evidence, heldout_metrics
+from irm_fast.log import Log, group_rows, prompt_key
+from irm_fast.model import ImplicitRewardModel
+from irm_fast.run_folder import begin_run, check_output, close_run, describe, plain
+from irm_fast.trainer import TrainResult, _check_misclick_names, _check_parts, _live_signals, _spec
+
+if TYPE_CHECKING:
+    from irm_fast.embedding import EmbeddingRewardModel
+
+
+def train_on_embeddings(config: TrainConfig) -> TrainResult:
+    """Train a reward model on the log at `config.data` and its embeddings, and write it to `config.output`.
+
+    A linear reward on the last token of a decoder becomes an ordinary checkpoint, as `trainer.train` writes it;
+    any other reward becomes a folder that `irm-fast score` and `evaluate` read: an `EmbeddedRewardModel`.
+
+    Raises:
+        ValueError: what is wrong with the log (`DataError`), the embeddings, the model, the settings or the folder.
+    """
+    if not config.data:
+        raise ValueError("data: none given; expected the path of a log")
+    source = read_source(config.embeddings)
+    source = replace(source, model=config.model or source.model)
+    model_config(source.model)  # before the work, not after it
+    misclick = bool(config.misclick_rate)
+    log = read_log(config.data, absent=config.absent, polarity=config.polarity, misclick=misclick)  # type: ignore[arg-type]
+    data = describe(log, None)
+    _check_misclick_names(log, config)
+    log, _ = _live_signals(log, None)
+    if config.propensity != "auto":
+        check_design(config.propensity, log)
+    check_evidence(_spec(log, config, config.propensity), log)
+    check_output(config, data)
+    vectors = read_embeddings(config.embeddings, log.ids, log.messages)
+    result = _fit(log, vectors, config, source)
+    result = replace(result, model=as_checkpoint(result.model) or result.model)  # type: ignore[arg-type]
+    begin_run(config, data)
+    result.model.save(config.output, _record(result, config))
+    close_run(config)
+    return result
+
+
+def _fit(log: Log, vectors: np.ndarray, config: TrainConfig, source: Source) -> TrainResult:
+    """The fitted model, with metrics and diagnosis by the held-out part."""
+    part, heldout = log.split(config.validation_fraction, config.seed) if config.validation_fraction else (log, None)
+    _check_parts(part, heldout)
+    place = {name: i for i, name in enumerate(log.ids)}
+    estimator = _new_estimator(part, config)
+    # The estimator takes no empty signal axis: explicit preferences alone get one that is always missing.
+    feedback = part.feedback if part.signals else np.full((len(part), 1), -1, np.int8)
+    estimator.fit(vectors[[place[name] for name in part.ids]], feedback, **_evidence(part, config))
+    design = _design(estimator)
+    model = EmbeddedRewardModel(estimator, replace(_spec(part, config, design), max_length=source.max_length), source)
+    if heldout is None:
+        return TrainResult(model, design, {}, 0, diagnosis=estimator.diagnosis_)  # type: ignore[arg-type]
+    losses, logits = model.predict(vectors[[place[name] for name in heldout.ids]], heldout)
+    weight = np.ones(len(heldout)) if heldout.weight is None else heldout.weight
+    rates = action_rates(model, logits)
+    metrics = heldout_metrics(model.spec.signals, losses, weight, rates, heldout.feedback)
+    diagnosis = diagnose_rows([part, heldout], model.spec, logits)
+    return TrainResult(model, design, metrics, 0, diagnosis=diagnosis)  # type: ignore[arg-type]
+
+
+def _new_estimator(log: Log, config: TrainConfig) -> EmbeddingRewardModel:
+    from irm_fast.embedding import EmbeddingRewardModel
+
+    return EmbeddingRewardModel(
+        hidden_layers=_hidden_layers(config.hidden_layers),
+        propensity=config.propensity,
+        estimator=config.estimator,
+        polarity=log.polarity or None,
+        misclick_rate=_spec(log, config, "constant").misclick_rate or None,
+        random_state=config.seed,
+    )
+
+
+def _hidden_layers(setting: str) -> str | tuple[int, ...]:
+    if setting in ("auto", "linear"):
+        return "auto" if setting == "auto" else ()
+    return tuple(int(width) for width in setting.split(","))
+
+
+def _evidence(log: Log, config: TrainConfig) -> dict[str, Any]:
+    """What the log holds beside feedback, as arguments of `EmbeddingRewardModel.fit`."""
+    return {
+        "propensity": log.propensity if config.propensity == "known" else None,
+        "propensity_features": log.features if config.propensity == "features" else None,
+        "preference": log.preference,
+        "sample_weight": log.weight,
+        "users": log.user_ids,
+        "groups": _groups(log),
+    }
+
+
+def _groups(log: Log) -> np.ndarray:
+    """(N,) group numbers: one prompt or user in one group; prompts alone where those tie most rows together."""
+    prompts = [prompt_key(messages) for messages in log.messages]
+    groups = group_rows(prompts, log.user_ids or [])
+    return groups if np.bincount(groups).max() <= len(groups) / 2 else group_rows(prompts)
+
+
+def as_checkpoint(model: EmbeddedRewardModel) -> ImplicitRewardModel | None:
+    """The ordinary checkpoint with these heads, in evaluation mode; None if there is none.
+
+    There is one for a reward that is linear in the last token's state of a decoder, where every propensity is
+    constant or known, or all are linear in that state or in features. Raises ValueError as `open_source`.
+    """
+    estimator, source = model.estimator, model.source
+    weights = _propensity_weights(model)
+    if not estimator.is_linear_ or weights is None or (source.kind, source.pooling) != ("decoder", "last"):
+        return None
+    # In float32 whatever made the embeddings: the heads belong to the whole weights.
+    backbone = open_source(replace(source, precision="float32")).reward_model
+    assert backbone is not None  # of a decoder
+    checkpoint = ImplicitRewardModel(backbone.classifier, backbone.tokenizer, model.spec).cpu().eval()
+    checkpoint.propensity.load_state_dict(weights)
+    with torch.no_grad():
+        checkpoint.classifier.score.weight.copy_(torch.as_tensor(estimator.coef_)[None])
+        checkpoint.reward_bias.fill_(float(estimator.intercept_))
+    return checkpoint
+
+
+def what_was_written(result: TrainResult) -> str:
+    """The kind of model in the output folder, in a line."""
+    if isinstance(result.model, EmbeddedRewardModel):
+        return (
+            "a reward on embeddings, for irm-fast score and evaluate; a linear one on the last token of a decoder "
+            + ("would be an ordinary sequence classifier")
+        )
+    return "an ordinary sequence classifier, linear on the last token"
+
+
+def _propensity_weights(model: EmbeddedRewardModel) -> dict[str, Tensor] | None:
+    """The state of `PROPENSITIES[design]` that computes the estimator's propensities; None if none does."""
+    fit, design = model.estimator._propensities, model.spec.design
+    if design == "known":
+        return {}
+    if fit.networks or (fit.factor is not None and design != "constant"):
+        return None  # a factor on a propensity is no longer linear in the logit
+    if design == "constant":
+        return {"bias": fit.logits(torch.zeros_like(fit.weight[:1]))[0].cpu()}
+    if design == "features":
+        scaler = model.estimator._feature_scaler
+        assert scaler is not None  # it was fitted with features
+        return {"weight": fit.feature_weight, "bias": fit.bias, "mean": scaler.mean, "std": scaler.scale}
+    scaler = model.estimator._scaler
+    weight = fit.weight / scaler.scale  # of embeddings as they are, not standardised
+    return {"weight": weight, "bias": fit.bias - weight @ scaler.mean}
+
+
+def _design(estimator: EmbeddingRewardModel) -> str:
+    """One name for the designs of all signals; constant is a case of the others."""
+    designs = set(estimator.propensity_designs_)
+    return next(iter(designs - {"constant"} or designs or {"constant"}))
+
+
+def _record(result: TrainResult, config: TrainConfig) -> dict[str, Any]:
+    """What irm_fast.json says beside the model's own spec."""
+    return {
+        "objective": "marginal",
+        "stratification": None,
+        "diagnosis": None if result.diagnosis is None else result.diagnosis.to_dict(),
+        "metrics": plain(result.metrics),
+        "designs": dict(result.designs),
+        "truncated": result.truncated,
+        "training": asdict(config),
+    }

@@ -1,0 +1,134 @@
+"""Propensities of all signals: which design and which estimator each gets, and the joint likelihood for the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from irm_fast.heads import REWARD_SDS, Evidence, fit_map, rows_where
+from irm_fast.two_step import ENOUGH, READS, Propensities, coactions, fit_proven
+
+BIAS_SD = 2.0  # prior deviation of a propensity's logit in the joint likelihood, which may favour a propensity of 1
+
+
+def fit_propensities(
+    x: Tensor,
+    z: Tensor | None,
+    evidence: Evidence,
+    designs: Sequence[str],
+    known: Tensor,
+    folds: np.ndarray,
+    *,
+    estimator: str,
+    sd: float,
+) -> tuple[Propensities, list[Tensor], Tensor]:
+    """Linear propensities of all signals, and the weights of each fold that `two_step.add_networks` starts from.
+
+    x: (N, D), z: (N, F) standardised.  designs: K, may be auto.  known: (N, K) logits where the design is known, or 0.
+    estimator: two-step, joint or auto.  sd: prior deviation of a logit between responses.  No weights of the folds: no
+    hidden propensity was fitted in two steps.  Last, (K,): 1 for constants whose level only the joint likelihood shows.
+
+    Raises:
+        ValueError: estimator is two-step, and a signal has fewer than 10 co-actions.
+    """
+    counts = coactions(evidence)
+    few = [k for k, design in enumerate(designs) if design != "known" and counts[k] < ENOUGH]
+    if estimator == "two-step" and few:
+        raise ValueError(
+            f"estimator: 'two-step' needs {ENOUGH} co-actions and as many silences beside an action; "
+            f"signal {few[0]} has {counts[few[0]]}: use 'auto' or 'joint'"
+        )
+    proven = [design != "known" and k not in few and estimator != "joint" for k, design in enumerate(designs)]
+    wanted = ["hidden" if design == "auto" else design for design in designs]
+    chosen = [design if use else "known" for design, use in zip(wanted, proven, strict=True)]
+    two_step, each, losses = fit_proven(x, z, evidence, chosen, folds, sd)
+    no_better = [design == "auto" and use and one >= other for design, use, one, other in _zip(designs, proven, losses)]
+    if any(no_better):
+        chosen = ["constant" if no else design for no, design in zip(no_better, chosen, strict=True)]
+        two_step, each, _ = fit_proven(x, z, evidence, chosen, folds, sd)
+    rest: list[str | None] = [
+        None if design == "known" or use else ("constant" if design == "auto" else design)
+        for design, use in zip(designs, proven, strict=True)
+    ]
+    final = tuple(other or one for one, other in zip(chosen, rest, strict=True))
+    free = torch.tensor([float(design == "constant") for design in rest], device=x.device)
+    level = free * start_level(evidence)
+    if any(design not in (None, "constant") for design in rest):
+        joint = fit_joint(x, z, evidence, rest, two_step.logits(x, z) + known, folds, sd=sd)
+    else:  # held-out rewards will show the level, see reward_step.propensity_shift
+        joint = Propensities(final, 0 * two_step.weight, 0 * two_step.feature_weight, level)
+    found = Propensities(
+        final,
+        two_step.weight + joint.weight,
+        two_step.feature_weight + joint.feature_weight,
+        two_step.bias + joint.bias,
+    )
+    return found, each if "hidden" in chosen else [], free
+
+
+def start_level(evidence: Evidence) -> Tensor:
+    """(K,) logit of the propensity under which half of the responses please."""
+    rate = (evidence.feedback == 1).sum(0) / (evidence.feedback >= 0).sum(0).clamp(min=1)
+    return torch.logit((2 * rate).clamp(0.02, 0.9))
+
+
+def _zip(designs: Sequence[str], proven: Sequence[bool], losses: np.ndarray) -> zip:
+    """Design, whether it is fitted in two steps, held-out loss of the fit and of a constant, for each signal."""
+    return zip(designs, proven, losses[1], losses[0], strict=True)
+
+
+def fit_joint(
+    x: Tensor,
+    z: Tensor | None,
+    evidence: Evidence,
+    designs: Sequence[str | None],
+    fixed: Tensor,
+    folds: np.ndarray,
+    *,
+    sd: float,
+) -> Propensities:
+    """Propensities of the signals with a design, together with a linear reward, by penalised maximum likelihood.
+
+    fixed: (N, K) logits of the other signals.  folds: (N,); the prior of the reward is chosen by the first.  Where
+    nothing proves a preference this is all that can be done: with one signal the scale of a constant propensity then
+    rests on the sigmoid's shape, and a free one is not identified.
+    """
+    device = x.device
+    learned = torch.tensor([design is not None for design in designs], device=device)
+    reads = [
+        torch.tensor([[float(number in READS[design or "known"])] for design in designs], device=device)
+        for number in (0, 1)
+    ]
+    features = x.new_zeros(len(x), 0) if z is None else z
+    start = start_level(evidence)
+
+    def loss(parameters: Sequence[Tensor], rows: Tensor) -> Tensor:
+        reward, reward_bias, weight, slope, bias = parameters
+        logits = x[rows] @ (weight * reads[0]).T + features[rows] @ (slope * reads[1]).T + bias
+        return evidence.loss(x[rows] @ reward + reward_bias, torch.where(learned, logits, fixed[rows]), rows)
+
+    def fitted(reward_sd: float, rows: Tensor) -> list[Tensor]:
+        shapes = ((x.shape[1],), (), (len(designs), x.shape[1]), (len(designs), features.shape[1]))
+        parameters = [*(x.new_zeros(shape) for shape in shapes), start.clone()]
+        deviations = (reward_sd, None, sd, sd, BIAS_SD)
+
+        def penalised() -> Tensor:
+            penalty = [
+                (values**2).sum() * (values.shape[-1] if values is not parameters[4] else 1) / deviation**2
+                for values, deviation in zip(parameters, deviations, strict=True)
+                if deviation is not None
+            ]
+            return loss(parameters, rows) + sum(penalty) / (2 * len(rows))
+
+        fit_map(parameters, penalised)
+        return parameters
+
+    part, held_out = rows_where(folds != 0, device), rows_where(folds == 0, device)
+    with_loss = [(float(loss(fitted(reward_sd, part), held_out)), reward_sd) for reward_sd in REWARD_SDS]
+    _, _, weight, slope, bias = fitted(min(with_loss)[1], rows_where(folds >= 0, device))
+    return Propensities(
+        tuple(design or "known" for design in designs), weight * reads[0], slope * reads[1], bias * learned
+    )
