@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -14,11 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from irm_fast.backbone import quiet_transformers
 from irm_fast.embed import Embedder
 from irm_fast.embeddings import Source
 from irm_fast.functional import implicit_rm_loss
 from irm_fast.model import FORMAT, RECORD, ImplicitRewardModel, read_record
 from irm_fast.propensity import RewardSpec
+from irm_fast.text_features import text_features
 
 if TYPE_CHECKING:
     from irm_fast.embedding import EmbeddingRewardModel
@@ -39,7 +41,15 @@ class EmbeddedRewardModel:
     spec: RewardSpec
     source: Source
 
-    reward_bias = torch.zeros(())  # the rewards have theirs within
+    @property
+    def is_checkpoint(self) -> bool:
+        """Whether the reward is that of a sequence classifier: linear in the last token's state of a decoder."""
+        return self.estimator.is_linear_ and (self.source.kind, self.source.pooling) == ("decoder", "last")
+
+    @property
+    def reward_bias(self) -> Tensor:
+        """() what to add to `rewards` before the sigmoid."""
+        return torch.tensor(self.estimator.intercept_ if self.is_checkpoint else 0.0)
 
     @property
     def evidence(self) -> dict[str, Any]:
@@ -56,9 +66,9 @@ class EmbeddedRewardModel:
         return open_source(self.source)
 
     def rewards(self, conversations: Sequence[Messages], *, batch_size: int) -> np.ndarray:
-        """Reward logits (N,) float32, with the bias."""
+        """Rewards (N,) float32, without `reward_bias`."""
         vectors, _ = self.embedder.embed(conversations, batch_size=batch_size)
-        return np.asarray(self.estimator.decision_function(vectors.numpy()), np.float32)
+        return self.estimator.decision_function(vectors.numpy()) - self.reward_bias.numpy()
 
     def predict_log(self, log: Log, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
         """As `evaluation.predict_log`."""
@@ -84,15 +94,33 @@ class EmbeddedRewardModel:
         return loss.numpy(), torch.cat([reward[:, None], logits], dim=1).numpy()
 
     def _propensity(self, vectors: np.ndarray, log: Log) -> np.ndarray:
-        features = log.features if self.spec.feature_names else None
+        features = None
+        if self.estimator.n_propensity_features_:
+            features = propensity_features(log, "features" if self.spec.design == "features" else "hidden")
         return self.estimator.predict_propensity(vectors, features)
 
     def save(self, directory: str | Path, record: Mapping[str, Any] | None = None) -> None:
-        """Write the estimator, and beside it `irm_fast.json`: spec, source and `record`."""
+        """Write the estimator, any classifier, and, last, `irm_fast.json`: spec, source and `record`."""
         self.estimator.save(directory)
+        if self.checkpoint is not None:
+            with quiet_transformers():
+                self.checkpoint.classifier.save_pretrained(directory)
+                self.checkpoint.tokenizer.save_pretrained(directory)
         content = {"format": FORMAT, "version": version("irm-fast"), **asdict(self.spec), **(record or {})}
-        content |= {SOURCE: asdict(self.source), "reward_bias": 0.0}
+        content |= {SOURCE: asdict(self.source), "reward_bias": float(self.reward_bias)}
         (Path(directory) / RECORD).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+    @cached_property
+    def checkpoint(self) -> ImplicitRewardModel | None:
+        """The ordinary classifier with this reward, or None if it is none. Raises ValueError as `embedder`."""
+        if not self.is_checkpoint:
+            return None
+        # In float32 whatever made the embeddings: the head belongs to the whole weights.
+        whole = open_source(replace(self.source, precision="float32")).reward_model
+        assert whole is not None  # of a decoder
+        with torch.no_grad():
+            whole.classifier.score.weight.copy_(torch.as_tensor(self.estimator.coef_)[None])
+        return whole.cpu()
 
     @classmethod
     def load(cls, directory: str | Path) -> EmbeddedRewardModel:
@@ -102,7 +130,17 @@ class EmbeddedRewardModel:
         record = read_record(directory)
         spec = {f.name: record[f.name] for f in fields(RewardSpec)}
         spec = {name: tuple(value) if isinstance(value, list) else value for name, value in spec.items()}
-        return cls(EmbeddingRewardModel.load(directory), RewardSpec(**spec), Source(**record[SOURCE]))
+        model = cls(EmbeddingRewardModel.load(directory), RewardSpec(**spec), Source(**record[SOURCE]))
+        if model.is_checkpoint:  # it brings its language model along
+            model.source = replace(model.source, model=str(directory))
+        return model
+
+
+def propensity_features(log: Log, design: str) -> np.ndarray | None:
+    """(N, F) what propensities of a design read beside the embedding: the log's features, or what the text shows."""
+    if design == "features":
+        return log.features
+    return text_features(log.messages) if design in ("auto", "hidden") else None
 
 
 def open_source(source: Source) -> Embedder:

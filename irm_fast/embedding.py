@@ -48,7 +48,7 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
         device: "auto": the accelerator, if there is one.  random_state: as in scikit-learn.
 
     Attributes:
-        classes_ (0, 1), n_features_in_, propensity_designs_ (K names), is_linear_, diagnosis_
+        classes_ (0, 1), n_features_in_, n_propensity_features_, propensity_designs_ (K names), is_linear_, diagnosis_
         (`diagnostics.Diagnosis`), held_out_nll_ (per row, in natural logarithms), and, for a linear model, coef_ (D,)
         and intercept_; activity_: an `activity.Activity` where `users` showed one that the signals share, else None.
     """
@@ -182,6 +182,7 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
     def _finish(self, seen: Observed, propensity: np.ndarray) -> None:
         """Public attributes of the fit, and its diagnosis."""
         self.propensity_designs_ = self._propensities.designs
+        self.n_propensity_features_ = 0 if seen.features is None else seen.features.shape[1]
         self.is_linear_ = not (self._reward.networks or self._propensities.networks)
         self.held_out_nll_ = float(self._reward.losses.sum() / seen.weight.sum())
         self.__dict__.pop("coef_", None), self.__dict__.pop("intercept_", None)  # of an earlier fit

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 TENSORS, RECORD = "embedding_model.safetensors", "embedding_model.json"
-PUBLIC = ("n_features_in_", "propensity_designs_", "is_linear_", "held_out_nll_")
+PUBLIC = ("n_features_in_", "n_propensity_features_", "propensity_designs_", "is_linear_", "held_out_nll_")
 
 
 def save(model: EmbeddingRewardModel, folder: Path) -> None:
@@ -109,9 +109,13 @@ def _read_record(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{path}: not found; expected a folder that EmbeddingRewardModel.save wrote")
     try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        record: Any = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path}: damaged, not readable as JSON: {error}") from error
+    if not isinstance(record, dict):
+        raise ValueError(
+            f"{path}: damaged: got a {type(record).__name__}; expected what EmbeddingRewardModel.save wrote"
+        )
     if record.get("format") != FORMAT:
         raise ValueError(f"{path}: format: got {record.get('format')}; expected {FORMAT}; upgrade irm-fast")
     return record

@@ -6,18 +6,15 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from irm_fast.config import TrainConfig
 from irm_fast.data import read_log
 from irm_fast.diagnostics.logs import diagnose_rows
 from irm_fast.embed import model_config
-from irm_fast.embedded import EmbeddedRewardModel, open_source
+from irm_fast.embedded import EmbeddedRewardModel, propensity_features
 from irm_fast.embeddings import Source, read_embeddings, read_source
 from irm_fast.evaluation import action_rates, check_design, check_evidence, heldout_metrics
 from irm_fast.log import Log, group_rows, prompt_key
-from irm_fast.model import ImplicitRewardModel
 from irm_fast.run_folder import begin_run, check_output, close_run, describe, plain
 from irm_fast.trainer import TrainResult, _check_misclick_names, _check_parts, _live_signals, _spec
 
@@ -28,8 +25,9 @@ if TYPE_CHECKING:
 def train_on_embeddings(config: TrainConfig) -> TrainResult:
     """Train a reward model on the log at `config.data` and its embeddings, and write it to `config.output`.
 
-    A linear reward on the last token of a decoder becomes an ordinary checkpoint, as `trainer.train` writes it;
-    any other reward becomes a folder that `irm-fast score` and `evaluate` read: an `EmbeddedRewardModel`.
+    The folder holds an `EmbeddedRewardModel`, which `irm-fast score` and `evaluate` read; where the reward is linear in
+    the last token's state of a decoder, it is an ordinary sequence classifier as well. Propensities may depend on the
+    embedding and on what can be seen of the response, such as its length (`text_features`).
 
     Raises:
         ValueError: what is wrong with the log (`DataError`), the embeddings, the model, the settings or the folder.
@@ -50,7 +48,7 @@ def train_on_embeddings(config: TrainConfig) -> TrainResult:
     check_output(config, data)
     vectors = read_embeddings(config.embeddings, log.ids, log.messages)
     result = _fit(log, vectors, config, source)
-    result = replace(result, model=as_checkpoint(result.model) or result.model)  # type: ignore[arg-type]
+    _ = result.model.checkpoint  # type: ignore[union-attr]  # a language model that does not load leaves no folder
     begin_run(config, data)
     result.model.save(config.output, _record(result, config))
     close_run(config)
@@ -101,7 +99,7 @@ def _evidence(log: Log, config: TrainConfig) -> dict[str, Any]:
     """What the log holds beside feedback, as arguments of `EmbeddingRewardModel.fit`."""
     return {
         "propensity": log.propensity if config.propensity == "known" else None,
-        "propensity_features": log.features if config.propensity == "features" else None,
+        "propensity_features": propensity_features(log, config.propensity),
         "preference": log.preference,
         "sample_weight": log.weight,
         "users": log.user_ids,
@@ -116,53 +114,14 @@ def _groups(log: Log) -> np.ndarray:
     return groups if np.bincount(groups).max() <= len(groups) / 2 else group_rows(prompts)
 
 
-def as_checkpoint(model: EmbeddedRewardModel) -> ImplicitRewardModel | None:
-    """The ordinary checkpoint with these heads, in evaluation mode; None if there is none.
-
-    There is one for a reward that is linear in the last token's state of a decoder, where every propensity is
-    constant or known, or all are linear in that state or in features. Raises ValueError as `open_source`.
-    """
-    estimator, source = model.estimator, model.source
-    weights = _propensity_weights(model)
-    if not estimator.is_linear_ or weights is None or (source.kind, source.pooling) != ("decoder", "last"):
-        return None
-    # In float32 whatever made the embeddings: the heads belong to the whole weights.
-    backbone = open_source(replace(source, precision="float32")).reward_model
-    assert backbone is not None  # of a decoder
-    checkpoint = ImplicitRewardModel(backbone.classifier, backbone.tokenizer, model.spec).cpu().eval()
-    checkpoint.propensity.load_state_dict(weights)
-    with torch.no_grad():
-        checkpoint.classifier.score.weight.copy_(torch.as_tensor(estimator.coef_)[None])
-        checkpoint.reward_bias.fill_(float(estimator.intercept_))
-    return checkpoint
-
-
 def what_was_written(result: TrainResult) -> str:
     """The kind of model in the output folder, in a line."""
-    if isinstance(result.model, EmbeddedRewardModel):
-        return (
-            "a reward on embeddings, for irm-fast score and evaluate; a linear one on the last token of a decoder "
-            + ("would be an ordinary sequence classifier")
-        )
-    return "an ordinary sequence classifier, linear on the last token"
-
-
-def _propensity_weights(model: EmbeddedRewardModel) -> dict[str, Tensor] | None:
-    """The state of `PROPENSITIES[design]` that computes the estimator's propensities; None if none does."""
-    fit, design = model.estimator._propensities, model.spec.design
-    if design == "known":
-        return {}
-    if fit.networks or (fit.factor is not None and design != "constant"):
-        return None  # a factor on a propensity is no longer linear in the logit
-    if design == "constant":
-        return {"bias": fit.logits(torch.zeros_like(fit.weight[:1]))[0].cpu()}
-    if design == "features":
-        scaler = model.estimator._feature_scaler
-        assert scaler is not None  # it was fitted with features
-        return {"weight": fit.feature_weight, "bias": fit.bias, "mean": scaler.mean, "std": scaler.scale}
-    scaler = model.estimator._scaler
-    weight = fit.weight / scaler.scale  # of embeddings as they are, not standardised
-    return {"weight": weight, "bias": fit.bias - weight @ scaler.mean}
+    if result.model.is_checkpoint:  # type: ignore[union-attr]
+        return "an ordinary sequence classifier, linear on the last token"
+    return (
+        "a reward on embeddings, for irm-fast score and evaluate; a linear one on the last token of a decoder would be "
+        "an ordinary sequence classifier"
+    )
 
 
 def _design(estimator: EmbeddingRewardModel) -> str:

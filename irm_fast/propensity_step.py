@@ -107,8 +107,9 @@ def fit_joint(
 
     def loss(parameters: Sequence[Tensor], rows: Tensor) -> Tensor:
         reward, reward_bias, weight, slope, bias = parameters
-        logits = x[rows] @ (weight * reads[0]).T + features[rows] @ (slope * reads[1]).T + bias
-        return evidence.loss(x[rows] @ reward + reward_bias, torch.where(learned, logits, fixed[rows]), rows)
+        some, more, given = (values.index_select(0, rows) for values in (x, features, fixed))
+        logits = some @ (weight * reads[0]).T + more @ (slope * reads[1]).T + bias
+        return evidence.loss(some @ reward + reward_bias, torch.where(learned, logits, given), rows)
 
     def fitted(reward_sd: float, rows: Tensor) -> list[Tensor]:
         shapes = ((x.shape[1],), (), (len(designs), x.shape[1]), (len(designs), features.shape[1]))

@@ -16,7 +16,6 @@ feature: `p_k = sigmoid(b_k + sum_j w_kj z_j)`, where z are visible features of 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,9 +26,9 @@ import numpy as np
 from irm_fast.log import Log, group_rows, hold_out, prompt_key
 from irm_fast.rated import Rated, check_both
 from irm_fast.rows import Messages
+from irm_fast.text_features import FEATURES, text_features
 
 SIGNALS = ("click", "copy", "share", "save")
-FEATURES = ("log_length", "digits", "list_or_code", "question", "exclamation")
 # What moves users to act differs much between responses (by about 1.5 on the logit) and between signals: long answers
 # are clicked open, code and numbers copied, short and lively ones shared, long ones with lists saved.
 WEIGHTS = np.array(
@@ -40,7 +39,6 @@ WEIGHTS = np.array(
         [1.1, 0.6, 0.8, 0.0, -0.6],
     ]
 )
-_LIST_OR_CODE = re.compile(r"^\s*(?:[-*•]|\d+[.)]|```)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -137,21 +135,11 @@ def feature_propensity(features: np.ndarray, signals: int, target: float) -> np.
 
 def standard_features(messages: list[Messages]) -> np.ndarray:
     """(N, F) float32 visible features of the responses: mean 0, deviation 1, then cut at 3; 0 if constant."""
-    raw = np.array([_visible_features(turns[-1]["content"]) for turns in messages])
+    raw = text_features(messages)
     deviation = raw.std(axis=0)
     # A column that is constant but for rounding has no scale of its own.
     scale = np.where(deviation > 1e-9 * np.abs(raw).max(axis=0), deviation, np.inf)
     return np.clip((raw - raw.mean(axis=0)) / scale, -3, 3).astype(np.float32)
-
-
-def _visible_features(text: str) -> list[float]:
-    return [
-        float(np.log1p(len(text))),
-        sum(char.isdigit() for char in text) / max(len(text), 1),
-        float(np.log1p(len(_LIST_OR_CODE.findall(text)))),
-        float("?" in text),
-        float("!" in text),
-    ]
 
 
 def _solve(increasing: Callable[[float], float], low: float, high: float, target: float) -> float:

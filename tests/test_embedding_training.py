@@ -16,7 +16,8 @@ from irm_fast.embedded import EmbeddedRewardModel
 from irm_fast.embedding_training import train_on_embeddings
 from irm_fast.embeddings import read_embeddings
 from irm_fast.evaluation import evaluate, load, score
-from irm_fast.model import ImplicitRewardModel, read_record
+from irm_fast.model import read_record
+from irm_fast.text_features import text_features
 
 
 def run(*arguments: object, code: int = 0):
@@ -63,15 +64,10 @@ def settings(data, vectors, tmp_path):
 
 
 @pytest.mark.parametrize("design", ["constant", "hidden", "features", "known"])
-def test_checkpoint_equals_the_estimator(settings, vectors, data, tmp_path, monkeypatch, design):
-    from irm_fast import embedding_training
-
-    fitted = []
-    export = embedding_training.as_checkpoint
-    monkeypatch.setattr(embedding_training, "as_checkpoint", lambda model: fitted.append(model) or export(model))
+def test_checkpoint_equals_the_estimator(settings, vectors, data, tmp_path, design):
     result = train_on_embeddings(settings(propensity=design))
-    [model] = fitted
-    assert isinstance(result.model, ImplicitRewardModel)
+    model = result.model
+    assert model.is_checkpoint
     assert result.design == design
     saved, log = load(tmp_path / "out"), read_log(data)
     inputs = read_embeddings(vectors["last"], log.ids, log.messages)
@@ -81,7 +77,8 @@ def test_checkpoint_equals_the_estimator(settings, vectors, data, tmp_path, monk
     np.testing.assert_allclose(rewards, logit - model.estimator.intercept_, rtol=1e-4, atol=1e-4)
     assert float(saved.reward_bias.detach()) == pytest.approx(model.estimator.intercept_)
     if design == "hidden":
-        assert torch.as_tensor(model.estimator.predict_propensity(inputs)).std(0).min() > 0.01
+        features = text_features(log.messages)
+        assert model.estimator.predict_propensity(inputs, features).std(0).min() > 0.01
     # Likelihood and action rates: the propensities are those of the estimator too.
     losses, logits = model.predict(inputs, log)
     metrics = evaluate(tmp_path / "out", data)
@@ -176,7 +173,7 @@ def test_moved_and_changed_models(settings, tiny_model, tmp_path, save_llama, sa
     moved, other = tmp_path / "moved", tmp_path / "other"
     shutil.copytree(tiny_model, moved)
     save_llama(other, save_tokenizer(other), seed=3)
-    assert isinstance(train_on_embeddings(settings(model=moved)).model, ImplicitRewardModel)
+    assert train_on_embeddings(settings(model=moved)).model.is_checkpoint
     for name, words in ((other, "not those that made the embeddings"), (tmp_path / "gone", "no such folder")):
         with pytest.raises(ValueError, match=words):
             train_on_embeddings(settings(model=name, output=tmp_path / "again"))
