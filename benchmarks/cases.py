@@ -76,19 +76,19 @@ def count_bytes(case: Case, mode: str) -> tuple[int, int]:
     """Bytes that have to be read and written once in this mode, whoever computes it.
 
     Read: hidden states and parameters of the heads, or the logits; int8 feedback. Written: a gradient for each of these
-    but the feedback; none in "forward", and not that of the hidden states where they are frozen. A copy of b bytes
-    counts as 2 b: b read, b written.
+    but the feedback; none in "forward", and not that of the hidden states where they are frozen. Of an "epoch" only
+    what is read counts: the heads stay in the cache. A copy of b bytes counts as 2 b: b read, b written.
     """
     states = case.n * (case.hidden or case.k + 1) * case.dtype.itemsize
     parameters = (case.k + 1) * (case.hidden + 1) * case.dtype.itemsize if case.hidden else 0
     read = states + parameters + case.n * case.k
-    written = {"forward": 0, "frozen": parameters}.get(mode, states + parameters)
+    written = {"forward": 0, "epoch": 0, "frozen": parameters}.get(mode, states + parameters)
     return read, written
 
 
 def floor_names(mode: str) -> tuple[str, ...]:
     """The floors of a mode, the one that percentages refer to first."""
-    return ("read",) if mode in ("forward", "frozen") else ("copy", "clone")
+    return ("read",) if mode in ("forward", "frozen", "epoch") else ("copy", "clone")
 
 
 def floors(case: Case, n_sets: int) -> list[tuple[Entry, list[Any]]]:

@@ -54,6 +54,8 @@ def _sweeps(run: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """Of every operation the cases of the shape that was measured at most sizes, by N."""
     shapes: dict[str, dict[tuple, list[dict[str, Any]]]] = {}
     for case in run["cases"]:
+        if "epoch" in case["modes"]:  # of sizes that have nothing else in common
+            continue
         shape = case["k"], case["hidden"], case["dtype"]
         shapes.setdefault(case["operation"], {}).setdefault(shape, []).append(case)
     largest = {operation: max(by_shape.values(), key=len) for operation, by_shape in shapes.items()}
@@ -68,6 +70,7 @@ def draw_roofline(run: dict[str, Any], path: Path) -> None:
     """
     # Small cases are bound by launches: no roof of theirs is here.
     cases = [case for case in run["cases"] if case["hidden"] and case["n"] >= 4096 and case["dtype"] == "float32"]
+    cases = [case for case in cases if "epoch" not in case["modes"]]
     figure, axes = plt.subplots(figsize=(11, 6), layout="constrained")
     for mode, marker in zip(("forward", "frozen", "step"), "^so", strict=True):
         points: dict[str, list[tuple[float, float]]] = {}

@@ -1,0 +1,112 @@
+"""What happens where an assumption fails: users who share an activity, and signals that depend on each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.special import expit
+
+from irm_fast.embedding import EmbeddingRewardModel
+from irm_fast.metrics import reward_metrics
+
+ROWS, ROWS_A_USER, TEST = 20_000, 10, 4000
+SPREADS = (0.0, 0.5, 1.0, 1.5, 2.0)
+SIGNALS = ("independent", "one menu", "nested", "duplicated")
+
+
+def preferences_and_actions(
+    rows: int, seed: int, activity: float = 0.0, pleasure: float = 0.0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """X (N, 16), preference (N,), feedback (N, 2), users (N,); half of the responses please.
+
+    Preference and propensities depend on three directions of x. A user moves all propensities by a normal variable of
+    deviation `activity` on the logit, and the preference by another, of deviation `pleasure`.
+    """
+    rng = np.random.default_rng([seed, 2])
+    directions = np.random.default_rng(100).normal(size=(16, 3)) / 4
+    X = rng.normal(size=(rows, 16)).astype(np.float32)
+    users = np.arange(rows) // ROWS_A_USER
+    act, please = (spread * rng.normal(size=users[-1] + 1)[users] for spread in (activity, pleasure))
+    part = X @ directions
+    preference = rng.random(rows) < expit(2 * part[:, 0] + please)
+    active = rng.random((rows, 2)) < expit(1.2 * part[:, 1:] - 0.5 + act[:, None])
+    return X, preference.astype(int), (active & preference[:, None]).astype(int), users
+
+
+def tie(feedback: np.ndarray, how: str, rng: np.random.Generator) -> np.ndarray:
+    """Feedback (N, 2) of signals that were independent, tied: SIGNALS."""
+    first, second = feedback.T
+    if how == "one menu":  # a choice closes it: of two actions one is made
+        both = (first * second).astype(bool)
+        heads = rng.random(len(first)) < 0.5
+        return np.column_stack([np.where(both & heads, 0, first), np.where(both & ~heads, 0, second)])
+    second = {"independent": second, "nested": first * second, "duplicated": first}[how]
+    return np.column_stack([first, second])
+
+
+def fit_users(kind: str, spread: float, ids: bool, seed: int, rows: int) -> dict[str, Any]:
+    """Mean preference and AUROC where users differ; kind: activity or pleasure.  ids: whether the log has users."""
+    X, preference, feedback, users = preferences_and_actions(rows + TEST, seed, **{kind: spread})
+    return _fit(X, preference, feedback, users[:rows] if ids else None, seed, rows) | {"true_mean_g": 0.5}
+
+
+def fit_tied(how: str, seed: int, rows: int) -> dict[str, Any]:
+    """The same of two signals tied in a way of SIGNALS, without users."""
+    X, preference, feedback, _ = preferences_and_actions(rows + TEST, seed)
+    feedback = tie(feedback, how, np.random.default_rng([seed, 3]))
+    naive = np.full_like(feedback, -1)
+    labels = {"preference": feedback[:rows].any(axis=1).astype(int), "propensity": np.full((rows, 2), 0.5)}
+    model = EmbeddingRewardModel(propensity="known", random_state=seed).fit(X[:rows], naive[:rows], **labels)
+    found = _fit(X, preference, feedback, None, seed, rows)
+    return found | {"naive_auroc": model.score(X[rows:], preference[rows:]), "true_mean_g": 0.5}
+
+
+def _fit(
+    X: np.ndarray, preference: np.ndarray, feedback: np.ndarray, users: Sequence | None, seed: int, rows: int
+) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    model = EmbeddingRewardModel(random_state=seed).fit(X[:rows], feedback[:rows], users=users)
+    logit = model.decision_function(X[rows:])
+    span = model.diagnosis_.sensitivity.mean_g_range
+    found = {
+        "mean_g": float(expit(logit).mean()),
+        "mean_g_range": None if span is None else list(span),
+        "verdict": model.diagnosis_.kind,
+        "failed": [test.name for test in model.diagnosis_.tests if test.result == "failed"],
+    }
+    return found | {name: reward_metrics(logit, preference[rows:])[name] for name in ("auroc", "r2")}
+
+
+def users_differ(pool: ProcessPoolExecutor, redraws: int, quick: bool) -> dict[str, Any]:
+    """Kind of difference -> with and without user ids -> its deviation -> redraws, half as many as elsewhere."""
+    redraws = -(-redraws // 2)
+    rows, spreads = (1000, (0.0, 2.0)) if quick else (ROWS, SPREADS)
+    jobs = {
+        kind: {
+            label: {
+                str(sd): [pool.submit(fit_users, kind, sd, ids, seed, rows) for seed in range(redraws)]
+                for sd in spreads
+            }
+            for label, ids in (("without user ids", False), ("with user ids", True))
+        }
+        for kind in ("activity", "pleasure")
+    }
+    return {
+        kind: {
+            label: {spread: [job.result() for job in waiting] for spread, waiting in by_spread.items()}
+            for label, by_spread in by_label.items()
+        }
+        for kind, by_label in jobs.items()
+    }
+
+
+def signals_tied(pool: ProcessPoolExecutor, redraws: int, quick: bool) -> dict[str, Any]:
+    """Way of being tied -> redraws."""
+    jobs = {
+        how: [pool.submit(fit_tied, how, seed, 1000 if quick else ROWS) for seed in range(redraws)] for how in SIGNALS
+    }
+    return {how: [job.result() for job in waiting] for how, waiting in jobs.items()}
