@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 from benchmarks.cases import DEVICE, Case, Entry, contestants, draw_feedback, four_group_loss
 from benchmarks.harness import clock, show
 from irm_fast import reference
-from irm_fast.heads import Evidence, Network, Training, one_epoch
+from irm_fast.embedding.heads import Evidence, Network, Training, one_epoch
 
 BATCH = Training.batch_size
 SEED = 1  # of the order of the rows

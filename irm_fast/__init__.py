@@ -21,7 +21,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """The estimator on first use: it imports scikit-learn, which the losses do without."""
     if name == "EmbeddingRewardModel":
-        from irm_fast.embedding import EmbeddingRewardModel
+        from irm_fast.embedding.estimator import EmbeddingRewardModel
 
         return EmbeddingRewardModel
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -165,7 +165,7 @@ def train(
     from irm_fast.run_folder import can_resume
 
     if run.embeddings:
-        from irm_fast.embedding_training import train_on_embeddings as run_training
+        from irm_fast.embedding.training import train_on_embeddings as run_training
     else:
         from irm_fast.trainer import train as run_training
     try:
@@ -178,7 +178,7 @@ def train(
         return
     typer.echo(f"wrote {run.output}: propensity {result.design}")
     if run.embeddings:
-        from irm_fast.embedding_training import what_was_written
+        from irm_fast.embedding.training import what_was_written
 
         typer.echo(f"  {what_was_written(result)}")
     for name, value in result.metrics.items():
@@ -279,14 +279,14 @@ def embed(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file or an interrupted run.")] = False,
 ) -> None:
     """Write an embedding of every row: logs, ratings or pairs. `train --embeddings` learns from it."""
-    from irm_fast.embeddings import check_target
+    from irm_fast.embedding.store import check_target
     from irm_fast.files import check_not_input
     from irm_fast.rated import read_conversations
 
     check_not_input(out, data)
     folder = check_target(out, resume=resume, overwrite=overwrite)  # before the work, not after it
     ids, conversations = read_conversations(data)
-    from irm_fast.embed import Embedder, write_embeddings
+    from irm_fast.embedding.embed import Embedder, write_embeddings
 
     embedder = Embedder(model, pooling=pooling, max_length=max_length, precision=precision)
     source = embedder.source

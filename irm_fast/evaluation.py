@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from irm_fast.batches import MODEL_INPUTS, Collator, as_dataset, tokenise
-from irm_fast.embedded import SOURCE, EmbeddedRewardModel
+from irm_fast.embedding.text_model import SOURCE, EmbeddedRewardModel
 from irm_fast.functional import implicit_rm_loss
 from irm_fast.log import Log, contradictions
 from irm_fast.metrics import reward_metrics

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from irm_fast.embedding import EmbeddingRewardModel
+from irm_fast.embedding.estimator import EmbeddingRewardModel
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:

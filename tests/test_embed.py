@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, safe_open
 
-from irm_fast import embed as embedding_run
-from irm_fast.embed import Embedder, write_embeddings
-from irm_fast.embeddings import read_embeddings, read_source
+from irm_fast.embedding import embed as embedding_run
+from irm_fast.embedding.embed import Embedder, write_embeddings
+from irm_fast.embedding.store import read_embeddings, read_source
 from irm_fast.model import ImplicitRewardModel
 from irm_fast.propensity import RewardSpec
 

@@ -19,7 +19,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import irm_fast
-from irm_fast.embedding import EmbeddingRewardModel
+from irm_fast.embedding.estimator import EmbeddingRewardModel
 from tests.embedding_cases import SMALL_NETWORK, Case, make, model
 
 LABELS = "the check labels rows 1 and 2, or with words; feedback is 1 acted, 0 silent, -1 missing"

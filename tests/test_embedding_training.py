@@ -11,10 +11,10 @@ from typer.testing import CliRunner
 from irm_fast.cli import app
 from irm_fast.config import TrainConfig
 from irm_fast.data import read_log
-from irm_fast.embed import Embedder, write_embeddings
-from irm_fast.embedded import EmbeddedRewardModel
-from irm_fast.embedding_training import train_on_embeddings
-from irm_fast.embeddings import read_embeddings
+from irm_fast.embedding.embed import Embedder, write_embeddings
+from irm_fast.embedding.store import read_embeddings
+from irm_fast.embedding.text_model import EmbeddedRewardModel
+from irm_fast.embedding.training import train_on_embeddings
 from irm_fast.evaluation import evaluate, load, score
 from irm_fast.model import read_record
 from irm_fast.text_features import text_features

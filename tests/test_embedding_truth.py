@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from irm_fast.embedding import EmbeddingRewardModel
+from irm_fast.embedding.estimator import EmbeddingRewardModel
 from tests.embedding_cases import SMALL_NETWORK, Case, make, model, sigmoid
 
 UNKNOWN = np.full((8000, 1), -1)

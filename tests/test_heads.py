@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 import irm_fast
-from irm_fast.heads import Network, Scaler, Training, fit_map, one_epoch, rows_where, train_network
-from irm_fast.reward_step import fit_reward
+from irm_fast.embedding.heads import Network, Scaler, Training, fit_map, one_epoch, rows_where, train_network
+from irm_fast.embedding.reward_step import fit_reward
 from tests.embedding_cases import make
 from tests.test_two_step import draw, evidence_of, folds_of
 

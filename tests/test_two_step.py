@@ -8,9 +8,9 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from irm_fast.heads import REWARD_SDS, Evidence, Network, Training
-from irm_fast.propensity_step import BIAS_SD, fit_joint, fit_propensities
-from irm_fast.two_step import Propensities, add_networks, coactions, fit_proven, proven
+from irm_fast.embedding.heads import REWARD_SDS, Evidence, Network, Training
+from irm_fast.embedding.propensity_step import BIAS_SD, fit_joint, fit_propensities
+from irm_fast.embedding.two_step import Propensities, add_networks, coactions, fit_proven, proven
 from tests.embedding_cases import make, sigmoid
 
 

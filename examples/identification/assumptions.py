@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from scipy.special import expit
 
-from irm_fast.embedding import EmbeddingRewardModel
+from irm_fast.embedding.estimator import EmbeddingRewardModel
 from irm_fast.metrics import reward_metrics
 
 ROWS, ROWS_A_USER, TEST = 20_000, 10, 4000

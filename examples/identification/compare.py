@@ -13,7 +13,7 @@ from scipy.special import expit, logit
 
 from examples.identification.worlds import Draw, World, signals_of
 from irm_fast import implicit_rm_loss
-from irm_fast.embedding import EmbeddingRewardModel
+from irm_fast.embedding.estimator import EmbeddingRewardModel
 from irm_fast.metrics import reward_metrics
 
 NAIVE, KNOWN, TRUTH = "naive: any action", "known propensities", "ceiling: true g"

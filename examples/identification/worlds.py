@@ -17,8 +17,8 @@ from scipy.special import expit
 from scipy.stats import norm
 
 from irm_fast.data import read_rated
-from irm_fast.embed import Embedder, write_embeddings
-from irm_fast.embeddings import read_embeddings
+from irm_fast.embedding.embed import Embedder, write_embeddings
+from irm_fast.embedding.store import read_embeddings
 from irm_fast.simulate import rating_propensity, standard_features
 
 

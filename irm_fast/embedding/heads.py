@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from irm_fast.embedding.observed import Observed
 from irm_fast.functional import Reduction, implicit_rm_loss
 from irm_fast.linear import linear_implicit_rm_loss
-from irm_fast.observed import Observed
 
 REWARD_SDS = (1.0, 2.0, 4.0, 8.0)  # tried as prior deviations of a linear reward's logit between responses
 

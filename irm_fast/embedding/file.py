@@ -13,14 +13,14 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from irm_fast.activity import Activity
 from irm_fast.diagnostics import Diagnosis
-from irm_fast.heads import Network, Scaler
-from irm_fast.reward_step import Reward
-from irm_fast.two_step import Propensities
+from irm_fast.embedding.activity import Activity
+from irm_fast.embedding.heads import Network, Scaler
+from irm_fast.embedding.reward_step import Reward
+from irm_fast.embedding.two_step import Propensities
 
 if TYPE_CHECKING:
-    from irm_fast.embedding import EmbeddingRewardModel
+    from irm_fast.embedding.estimator import EmbeddingRewardModel
 
 FORMAT = 1
 TENSORS, RECORD = "embedding_model.safetensors", "embedding_model.json"
@@ -73,7 +73,7 @@ def load(kind: type[EmbeddingRewardModel], folder: Path) -> EmbeddingRewardModel
 
 
 def _restore(model: EmbeddingRewardModel, record: dict[str, Any], tensors: dict[str, Any]) -> None:
-    from irm_fast.embedding import choose_device
+    from irm_fast.embedding.estimator import choose_device
 
     device = choose_device(model.device)
     tensors = {name: value.to(device) for name, value in tensors.items()}

@@ -15,15 +15,15 @@ import torch
 from torch import Tensor
 
 from irm_fast.backbone import quiet_transformers
-from irm_fast.embed import Embedder
-from irm_fast.embeddings import Source
+from irm_fast.embedding.embed import Embedder
+from irm_fast.embedding.store import Source
 from irm_fast.functional import implicit_rm_loss
 from irm_fast.model import FORMAT, RECORD, ImplicitRewardModel, read_record
 from irm_fast.propensity import RewardSpec
 from irm_fast.text_features import text_features
 
 if TYPE_CHECKING:
-    from irm_fast.embedding import EmbeddingRewardModel
+    from irm_fast.embedding.estimator import EmbeddingRewardModel
     from irm_fast.log import Log
     from irm_fast.rows import Messages
 
@@ -125,7 +125,7 @@ class EmbeddedRewardModel:
     @classmethod
     def load(cls, directory: str | Path) -> EmbeddedRewardModel:
         """Read what `save` wrote. Raises ValueError as `ImplicitRewardModel.load`."""
-        from irm_fast.embedding import EmbeddingRewardModel
+        from irm_fast.embedding.estimator import EmbeddingRewardModel
 
         record = read_record(directory)
         spec = {f.name: record[f.name] for f in fields(RewardSpec)}

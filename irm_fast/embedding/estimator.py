@@ -16,19 +16,19 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from irm_fast.activity import Activity, measure
 from irm_fast.diagnostics import diagnose
-from irm_fast.heads import Evidence, Scaler, Training
-from irm_fast.observed import Observed, observe
-from irm_fast.propensity_step import fit_propensities
-from irm_fast.reward_step import AUTO_LAYERS, Reward, calibrated, fit_reward, propensity_shift
-from irm_fast.two_step import Propensities, add_networks
+from irm_fast.embedding.activity import Activity, measure
+from irm_fast.embedding.heads import Evidence, Scaler, Training
+from irm_fast.embedding.observed import Observed, observe
+from irm_fast.embedding.propensity_step import fit_propensities
+from irm_fast.embedding.reward_step import AUTO_LAYERS, Reward, calibrated, fit_reward, propensity_shift
+from irm_fast.embedding.two_step import Propensities, add_networks
 
 
 class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
     """Reward of a response from its embedding, learned from clicks, copies and shares.
 
-    Propensities first, then the reward with these propensities (see `irm_fast.two_step`): of two or more signals each
+    Propensities first, then the reward with these propensities (see `embedding.two_step`): of two or more signals each
     shows where users were pleased, so how often the others act there is their propensity. Everything that is chosen is
     chosen by held-out implicit likelihood; clean labels are never needed. One signal alone does not identify the
     reward: `diagnosis_` says what the result rests on.
@@ -267,7 +267,7 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
 
     def save(self, folder: str | Path) -> None:
         """Write `embedding_model.safetensors` and `embedding_model.json` to a folder. No pickle."""
-        from irm_fast.embedding_file import save
+        from irm_fast.embedding.file import save
 
         check_is_fitted(self)
         save(self, Path(folder))
@@ -279,7 +279,7 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
         Raises:
             ValueError: the folder holds no saved model, one of a newer format, or a damaged one.
         """
-        from irm_fast.embedding_file import load
+        from irm_fast.embedding.file import load
 
         return load(cls, Path(folder))
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from irm_fast.backbone import quiet_transformers
 from irm_fast.batches import Collator, tokenise
-from irm_fast.embeddings import Source, check_part, check_target, merge_parts, row_hash, write_part
+from irm_fast.embedding.store import Source, check_part, check_target, merge_parts, row_hash, write_part
 from irm_fast.model import ImplicitRewardModel
 from irm_fast.propensity import RewardSpec
 

@@ -10,16 +10,16 @@ import numpy as np
 from irm_fast.config import TrainConfig
 from irm_fast.data import read_log
 from irm_fast.diagnostics.logs import diagnose_rows
-from irm_fast.embed import model_config
-from irm_fast.embedded import EmbeddedRewardModel, propensity_features
-from irm_fast.embeddings import Source, read_embeddings, read_source
+from irm_fast.embedding.embed import model_config
+from irm_fast.embedding.store import Source, read_embeddings, read_source
+from irm_fast.embedding.text_model import EmbeddedRewardModel, propensity_features
 from irm_fast.evaluation import action_rates, check_design, check_evidence, heldout_metrics
 from irm_fast.log import Log, group_rows, prompt_key
 from irm_fast.run_folder import begin_run, check_output, close_run, describe, plain
 from irm_fast.trainer import TrainResult, _check_misclick_names, _check_parts, _live_signals, _spec
 
 if TYPE_CHECKING:
-    from irm_fast.embedding import EmbeddingRewardModel
+    from irm_fast.embedding.estimator import EmbeddingRewardModel
 
 
 def train_on_embeddings(config: TrainConfig) -> TrainResult:
@@ -77,7 +77,7 @@ def _fit(log: Log, vectors: np.ndarray, config: TrainConfig, source: Source) -> 
 
 
 def _new_estimator(log: Log, config: TrainConfig) -> EmbeddingRewardModel:
-    from irm_fast.embedding import EmbeddingRewardModel
+    from irm_fast.embedding.estimator import EmbeddingRewardModel
 
     return EmbeddingRewardModel(
         hidden_layers=_hidden_layers(config.hidden_layers),

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from irm_fast.heads import Evidence, Network, Training, rows_where, train_network
+from irm_fast.embedding.heads import Evidence, Network, Training, rows_where, train_network
 
 READS = {"constant": (), "known": (), "hidden": (0, 1), "features": (1,)}  # of the embedding and the features
 ENOUGH = 10  # co-actions; with fewer, propensities that depend on the response were erratic

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from irm_fast.diagnostics.cross_row import cross_row_dependence
-from irm_fast.heads import Evidence
-from irm_fast.observed import Observed
+from irm_fast.embedding.heads import Evidence
+from irm_fast.embedding.observed import Observed
 
 SIGNIFICANT = 3.0  # standard errors from which the scale is corrected
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from irm_fast.heads import REWARD_SDS, Evidence, Network, Training, fit_map, rows_where, train_network
+from irm_fast.embedding.heads import REWARD_SDS, Evidence, Network, Training, fit_map, rows_where, train_network
 from irm_fast.metrics import paired_difference
 
 AUTO_LAYERS = (128,)

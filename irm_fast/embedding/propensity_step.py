@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from irm_fast.heads import REWARD_SDS, Evidence, fit_map, rows_where
-from irm_fast.two_step import ENOUGH, READS, Propensities, coactions, fit_proven
+from irm_fast.embedding.heads import REWARD_SDS, Evidence, fit_map, rows_where
+from irm_fast.embedding.two_step import ENOUGH, READS, Propensities, coactions, fit_proven
 
 BIAS_SD = 2.0  # prior deviation of a propensity's logit in the joint likelihood, which may favour a propensity of 1
 
