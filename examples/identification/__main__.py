@@ -126,7 +126,7 @@ def cases(args: argparse.Namespace) -> dict[str, Run]:
         return found
     cache = args.output / ("embeddings-quick.safetensors" if quick else "embeddings.safetensors")
     X, features, turns = worlds.read_text(args.text, args.model, cache, 600 if quick else None)
-    test, sizes = (200, (300,)) if quick else (3000, (1000, 2000, 4000, 16_000))
+    test, sizes = (200, (300,)) if quick else (3000, (1000, 2000, 4000))
     text = worlds.on_text(X, features, worlds.smooth, 6.0, test)
     on_text = {
         "text, 8,000 rows": (text.sized(8000), TEXT),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -30,6 +31,12 @@ class Evidence:
     polarity: tuple[int, ...]
     misclick_rate: tuple[float, ...]
 
+    @cached_property
+    def plain(self) -> bool:
+        """Whether every row counts alike and all signals are what the loss takes for granted: fewer checks."""
+        alike = bool((self.weight == 1).all())
+        return alike and set(self.polarity) == {1} and not any(self.misclick_rate)
+
     @classmethod
     def of(cls, seen: Observed, device: torch.device) -> Evidence:
         def tensor(values: np.ndarray) -> Tensor:
@@ -45,9 +52,9 @@ class Evidence:
             propensity,
             self.feedback.index_select(0, rows),  # copies whole rows: several times faster than feedback[rows]
             preference=None if self.preference is None else self.preference.index_select(0, rows),
-            weight=self.weight.index_select(0, rows),
-            polarity=self.polarity,
-            misclick_rate=self.misclick_rate,
+            weight=None if self.plain else self.weight.index_select(0, rows),
+            polarity=None if self.plain else self.polarity,
+            misclick_rate=None if self.plain else self.misclick_rate,
             reduction=reduction,
         )
 
