@@ -2,41 +2,19 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import math
 import os
 import warnings
-from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
-from irm_fast.config import MISSING, TrainConfig
+from irm_fast.command_parts import Commands, with_settings
+from irm_fast.config import TrainConfig
 
-
-class _Commands(TyperGroup):
-    """Turns expected errors into one line and exit code 2; `--debug` lets the traceback through."""
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except (typer.Exit, typer.Abort, BrokenPipeError):  # caught below otherwise, by descent
-            raise
-        except KeyboardInterrupt as interrupt:
-            typer.echo("; ".join(["interrupted", *map(str, interrupt.args)]), err=True)
-            raise typer.Exit(130) from None
-        except (ValueError, OSError, RuntimeError) as error:
-            if ctx.params.get("debug"):
-                raise
-            typer.echo(f"error: {error}", err=True)
-            raise typer.Exit(2) from None
-
-
-app = typer.Typer(cls=_Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 Data = Annotated[Path, typer.Option("--data", help="A .jsonl, .jsonl.gz or .parquet file.")]
 Model = Annotated[Path, typer.Option("--model", help="A folder that irm-fast train wrote.")]
@@ -131,31 +109,8 @@ def simulate(
         typer.echo(f"wrote {out.with_suffix('.test.jsonl')}")
 
 
-def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """One option for each field of TrainConfig in the place of `**settings`; None stands for not given."""
-    parameters = inspect.signature(command, eval_str=True).parameters.values()
-    given = [parameter for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
-    hints = get_type_hints(TrainConfig)
-    for setting in fields(TrainConfig):
-        kinds = get_args(hints[setting.name]) or (hints[setting.name],)
-        kind = kinds[0] if len(kinds) == 1 or kinds[0] is int else str  # mappings are parsed by TrainConfig
-        shown = "" if kind is bool or setting.default in (MISSING, None) else str(setting.default)
-        option = typer.Option(help=setting.metadata["help"], show_default=shown or False)
-        given.append(
-            inspect.Parameter(
-                setting.name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=None,
-                annotation=Annotated[kind | None, option],
-            )
-        )
-    command.__signature__ = inspect.Signature(given)  # type: ignore[attr-defined]
-    command.__annotations__ = {p.name: p.annotation for p in given}
-    return command
-
-
 @app.command()
-@_with_settings
+@with_settings
 def train(
     config: Annotated[Path | None, typer.Option(help="YAML of settings; options override it.")] = None,
     **settings: Any,
@@ -163,11 +118,8 @@ def train(
     """Train a reward model on a log. Each option is also a key of the YAML file."""
     run = TrainConfig.load(config, **settings)
     from irm_fast.run_folder import can_resume
+    from irm_fast.trainer import train as run_training
 
-    if run.embeddings:
-        from irm_fast.embedding.training import train_on_embeddings as run_training
-    else:
-        from irm_fast.trainer import train as run_training
     try:
         result = run_training(run)
     except KeyboardInterrupt:

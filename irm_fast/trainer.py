@@ -60,10 +60,16 @@ class TrainResult:
 def train(config: TrainConfig) -> TrainResult:
     """Train a reward model on the log at `config.data` and write it to `config.output`.
 
+    With `config.embeddings` the language model stays as it is, see `embedding.training`.
+
     Raises:
         ValueError: what is wrong with the log (`DataError`), the model, the settings or the output folder.
         RuntimeError: one process sees several GPUs, or the training diverged.
     """
+    if config.embeddings:
+        from irm_fast.embedding.training import train_on_embeddings
+
+        return train_on_embeddings(config)
     if not config.data:
         raise ValueError("data: none given; expected the path of a log")
     return train_log(
