@@ -159,6 +159,18 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def check_padding(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise ValueError where a sequence classifier could not tell the padding from the end of a text."""
+    pad, end = tokenizer.pad_token_id, tokenizer.eos_token_id
+    if pad is None:
+        raise ValueError("the tokenizer has no padding token; expected pad_token in tokenizer_config.json")
+    if pad == end:
+        raise ValueError(
+            f"the tokenizer pads with {tokenizer.pad_token!r}, the token that ends a text: the reward would be read "
+            "before it; expected another pad_token in tokenizer_config.json"
+        )
+
+
 def _set_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Sequence classifiers read the last token that is not padding: padding with EOS would hide the end."""
     if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):

@@ -1,15 +1,14 @@
-"""From a log to padded batches of tokens: tokenisation, collation, and an order that pads little."""
+"""From a log to batches of tokens: tokenisation and collation, packed or padded."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import Sampler
 
 from irm_fast.backbone import encode
 
@@ -26,8 +25,8 @@ _DTYPES = {
     "weight": torch.float32,
     "propensity": torch.float32,
     "features": torch.float32,
+    "row": torch.long,
 }
-MODEL_INPUTS = ("input_ids", "attention_mask", "propensity", "features")
 
 
 def tokenise(
@@ -43,7 +42,7 @@ def tokenise(
 
 
 def as_dataset(log: Log, input_ids: Sequence[np.ndarray]) -> Dataset:
-    """The rows of a log with their token ids, as an Arrow table in memory."""
+    """The rows of a log with their token ids, numbered, as an Arrow table in memory."""
     from datasets import Dataset
 
     size = len(log)
@@ -51,6 +50,7 @@ def as_dataset(log: Log, input_ids: Sequence[np.ndarray]) -> Dataset:
         "input_ids": input_ids,
         # The loss takes no empty signal axis: explicit preferences alone get one that is always missing.
         "feedback": log.feedback if log.signals else np.full((size, 1), -1, dtype=np.int8),
+        "row": range(size),
         "length": [len(row) for row in input_ids],
         "preference": log.preference,
         "weight": np.ones(size, dtype=np.float32) if log.weight is None else log.weight,
@@ -62,47 +62,55 @@ def as_dataset(log: Log, input_ids: Sequence[np.ndarray]) -> Dataset:
 
 
 class Collator:
-    """Pads token ids on the right and stacks the rest; padding is marked in `attention_mask`."""
+    """Makes a batch of N rows of `as_dataset`, packed or padded on the right.
 
-    def __init__(self, pad_token_id: int) -> None:
-        self.pad_token_id = pad_token_id
+    Packed: `input_ids` and `position_ids` (1, T), the ends of the rows as flash attention takes them, `cu_seq_lens_q`
+    and `cu_seq_lens_k` (N + 1,) int32, and the longest as `max_length_q` and `max_length_k`, whole numbers. Padded:
+    `input_ids` and `attention_mask` (N, T). Beside them `feedback`, `preference`, `weight` and what else the rows have,
+    each (N, ...); `row` (N,), their numbers; and `counts`, see `Counts`.
 
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+    filler: the row that stands, with weight 0 and number -1, in the batch of no rows: all processes have to take part
+    in every pass.
+    """
+
+    def __init__(self, pad_token_id: int, *, packed: bool = False, filler: Mapping[str, Any] | None = None) -> None:
+        self.pad_token_id, self.packed = pad_token_id, packed
+        if filler is not None:
+            self.filler = {**filler, "input_ids": filler["input_ids"][-1:], "weight": 0.0, "row": -1}
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        examples, rows = len(rows), rows or [self.filler]
         ids = [torch.as_tensor(row["input_ids"], dtype=torch.long) for row in rows]
-        batch = {
-            "input_ids": pad_sequence(ids, batch_first=True, padding_value=self.pad_token_id),
-            "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
-        }
+        lengths = torch.tensor([len(row) for row in ids])
+        batch: dict[str, Any] = _pack(ids, lengths) if self.packed else _pad(ids, self.pad_token_id)
         for name in rows[0].keys() & _DTYPES.keys():
             batch[name] = torch.tensor([row[name] for row in rows], dtype=_DTYPES[name])
+        # Numbers and not tensors: they stay on the host, and reading them waits for no device.
+        batch["counts"] = Counts(examples, int(lengths.sum()), batch["input_ids"].numel(), int(lengths.square().sum()))
         return batch
 
 
-class LengthGroupedSampler(Sampler[int]):
-    """A new random order each epoch in which the rows of one optimiser step have similar lengths.
+class Counts(NamedTuple):
+    """examples: without fillers.  tokens: of the rows.  slots: tokens and padding.  squares: sum of squared lengths."""
 
-    Rows are shuffled, sorted by length within windows of `window` steps, cut into steps, and the steps
-    shuffled. The order depends on the seed and the epoch alone, so a resumed run meets the same rows.
-    The window is a compromise: dialogues that fill a third of their batches in random order fill three
-    quarters at 8, and a wider one makes the steps of a small log all too unlike each other.
-    """
+    examples: int
+    tokens: int
+    slots: int
+    squares: int
 
-    def __init__(self, lengths: Sequence[int], step_size: int, seed: int, window: int = 8) -> None:
-        self.lengths, self.step_size, self.seed, self.window = np.asarray(lengths), step_size, seed, window
-        self.epoch = 0
 
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
+def _pad(ids: list[Tensor], pad_token_id: int) -> dict[str, Tensor]:
+    return {
+        "input_ids": pad_sequence(ids, batch_first=True, padding_value=pad_token_id),
+        "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
+    }
 
-    def __len__(self) -> int:
-        return len(self.lengths)
 
-    def __iter__(self) -> Iterator[int]:
-        rng = np.random.default_rng((self.seed, self.epoch))
-        order = rng.permutation(len(self.lengths))
-        whole = len(order) - len(order) % self.step_size  # the rest makes a last, smaller step
-        size = self.window * self.step_size
-        windows = [order[i : min(i + size, whole)] for i in range(0, whole, size)]
-        ordered = [rows[np.argsort(self.lengths[rows], kind="stable")] for rows in windows]
-        steps = np.concatenate([*ordered, order[:0]]).reshape(-1, self.step_size)
-        return iter([*rng.permutation(steps).ravel().tolist(), *order[whole:].tolist()])
+def _pack(ids: list[Tensor], lengths: Tensor) -> dict[str, Any]:
+    ends = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
+    longest = int(lengths.max())
+    return {
+        "input_ids": torch.cat(ids)[None],
+        "position_ids": torch.cat([torch.arange(len(row)) for row in ids])[None],
+        **{"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest},
+    }

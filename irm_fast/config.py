@@ -8,6 +8,8 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+from irm_fast.attention import ATTENTIONS
+
 DESIGNS = ("auto", "constant", "hidden", "features", "known")
 
 _CHOICES = {
@@ -16,14 +18,16 @@ _CHOICES = {
     "stratification": ("current", "ema", "frozen"),
     "absent": ("error", "silent", "missing"),
     "precision": ("float32", "bfloat16"),
+    "overlong": ("truncate", "drop"),
+    "attn": ATTENTIONS,
 }
 _ONLY_WITH_EMBEDDINGS = ("hidden_layers", "estimator")
 _NOT_WITH_EMBEDDINGS = (
-    *("objective", "stratification", "ema_decay", "epochs", "batch_size", "gradient_accumulation"),
-    *("learning_rate", "head_learning_rate", "weight_decay", "warmup_ratio", "max_length", "eval_steps", "patience"),
-    *("precision", "gradient_checkpointing", "report_to", "resume"),
+    *("objective", "stratification", "ema_decay", "epochs", "batch_size", "token_budget", "gradient_accumulation"),
+    *("learning_rate", "head_learning_rate", "weight_decay", "warmup_ratio", "max_length", "overlong", "eval_steps"),
+    *("patience", "precision", "attn", "compile", "gradient_checkpointing", "fsdp", "report_to", "resume"),
 )
-_COUNTS = ("epochs", "batch_size", "gradient_accumulation", "max_length", "eval_steps")
+_COUNTS = ("epochs", "batch_size", "token_budget", "gradient_accumulation", "max_length", "eval_steps")
 _RATES = ("learning_rate", "head_learning_rate")
 _FRACTIONS = ("ema_decay", "warmup_ratio", "validation_fraction")  # in [0, 1)
 _AT_LEAST_ZERO = ("weight_decay", "patience", "seed")
@@ -67,17 +71,22 @@ class TrainConfig:
     polarity: Mapping[str, int] | None = option(None, "Polarity of signals: NAME=1 or NAME=-1, ...")
     absent: str = option("error", "A feedback key that some rows lack: error, silent or missing.")
     epochs: int = option(3, "Passes over the training part of the log.")
-    batch_size: int = option(16, "Rows per device and forward pass.")
+    batch_size: int | None = option(None, "Rows per device and forward pass, on average; 16 without a token budget.")
+    token_budget: int | None = option(None, "Tokens per device and forward pass: as many rows as they hold.")
     gradient_accumulation: int = option(1, "Forward passes per optimiser step.")
     learning_rate: float = option(2e-5, "Peak learning rate of all that reads or makes hidden states.")
     head_learning_rate: float = option(3e-2, "Peak learning rate of the reward bias and propensity scalars.")
     weight_decay: float = option(0.0, "AdamW weight decay of the backbone's matrices.")
     warmup_ratio: float = option(0.05, "Share of the steps in which the learning rate rises; then it falls.")
-    max_length: int = option(1024, "Tokens per row; longer rows lose their beginning.")
+    max_length: int = option(1024, "Tokens per row; what is longer is truncated, or dropped.")
+    overlong: str = option("truncate", "Longer rows: truncate (they lose their beginning) or drop.")
     validation_fraction: float = option(0.1, "Share of the log held out for evaluation; 0 for none.")
     eval_steps: int | None = option(None, "Evaluate and checkpoint every so many steps, not epochs.")
     patience: int = option(2, "Stop after so many evaluations without a better held-out likelihood; 0 never.")
     precision: str = option("float32", "float32, or bfloat16 (mixed: weights and heads stay float32).")
+    attn: str = option("auto", f"Attention: {', '.join(ATTENTIONS)}; auto takes the fastest there is.")
+    compile: bool = option(False, "Run the language model through torch.compile.")
+    fsdp: bool = option(False, "Shard weights, gradients and optimiser over the processes (FSDP2).")
     gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass to save memory.")
     seed: int = option(0, "Seed of the split, the new weights and the order of rows.")
     report_to: str = option("none", "Tracker known to transformers: none, tensorboard, wandb, ...")
@@ -89,6 +98,11 @@ class TrainConfig:
         for name, kind in get_type_hints(TrainConfig).items():
             setattr(self, name, _convert(name, getattr(self, name), kind))
         self._check()
+
+    @property
+    def rows_per_pass(self) -> int | None:
+        """`batch_size`, or its default: 16, and no limit beside a token budget."""
+        return 16 if self.batch_size is None and self.token_budget is None else self.batch_size
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], source: str = "config") -> TrainConfig:

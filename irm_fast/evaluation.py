@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor
 
-from irm_fast.batches import MODEL_INPUTS, Collator, as_dataset, tokenise
+from irm_fast.batches import Collator, as_dataset, tokenise
 from irm_fast.embedding.text_model import SOURCE, EmbeddedRewardModel
 from irm_fast.functional import implicit_rm_loss
 from irm_fast.log import Log, contradictions
 from irm_fast.metrics import reward_metrics
 from irm_fast.model import ImplicitRewardModel, read_record
+from irm_fast.packing import by_length
 
 if TYPE_CHECKING:
     from irm_fast.propensity import RewardSpec
@@ -46,7 +48,7 @@ def score(model: RewardModel, conversations: Sequence[Messages], *, batch_size: 
     input_ids, _ = tokenise(model.tokenizer, conversations, model.spec.max_length)
     rewards = np.empty(len(input_ids), dtype=np.float32)
     for index, batch in _batches(model, [{"input_ids": row} for row in input_ids], batch_size):
-        rewards[index] = model.score(model.pool(batch["input_ids"], batch["attention_mask"])).cpu().numpy()
+        rewards[index] = model.score(model.pool(**batch)).cpu().numpy()
     return rewards
 
 
@@ -131,12 +133,12 @@ def action_rates(core: RewardModel, logits: np.ndarray) -> np.ndarray:
     return core.action_rates(values[:, 0], values[:, 1:]).numpy()
 
 
-def heldout_step(model: Any, core: ImplicitRewardModel, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+def heldout_step(model: Any, core: ImplicitRewardModel, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     """Weighted marginal loss (N,), and reward and propensity logits (N, 1 + K), of one batch.
 
     model: what to call, perhaps a distributed wrapper of `core`.
     """
-    reward, propensity = model(**{name: batch[name] for name in MODEL_INPUTS if name in batch})
+    reward, propensity = model(**logit_inputs(batch))
     loss = implicit_rm_loss(
         reward,
         propensity,
@@ -147,6 +149,12 @@ def heldout_step(model: Any, core: ImplicitRewardModel, batch: Mapping[str, Tens
         **core.evidence,
     )
     return loss, torch.cat([reward[:, None], propensity], dim=1)
+
+
+def logit_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a batch a model reads to give logits rather than a loss."""
+    rest = ("row", "counts", "feedback", "preference", "weight")
+    return {name: value for name, value in batch.items() if name not in rest}
 
 
 def heldout_metrics(
@@ -237,16 +245,15 @@ def check_design(design: str, log: Log) -> None:
 
 def _batches(
     model: ImplicitRewardModel, rows: Sequence[Mapping[str, Any]], batch_size: int
-) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
+) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
     """(row numbers, batch on the model's device), rows of similar length together, without gradients."""
-    order = np.argsort([len(row["input_ids"]) for row in rows], kind="stable")
-    collate, device = Collator(model.tokenizer.pad_token_id), model.reward_bias.device
     model.eval()
-    with torch.no_grad():
-        for start in range(0, len(order), batch_size):
-            index = order[start : start + batch_size]
-            batch = collate([rows[i] for i in index])
-            yield index, {name: value.to(device) for name, value in batch.items()}
+    with torch.no_grad(), model.attention():
+        collate, device = Collator(model.tokenizer.pad_token_id, packed=model.packed), model.reward_bias.device
+        for pack in by_length([len(row["input_ids"]) for row in rows], rows=batch_size):
+            batch = collate([rows[i] for i in pack])
+            del batch["counts"]
+            yield np.array(pack), send_to_device(batch, device)
 
 
 def _names(names: Sequence[str]) -> str:

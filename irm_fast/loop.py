@@ -8,17 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import EvalLoopOutput
 
-from irm_fast.batches import MODEL_INPUTS, Collator, LengthGroupedSampler
+from irm_fast.batches import Collator
+from irm_fast.callbacks import IsolationCheck, StratificationModel
 from irm_fast.config import TrainConfig
-from irm_fast.evaluation import action_rates, heldout_metrics, heldout_step
-from irm_fast.functional import implicit_rm_loss
+from irm_fast.distributed import check_same_lengths, prepare_fsdp
+from irm_fast.evaluation import action_rates, heldout_metrics, heldout_step, logit_inputs
 from irm_fast.model import ImplicitRewardModel
-from irm_fast.run_folder import read_metrics, write_metrics
+from irm_fast.packing import PackSampler, by_length
+from irm_fast.throughput import Throughput, flops_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -33,8 +37,7 @@ def training_arguments(config: TrainConfig, folder: Path, *, evaluate: bool) -> 
     return TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=config.epochs,
-        per_device_train_batch_size=config.batch_size,
-        per_device_eval_batch_size=config.batch_size,
+        per_device_train_batch_size=config.rows_per_pass or 1,  # without effect: `PackSampler` decides
         gradient_accumulation_steps=config.gradient_accumulation,
         learning_rate=config.learning_rate,
         weight_decay=config.weight_decay,
@@ -51,8 +54,10 @@ def training_arguments(config: TrainConfig, folder: Path, *, evaluate: bool) -> 
         metric_for_best_model="eval_nll" if evaluate else None,
         greater_is_better=False if evaluate else None,
         logging_nan_inf_filter=False,  # a loss that is not a number must show
-        label_names=["feedback"],
         remove_unused_columns=False,
+        accelerator_config={"even_batches": False},  # packs come in whole rounds
+        torch_compile=config.compile,
+        fsdp=config.fsdp or None,  # type: ignore[arg-type]
         ddp_find_unused_parameters=False,  # every parameter is used in every step
         dataloader_pin_memory=torch.accelerator.is_available(),
         disable_tqdm=not config.progress,
@@ -61,15 +66,17 @@ def training_arguments(config: TrainConfig, folder: Path, *, evaluate: bool) -> 
 
 
 class ImplicitTrainer(Trainer):
-    """transformers.Trainer under `implicit_rm_loss`.
+    """transformers.Trainer under the implicit loss, on packed rows where the model's attention takes them.
 
     The loss is the sum over rows divided by the rows of the whole optimiser step, over micro-batches and
-    ranks. Evaluation reports the keys of `heldout_metrics`, always of the marginal form: a likelihood.
+    processes. Evaluation reports the keys of `heldout_metrics`, always of the marginal form: a likelihood.
 
-    train_dataset, eval_dataset: as `batches.as_dataset` makes them.
+    model: within `ImplicitRewardModel.attention`. train_dataset, eval_dataset: as `batches.as_dataset` makes them.
 
     Raises:
-        RuntimeError: one process sees several GPUs (`nn.DataParallel` would split batches and their mean).
+        RuntimeError: one process sees several GPUs (`nn.DataParallel` would split batches and their mean), or the
+            processes have rows of different lengths.
+        ValueError: a token budget that is smaller than a row, or a setting that FSDP does not go with.
     """
 
     loss_is_scaled_for_ga = True
@@ -88,86 +95,140 @@ class ImplicitTrainer(Trainer):
                 f"{args.n_gpu} GPUs in one process: start one process each, "
                 f"torchrun --nproc-per-node {args.n_gpu} -m irm_fast train ..., or set CUDA_VISIBLE_DEVICES=0"
             )
-        step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        self.core, self.config = model, config
+        self.packs = PackSampler(
+            train_dataset["length"],
+            rows=config.rows_per_pass,
+            tokens=config.token_budget,
+            processes=args.world_size,
+            micro_batches=args.gradient_accumulation_steps,
+            seed=args.seed,
+            epochs=config.epochs,
+            padded=not model.packed,
+        )
         # About fifty entries. As a share of all steps, transformers would warn of it whenever a run is resumed.
-        args.logging_steps = max(1, round(0.02 * args.num_train_epochs * len(train_dataset) / step))
+        args.logging_steps = max(1, round(0.02 * config.epochs * self.packs.steps))
+        flops = flops_of(model)
         super().__init__(
             model,
             args,
-            data_collator=Collator(model.tokenizer.pad_token_id),
+            data_collator=Collator(model.tokenizer.pad_token_id, packed=model.packed, filler=train_dataset[0]),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
-            compute_metrics=self._heldout_metrics,
             callbacks=callbacks,
         )
-        self.core, self.config = model, config
-        self.lengths = list(train_dataset["length"])
+        check_same_lengths(self.accelerator, [train_dataset, eval_dataset])
+        self.throughput = Throughput(self.accelerator, flops)
         self.stratifier: StratificationModel | None = None
         if config.stratification != "current":
             self.stratifier = StratificationModel(model, config)
             self.add_callback(self.stratifier)
+        if model.packed and len(train_dataset) > 1:
+            self.add_callback(IsolationCheck(self.data_collator([train_dataset[0], train_dataset[1]])))
+        if self.is_fsdp_enabled:
+            prepare_fsdp(self.accelerator, config)
 
     def compute_loss(  # type: ignore[override]
         self,
         model: Any,
-        inputs: Mapping[str, Tensor],
+        inputs: Mapping[str, Any],
         return_outputs: bool = False,
         num_items_in_batch: Tensor | None = None,
     ) -> Any:
-        arguments = {name: inputs[name] for name in MODEL_INPUTS if name in inputs}
-        reward, propensity = model(**arguments)
-        loss = implicit_rm_loss(
-            reward,
-            propensity,
-            inputs["feedback"],
-            preference=inputs["preference"],
-            weight=inputs["weight"],
-            stratification=self._stratification(arguments, reward, propensity),
-            normalizer=num_items_in_batch,
-            **self.core.evidence,
-        )
-        return (loss, {"reward": reward, "propensity": propensity}) if return_outputs else loss
+        arguments = {name: value for name, value in inputs.items() if name != "row"}
+        loss = model(**arguments, stratification=self._stratification(inputs), normalizer=num_items_in_batch)
+        return (loss, {}) if return_outputs else loss
 
-    def _stratification(
-        self, arguments: Mapping[str, Tensor], reward: Tensor, propensity: Tensor
-    ) -> tuple[Tensor, Tensor] | None:
-        """Logits for the posterior of the stratified form; None for the marginal form."""
+    def _stratification(self, inputs: Mapping[str, Any]) -> Any:
+        """What the posterior of the stratified form comes from; None for the marginal form."""
         if self.config.objective == "marginal":
             return None
         if self.stratifier is None:
-            return reward.detach(), propensity.detach()
+            return "current"
         with torch.no_grad(), self.accelerator.autocast():
-            return self.stratifier.average(**arguments)
+            return self.stratifier.average(**logit_inputs(inputs))
+
+    def compute_loss_context_manager(self) -> Any:
+        """Mixed precision: accelerate wraps the model in it, but not under FSDP, see `prepare_fsdp`."""
+        return self.accelerator.autocast() if self.is_fsdp_enabled else super().compute_loss_context_manager()
+
+    def get_train_dataloader(self) -> DataLoader:
+        return self._loader(self.train_dataset, self.packs)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        dataset: Any = self.eval_dataset if eval_dataset is None else eval_dataset
+        rows, tokens = self.config.rows_per_pass, self.config.token_budget
+        packs = by_length(dataset["length"], rows=rows, tokens=tokens, processes=self.args.world_size)
+        return self._loader(dataset, packs)
+
+    def _loader(self, dataset: Any, packs: Any) -> DataLoader:
+        """Packs, which accelerate deals in turn to the processes."""
+        pinned = self.args.dataloader_pin_memory
+        return self.accelerator.prepare(
+            DataLoader(dataset, batch_sampler=packs, collate_fn=self.data_collator, pin_memory=pinned)
+        )
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list, Tensor]:
-        """The micro-batches of one optimiser step, and the rows in it for each rank.
+        """The micro-batches of one optimiser step, and the rows in it for each process.
 
-        Gradients are averaged over ranks: each divides its sum by the mean number of rows, not by the total.
+        Gradients are averaged over processes: each divides its sum by the mean number of rows, not by the total.
         """
+        self.throughput.begin()
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        rows = torch.tensor(float(sum(len(batch["feedback"]) for batch in batches)), device=device)
+        counts = [batch.pop("counts") for batch in batches]
+        for count in counts:
+            self.throughput.add(count)
+        rows = torch.tensor(float(sum(count.examples for count in counts)), device=device)
         return batches, self.accelerator.reduce(rows, reduction="mean")
 
-    def prediction_step(  # type: ignore[override]
-        self, model: Any, inputs: Mapping[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
-    ) -> tuple[None, tuple[Tensor, ...], Tensor]:
-        inputs = self._prepare_inputs(dict(inputs))
-        with torch.no_grad():
-            loss, logits = heldout_step(model, self.core, inputs)
-        return None, (loss, inputs["weight"], logits), inputs["feedback"]
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs |= self.throughput.report()
+        super().log(logs, start_time)
 
-    def _heldout_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        loss, weight, logits = prediction.predictions  # type: ignore[misc]
-        feedback: Any = prediction.label_ids
-        rates = action_rates(self.core, logits)
-        return heldout_metrics(self.core.spec.signals, loss, weight, rates, feedback)
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        with self.throughput.paused():
+            return super().evaluate(*args, **kwargs)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        with self.throughput.paused():
+            super()._save_checkpoint(*args, **kwargs)
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """As transformers', which cannot gather packs: their numbers of rows differ between processes.
+
+        The predictions are (N, 2 + K): weighted loss, reward and propensity logits, in the data set's order.
+        """
+        model = self.model_wrapped.eval()
+        parts: list[np.ndarray] = []
+        for batch in dataloader:
+            with torch.no_grad(), self.compute_loss_context_manager():
+                losses, both = heldout_step(model, self.core, batch)
+            columns = (batch["row"], batch["weight"], losses, *both.T, *batch["feedback"].T)
+            parts.append(np.stack([column.cpu().double().numpy() for column in columns], axis=1))
+            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        table = np.concatenate(gather_object(parts))
+        table = table[table[:, 0] >= 0]  # without fillers
+        places = np.cumsum([1, 1, 1, 1 + self.core.spec.columns])
+        _, weight, loss, logits, feedback = np.split(table[np.argsort(table[:, 0])], places, axis=1)
+        rates = action_rates(self.core, logits.astype(np.float32))
+        metrics = heldout_metrics(self.core.spec.signals, loss[:, 0], weight[:, 0], rates, feedback)
+        named = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        predictions = np.concatenate([loss, weight, logits], axis=1)
+        return EvalLoopOutput(predictions=predictions, label_ids=feedback, metrics=named, num_samples=len(loss))
 
     def heldout_predictions(self) -> np.ndarray:
         """(3 + K, N): loss, weight and logits of the held-out rows, now, in the data set's order."""
-        loss, weight, logits = self.predict(self.eval_dataset).predictions  # type: ignore[arg-type, misc]
-        return np.stack([loss, weight, *logits.T])
+        return self.evaluation_loop(self.get_eval_dataloader(), "Prediction").predictions.T  # type: ignore[union-attr]
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """AdamW in which the few scalars of the heads have a rate of their own.
@@ -191,10 +252,6 @@ class ImplicitTrainer(Trainer):
             self.optimizer = kind(groups, **settings)
         return self.optimizer
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedSampler:
-        step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        return LengthGroupedSampler(self.lengths, step, self.args.seed)
-
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
         if self.stratifier is not None and output_dir is not None:
@@ -205,45 +262,3 @@ class ImplicitTrainer(Trainer):
         if self.stratifier is not None:
             state = load_file(Path(resume_from_checkpoint) / STRATIFICATION_FILE)
             self.stratifier.average.load_state_dict(state)
-
-
-class StratificationModel(TrainerCallback):
-    """The separate model whose posteriors the stratified form takes (arXiv:2603.23184, section 3).
-
-    `ema` follows the trained model after every optimiser step; `frozen` is a copy taken as each epoch begins,
-    which makes the training the classical EM algorithm with an epoch for each M step.
-    """
-
-    def __init__(self, model: ImplicitRewardModel, config: TrainConfig) -> None:
-        self.kind = config.stratification
-        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
-        self.average.requires_grad_(False).eval()
-
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.kind == "ema":
-            self.average.update_parameters(kwargs["model"])
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        resumed_within = state.global_step % (state.max_steps // state.num_train_epochs)
-        if self.kind == "frozen" and not resumed_within:
-            self.average.module.load_state_dict(kwargs["model"].state_dict())
-
-
-class MetricsFile(TrainerCallback):
-    """Appends every log entry to a file of JSON lines, each with the propensity design that is trained.
-
-    A resumed run first takes back what was written after its checkpoint.
-    """
-
-    def __init__(self, path: Path, design: str) -> None:
-        self.path, self.design = path, design
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.is_world_process_zero:
-            others = [line for line in read_metrics(self.path) if line["propensity"] != self.design]
-            own = [{"propensity": self.design, **entry} for entry in state.log_history]
-            write_metrics(self.path, [*others, *own], append=False)
-
-    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.is_world_process_zero and state.log_history:
-            write_metrics(self.path, [{"propensity": self.design, **state.log_history[-1]}], append=True)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from irm_fast.backbone import load_backbone, load_classifier, load_tokenizer, quiet_transformers
+from irm_fast.attention import PACKED, set_attention
+from irm_fast.backbone import check_padding, load_backbone, load_classifier, load_tokenizer, quiet_transformers
+from irm_fast.linear import linear_implicit_rm_loss
 from irm_fast.propensity import PROPENSITIES, RewardSpec
 
 if TYPE_CHECKING:
@@ -23,19 +26,70 @@ FORMAT = 1  # of irm_fast.json
 RECORD, PROPENSITY_FILE = "irm_fast.json", "propensity.safetensors"
 
 
-class ImplicitRewardModel(nn.Module):
-    """Backbone, reward head and propensity design; the heads compute in float32 under any autocast.
+class Heads(nn.Module):
+    """Reward head and propensity design on pooled hidden states, in float32 under any autocast.
 
-    classifier: a `*ForSequenceClassification` of one output; its `score` is the reward head without the bias.
+    A module of its own, reached by its call alone: FSDP shards it by itself, without rounding its weights.
+    reward: `score` of a `*ForSequenceClassification`, linear to one output, no bias.
     """
 
+    def __init__(self, reward: nn.Linear, spec: RewardSpec) -> None:
+        super().__init__()
+        self.reward = reward
+        self.reward_bias = nn.Parameter(torch.zeros(1))  # not (): FSDP shards no scalars
+        self.propensity = PROPENSITIES[spec.design](spec, reward.in_features)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        propensity: Tensor | None = None,
+        features: Tensor | None = None,
+        feedback: Tensor | None = None,
+        stratification: tuple[Tensor, Tensor] | Literal["current"] | None = None,
+        **options: Any,
+    ) -> Any:
+        """Logits, or with `feedback` (N, K) the loss: arguments and returns as of `ImplicitRewardModel.forward`."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            if feedback is None:
+                return self.logits(hidden, propensity, features)
+            if stratification == "current":
+                with torch.no_grad():
+                    stratification = self.logits(hidden, propensity, features)
+            return linear_implicit_rm_loss(
+                hidden,
+                self.reward.weight.squeeze(0),
+                feedback,
+                reward_bias=self.reward_bias.squeeze(0),
+                stratification=stratification,  # type: ignore[arg-type]
+                **self.propensity.heads(propensity, features),
+                **options,
+            )
+
+    def logits(self, hidden: Tensor, propensity: Tensor | None, features: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Reward logits (N,) with the bias, and propensity logits (N, K)."""
+        reward = self.reward(hidden).squeeze(-1) + self.reward_bias
+        return reward, self.propensity(hidden, propensity, features)
+
+
+class ImplicitRewardModel(nn.Module):
+    """Backbone and heads.
+
+    classifier: a `*ForSequenceClassification` of one output; its `score` is the reward head without the bias. It is
+    what gets saved; as a module it is only its two parts, the backbone and the head.
+    """
+
+    classifier: Any
     accepts_loss_kwargs = True  # to transformers.Trainer: the loss is divided for the whole step already
 
     def __init__(self, classifier: Any, tokenizer: PreTrainedTokenizerBase, spec: RewardSpec) -> None:
         super().__init__()
-        self.classifier, self.tokenizer, self.spec = classifier, tokenizer, spec
-        self.reward_bias = nn.Parameter(torch.zeros(()))
-        self.propensity = PROPENSITIES[spec.design](spec, classifier.score.in_features)
+        object.__setattr__(self, "classifier", classifier)  # not registered: its parts are, below
+        self.tokenizer, self.spec = tokenizer, spec
+        self.backbone = classifier.base_model
+        self.heads = Heads(classifier.score, spec)
+        self._no_split_modules = classifier._no_split_modules  # the layers, for FSDP
+        self.packed = False  # see `attention`
+        check_padding(tokenizer)
 
     @classmethod
     def from_backbone(cls, name: str, spec: RewardSpec) -> ImplicitRewardModel:
@@ -50,33 +104,83 @@ class ImplicitRewardModel(nn.Module):
 
     def forward(
         self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
+        *,
+        feedback: Tensor | None = None,
+        preference: Tensor | None = None,
+        weight: Tensor | None = None,
         propensity: Tensor | None = None,
         features: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Reward logits (N,) with the bias, and propensity logits (N, K), both float32.
+        stratification: tuple[Tensor, Tensor] | Literal["current"] | None = None,
+        normalizer: float | Tensor | None = None,
+        **tokens: Any,
+    ) -> Any:
+        """The loss, or without `feedback` the logits: reward (N,) with the bias, and propensity (N, K), float32.
 
-        Shapes: `input_ids` and `attention_mask` (N, T), padded on either side; `propensity` (N, K), the
-        probabilities for the `known` design; `features` (N, F) for the `features` design.
+        tokens: as of `pool`, of N rows. feedback: (N, K), with preference (N,) and weight (N,): the loss, float32 (),
+        is `linear_implicit_rm_loss` divided by `normalizer` instead of N. stratification: "current" takes the posterior
+        of this very model; see `linear_implicit_rm_loss`. propensity: (N, K), the probabilities for the `known` design.
+        features: (N, F) for the `features` design.
         """
-        hidden = self.pool(input_ids, attention_mask)
-        with torch.autocast(hidden.device.type, enabled=False):
-            reward = self.score(hidden) + self.reward_bias
-            return reward, self.propensity(hidden, propensity, features)
+        hidden = self.pool(**tokens)
+        if feedback is None:
+            return self.heads(hidden, propensity, features)
+        return self.heads(
+            hidden,
+            propensity,
+            features,
+            feedback,
+            stratification,
+            preference=preference,
+            weight=weight,
+            normalizer=normalizer,
+            **self.evidence,
+        )
+
+    @contextmanager
+    def attention(self, wanted: str = "auto", device: Any = None, dtype: torch.dtype = torch.float32) -> Iterator[str]:
+        """A context in which the backbone runs with an attention of `set_attention`; its name.
+
+        device, dtype: where and in what precision it will compute; default: where the model is, float32. `packed` tells
+        whether it takes packed rows, and no padded ones. Outside, the model takes padded rows, as it was loaded.
+        """
+        before = self.classifier.config._attn_implementation
+        name = set_attention(self.classifier, wanted, device or self.reward_bias.device, dtype)
+        self.packed = name in PACKED
+        try:
+            yield name
+        finally:
+            self.packed = False
+            self.classifier.set_attn_implementation(before)
 
     def score(self, hidden: Tensor) -> Tensor:
         """Rewards (N,) of pooled hidden states (N, H), without the bias: the saved classifier's own."""
-        return self.classifier.score(hidden).squeeze(-1)
+        return self.heads.reward(hidden).squeeze(-1)
 
-    def pool(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Hidden state (N, H), float32, of each row's last token that is not padding."""
-        states = self.classifier.base_model(
-            input_ids=input_ids, attention_mask=attention_mask, use_cache=False
+    def pool(self, input_ids: Tensor, attention_mask: Tensor | None = None, **packed: Any) -> Tensor:
+        """Hidden state (N, H), float32, of each row's last token, from padded or packed token ids.
+
+        Padded on either side: `input_ids` and `attention_mask` (N, T). Packed: `input_ids` and `position_ids` (1, T)
+        of N rows one after the other, whose ends are in `cu_seq_lens_q` (N + 1,), with `cu_seq_lens_k`,
+        `max_length_q` and `max_length_k` as flash attention takes them; then no mask, which would override them.
+        """
+        states = self.backbone(
+            input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **packed
         ).last_hidden_state
+        if attention_mask is None:
+            return states[0, packed["cu_seq_lens_q"][1:] - 1].float()
         position = torch.arange(input_ids.shape[1], device=input_ids.device)
         row = torch.arange(len(states), device=states.device)
         return states[row, (attention_mask * position).argmax(1)].float()
+
+    @property
+    def reward_bias(self) -> Tensor:
+        """(): what the probability of preference adds to the saved classifier's reward."""
+        return self.heads.reward_bias.squeeze(0)
+
+    @property
+    def propensity(self) -> nn.Module:
+        """The propensity design of the heads."""
+        return self.heads.propensity
 
     @property
     def evidence(self) -> dict[str, Any]:
@@ -96,7 +200,7 @@ class ImplicitRewardModel(nn.Module):
         """Names of the heads' parameters that are not maps of the hidden state."""
         maps = {"weight"} if self.spec.design == "hidden" else set()
         names = dict(self.propensity.named_parameters()).keys() - maps
-        return {"reward_bias"} | {f"propensity.{name}" for name in names}
+        return {"heads.reward_bias"} | {f"heads.propensity.{name}" for name in names}
 
     @torch.no_grad()
     def start_at(self, rates: np.ndarray) -> None:
@@ -142,7 +246,7 @@ class ImplicitRewardModel(nn.Module):
             model.propensity.load_state_dict(load_file(path))
         except (OSError, RuntimeError, SafetensorError) as error:
             raise ValueError(f"{path}: {error}; expected the propensity weights that irm-fast train wrote") from error
-        nn.init.constant_(model.reward_bias, record["reward_bias"])
+        nn.init.constant_(model.heads.reward_bias, record["reward_bias"])
         return model.eval()
 
 

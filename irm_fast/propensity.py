@@ -1,4 +1,8 @@
-"""The propensity designs: what the chance that a pleased user acts may depend on, for each signal."""
+"""The propensity designs: what the chance that a pleased user acts may depend on, for each signal.
+
+Each is a module: called with pooled hidden states (N, H), it gives the propensity logits (N, K); `heads` gives the
+keywords by which `linear_implicit_rm_loss` forms the same logits itself.
+"""
 
 from __future__ import annotations
 
@@ -38,6 +42,9 @@ class ConstantPropensity(nn.Module):
     def forward(self, hidden: Tensor, propensity: Tensor | None, features: Tensor | None) -> Tensor:
         return self.bias.expand(len(hidden), -1)
 
+    def heads(self, propensity: Tensor | None, features: Tensor | None) -> dict[str, Tensor]:
+        return {"propensity_logits": self.bias}
+
 
 class HiddenPropensity(nn.Module):
     """Linear in the pooled hidden state; starts constant."""
@@ -49,6 +56,9 @@ class HiddenPropensity(nn.Module):
 
     def forward(self, hidden: Tensor, propensity: Tensor | None, features: Tensor | None) -> Tensor:
         return linear(hidden, self.weight, self.bias)
+
+    def heads(self, propensity: Tensor | None, features: Tensor | None) -> dict[str, Tensor]:
+        return {"propensity_weight": self.weight, "propensity_bias": self.bias}
 
 
 class FeaturePropensity(nn.Module):
@@ -72,9 +82,12 @@ class FeaturePropensity(nn.Module):
         self.std.copy_(torch.from_numpy(np.where(std > 0, std, 1.0)))
 
     def forward(self, hidden: Tensor, propensity: Tensor | None, features: Tensor | None) -> Tensor:
+        return self.heads(propensity, features)["propensity_logits"]
+
+    def heads(self, propensity: Tensor | None, features: Tensor | None) -> dict[str, Tensor]:
         if features is None:
             raise ValueError("features: got none; a model of the 'features' design needs those of the log")
-        return linear((features - self.mean) / self.std, self.weight, self.bias)
+        return {"propensity_logits": linear((features - self.mean) / self.std, self.weight, self.bias)}
 
 
 class KnownPropensity(nn.Module):
@@ -84,10 +97,13 @@ class KnownPropensity(nn.Module):
         super().__init__()
 
     def forward(self, hidden: Tensor, propensity: Tensor | None, features: Tensor | None) -> Tensor:
+        return self.heads(propensity, features)["propensity_logits"]
+
+    def heads(self, propensity: Tensor | None, features: Tensor | None) -> dict[str, Tensor]:
         if propensity is None:
             raise ValueError("propensity: got none; a model of the 'known' design needs those of the log")
         # A propensity of 1 would have an infinite logit; NaN stands where the feedback is missing.
-        return torch.logit(propensity.double().clamp(max=1 - 1e-12)).float().nan_to_num(0.0)
+        return {"propensity_logits": torch.logit(propensity.double().clamp(max=1 - 1e-12)).float().nan_to_num(0.0)}
 
 
 PROPENSITIES: dict[str, Any] = {

@@ -12,16 +12,18 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import PartialState
-from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, set_seed
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 
 from irm_fast.batches import as_dataset, tokenise
+from irm_fast.callbacks import MetricsFile
 from irm_fast.config import TrainConfig
 from irm_fast.data import read_log
 from irm_fast.diagnostics import Diagnosis
 from irm_fast.diagnostics.logs import diagnose_rows
+from irm_fast.distributed import whole_state
 from irm_fast.evaluation import align, check_design, check_evidence, keep_signals
 from irm_fast.log import Log, signal_notes
-from irm_fast.loop import ImplicitTrainer, MetricsFile, training_arguments
+from irm_fast.loop import ImplicitTrainer, training_arguments
 from irm_fast.metrics import paired_difference
 from irm_fast.model import RECORD, ImplicitRewardModel, read_record
 from irm_fast.propensity import FeaturePropensity, RewardSpec
@@ -213,15 +215,17 @@ def _fit(
     folder = Path(config.output) / CHECKPOINTS / spec.design
     set_seed(config.seed)
     model = _new_model(log, config, spec)
-    trainer, truncated, order = _trainer(log, heldout, config, model, folder)
-    with _main_process() as is_main:
-        if is_main and number == 0:  # only now: a run that cannot start leaves no folder behind
-            begin_run(config, data)
-    trainer.train(resume_from_checkpoint=last_checkpoint(folder) if config.resume else None)
-    metrics = _best_metrics(trainer) if heldout is not None else {}
-    predictions = np.empty((2, 0)) if heldout is None else trainer.heldout_predictions()[:, np.argsort(order)]
-    trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-    result = TrainResult(model.cpu().eval(), spec.design, metrics, truncated)
+    args = training_arguments(config, folder, evaluate=heldout is not None)
+    dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
+    with model.attention(config.attn, args.device, dtype):
+        trainer, truncated = _trainer(log, heldout, config, model, args)
+        with _main_process() as is_main:
+            if is_main and number == 0:  # only now: a run that cannot start leaves no folder behind
+                begin_run(config, data)
+        trainer.train(resume_from_checkpoint=last_checkpoint(folder) if config.resume else None)
+        metrics = _best_metrics(trainer) if heldout is not None else {}
+        predictions = np.empty((2, 0)) if heldout is None else trainer.heldout_predictions()
+    result = TrainResult(_plain_model(trainer, log, config), spec.design, metrics, truncated)
     if number + 1 < designs and trainer.is_world_process_zero():
         record = {"metrics": plain(metrics), "truncated": truncated, "heldout": predictions.tolist()}
         model.save(folder / "model", record)
@@ -260,25 +264,32 @@ def _new_model(log: Log, config: TrainConfig, spec: RewardSpec) -> ImplicitRewar
 
 
 def _trainer(
-    log: Log, heldout: Log | None, config: TrainConfig, model: ImplicitRewardModel, folder: Path
-) -> tuple[ImplicitTrainer, int, np.ndarray]:
-    """The loop, the number of training rows that were truncated, and the order in which it has the held-out rows."""
+    log: Log, heldout: Log | None, config: TrainConfig, model: ImplicitRewardModel, args: TrainingArguments
+) -> tuple[ImplicitTrainer, int]:
+    """The loop, and the number of training rows that were truncated."""
     length = model.spec.max_length
     input_ids, truncated = tokenise(model.tokenizer, log.messages, length)
-    evaluation, order = None, np.empty(0, int)
+    evaluation = None
     if heldout is not None:
         heldout = align(heldout, model.spec)
-        heldout_ids, _ = tokenise(model.tokenizer, heldout.messages, length)
-        order = np.argsort([len(ids) for ids in heldout_ids], kind="stable")  # little padding
-        evaluation = as_dataset(heldout.subset(order), [heldout_ids[i] for i in order])
+        evaluation = as_dataset(heldout, tokenise(model.tokenizer, heldout.messages, length)[0])
     callbacks: list[TrainerCallback] = [MetricsFile(Path(config.output) / METRICS, model.spec.design)]
     if heldout is not None and config.patience:
         callbacks.append(EarlyStoppingCallback(config.patience))
-    args = training_arguments(config, folder, evaluate=heldout is not None)
     trainer = ImplicitTrainer(model, config, args, as_dataset(log, input_ids), evaluation, callbacks)
     if not config.progress:
         trainer.remove_callback(PrinterCallback)  # transformers prints where it draws no bar
-    return trainer, truncated, order
+    return trainer, truncated
+
+
+def _plain_model(trainer: ImplicitTrainer, log: Log, config: TrainConfig) -> ImplicitRewardModel:
+    """The trained model on the CPU, in evaluation mode, without what the loop put around it."""
+    model = trainer.core
+    if trainer.is_fsdp_enabled:
+        state, model = whole_state(model), _new_model(log, config, model.spec)
+        model.load_state_dict(state)
+    trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    return model.cpu().eval()
 
 
 def _best_metrics(trainer: ImplicitTrainer) -> dict[str, float]:

@@ -91,8 +91,8 @@ class Embedder:
             for start in range(0, len(order), batch_size):
                 index = order[start : start + batch_size]
                 batch = collate([{"input_ids": ids[i]} for i in index])
-                inputs = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
-                vectors[torch.from_numpy(index).to(self.device)] = self._pool(**inputs)
+                inputs = (batch[name].to(self.device, non_blocking=True) for name in ("input_ids", "attention_mask"))
+                vectors[torch.from_numpy(index).to(self.device)] = self._pool(*inputs)
                 if done is not None:
                     done(len(index))
         return vectors.cpu(), truncated

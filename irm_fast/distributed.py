@@ -1,0 +1,58 @@
+"""Training by several processes: FSDP2 as accelerate does it, and what all processes have to agree on."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from irm_fast.config import TrainConfig
+
+
+def check_same_lengths(accelerator: Accelerator, datasets: Sequence[Any]) -> None:
+    """Raise RuntimeError on every process if their rows have other lengths: each would take part in other steps."""
+    lengths = [np.array(dataset["length"] if dataset is not None else [], dtype=np.int64) for dataset in datasets]
+    mine = [number for part in lengths for number in (len(part), zlib.crc32(part.tobytes()))]
+    table = accelerator.gather(torch.tensor([mine], device=accelerator.device)).tolist()
+    if all(row == table[0] for row in table):
+        return
+    rank = next(rank for rank, row in enumerate(table) if row != table[0])
+    (train, heldout), (own, own_heldout) = table[0][::2], table[rank][::2]
+    raise RuntimeError(
+        f"the processes see different data: process 0 has {train} and {heldout} training and held-out rows, process "
+        f"{rank} has {own} and {own_heldout}, or as many of other lengths; expected one log and one tokenizer for all"
+    )
+
+
+def prepare_fsdp(accelerator: Accelerator, config: TrainConfig) -> None:
+    """Set FSDP2 up so that a step computes what it computes on one device.
+
+    Under accelerate's own policy every weight and the loss itself would be rounded to bfloat16, the heads' too. Weights
+    are gathered in float32 instead and autocast computes in bfloat16, as without FSDP; the price is twice the traffic.
+
+    Raises:
+        ValueError: FSDP of the first version, or a stratification model, which would have to be sharded alike.
+    """
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    plugin = accelerator.state.fsdp_plugin
+    if plugin.fsdp_version != 2:
+        raise ValueError(f"fsdp: got version {plugin.fsdp_version}; expected fsdp_version: 2 in the accelerate config")
+    if config.stratification != "current":
+        raise ValueError(f"stratification: {config.stratification!r} does not go with fsdp; expected current")
+    plugin.mixed_precision_policy = MixedPrecisionPolicy()
+
+
+def whole_state(model: nn.Module) -> dict[str, Tensor]:
+    """The state of a perhaps sharded model, whole and on the CPU. Every process has to ask, and gets it."""
+    from torch.distributed.tensor import DTensor
+
+    state = model.state_dict()
+    return {name: (x.full_tensor() if isinstance(x, DTensor) else x).cpu() for name, x in state.items()}

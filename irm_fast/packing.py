@@ -1,0 +1,167 @@
+"""Which rows meet in a forward pass: packs of a length budget, or padded batches of similar length.
+
+A step of the optimiser is one pack for each process and micro-batch. In packed form rows are drawn at random until the
+step is full, and dealt longest first, each to the pack with the fewest tokens so far. So packs of one step are equally
+long and no process waits, while every step stays a random sample of the log: filling packs with the longest rows first
+would put few long rows into some steps and many short ones into others, and weigh the long ones up.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from torch.utils.data import Sampler
+
+Step = list[list[int]]  # a pack for each process and micro-batch, some of them perhaps empty
+_WINDOW = 8  # steps whose rows are sorted by length where they are padded
+
+
+class PackSampler(Sampler[list[int]]):
+    """The packs of an epoch: in every step those of micro-batch 0 for each process, then of micro-batch 1, and so on.
+
+    The order depends on the arguments and the epoch alone. Every epoch has the same number of steps, and every step the
+    same number of packs: `transformers.Trainer` counts on it. An empty pack means a process has nothing to do in that
+    pass; each row comes once.
+
+    lengths: tokens of each row. rows: mean rows a pack, or None for no limit. tokens: tokens a pack at most, padding
+    included, or None. processes, micro_batches: how many share a step. epochs: how many will be asked for.
+    padded: packs are padded to their longest row: steps then have rows of similar length.
+
+    Raises:
+        ValueError: neither `rows` nor `tokens`, or a row that is longer than `tokens`.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        *,
+        rows: int | None = None,
+        tokens: int | None = None,
+        processes: int = 1,
+        micro_batches: int = 1,
+        seed: int = 0,
+        epochs: int = 1,
+        padded: bool = False,
+    ) -> None:
+        self.lengths = np.asarray(lengths, dtype=np.int64)
+        check_budget(self.lengths, rows, tokens)
+        self.rows, self.tokens, self.seed, self.padded = rows, tokens, seed, padded
+        self.packs = processes * micro_batches
+        self.epoch = 0
+        # With a budget of tokens one order may need a step more than another.
+        self.steps = max(len(self._plan(epoch)) for epoch in range(epochs if tokens else 1))
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.steps * self.packs
+
+    def __iter__(self) -> Iterator[list[int]]:
+        plan = self._plan(self.epoch)
+        while len(plan) < self.steps:
+            fullest = max(range(len(plan)), key=lambda i: sum(map(len, plan[i])))
+            plan[fullest : fullest + 1] = _halves(plan[fullest])
+        for step in plan:
+            # Packs that run at the same time are those closest in length.
+            yield from sorted(step, key=lambda pack: -self.lengths[pack].sum())
+
+    def _plan(self, epoch: int) -> list[Step]:
+        rng = np.random.default_rng((self.seed, epoch))
+        order = rng.permutation(len(self.lengths))
+        if self.padded:
+            order = self._sorted_in_windows(order)
+        total = np.append(0, np.cumsum(self.lengths[order]))
+        steps, start = [], 0
+        while start < len(order):
+            end = min(len(order), start + self.rows * self.packs) if self.rows else len(order)
+            if self.tokens:
+                full = np.searchsorted(total, total[start] + self.tokens * self.packs, side="right") - 1
+                end = max(start + 1, min(end, int(full)))
+            while (step := self._deal(order[start:end])) is None:
+                end -= 1
+            steps.append(step)
+            start = end
+        if self.padded:
+            steps = [steps[i] for i in rng.permutation(len(steps))]
+        return steps
+
+    def _sorted_in_windows(self, order: np.ndarray) -> np.ndarray:
+        """Rows sorted by length within windows of some steps, up and down in turns: neighbours are of similar length.
+
+        Dialogues that fill a third of their batches in random order fill three quarters so; wider windows make the
+        steps of a small log all too unlike each other.
+        """
+        step = self.packs * (self.rows or max(1, self.tokens // max(1, int(self.lengths.mean()))))  # type: ignore[operator]
+        windows = [order[i : i + _WINDOW * step] for i in range(0, len(order), _WINDOW * step)]
+        ordered = [rows[np.argsort(self.lengths[rows], kind="stable")] for rows in windows]
+        return np.concatenate([rows[:: -1 if i % 2 else 1] for i, rows in enumerate(ordered)] or [order])
+
+    def _deal(self, rows: np.ndarray) -> Step | None:
+        """The rows of one step dealt to its packs, or None if they do not fit."""
+        lengths = self.lengths[rows]
+        if self.padded:
+            places = _cut(lengths, self.packs, self.tokens)
+        else:
+            places = spread(lengths, self.packs)
+            if self.tokens and max(int(lengths[pack].sum()) for pack in places) > self.tokens:
+                return None
+        return None if places is None else [rows[pack].tolist() for pack in places]
+
+
+def spread(lengths: np.ndarray, packs: int) -> list[list[int]]:
+    """Places 0 to N - 1 dealt to packs, longest first, each to the pack with the fewest tokens so far."""
+    result: list[list[int]] = [[] for _ in range(packs)]
+    loads = [(0, pack) for pack in range(packs)]
+    for place in np.argsort(-lengths, kind="stable").tolist():
+        load, pack = loads[0]
+        heapq.heapreplace(loads, (load + int(lengths[place]), pack))
+        result[pack].append(place)
+    return result
+
+
+def _cut(lengths: np.ndarray, packs: int, tokens: int | None) -> list[list[int]] | None:
+    """Places sorted by length, cut into packs of equally many rows; None if one exceeds `tokens` with its padding."""
+    order = np.argsort(lengths, kind="stable")
+    result = [pack.tolist() for pack in np.array_split(order, packs)]
+    if tokens and any(pack and len(pack) * lengths[pack[-1]] > tokens for pack in result):
+        return None
+    return result
+
+
+def _halves(step: Step) -> list[Step]:
+    """A step as two, every other row of each pack; no pack gets longer."""
+    return [[pack[(half + number) % 2 :: 2] for number, pack in enumerate(step)] for half in (0, 1)]
+
+
+def by_length(
+    lengths: Sequence[int], *, rows: int | None = None, tokens: int | None = None, processes: int = 1
+) -> list[list[int]]:
+    """All rows in packs for evaluation, the longest first, as many packs as make a round for all processes.
+
+    rows, tokens: as of `PackSampler`, padding counted; also raises as it does.
+    """
+    sizes = np.asarray(lengths, dtype=np.int64)
+    check_budget(sizes, rows, tokens)
+    packs: list[list[int]] = []
+    for row in np.argsort(-sizes, kind="stable").tolist():
+        last = packs[-1] if packs else []
+        full = len(last) == rows or (tokens and last and (len(last) + 1) * sizes[last[0]] > tokens)
+        if not last or full:
+            packs.append([row])
+        else:
+            last.append(row)
+    return packs + [[] for _ in range(-len(packs) % processes)]
+
+
+def check_budget(lengths: np.ndarray, rows: int | None, tokens: int | None) -> None:
+    if rows is None and tokens is None:
+        raise ValueError("batch_size and token_budget: got neither; expected one of them")
+    longest = int(lengths.max(initial=0))
+    if tokens is not None and longest > tokens:
+        raise ValueError(
+            f"token_budget: got {tokens}; the longest row has {longest} tokens; expected as many at least, or a "
+            "smaller max_length"
+        )
