@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 
@@ -33,17 +35,42 @@ def load_backbone(model: str | Path) -> tuple[PreTrainedModel, PreTrainedTokeniz
     Raises:
         ValueError: an unknown model or one without a linear score, missing weights, no tokenizer.
     """
-    name = str(model)
-    if (name.startswith((".", "/", "~")) or name.count("/") > 1) and not Path(name).expanduser().is_dir():
-        raise ValueError(f"model {name!r}: no such folder; expected a folder with config.json, or a hub id")
-    name = str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name
-    _check_config(name)
+    name = _resolved(model)
     tokenizer = load_tokenizer(name)
     labels = {"id2label": {0: "reward"}, "label2id": {"reward": 0}}
     classifier = load_classifier(name, num_labels=1, problem_type="regression", **labels)
     _set_padding(classifier, tokenizer)
     tokenizer.chat_template = _template_ending_in_eos(tokenizer)
     return classifier, tokenizer
+
+
+def count_tokens(
+    model: str | Path, conversations: Sequence[list[dict[str, str]]], max_length: int
+) -> tuple[np.ndarray, int]:
+    """Tokens (N,) that each conversation has as `encode` makes them, without loading weights; and the limit.
+
+    The limit is `max_length`, or that of the model's positions if it is lower. Raises ValueError as `load_backbone`.
+    """
+    name = _resolved(model)
+    tokenizer = load_tokenizer(name)
+    tokenizer.chat_template = _template_ending_in_eos(tokenizer)
+    ids, _ = encode(tokenizer, conversations, sys.maxsize)
+    return np.array([len(row) for row in ids]), token_limit(_load_config(name), max_length)
+
+
+def token_limit(config: Any, max_length: int) -> int:
+    """`max_length`, or the model's own limit of positions, whichever is lower."""
+    return int(min(max_length, getattr(config.get_text_config(), "max_position_embeddings", max_length)))
+
+
+def _resolved(model: str | Path) -> str:
+    """The folder or hub id of a model whose configuration can be read."""
+    name = str(model)
+    if (name.startswith((".", "/", "~")) or name.count("/") > 1) and not Path(name).expanduser().is_dir():
+        raise ValueError(f"model {name!r}: no such folder; expected a folder with config.json, or a hub id")
+    name = str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name
+    _load_config(name)
+    return name
 
 
 def render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> str:
@@ -131,11 +158,11 @@ def load_classifier(name: str, **settings: Any) -> PreTrainedModel:
     return model
 
 
-def _check_config(name: str) -> None:
+def _load_config(name: str) -> Any:
     from transformers import AutoConfig
 
     try:
-        AutoConfig.from_pretrained(name, trust_remote_code=False)
+        return AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         where = "of an unknown kind" if Path(name).is_dir() else "no such folder, and not found on the hub"
         raise ValueError(f"model {name!r}: {where}: {_first_line(error)}") from error

@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 from irm_fast.config import TrainConfig
 from irm_fast.evaluation import logit_inputs
 from irm_fast.model import ImplicitRewardModel
+from irm_fast.packing import PackSampler
 from irm_fast.run_folder import read_metrics, write_metrics
 
 
@@ -41,6 +42,16 @@ class IsolationCheck(TrainerCallback):
             raise RuntimeError(
                 "rows of a pack can see each other: something in this model mixes them; use --attn sdpa, which pads"
             )
+
+
+class EpochOfPacks(TrainerCallback):
+    """Tells the sampler its epoch: transformers' own word does not reach it in an epoch that a resumed run is within."""
+
+    def __init__(self, packs: PackSampler) -> None:
+        self.packs = packs
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.packs.set_epoch(int(state.epoch or 0))
 
 
 class StratificationModel(TrainerCallback):

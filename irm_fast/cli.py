@@ -140,6 +140,12 @@ def train(
     if result.truncated:
         length = result.model.spec.max_length
         typer.echo(f"  {result.truncated} rows were longer than {length} tokens and lost their beginning")
+    if result.dropped:
+        typer.echo(f"  {result.dropped} rows were longer than {result.model.spec.max_length} tokens and were left out")
+    if result.throughput:
+        from irm_fast.throughput import describe
+
+        typer.echo(f"  {describe(result.throughput)}")
     if result.diagnosis is not None:
         typer.echo(result.diagnosis.summary())
 

@@ -16,7 +16,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
 from irm_fast.batches import Collator
-from irm_fast.callbacks import IsolationCheck, StratificationModel
+from irm_fast.callbacks import EpochOfPacks, IsolationCheck, StratificationModel
 from irm_fast.config import TrainConfig
 from irm_fast.distributed import check_same_lengths, prepare_fsdp
 from irm_fast.evaluation import action_rates, heldout_metrics, heldout_step, logit_inputs
@@ -123,6 +123,7 @@ class ImplicitTrainer(Trainer):
         if config.stratification != "current":
             self.stratifier = StratificationModel(model, config)
             self.add_callback(self.stratifier)
+        self.add_callback(EpochOfPacks(self.packs))
         if model.packed and len(train_dataset) > 1:
             self.add_callback(IsolationCheck(self.data_collator([train_dataset[0], train_dataset[1]])))
         if self.is_fsdp_enabled:

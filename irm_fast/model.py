@@ -15,7 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from irm_fast.attention import PACKED, set_attention
-from irm_fast.backbone import check_padding, load_backbone, load_classifier, load_tokenizer, quiet_transformers
+from irm_fast.backbone import (
+    check_padding,
+    load_backbone,
+    load_classifier,
+    load_tokenizer,
+    quiet_transformers,
+    token_limit,
+)
 from irm_fast.linear import linear_implicit_rm_loss
 from irm_fast.propensity import PROPENSITIES, RewardSpec
 
@@ -98,9 +105,9 @@ class ImplicitRewardModel(nn.Module):
         Raises ValueError as `load_backbone`.
         """
         classifier, tokenizer = load_backbone(name)
-        limit = getattr(classifier.config.get_text_config(), "max_position_embeddings", spec.max_length)
-        tokenizer.model_max_length = min(spec.max_length, limit)  # for those who load the tokenizer later
-        return cls(classifier, tokenizer, replace(spec, max_length=tokenizer.model_max_length))
+        limit = token_limit(classifier.config, spec.max_length)
+        tokenizer.model_max_length = limit  # for those who load the tokenizer later
+        return cls(classifier, tokenizer, replace(spec, max_length=limit))
 
     def forward(
         self,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from statistics import median
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -33,6 +34,9 @@ PEAKS = {
     "RTX 3090": 71e12,
     "MI300X": 1307e12,
 }
+
+
+REPORTED = ("examples_per_second", "tokens_per_second", "non_padding", "peak_memory_gb", "mfu")
 
 
 def peak_flops(device: torch.device) -> float | None:
@@ -132,7 +136,14 @@ class Throughput:
             torch.cuda.synchronize(self.accelerator.device)
 
 
-def describe(report: dict[str, Any]) -> str:
+def typical(log_history: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """The median of each key of `Throughput.report` over the log entries of a run; empty if none has them."""
+    reports = [entry for entry in log_history if "tokens_per_second" in entry]
+    names = [name for name in REPORTED if all(name in report for report in reports)]
+    return {name: median(report[name] for report in reports) for name in names} if reports else {}
+
+
+def describe(report: Mapping[str, float]) -> str:
     """One line of a report, for people."""
     parts = [
         f"{report['examples_per_second']:,.1f} examples/s",

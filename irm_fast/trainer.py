@@ -14,6 +14,7 @@ import torch
 from accelerate import PartialState
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 
+from irm_fast.backbone import count_tokens
 from irm_fast.batches import as_dataset, tokenise
 from irm_fast.callbacks import MetricsFile
 from irm_fast.config import TrainConfig
@@ -37,6 +38,7 @@ from irm_fast.run_folder import (
     last_checkpoint,
     plain,
 )
+from irm_fast.throughput import typical
 
 __all__ = ["ImplicitTrainer", "TrainResult", "train", "train_log"]
 
@@ -47,7 +49,8 @@ class TrainResult:
 
     design: the propensity design of the model.  metrics: of the held-out part at the best evaluation, keys as
     of `evaluation.heldout_metrics`; empty without a held-out part.  truncated: training rows that were longer
-    than `max_length` and lost their beginning.  designs: `nll` of every design that was tried.
+    than `max_length` and lost their beginning.  dropped: rows of the log that were left out for it.
+    designs: `nll` of every design that was tried.  throughput: keys of `Throughput.report`, medians of the run.
     diagnosis: what the reward rests on: counts of the whole log, predictions for the held-out part.
     """
 
@@ -55,7 +58,9 @@ class TrainResult:
     design: str
     metrics: Mapping[str, float]
     truncated: int
+    dropped: int = 0
     designs: Mapping[str, float] = field(default_factory=dict)
+    throughput: Mapping[str, float] = field(default_factory=dict)
     diagnosis: Diagnosis | None = None
 
 
@@ -101,6 +106,10 @@ def train_log(log: Log, config: TrainConfig, *, heldout: Log | None = None) -> T
     check_evidence(specs[0], log)
     _warn_of_identification(specs[0], log)
     check_output(config, data)
+    rows = len(log)
+    if config.overlong == "drop":
+        log, heldout = _without_overlong(log, config), heldout and _without_overlong(heldout, config)
+    dropped = rows - len(log)
     if heldout is None and config.validation_fraction:
         log, heldout = log.split(config.validation_fraction, config.seed)
     _check_parts(log, heldout)
@@ -111,12 +120,25 @@ def train_log(log: Log, config: TrainConfig, *, heldout: Log | None = None) -> T
     best = _choose(fits)
     spec = best.result.model.spec
     parts, logits = ([log], None) if heldout is None else ([log, align(heldout, spec)], best.heldout[2:].T)
-    result = replace(best.result, designs=designs, diagnosis=diagnose_rows(parts, spec, logits))
+    result = replace(best.result, dropped=dropped, designs=designs, diagnosis=diagnose_rows(parts, spec, logits))
     with _main_process() as is_main:
         if is_main:
             result.model.save(config.output, _record(result, config))
             close_run(config)
     return result
+
+
+def _without_overlong(log: Log, config: TrainConfig) -> Log:
+    """The rows that need no truncation.
+
+    Raises:
+        ValueError: there are none.
+    """
+    tokens, limit = count_tokens(config.model, log.messages, config.max_length)
+    fits = np.flatnonzero(tokens <= limit)
+    if not len(fits):
+        raise ValueError(f"overlong: all {len(log)} rows are longer than {limit} tokens; expected a larger max_length")
+    return log.subset(fits)
 
 
 def _live_signals(log: Log, heldout: Log | None) -> tuple[Log, Log | None]:
@@ -225,9 +247,11 @@ def _fit(
         trainer.train(resume_from_checkpoint=last_checkpoint(folder) if config.resume else None)
         metrics = _best_metrics(trainer) if heldout is not None else {}
         predictions = np.empty((2, 0)) if heldout is None else trainer.heldout_predictions()
-    result = TrainResult(_plain_model(trainer, log, config), spec.design, metrics, truncated)
+    speed = typical(trainer.state.log_history)
+    result = TrainResult(_plain_model(trainer, log, config), spec.design, metrics, truncated, throughput=speed)
     if number + 1 < designs and trainer.is_world_process_zero():
-        record = {"metrics": plain(metrics), "truncated": truncated, "heldout": predictions.tolist()}
+        record = {"metrics": plain(metrics), "truncated": truncated, "throughput": speed}
+        record["heldout"] = predictions.tolist()
         model.save(folder / "model", record)
     return _Fit(result, predictions)
 
@@ -238,7 +262,8 @@ def _finished(config: TrainConfig, spec: RewardSpec) -> _Fit | None:
     if not config.resume or not (folder / RECORD).is_file():
         return None
     record, model = read_record(folder), ImplicitRewardModel.load(folder)
-    return _Fit(TrainResult(model, spec.design, record["metrics"], record["truncated"]), np.array(record["heldout"]))
+    result = TrainResult(model, spec.design, record["metrics"], record["truncated"], throughput=record["throughput"])
+    return _Fit(result, np.array(record["heldout"]))
 
 
 @contextmanager
@@ -316,5 +341,7 @@ def _record(result: TrainResult, config: TrainConfig) -> dict[str, Any]:
         "metrics": plain(result.metrics),
         "designs": dict(result.designs),
         "truncated": result.truncated,
+        "dropped": result.dropped,
+        "throughput": dict(result.throughput),
         "training": asdict(config),
     }

@@ -90,9 +90,7 @@ def compute(model: ImplicitRewardModel, batches: list[list[dict]], packed: bool)
     for rows in batches:
         batch = collate(rows)
         inputs = {name: value for name, value in batch.items() if name not in ("row", "counts")}
-        tokens = {
-            name: value for name, value in inputs.items() if name not in ("feedback", "preference", "weight")
-        }
+        tokens = {name: value for name, value in inputs.items() if name not in ("feedback", "preference", "weight")}
         with torch.no_grad():
             states.append(model.pool(**tokens))
             rewards.append(model(**tokens)[0])
@@ -180,7 +178,9 @@ def test_what_a_forced_attention_lacks():
     llama = make_model(FAMILIES["llama"]()).classifier
     assert set_attention(llama, "auto", CPU, FLOAT) == "varlen"
     for name in attention.FLASH:
-        with pytest.raises(ValueError, match=rf"attn: cannot be had: {name}: its package.*expected auto, or one of varlen"):
+        with pytest.raises(
+            ValueError, match=rf"attn: cannot be had: {name}: its package.*expected auto, or one of varlen"
+        ):
             set_attention(llama, name, CPU, FLOAT)
     with pytest.raises(ValueError, match=r"attn: got 'flash'; expected one of auto, flash_attention_4"):
         set_attention(llama, "flash", CPU, FLOAT)

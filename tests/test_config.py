@@ -47,7 +47,7 @@ def test_yaml_with_overrides(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text("model: m\noutput: o\nlearning_rate: 1e-5\nepochs: 7\n")
     config = TrainConfig.load(path, epochs=2, batch_size=None)
-    assert (config.learning_rate, config.epochs, config.batch_size) == (1e-5, 2, 16)
+    assert (config.learning_rate, config.epochs, config.rows_per_pass) == (1e-5, 2, 16)
     config.save(path)
     assert TrainConfig.load(path) == config
 

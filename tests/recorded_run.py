@@ -1,0 +1,41 @@
+"""A training run of one or several processes under plain SGD, which writes down what rows each step saw.
+
+python tests/recorded_run.py CONFIG.yaml RECORD [KILL_AT_STEP], perhaps under torchrun. RECORD.<rank>.jsonl gets a line for
+each micro-batch: the step and the numbers of its rows. With KILL_AT_STEP every process kills itself there.
+"""
+
+import json
+import os
+import signal
+import sys
+
+import torch
+
+from irm_fast.config import TrainConfig
+from irm_fast.loop import ImplicitTrainer
+from irm_fast.trainer import train
+
+
+def main(config: str, record: str, kill_at: str = "-1") -> None:
+    torch.set_num_threads(1)
+    compute_loss = ImplicitTrainer.compute_loss
+    path = f"{record}.{os.environ.get('RANK', '0')}.jsonl"
+
+    def recorded(self, model, inputs, *args, **kwargs):
+        if self.state.global_step == int(kill_at):
+            os.kill(os.getpid(), signal.SIGKILL)
+        with open(path, "a") as file:
+            file.write(json.dumps([self.state.global_step, inputs["row"].tolist()]) + "\n")
+        return compute_loss(self, model, inputs, *args, **kwargs)
+
+    def create_optimizer(self, model=None):
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1)
+        return self.optimizer
+
+    ImplicitTrainer.compute_loss = recorded
+    ImplicitTrainer.create_optimizer = create_optimizer
+    train(TrainConfig.load(config))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
