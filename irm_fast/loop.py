@@ -58,6 +58,7 @@ def training_arguments(config: TrainConfig, folder: Path, *, evaluate: bool) -> 
         accelerator_config={"even_batches": False},  # packs come in whole rounds
         torch_compile=config.compile,
         fsdp=config.fsdp or None,  # type: ignore[arg-type]
+        fsdp_config={"state_dict_type": "SHARDED_STATE_DICT"} if config.fsdp else None,  # each process writes its own
         ddp_find_unused_parameters=False,  # every parameter is used in every step
         dataloader_pin_memory=torch.accelerator.is_available(),
         disable_tqdm=not config.progress,
@@ -128,6 +129,8 @@ class ImplicitTrainer(Trainer):
             self.add_callback(IsolationCheck(self.data_collator([train_dataset[0], train_dataset[1]])))
         if self.is_fsdp_enabled:
             prepare_fsdp(self.accelerator, config)
+        elif config.fsdp:  # accelerate would replicate the model without a word
+            raise ValueError("fsdp: there is nothing to shard over; expected several processes with a GPU each")
 
     def compute_loss(  # type: ignore[override]
         self,

@@ -1,7 +1,8 @@
 """A training run of one or several processes under plain SGD, which writes down what rows each step saw.
 
-python tests/recorded_run.py CONFIG.yaml RECORD [KILL_AT_STEP], perhaps under torchrun. RECORD.<rank>.jsonl gets a line for
-each micro-batch: the step and the numbers of its rows. With KILL_AT_STEP every process kills itself there.
+python tests/recorded_run.py CONFIG.yaml RECORD [KILL_AT_STEP], perhaps under torchrun. RECORD.<rank>.jsonl gets a line
+for each micro-batch: the step, the numbers of its rows, and whether the weights are sharded. With KILL_AT_STEP every
+process kills itself there.
 """
 
 import json
@@ -10,10 +11,26 @@ import signal
 import sys
 
 import torch
+from accelerate import PartialState
+from accelerate.state import AcceleratorState, DistributedType
+from torch.distributed.tensor import DTensor
 
 from irm_fast.config import TrainConfig
 from irm_fast.loop import ImplicitTrainer
 from irm_fast.trainer import train
+
+
+def shard_on_cpus() -> None:
+    """FSDP2 shards on CPUs too, but accelerate turns it on for GPUs only: say so in its stead."""
+    initialise = AcceleratorState.__init__
+
+    def with_fsdp(self, *args, fsdp_plugin=None, **kwargs):
+        initialise(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
+        if fsdp_plugin is not None and self.distributed_type == DistributedType.MULTI_CPU:
+            self.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+            self.fsdp_plugin = fsdp_plugin
+
+    AcceleratorState.__init__ = with_fsdp
 
 
 def main(config: str, record: str, kill_at: str = "-1") -> None:
@@ -25,13 +42,15 @@ def main(config: str, record: str, kill_at: str = "-1") -> None:
         if self.state.global_step == int(kill_at):
             os.kill(os.getpid(), signal.SIGKILL)
         with open(path, "a") as file:
-            file.write(json.dumps([self.state.global_step, inputs["row"].tolist()]) + "\n")
+            sharded = all(isinstance(p, DTensor) for p in self.model.parameters())
+            file.write(json.dumps([self.state.global_step, inputs["row"].tolist(), sharded]) + "\n")
         return compute_loss(self, model, inputs, *args, **kwargs)
 
     def create_optimizer(self, model=None):
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1)
         return self.optimizer
 
+    shard_on_cpus()
     ImplicitTrainer.compute_loss = recorded
     ImplicitTrainer.create_optimizer = create_optimizer
     train(TrainConfig.load(config))

@@ -34,7 +34,7 @@ class Run:
         self.losses = torch.tensor([line["loss"] for line in self.log])
         self.rows = Counter()
         for path in record.parent.glob(f"{record.name}.*.jsonl"):
-            for step, rows in map(json.loads, path.read_text().splitlines()):
+            for step, rows, self.sharded in map(json.loads, path.read_text().splitlines()):
                 self.rows.update((step, row) for row in rows if row >= 0)
 
     def rows_of_epoch(self, epoch: int, steps: int) -> list[int]:
@@ -50,11 +50,12 @@ def start(make_log, make_config, tmp_path):
             row = {"id": name, "messages": turns, "feedback": dict(zip(log.signals, given, strict=True))}
             file.write(json.dumps(row) + "\n")
 
-    def run(name: str, processes: int = 1, kill_at: int | None = None, **settings) -> Run | None:
+    def run(name: str, processes: int = 1, kill_at: int | None = None, launcher: tuple = (), **settings) -> Run | None:
         config = make_config(name, data=str(data), epochs=4, validation_fraction=0, propensity="hidden")
         config = replace(config, **settings)
         config.save(tmp_path / f"{name}.yaml")
-        launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)] if processes > 1 else []
+        if processes > 1 and not launcher:
+            launcher = ("-m", "torch.distributed.run", "--nproc-per-node", str(processes))
         command = [sys.executable, *launcher, SCRIPT, tmp_path / f"{name}.yaml", tmp_path / f"{name}.rows"]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parents[1])}
         if kill_at is not None:
@@ -89,9 +90,21 @@ def test_processes_and_micro_batches_do_not_change_a_step(start):
         assert all(run.rows_of_epoch(epoch, 5) == list(range(ROWS)) for epoch in range(4))
 
 
-def test_fsdp_computes_the_same(start):
-    one = start("one", batch_size=16)
-    same(one, start("sharded", processes=2, batch_size=8, fsdp=True))
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_fsdp_computes_the_same(start, precision):
+    whole = start("whole", processes=2, batch_size=8, precision=precision)
+    sharded = start("sharded", processes=2, batch_size=8, fsdp=True, precision=precision)
+    assert (whole.sharded, sharded.sharded) == (False, True)
+    same(whole, sharded)
+
+
+@pytest.mark.parametrize(("file", "sharded"), [("ddp", False), ("fsdp2", True)])
+def test_shipped_accelerate_configs(start, file, sharded):
+    path = SCRIPT.parents[1] / "examples" / "accelerate" / f"{file}.yaml"
+    launcher = ("-m", "accelerate.commands.launch", "--config_file", str(path), "--num_processes", "2")
+    launched = start("launched", launcher=launcher, batch_size=8, gradient_checkpointing=True)
+    assert launched.sharded == sharded
+    same(start("one", batch_size=16), launched)
 
 
 @pytest.mark.parametrize("fsdp", [False, True])
@@ -101,7 +114,7 @@ def test_killed_and_resumed_on_two_processes(start, tmp_path, fsdp):
     whole = start("whole", processes=2, **settings)
     start("cut", processes=2, kill_at=8, **settings)
     before = [json.loads(line) for rank in (0, 1) for line in (tmp_path / f"cut.rows.{rank}.jsonl").open()]
-    assert max(step for step, _ in before) == 7
+    assert max(step for step, *_ in before) == 7
     for rank in (0, 1):  # the two steps after the checkpoint at 6 are done again
         path = tmp_path / f"cut.rows.{rank}.jsonl"
         kept = [line for line in path.read_text().splitlines(keepends=True) if json.loads(line)[0] < 6]
