@@ -45,7 +45,7 @@ class IsolationCheck(TrainerCallback):
 
 
 class EpochOfPacks(TrainerCallback):
-    """Tells the sampler its epoch: transformers' own word does not reach it in an epoch that a resumed run is within."""
+    """Tells the sampler its epoch: transformers does not reach it in the epoch within which a run is resumed."""
 
     def __init__(self, packs: PackSampler) -> None:
         self.packs = packs

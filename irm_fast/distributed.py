@@ -31,6 +31,17 @@ def check_same_lengths(accelerator: Accelerator, datasets: Sequence[Any]) -> Non
     )
 
 
+def check_fsdp(config: TrainConfig, processes: int, enabled: bool = True) -> None:
+    """Raise ValueError where FSDP is wanted and accelerate does not shard: it would say nothing, or little.
+
+    enabled: whether accelerate has turned it on, once that is known.
+    """
+    if config.fsdp and (processes == 1 or not enabled):
+        raise ValueError(
+            "fsdp: there is nothing to shard over; expected several processes with a GPU each, by torchrun"
+        )
+
+
 def prepare_fsdp(accelerator: Accelerator, config: TrainConfig) -> None:
     """Set FSDP2 up so that a step computes what it computes on one device.
 

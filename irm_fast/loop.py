@@ -18,7 +18,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from irm_fast.batches import Collator
 from irm_fast.callbacks import EpochOfPacks, IsolationCheck, StratificationModel
 from irm_fast.config import TrainConfig
-from irm_fast.distributed import check_same_lengths, prepare_fsdp
+from irm_fast.distributed import check_fsdp, check_same_lengths, prepare_fsdp
 from irm_fast.evaluation import action_rates, heldout_metrics, heldout_step, logit_inputs
 from irm_fast.model import ImplicitRewardModel
 from irm_fast.packing import PackSampler, by_length
@@ -96,6 +96,7 @@ class ImplicitTrainer(Trainer):
                 f"{args.n_gpu} GPUs in one process: start one process each, "
                 f"torchrun --nproc-per-node {args.n_gpu} -m irm_fast train ..., or set CUDA_VISIBLE_DEVICES=0"
             )
+        check_fsdp(config, args.world_size)
         self.core, self.config = model, config
         self.packs = PackSampler(
             train_dataset["length"],
@@ -127,10 +128,9 @@ class ImplicitTrainer(Trainer):
         self.add_callback(EpochOfPacks(self.packs))
         if model.packed and len(train_dataset) > 1:
             self.add_callback(IsolationCheck(self.data_collator([train_dataset[0], train_dataset[1]])))
+        check_fsdp(config, args.world_size, self.is_fsdp_enabled)
         if self.is_fsdp_enabled:
             prepare_fsdp(self.accelerator, config)
-        elif config.fsdp:  # accelerate would replicate the model without a word
-            raise ValueError("fsdp: there is nothing to shard over; expected several processes with a GPU each")
 
     def compute_loss(  # type: ignore[override]
         self,

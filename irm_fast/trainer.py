@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -14,7 +13,6 @@ import torch
 from accelerate import PartialState
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 
-from irm_fast.backbone import count_tokens
 from irm_fast.batches import as_dataset, tokenise
 from irm_fast.callbacks import MetricsFile
 from irm_fast.config import TrainConfig
@@ -22,11 +20,20 @@ from irm_fast.data import read_log
 from irm_fast.diagnostics import Diagnosis
 from irm_fast.diagnostics.logs import diagnose_rows
 from irm_fast.distributed import whole_state
-from irm_fast.evaluation import align, check_design, check_evidence, keep_signals
-from irm_fast.log import Log, signal_notes
+from irm_fast.evaluation import align, check_design, check_evidence
+from irm_fast.log import Log
 from irm_fast.loop import ImplicitTrainer, training_arguments
 from irm_fast.metrics import paired_difference
 from irm_fast.model import RECORD, ImplicitRewardModel, read_record
+from irm_fast.preparation import (
+    check_misclick_names,
+    check_parts,
+    designs_to_try,
+    live_signals,
+    spec_of,
+    warn_of_identification,
+    without_overlong,
+)
 from irm_fast.propensity import FeaturePropensity, RewardSpec
 from irm_fast.run_folder import (
     CHECKPOINTS,
@@ -98,21 +105,21 @@ def train_log(log: Log, config: TrainConfig, *, heldout: Log | None = None) -> T
     `train_data.json`, by which a resumed run knows its log. A signal that never acts is left out with a warning.
     """
     data = describe(log, heldout)
-    _check_misclick_names(log, config)
-    log, heldout = _live_signals(log, heldout)
-    specs = [_spec(log, config, design) for design in _designs(log, config, heldout)]
+    check_misclick_names(log, config)
+    log, heldout = live_signals(log, heldout)
+    specs = [spec_of(log, config, design) for design in designs_to_try(log, config, heldout)]
     for spec in specs:
         check_design(spec.design, log)
     check_evidence(specs[0], log)
-    _warn_of_identification(specs[0], log)
+    warn_of_identification(specs[0], log)
     check_output(config, data)
     rows = len(log)
     if config.overlong == "drop":
-        log, heldout = _without_overlong(log, config), heldout and _without_overlong(heldout, config)
+        log, heldout = without_overlong(log, config), heldout and without_overlong(heldout, config)
     dropped = rows - len(log)
     if heldout is None and config.validation_fraction:
         log, heldout = log.split(config.validation_fraction, config.seed)
-    _check_parts(log, heldout)
+    check_parts(log, heldout)
     fits: list[_Fit] = []
     for spec in specs:
         fits.append(_finished(config, spec) or _fit(log, heldout, config, spec, data, len(specs), len(fits)))
@@ -128,43 +135,6 @@ def train_log(log: Log, config: TrainConfig, *, heldout: Log | None = None) -> T
     return result
 
 
-def _without_overlong(log: Log, config: TrainConfig) -> Log:
-    """The rows that need no truncation.
-
-    Raises:
-        ValueError: there are none.
-    """
-    tokens, limit = count_tokens(config.model, log.messages, config.max_length)
-    fits = np.flatnonzero(tokens <= limit)
-    if not len(fits):
-        raise ValueError(f"overlong: all {len(log)} rows are longer than {limit} tokens; expected a larger max_length")
-    return log.subset(fits)
-
-
-def _live_signals(log: Log, heldout: Log | None) -> tuple[Log, Log | None]:
-    """Both logs without the signals that never act in the first; warnings say which, and which are nested."""
-    live = [name for k, name in enumerate(log.signals) if (log.feedback[:, k] == 1).any()]
-    for note in signal_notes(log):
-        warnings.warn(note, stacklevel=3)
-    if len(live) == len(log.signals):
-        return log, heldout
-    if heldout is not None:
-        dead = set(log.signals) - set(live)
-        heldout = keep_signals(heldout, [name for name in heldout.signals if name not in dead])
-    return keep_signals(log, live), heldout
-
-
-def _check_parts(log: Log, heldout: Log | None) -> None:
-    """Raise ValueError if a part of the log has nothing to learn from or to judge by."""
-    remedy = "expected some; give more rows, another --seed or another --validation-fraction"
-    for name, part in (("training", log), ("held-out", heldout)):
-        if part is not None and not (len(part) if part.weight is None else part.weight.sum() > 0):
-            raise ValueError(f"weight: no row of the {name} part ({len(part)} rows) has a weight above 0; {remedy}")
-    counts = True if log.weight is None else log.weight > 0
-    if not (((log.feedback == 1).any(axis=1) | (log.preference >= 0)) & counts).any():
-        raise ValueError(f"feedback: no action and no preference in the training part ({len(log)} rows); {remedy}")
-
-
 def _choose(fits: Sequence[_Fit]) -> _Fit:
     """The first design, unless a later one's held-out loss is lower by more than one standard error."""
     best = fits[0]
@@ -172,45 +142,6 @@ def _choose(fits: Sequence[_Fit]) -> _Fit:
         gain, error = paired_difference(best.heldout[0], fit.heldout[0], fit.heldout[1])
         best = fit if gain > error else best
     return best
-
-
-def _designs(log: Log, config: TrainConfig, heldout: Log | None) -> list[str]:
-    """The propensity designs to train: more than one only where held-out likelihood is to choose."""
-    if config.propensity != "auto":
-        return [config.propensity]
-    if len(log.signals) < 2:
-        return ["constant"]
-    if heldout is None and not config.validation_fraction:
-        raise ValueError("propensity: 'auto' chooses by held-out likelihood; set validation_fraction")
-    return ["constant", "hidden"]
-
-
-def _spec(log: Log, config: TrainConfig, design: str) -> RewardSpec:
-    rates = config.misclick_rate
-    return RewardSpec(
-        design=design,
-        signals=log.signals,
-        polarity=log.polarity,
-        misclick_rate=tuple(
-            float(rates.get(name, 0.0) if isinstance(rates, Mapping) else rates) for name in log.signals
-        ),
-        feature_names=log.feature_names if design == "features" else (),
-        max_length=config.max_length,
-    )
-
-
-def _check_misclick_names(log: Log, config: TrainConfig) -> None:
-    rates = config.misclick_rate
-    unknown = sorted(rates.keys() - set(log.signals)) if isinstance(rates, Mapping) else ()
-    if unknown:
-        known = ", ".join(log.signals) or "none"
-        raise ValueError(f"misclick_rate: no signal {unknown[0]!r} in the log; expected one of: {known}")
-
-
-def _warn_of_identification(spec: RewardSpec, log: Log) -> None:
-    if len(spec.signals) == 1 and spec.design in ("hidden", "features"):
-        verdict = diagnose_rows([log], spec).verdict
-        warnings.warn(f"propensity {spec.design!r}, signal {spec.signals[0]!r}: the reward is {verdict}", stacklevel=3)
 
 
 @dataclass(frozen=True)

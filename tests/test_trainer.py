@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from irm_fast.backbone import encode, load_backbone
 from irm_fast.evaluation import evaluate_log, evaluate_rated, load, score
 from irm_fast.loop import ImplicitTrainer
 from irm_fast.trainer import train, train_log
@@ -446,3 +447,61 @@ def test_several_gpus_in_one_process_are_refused(make_log, make_config, monkeypa
 def test_divergence_is_an_error(make_log, make_config):
     with pytest.raises(RuntimeError, match="diverged"):
         train_log(make_log(), make_config(learning_rate=1e30))
+
+
+def test_overlong_rows_are_truncated_or_dropped(make_log, make_config):
+    log = make_log(60)
+    _, tokenizer = load_backbone(make_config().model)
+    lengths = np.array([len(row) for row in encode(tokenizer, log.messages, 1000)[0]])
+    limit = int(np.quantile(lengths, 0.7))
+    settings = {"epochs": 1, "max_length": limit}
+    cut = train_log(log, make_config("cut", **settings))
+    assert (cut.truncated > 0, cut.dropped) == (True, 0)
+    dropped = train_log(log, make_config("dropped", overlong="drop", **settings))
+    assert (dropped.truncated, dropped.dropped) == (0, (lengths > limit).sum())
+    record = json.loads((Path(make_config("dropped").output) / "irm_fast.json").read_text())
+    assert record["dropped"] == dropped.dropped
+    kept = train_log(log.subset(np.flatnonzero(lengths <= limit)), make_config("kept", **settings))
+    assert largest_difference(dropped, kept) == 0
+    with pytest.raises(ValueError, match=r"overlong: all 60 rows are longer than 3 tokens.*max_length"):
+        train_log(log, make_config("none", overlong="drop", max_length=3))
+
+
+def test_token_budget(make_log, make_config):
+    with pytest.raises(ValueError, match=r"token_budget: got 20; the longest row has \d+ tokens"):
+        train_log(make_log(), make_config(batch_size=None, token_budget=20))
+    assert not Path(make_config().output).exists()
+    result = train_log(make_log(), make_config(batch_size=None, token_budget=400))
+    entries = [entry for entry in metrics_of(make_config()) if "loss" in entry]
+    assert {"examples_per_second", "tokens_per_second", "non_padding"} <= entries[0].keys()
+    assert result.throughput["non_padding"] == 1
+    assert result.throughput["tokens_per_second"] > 10 * result.throughput["examples_per_second"]
+    padded = train_log(make_log(), make_config("padded", batch_size=None, token_budget=400, attn="sdpa"))
+    assert 0.4 < padded.throughput["non_padding"] < 1
+
+
+def test_padding_does_not_change_the_steps_of_one_batch(make_log, make_config, monkeypatch):
+    """All rows in every step: in whatever form and order, the same loss and gradient."""
+    use_sgd(monkeypatch)
+    settings = {"batch_size": 48, "validation_fraction": 0, "propensity": "hidden"}
+    packed = train_log(make_log(), make_config("packed", **settings))
+    for attn in ("sdpa", "eager"):
+        assert largest_difference(packed, train_log(make_log(), make_config(attn, attn=attn, **settings))) < 1e-6
+
+
+def test_compiled_backbone(make_log, make_config, monkeypatch):
+    use_sgd(monkeypatch)
+    settings = {"epochs": 1, "batch_size": 24, "validation_fraction": 0, "attn": "sdpa"}
+    plain = train_log(make_log(), make_config("plain", **settings))
+    compiled = train_log(make_log(), make_config("compiled", compile=True, **settings))
+    assert largest_difference(plain, compiled) < 1e-6
+    rewards = [score(result.model, make_log(3).messages) for result in (plain, compiled)]
+    np.testing.assert_allclose(*rewards, atol=1e-6)
+
+
+def test_what_cannot_be_had_is_said_before_anything_is_written(make_log, make_config):
+    with pytest.raises(ValueError, match=r"attn: cannot be had: flash_attention_2: its package is not installed"):
+        train_log(make_log(), make_config(attn="flash_attention_2"))
+    with pytest.raises(ValueError, match=r"fsdp: .*several processes with a GPU each"):
+        train_log(make_log(), make_config(fsdp=True))
+    assert not Path(make_config().output).exists()

@@ -15,8 +15,9 @@ from irm_fast.embedding.store import Source, read_embeddings, read_source
 from irm_fast.embedding.text_model import EmbeddedRewardModel, propensity_features
 from irm_fast.evaluation import action_rates, check_design, check_evidence, heldout_metrics
 from irm_fast.log import Log, group_rows, prompt_key
+from irm_fast.preparation import check_misclick_names, check_parts, live_signals, spec_of
 from irm_fast.run_folder import begin_run, check_output, close_run, describe, plain
-from irm_fast.trainer import TrainResult, _check_misclick_names, _check_parts, _live_signals, _spec
+from irm_fast.trainer import TrainResult
 
 if TYPE_CHECKING:
     from irm_fast.embedding.estimator import EmbeddingRewardModel
@@ -40,11 +41,11 @@ def train_on_embeddings(config: TrainConfig) -> TrainResult:
     misclick = bool(config.misclick_rate)
     log = read_log(config.data, absent=config.absent, polarity=config.polarity, misclick=misclick)  # type: ignore[arg-type]
     data = describe(log, None)
-    _check_misclick_names(log, config)
-    log, _ = _live_signals(log, None)
+    check_misclick_names(log, config)
+    log, _ = live_signals(log, None)
     if config.propensity != "auto":
         check_design(config.propensity, log)
-    check_evidence(_spec(log, config, config.propensity), log)
+    check_evidence(spec_of(log, config, config.propensity), log)
     check_output(config, data)
     vectors = read_embeddings(config.embeddings, log.ids, log.messages)
     result = _fit(log, vectors, config, source)
@@ -58,14 +59,14 @@ def train_on_embeddings(config: TrainConfig) -> TrainResult:
 def _fit(log: Log, vectors: np.ndarray, config: TrainConfig, source: Source) -> TrainResult:
     """The fitted model, with metrics and diagnosis by the held-out part."""
     part, heldout = log.split(config.validation_fraction, config.seed) if config.validation_fraction else (log, None)
-    _check_parts(part, heldout)
+    check_parts(part, heldout)
     place = {name: i for i, name in enumerate(log.ids)}
     estimator = _new_estimator(part, config)
     # The estimator takes no empty signal axis: explicit preferences alone get one that is always missing.
     feedback = part.feedback if part.signals else np.full((len(part), 1), -1, np.int8)
     estimator.fit(vectors[[place[name] for name in part.ids]], feedback, **_evidence(part, config))
     design = _design(estimator)
-    model = EmbeddedRewardModel(estimator, replace(_spec(part, config, design), max_length=source.max_length), source)
+    model = EmbeddedRewardModel(estimator, replace(spec_of(part, config, design), max_length=source.max_length), source)
     if heldout is None:
         return TrainResult(model, design, {}, 0, diagnosis=estimator.diagnosis_)  # type: ignore[arg-type]
     losses, logits = model.predict(vectors[[place[name] for name in heldout.ids]], heldout)
@@ -84,7 +85,7 @@ def _new_estimator(log: Log, config: TrainConfig) -> EmbeddingRewardModel:
         propensity=config.propensity,
         estimator=config.estimator,
         polarity=log.polarity or None,
-        misclick_rate=_spec(log, config, "constant").misclick_rate or None,
+        misclick_rate=spec_of(log, config, "constant").misclick_rate or None,
         random_state=config.seed,
     )
 
