@@ -31,6 +31,11 @@ class Case(ABC):
         width = f" H={self.hidden}" if self.hidden else ""
         return f"N={self.n}{width} K={self.k} {str(self.dtype).removeprefix('torch.')}"
 
+    @property
+    def tolerance(self) -> float:
+        """Largest ||got - want|| / ||want|| of a result; bfloat16 keeps 8 bits."""
+        return {torch.float32: 1e-4, torch.bfloat16: 2e-2}[self.dtype]
+
     @abstractmethod
     def make_inputs(self, seed: int) -> Any:
         """One set of inputs. Providers share it."""
@@ -42,6 +47,14 @@ class Case(ABC):
     @abstractmethod
     def entries(self) -> list[Entry]:
         """Everybody who computes it, with `ours` first."""
+
+    def traffic(self, mode: str) -> tuple[int, int]:
+        """Bytes that have to be read and written."""
+        return count_bytes(self, mode)
+
+    def floors(self, n_sets: int) -> list[tuple[Entry, list[Any]]]:
+        """What no provider can be faster than, each with its buffers."""
+        return floors(self, n_sets)
 
 
 @dataclass(frozen=True)
@@ -88,6 +101,8 @@ def count_bytes(case: Case, mode: str) -> tuple[int, int]:
 
 def floor_names(mode: str) -> tuple[str, ...]:
     """The floors of a mode, the one that percentages refer to first."""
+    if mode == "train":
+        return ("matmul",)
     return ("read",) if mode in ("forward", "frozen", "epoch") else ("copy", "clone")
 
 

@@ -54,7 +54,7 @@ def _sweeps(run: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """Of every operation the cases of the shape that was measured at most sizes, by N."""
     shapes: dict[str, dict[tuple, list[dict[str, Any]]]] = {}
     for case in run["cases"]:
-        if "epoch" in case["modes"]:  # of sizes that have nothing else in common
+        if {"epoch", "train"} & case["modes"].keys():  # of sizes that have nothing else in common
             continue
         shape = case["k"], case["hidden"], case["dtype"]
         shapes.setdefault(case["operation"], {}).setdefault(shape, []).append(case)

@@ -21,9 +21,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.cases import DEVICE, Case, Entry, count_bytes, floors
+from benchmarks.cases import DEVICE, Case, Entry
 
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}  # ||got - want|| / ||want||; bfloat16 keeps 8 bits
 CACHE = 2**27  # bytes: a rotation over this much finds little in the last-level cache of the usual machine
 SMALL = 2**20  # bytes: below, launches are the bound, and the inputs may stay in the cache
 BLOCK = 4e-3  # seconds: fast calls are timed in blocks of this length
@@ -69,7 +68,7 @@ def check(entry: Entry, case: Case, inputs: Any, truth: dict[str, Tensor]) -> tu
         if not want.norm() > 0:
             raise WrongResult(f"the reference's {name} is zero: the check would show nothing")
         errors[name] = ((got.double() - want).norm() / want.norm()).item()
-        if not errors[name] <= TOLERANCE[case.dtype]:  # NaN is refused too
+        if not errors[name] <= case.tolerance:  # NaN is refused too
             raise WrongResult(f"{name} is off by {errors[name]:.1e} (relative)")
     return errors, results[0].item()
 
@@ -185,7 +184,7 @@ def _measure(case: Case) -> list[Result]:
     torch.compiler.reset()  # Dynamo gives a function up after eight shapes and runs it eagerly, without a word
     if DEVICE == "cuda":
         torch.cuda.empty_cache()  # the check's float64 tensors are large, and of other sizes in every case
-    n_bytes = max(sum(count_bytes(case, mode)) for mode in case.modes)
+    n_bytes = max(sum(case.traffic(mode)) for mode in case.modes)
     n_sets = 1 if n_bytes < SMALL else min(64, math.ceil(CACHE / n_bytes))
     sets = [case.make_inputs(seed) for seed in range(n_sets)]
     entries = case.entries()
@@ -193,7 +192,7 @@ def _measure(case: Case) -> list[Result]:
     refused = _check_all(entries, results, case, sets[0])
 
     turns = [Turn(entry, sets) for entry in entries]
-    for entry, buffers in floors(case, n_sets):
+    for entry, buffers in case.floors(n_sets):
         turns.append(Turn(entry, buffers))
         results.append(Result(entry.provider, entry.modes))
     for result in results:
@@ -244,6 +243,6 @@ def show(benchmark: Any, case: Case, mode: str, provider: str) -> None:
     if result.refused:
         pytest.fail(f"{provider} is not timed. {result.refused}", pytrace=False)
     benchmark.group = f"{case.operation}, {case}, {mode}, {DEVICE}"
-    benchmark.extra_info |= {"bytes": sum(count_bytes(case, mode)), "peak_bytes": result.peak_bytes}
+    benchmark.extra_info |= {"bytes": sum(case.traffic(mode)), "peak_bytes": result.peak_bytes}
     times = iter(result.times)
     benchmark.pedantic(lambda: clock.advance(next(times, 0.0)), rounds=len(result.times))

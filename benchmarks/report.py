@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 import irm_fast
-from benchmarks.cases import DEVICE, Case, Entry, count_bytes, floor_names
+from benchmarks.cases import DEVICE, Case, Entry, floor_names
 from benchmarks.harness import Result, Turn
 
 HEAD = f"  {'mode':13}{'provider':18}" + "".join(
@@ -39,7 +39,7 @@ def as_record(case: Case, results: Iterable[Result]) -> dict[str, Any]:
     for mode in case.modes:
         providers = {result.provider: _as_record(result) for result in results if mode in result.modes}
         modes[mode] = {
-            "bytes": sum(count_bytes(case, mode)),
+            "bytes": sum(case.traffic(mode)),
             "floor": floor_names(mode)[0],
             "providers": providers,
         }
@@ -65,7 +65,7 @@ def table(records: Iterable[dict[str, Any]]) -> list[str]:
             rows = contest["providers"]
             ours, floor = rows.get("ours", {}).get("median"), rows[contest["floor"]]["median"]
             for who, row in sorted(rows.items(), key=lambda item: item[1].get("median", 0.0)):
-                lines.append(_row(mode, who, row, ours, floor, is_floor=who in ("copy", "clone", "read")))
+                lines.append(_row(mode, who, row, ours, floor, is_floor=who in ("copy", "clone", "read", "matmul")))
     return lines
 
 

@@ -171,3 +171,91 @@ def test_memory_does_not_grow_with_the_hidden_states() -> None:
     peak = torch.cuda.max_memory_allocated() - before
     assert loss.requires_grad
     assert peak < hidden.numel() * hidden.element_size() / 10
+
+
+FAMILIES_ON_GPU = ("llama", "qwen3", "mistral", "gemma")
+
+
+def states_of(model: Any, rows: list[dict], packed: bool, precision: torch.dtype) -> Tensor:
+    from irm_fast.batches import Collator
+    from irm_fast.evaluation import logit_inputs
+
+    batch = {name: to_gpu(x) for name, x in Collator(0, packed=packed)(rows).items()}
+    del batch["counts"]
+    with torch.no_grad(), torch.autocast("cuda", precision, enabled=precision != torch.float32):
+        return model.pool(**logit_inputs(batch))
+
+
+@pytest.mark.parametrize("family", FAMILIES_ON_GPU)
+def test_packed_states_are_as_exact_as_padded_ones(family: str) -> None:
+    """By torch's flash kernels, and by every flash-attn package that is installed."""
+    from irm_fast.attention import PACKED, obstacle
+    from tests.test_attention import FAMILIES, make_model, make_rows
+
+    model, rows = make_model(FAMILIES[family]()).cuda(), make_rows()
+    exact = states_of(model, rows, False, torch.float32)
+    padded = (states_of(model, rows, False, torch.bfloat16) - exact).abs().max()
+    device = torch.device("cuda", torch.cuda.current_device())
+    tried = [name for name in PACKED if obstacle(name, model.classifier, device, torch.bfloat16) is None]
+    assert "varlen" in tried
+    for name in tried:
+        with model.attention(name, dtype=torch.bfloat16):
+            packed = states_of(model, rows, True, torch.bfloat16)
+            others = [{**row, "input_ids": row["input_ids"][::-1]} for row in rows[:-1]] + rows[-1:]
+            changed = states_of(model, others, True, torch.bfloat16)
+        assert (packed - exact).abs().max() <= 2 * padded
+        assert torch.equal(changed[-1], packed[-1])  # no row sees another
+
+
+@pytest.mark.parametrize("family", ("llama", "mistral"))
+def test_packed_gradients_are_as_exact_as_padded_ones(family: str) -> None:
+    from irm_fast.batches import Collator
+    from tests.test_attention import FAMILIES, make_model, make_rows
+
+    model, rows = make_model(FAMILIES[family]()).cuda(), make_rows()
+
+    def gradient(packed: bool, precision: torch.dtype) -> Tensor:
+        batch = {
+            name: to_gpu(x) for name, x in Collator(0, packed=packed)(rows).items() if name not in ("row", "counts")
+        }
+        model.zero_grad()
+        with torch.autocast("cuda", precision, enabled=precision != torch.float32):
+            model(**batch).backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters()])
+
+    exact = gradient(False, torch.float32)
+    assert exact.abs().max() > 0.1
+    padded = (gradient(False, torch.bfloat16) - exact).norm()
+    with model.attention("varlen", dtype=torch.bfloat16):
+        assert (gradient(True, torch.bfloat16) - exact).norm() <= 2 * padded
+
+
+def test_a_packed_pass_waits_for_nothing() -> None:
+    """From the second pass on; transformers would look at the position ids, were a mask made for this attention."""
+    from tests.test_attention import FAMILIES, make_model, make_rows
+
+    model, rows = make_model(FAMILIES["mistral"]()).cuda(), make_rows()
+    from irm_fast.batches import Collator
+
+    batch = {name: to_gpu(x) for name, x in Collator(0, packed=True)(rows).items() if name not in ("row", "counts")}
+    with model.attention("varlen", dtype=torch.bfloat16), torch.autocast("cuda", torch.bfloat16):
+        model(**batch).backward()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            model(**batch).backward()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+def test_training_on_a_gpu(make_log: Any, make_config: Any) -> None:
+    """The whole loop, packed by a token budget in bfloat16, with its report; float32 is padded."""
+    from irm_fast.trainer import train_log
+
+    result = train_log(make_log(80), make_config(batch_size=None, token_budget=600, precision="bfloat16"))
+    assert result.throughput["non_padding"] == 1
+    assert result.throughput["peak_memory_gb"] > 0
+    exact = train_log(make_log(80), make_config("exact", batch_size=None, token_budget=600))
+    assert exact.throughput["non_padding"] < 1
+    assert result.metrics["nll"] == pytest.approx(exact.metrics["nll"], rel=0.02)
+    with pytest.raises(ValueError, match="precision"):
+        train_log(make_log(80), make_config("forced", attn="varlen"))
