@@ -231,8 +231,8 @@ def _in_order(rows: Sequence[Row], budget: int) -> list[list[Row]]:
 
 
 CASES: tuple[TrainingCase, ...] = (
-    TrainingCase(48, shape="tiny"),
-    TrainingCase(24, shape="small", longest=1024, budget=2048),
+    TrainingCase(64, shape="tiny", budget=2048),
+    TrainingCase(24, shape="small", longest=1024, budget=4096),
 )
 if DEVICE == "cuda":
     on_gpu = partial(TrainingCase, dtype=torch.bfloat16, longest=4096, budget=16384)

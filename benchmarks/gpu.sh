@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Builds, tests and times on a machine with a GPU, in under nine minutes:  benchmarks/gpu.sh [FOLDER]
-# FOLDER (default $OUT) gets the results and a log of each phase. A phase that fails or runs out of time is told at the
-# end; those after it run all the same, but for a build that failed. PYTHON names the interpreter, which has the
-# dependencies: nothing is downloaded.
+# Builds, tests and times on a machine with a GPU, in under ten minutes:  benchmarks/gpu.sh [FOLDER [losses|training]]
+# FOLDER (default $OUT) gets the results and a log of each phase. losses (default): the kernels; training: a decoder under
+# them, packed and padded. A phase that fails or runs out of time is told at the end; those after it run all the same,
+# but for a build that failed. PYTHON names the interpreter, which has the dependencies: nothing is downloaded.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-${OUT:?give a folder}}
+what=${2:-losses}
 python=${PYTHON:-python3}
 mkdir -p "$out"
 export HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1
@@ -29,8 +30,20 @@ phase build 80 "$python" -m pip install --quiet --no-build-isolation --no-deps -
 parallel=$("$python" -c 'import xdist; print("-n 8")' 2>/dev/null)  # many small compilations
 IRM_FAST_GPU_TESTS=1 phase tests 150 "$python" -m pytest -q --maxfail=20 $parallel tests/test_gpu.py
 # Every case is saved as it is measured: what a time limit cuts off are the last cases, which matter least.
-phase benchmarks 270 "$python" -m pytest benchmarks/bench_loss.py benchmarks/bench_linear.py --benchmark-only -q \
-  --save-results "$out"
-"$python" -m benchmarks.report "$out"/*.json
-phase figures 20 "$python" -m benchmarks.draw "$out"/*.json
+measure() { phase benchmarks "$1" "$python" -m pytest "${@:2}" --benchmark-only -q --save-results "$out/results"; }
+if [ "$what" = training ]; then
+  measure 180 benchmarks/bench_training.py
+  scale() { phase "$1" "$2" "$python" -m benchmarks.at_scale --out "$out" "${@:3}" && grep examples/s "$out/$1.log"; }
+  if "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+    scale packed 60 --shape 0.6B
+    scale padded 90 --shape 0.6B --attn sdpa
+    scale large 90 --shape 1.7B --recompute
+  else # a rehearsal
+    scale packed 60 --shape tiny --budget 2048 --longest 512 --precision float32
+  fi
+else
+  measure 270 benchmarks/bench_loss.py benchmarks/bench_linear.py
+  phase figures 20 "$python" -m benchmarks.draw "$out"/results/*.json
+fi
+"$python" -m benchmarks.report "$out"/results/*.json
 [ ${#failed[@]} -eq 0 ] || { echo "failed: ${failed[*]}"; exit 1; }
