@@ -179,7 +179,12 @@ def _by_torch(
     """(T, heads, width) by the flash kernels inside torch."""
     from torch.nn.attention.varlen import varlen_attn
 
-    groups: Any = {"enable_gqa": True} if "enable_gqa" in _torch_arguments() else {}  # else it needs no permission
+    groups: Any = {}
+    if key.shape[1] != query.shape[1]:
+        if "enable_gqa" in _torch_arguments():
+            groups = {"enable_gqa": True}
+        else:
+            key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
     window_size = (-1 if window is None else window - 1, 0)
     result: Any = varlen_attn(
         query, key, value, ends, ends, longest, longest, scale=scaling, window_size=window_size, **groups

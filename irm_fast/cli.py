@@ -145,7 +145,7 @@ def train(
     if result.throughput:
         from irm_fast.throughput import describe
 
-        typer.echo(f"  {describe(result.throughput)}")
+        typer.echo(f"  attention {result.attention}: {describe(result.throughput)}")
     if result.diagnosis is not None:
         typer.echo(result.diagnosis.summary())
 

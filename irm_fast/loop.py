@@ -197,6 +197,8 @@ class ImplicitTrainer(Trainer):
             return super().evaluate(*args, **kwargs)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        # Each process asks whether the folder is there, to know the best checkpoint, before one has to make it.
+        Path(self.args.output_dir, f"checkpoint-{self.state.global_step}").mkdir(parents=True, exist_ok=True)
         with self.throughput.paused():
             super()._save_checkpoint(*args, **kwargs)
 

@@ -143,6 +143,18 @@ def last_checkpoint(folder: Path) -> str | None:
     return str(max(whole, key=lambda path: int(path.name.rsplit("-", 1)[1]))) if whole else None
 
 
+def check_steps(checkpoint: str | None, steps: int) -> None:
+    """Raise ValueError if the run that left a checkpoint was to have another number of steps."""
+    if checkpoint is None:
+        return
+    earlier = json.loads((Path(checkpoint) / "trainer_state.json").read_text(encoding="utf-8"))["max_steps"]
+    if earlier != steps:
+        raise ValueError(
+            f"resume: the interrupted run had {earlier} steps, this one would have {steps}; expected as many processes "
+            "as then, and the same kind of device"
+        )
+
+
 def write_metrics(path: Path, lines: list[Mapping[str, Any]], *, append: bool) -> None:
     """Write JSON lines; NaN, which JSON does not know, as null."""
     with path.open("a" if append else "w", encoding="utf-8") as file:

@@ -40,6 +40,7 @@ from irm_fast.run_folder import (
     METRICS,
     begin_run,
     check_output,
+    check_steps,
     close_run,
     describe,
     last_checkpoint,
@@ -50,6 +51,9 @@ from irm_fast.throughput import typical
 __all__ = ["ImplicitTrainer", "TrainResult", "train", "train_log"]
 
 
+_KEPT = ("truncated", "attention", "throughput")  # of a design that is trained, while others are
+
+
 @dataclass(frozen=True)
 class TrainResult:
     """A trained reward model, in evaluation mode on the CPU, and how it came about.
@@ -57,7 +61,8 @@ class TrainResult:
     design: the propensity design of the model.  metrics: of the held-out part at the best evaluation, keys as
     of `evaluation.heldout_metrics`; empty without a held-out part.  truncated: training rows that were longer
     than `max_length` and lost their beginning.  dropped: rows of the log that were left out for it.
-    designs: `nll` of every design that was tried.  throughput: keys of `Throughput.report`, medians of the run.
+    designs: `nll` of every design that was tried.  attention: what the backbone ran with.
+    throughput: keys of `Throughput.report`, medians of the run.
     diagnosis: what the reward rests on: counts of the whole log, predictions for the held-out part.
     """
 
@@ -67,6 +72,7 @@ class TrainResult:
     truncated: int
     dropped: int = 0
     designs: Mapping[str, float] = field(default_factory=dict)
+    attention: str | None = None
     throughput: Mapping[str, float] = field(default_factory=dict)
     diagnosis: Diagnosis | None = None
 
@@ -170,20 +176,23 @@ def _fit(
     model = _new_model(log, config, spec)
     args = training_arguments(config, folder, evaluate=heldout is not None)
     dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
-    with model.attention(config.attn, args.device, dtype):
+    with model.attention(config.attn, args.device, dtype) as attention:
         trainer, truncated = _trainer(log, heldout, config, model, args)
         with _main_process() as is_main:
             if is_main and number == 0:  # only now: a run that cannot start leaves no folder behind
                 begin_run(config, data)
-        trainer.train(resume_from_checkpoint=last_checkpoint(folder) if config.resume else None)
+        checkpoint = last_checkpoint(folder) if config.resume else None
+        check_steps(checkpoint, config.epochs * trainer.packs.steps)
+        trainer.train(resume_from_checkpoint=checkpoint)
         metrics = _best_metrics(trainer) if heldout is not None else {}
         predictions = np.empty((2, 0)) if heldout is None else trainer.heldout_predictions()
     speed = typical(trainer.state.log_history)
-    result = TrainResult(_plain_model(trainer, log, config), spec.design, metrics, truncated, throughput=speed)
+    plain_model = _plain_model(trainer, log, config)
+    result = TrainResult(plain_model, spec.design, metrics, truncated, attention=attention, throughput=speed)
     if number + 1 < designs and trainer.is_world_process_zero():
-        record = {"metrics": plain(metrics), "truncated": truncated, "throughput": speed}
-        record["heldout"] = predictions.tolist()
-        model.save(folder / "model", record)
+        record = {name: getattr(result, name) for name in _KEPT}
+        record |= {"metrics": plain(metrics), "heldout": predictions.tolist()}
+        plain_model.save(folder / "model", record)
     return _Fit(result, predictions)
 
 
@@ -193,8 +202,8 @@ def _finished(config: TrainConfig, spec: RewardSpec) -> _Fit | None:
     if not config.resume or not (folder / RECORD).is_file():
         return None
     record, model = read_record(folder), ImplicitRewardModel.load(folder)
-    result = TrainResult(model, spec.design, record["metrics"], record["truncated"], throughput=record["throughput"])
-    return _Fit(result, np.array(record["heldout"]))
+    kept = {name: record[name] for name in _KEPT}
+    return _Fit(TrainResult(model, spec.design, record["metrics"], **kept), np.array(record["heldout"]))
 
 
 @contextmanager
@@ -273,6 +282,7 @@ def _record(result: TrainResult, config: TrainConfig) -> dict[str, Any]:
         "designs": dict(result.designs),
         "truncated": result.truncated,
         "dropped": result.dropped,
+        "attention": result.attention,
         "throughput": dict(result.throughput),
         "training": asdict(config),
     }

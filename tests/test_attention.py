@@ -233,3 +233,37 @@ def test_backbone_of_transformers_refuses_unpacked_tokens():
     model.set_attn_implementation(attention._register())
     with pytest.raises(ValueError, match="packed sequences"):
         model(input_ids=torch.ones(1, 4, dtype=torch.long))
+
+
+@pytest.mark.parametrize("window", [None, 5])
+@pytest.mark.parametrize("knows_groups", [True, False])
+def test_torch_kernels_are_asked_the_same(monkeypatch, window, knows_groups):
+    """On a CPU, with a stand-in for the flash kernels: shapes, window and groups of heads."""
+    varlen = pytest.importorskip("torch.nn.attention.varlen")
+    assert "window_size" in attention._torch_arguments() or not hasattr(varlen, "varlen_attn")
+
+    def stand_in(query, key, value, ends, ends_k, longest, longest_k, *, scale, window_size, **groups):
+        assert ends is ends_k and longest == longest_k == 11
+        assert groups == ({"enable_gqa": True} if knows_groups else {})
+        assert groups or query.shape[1] == key.shape[1]
+        left, right = window_size
+        assert right == 0
+        wide = (x.transpose(0, 1)[None] for x in (query, key, value))
+        return attention._one_by_one(*wide, scale, None if left == -1 else left + 1, ends, 0.0)[0].transpose(0, 1)
+
+    monkeypatch.setattr(varlen, "varlen_attn", stand_in)
+    names = {"window_size", *(("enable_gqa",) if knows_groups else ())}
+    monkeypatch.setattr(attention, "_torch_arguments", lambda: frozenset(names))
+    query, key, value = (torch.randn(1, heads, 20, 8) for heads in (4, 2, 2))
+    ends = torch.tensor([0, 9, 20], dtype=torch.int32)
+    want = attention._one_by_one(query, key, value, 0.3, window, ends, 0.0).transpose(1, 2)[0]
+    flat = (x[0].transpose(0, 1) for x in (query, key, value))
+    torch.testing.assert_close(attention._by_torch(*flat, 0.3, window, ends, 11), want)
+
+
+def test_tokenizers_that_hide_the_end():
+    model = make_model(FAMILIES["llama"]())
+    for pad, text in ((None, "no padding token"), (2, "the token that ends a text")):
+        tokenizer = SimpleNamespace(pad_token_id=pad, eos_token_id=2, pad_token="</s>")
+        with pytest.raises(ValueError, match=text):
+            ImplicitRewardModel(model.classifier, tokenizer, model.spec)

@@ -29,7 +29,8 @@ class Run:
     def __init__(self, config: TrainConfig, record: Path) -> None:
         model = ImplicitRewardModel.load(config.output)
         self.parameters = torch.cat([p.detach().flatten() for p in model.parameters()])
-        lines = map(json.loads, (Path(config.output) / "metrics.jsonl").read_text().splitlines())
+        lines = list(map(json.loads, (Path(config.output) / "metrics.jsonl").read_text().splitlines()))
+        self.evaluations = [line["eval_nll"] for line in lines if "eval_nll" in line]
         self.log = [line for line in lines if "loss" in line]
         self.losses = torch.tensor([line["loss"] for line in self.log])
         self.rows = Counter()
@@ -57,7 +58,8 @@ def start(make_log, make_config, tmp_path):
         if processes > 1 and not launcher:
             launcher = ("-m", "torch.distributed.run", "--nproc-per-node", str(processes))
         command = [sys.executable, *launcher, SCRIPT, tmp_path / f"{name}.yaml", tmp_path / f"{name}.rows"]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parents[1])}
+        paths = [str(SCRIPT.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
         if kill_at is not None:
             killed = subprocess.run([*command, str(kill_at)], env=environment, capture_output=True)
             assert killed.returncode == (-signal.SIGKILL if processes == 1 else 1)
@@ -96,6 +98,16 @@ def test_fsdp_computes_the_same(start, precision):
     sharded = start("sharded", processes=2, batch_size=8, fsdp=True, precision=precision)
     assert (whole.sharded, sharded.sharded) == (False, True)
     same(whole, sharded)
+
+
+def test_held_out_rows_over_processes(start):
+    """Their packs hold other numbers of rows on each process; the best checkpoint and the design follow from them."""
+    settings = {"validation_fraction": 0.25, "propensity": "auto", "epochs": 3}
+    one = start("one", batch_size=16, **settings)
+    sharded = start("sharded", processes=2, batch_size=8, fsdp=True, **settings)
+    same(one, sharded)
+    assert one.evaluations == pytest.approx(sharded.evaluations, rel=1e-6)
+    assert len(one.evaluations) == 6
 
 
 @pytest.mark.parametrize(("file", "sharded"), [("ddp", False), ("fsdp2", True)])

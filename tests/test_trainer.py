@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from irm_fast.backbone import encode, load_backbone
+from irm_fast.config import TrainConfig
 from irm_fast.evaluation import evaluate_log, evaluate_rated, load, score
 from irm_fast.loop import ImplicitTrainer
 from irm_fast.trainer import train, train_log
@@ -505,3 +506,18 @@ def test_what_cannot_be_had_is_said_before_anything_is_written(make_log, make_co
     with pytest.raises(ValueError, match=r"fsdp: .*several processes with a GPU each"):
         train_log(make_log(), make_config(fsdp=True))
     assert not Path(make_config().output).exists()
+
+
+def test_resume_needs_as_many_steps(make_log, make_config, monkeypatch):
+    """As by another number of processes, each with its share of the rows."""
+    config = make_config(eval_steps=4)
+    with monkeypatch.context() as patch:
+        interrupt(patch, 6)
+        with pytest.raises(Interrupted):
+            train_log(make_log(), config)
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainConfig, "rows_per_pass", 16)
+        with pytest.raises(
+            ValueError, match=r"resume: the interrupted run had 10 steps, this one would have 6.*processes"
+        ):
+            train_log(make_log(), replace(config, resume=True))
