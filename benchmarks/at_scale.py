@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoTokenizer, Qwen3Config, Qwen3ForSequenceClassification
+from transformers import AutoTokenizer, Qwen3ForSequenceClassification
 
-from benchmarks.bench_training import SHAPES
+from benchmarks.bench_training import SHAPES, qwen3
 from benchmarks.report import machine
 from irm_fast.config import TrainConfig
 from irm_fast.log import Log
@@ -34,20 +34,8 @@ def make_model(shape: str, folder: Path) -> Path:
     """A Qwen3 of this shape with random weights, and a small tokenizer to which every word is one token."""
     make_tiny_decoder([" ".join(WORDS)] * 50, folder, vocab_size=400, max_length=8192)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    layers, width, within, heads, groups, head = SHAPES[shape]
-    config = Qwen3Config(
-        vocab_size=len(tokenizer),
-        hidden_size=width,
-        intermediate_size=within,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=groups,
-        head_dim=head,
-        max_position_embeddings=8192,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        num_labels=1,
-    )
+    ends = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    config = qwen3(shape, vocab_size=len(tokenizer), **ends)
     torch.manual_seed(0)
     (folder / "model.safetensors").unlink()
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):

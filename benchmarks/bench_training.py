@@ -123,22 +123,25 @@ class TrainingCase(Case):
         return [(Entry("matmul", ("train",), multiply), [torch.randn_like(a)])]
 
 
-@cache
-def make_model(shape: str) -> ImplicitRewardModel:
+def qwen3(shape: str, **settings: Any) -> Qwen3Config:
+    """The configuration of a classifier of this shape."""
     layers, width, within, heads, groups, head = SHAPES[shape]
-    config = Qwen3Config(
-        vocab_size=1000,  # looking embeddings up costs nothing; random ones are as good as many
+    return Qwen3Config(
         hidden_size=width,
         intermediate_size=within,
         num_hidden_layers=layers,
         num_attention_heads=heads,
         num_key_value_heads=groups,
         head_dim=head,
-        max_position_embeddings=4096,
-        pad_token_id=0,
-        eos_token_id=2,
+        max_position_embeddings=8192,
         num_labels=1,
+        **settings,
     )
+
+
+@cache
+def make_model(shape: str) -> ImplicitRewardModel:
+    config = qwen3(shape, vocab_size=1000, pad_token_id=0, eos_token_id=2)  # looking embeddings up costs nothing
     torch.manual_seed(0)
     with torch.device(DEVICE):
         network = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)

@@ -16,6 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+try:
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:  # before torch 2.10
+    varlen_attn = None  # type: ignore[assignment]
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -28,6 +33,7 @@ _MAJORS = {
     "flash_attention_2": range(8, 13),
 }  # of CUDA devices
 _REGISTERED = "irm_varlen"  # among the attention functions of transformers
+_TAKEN = frozenset() if varlen_attn is None else frozenset(inspect.signature(varlen_attn).parameters)
 
 log = logging.getLogger(__name__)
 
@@ -52,12 +58,18 @@ def set_attention(model: PreTrainedModel, wanted: str, device: torch.device, dty
         if reason is None:
             with quiet_transformers():
                 model.set_attn_implementation(_register() if name == "varlen" else name)
-            log.info("attention: %s%s", name, "".join(f"; not {other}: {why}" for other, why in reasons.items()))
+            _say(f"attention: {name}{''.join(f'; not {other}: {why}' for other, why in reasons.items())}")
             return name
         reasons[name] = reason
     can = [name for name in ATTENTIONS[1:] if obstacle(name, model, device, dtype) is None]
     why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
     raise ValueError(f"attn: cannot be had: {why}; expected auto, or one of {', '.join(can)}")
+
+
+@cache
+def _say(text: str) -> None:
+    """Log once: scoring chooses anew for every call."""
+    log.info(text)
 
 
 def obstacle(name: str, model: PreTrainedModel, device: torch.device, dtype: torch.dtype) -> str | None:
@@ -79,7 +91,7 @@ def obstacle(name: str, model: PreTrainedModel, device: torch.device, dtype: tor
         return f"{kind} computes more than plain attention"
     if device.type == "cpu":
         return None
-    if not _torch_arguments():
+    if "window_size" not in _TAKEN:
         return "it needs torch.nn.attention.varlen, of torch 2.11 or later"
     return _no_flash(config, device, dtype, range(8, 13), dropout=False)
 
@@ -114,17 +126,6 @@ def _installed(name: str) -> bool:
 
     check = getattr(import_utils, f"is_flash_attn_{name[-1]}_available", None)
     return check is not None and bool(check())
-
-
-@cache
-def _torch_arguments() -> frozenset[str]:
-    """What torch's varlen attention takes; empty where there is none with sliding windows."""
-    try:
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError:
-        return frozenset()
-    names = frozenset(inspect.signature(varlen_attn).parameters)
-    return names if "window_size" in names else frozenset()
 
 
 @cache
@@ -177,11 +178,9 @@ def _by_torch(
     query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None, ends: Tensor, longest: int
 ) -> Tensor:
     """(T, heads, width) by the flash kernels inside torch."""
-    from torch.nn.attention.varlen import varlen_attn
-
     groups: Any = {}
     if key.shape[1] != query.shape[1]:
-        if "enable_gqa" in _torch_arguments():
+        if "enable_gqa" in _TAKEN:
             groups = {"enable_gqa": True}
         else:
             key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))

@@ -127,7 +127,8 @@ class ImplicitTrainer(Trainer):
             self.add_callback(self.stratifier)
         self.add_callback(EpochOfPacks(self.packs))
         if model.packed and len(train_dataset) > 1:
-            self.add_callback(IsolationCheck(self.data_collator([train_dataset[0], train_dataset[1]])))
+            two_rows = self.data_collator([train_dataset[0], train_dataset[1]])
+            self.add_callback(IsolationCheck(two_rows, self.compute_loss_context_manager))
         check_fsdp(config, args.world_size, self.is_fsdp_enabled)
         if self.is_fsdp_enabled:
             prepare_fsdp(self.accelerator, config)
@@ -198,7 +199,7 @@ class ImplicitTrainer(Trainer):
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         # Each process asks whether the folder is there, to know the best checkpoint, before one has to make it.
-        Path(self.args.output_dir, f"checkpoint-{self.state.global_step}").mkdir(parents=True, exist_ok=True)
+        Path(str(self.args.output_dir), f"checkpoint-{self.state.global_step}").mkdir(parents=True, exist_ok=True)
         with self.throughput.paused():
             super()._save_checkpoint(*args, **kwargs)
 
