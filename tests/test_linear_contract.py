@@ -48,7 +48,7 @@ def test_hidden_states_in_any_layout(h: int, dtype: torch.dtype, layout: Callabl
         want = evaluate(case, reduction=reduction, backend=backend)
         got = evaluate({**case, "hidden": layout(case["hidden"])}, reduction=reduction, backend=backend)
         if reduction == "none" and h == 1:
-            # The weights' gradient is then a product by BLAS, which sums a vector in an order that may hang on its stride.
+            # The weights' gradient is then a product by BLAS, whose order may hang on the stride of a vector.
             for name in ("reward_weight", "propensity_weight"):
                 torch.testing.assert_close(got[1][name], want[1][name], rtol=1e-6, atol=1e-6)
                 got[1][name] = want[1][name]
