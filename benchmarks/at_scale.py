@@ -23,7 +23,7 @@ from benchmarks.bench_training import SHAPES, qwen3
 from benchmarks.report import machine
 from irm_fast.config import TrainConfig
 from irm_fast.log import Log
-from irm_fast.throughput import describe
+from irm_fast.throughput import in_words
 from irm_fast.tiny_decoder import make_tiny_decoder
 from irm_fast.trainer import train_log
 
@@ -92,11 +92,11 @@ def main() -> None:
             progress=False,
         )
         result = train_log(make_log(args.rows, args.longest), config)
-    print(f"{args.shape}, attention {args.attn}: {describe(result.throughput)}")
+    print(f"{args.shape}, attention {result.attention}: {in_words(result.throughput)}")
     if os.environ.get("RANK", "0") != "0":
         return
     settings = {name: value for name, value in vars(args).items() if name != "out"}
-    record = {**settings, "throughput": dict(result.throughput), "machine": machine()}
+    record = {**settings, "attn": result.attention, "throughput": dict(result.throughput), "machine": machine()}
     args.out.mkdir(parents=True, exist_ok=True)
     with (args.out / "training.jsonl").open("a") as file:
         file.write(json.dumps(record) + "\n")

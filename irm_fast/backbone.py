@@ -22,6 +22,7 @@ DEFAULT_TEMPLATE = (
     "{{- message['role'] | capitalize + ': ' + message['content'] + ('' if loop.last else '\\n\\n') -}}"
     "{%- endfor -%}{{- eos_token -}}"
 )
+CHUNK = 1000  # conversations rendered and tokenised at a time
 _SAMPLE = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
 
 
@@ -54,8 +55,12 @@ def count_tokens(
     name = _resolved(model)
     tokenizer = load_tokenizer(name)
     tokenizer.chat_template = _template_ending_in_eos(tokenizer)
-    ids, _ = encode(tokenizer, conversations, sys.maxsize)
-    return np.array([len(row) for row in ids]), token_limit(_load_config(name), max_length)
+    lengths = [
+        len(row)
+        for start in range(0, len(conversations), CHUNK)  # lists of numbers are large
+        for row in encode(tokenizer, conversations[start : start + CHUNK], sys.maxsize)[0]
+    ]
+    return np.array(lengths), token_limit(_load_config(name), max_length)
 
 
 def token_limit(config: Any, max_length: int) -> int:

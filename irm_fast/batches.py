@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from irm_fast.backbone import encode
+from irm_fast.backbone import CHUNK, encode
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from irm_fast.log import Log
 
-_CHUNK = 1000  # conversations rendered and tokenised at a time
 _DTYPES = {
     "feedback": torch.int8,
     "preference": torch.int8,
@@ -34,8 +33,8 @@ def tokenise(
 ) -> tuple[list[np.ndarray], int]:
     """Token ids of each conversation, int32, and how many lost their beginning; ValueError as `encode`."""
     rows, truncated = [], 0
-    for start in range(0, len(conversations), _CHUNK):
-        ids, longer = encode(tokenizer, conversations[start : start + _CHUNK], max_length)
+    for start in range(0, len(conversations), CHUNK):
+        ids, longer = encode(tokenizer, conversations[start : start + CHUNK], max_length)
         rows += [np.array(row, dtype=np.int32) for row in ids]
         truncated += longer
     return rows, truncated
@@ -75,11 +74,13 @@ class Collator:
 
     def __init__(self, pad_token_id: int, *, packed: bool = False, filler: Mapping[str, Any] | None = None) -> None:
         self.pad_token_id, self.packed = pad_token_id, packed
-        if filler is not None:
-            self.filler = {**filler, "input_ids": filler["input_ids"][-1:], "weight": 0.0, "row": -1}
+        self.filler = filler and {**filler, "input_ids": filler["input_ids"][-1:], "weight": 0.0, "row": -1}
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        examples, rows = len(rows), rows or [self.filler]
+        examples = len(rows)
+        if not rows:
+            assert self.filler is not None
+            rows = [self.filler]
         ids = [torch.as_tensor(row["input_ids"], dtype=torch.long) for row in rows]
         lengths = torch.tensor([len(row) for row in ids])
         batch: dict[str, Any] = _pack(ids, lengths) if self.packed else _pad(ids, self.pad_token_id)

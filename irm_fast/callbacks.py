@@ -2,51 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch
-from accelerate.utils import send_to_device
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import TrainerCallback
 
 from irm_fast.config import TrainConfig
-from irm_fast.evaluation import logit_inputs
+from irm_fast.isolation import check_isolation
 from irm_fast.model import ImplicitRewardModel
 from irm_fast.packing import PackSampler
 from irm_fast.run_folder import read_metrics, write_metrics
 
 
 class IsolationCheck(TrainerCallback):
-    """Sees, before the first step, that no row of a pack can look into another.
+    """`isolation.check_isolation` before the first step: now the model is where, and as, it will be trained.
 
-    Some combinations of attention, model and version attend across the whole pack without a word. So the first of two
-    packed rows is changed: the reward of the second must stay.
-
-    batch: of `batches.Collator`, two packed rows.  precision: a function that gives the context of a training pass.
+    precision: a function that gives the context of a training pass.
     """
 
-    def __init__(self, batch: Mapping[str, Any], precision: Callable[[], Any] = nullcontext) -> None:
-        self.batch, self.precision = batch, precision
+    def __init__(self, core: ImplicitRewardModel, precision: Callable[[], Any] = nullcontext) -> None:
+        self.core, self.precision = core, precision
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        model = kwargs["model"].eval()
-        changed = self.batch["input_ids"].clone()
-        first = changed[:, : int(self.batch["cu_seq_lens_q"][1])]
-        first.copy_(first.flip(1))
-        rewards = []
-        for batch in (self.batch, {**self.batch, "input_ids": changed}):
-            with torch.no_grad(), self.precision():
-                reward, _ = model(**send_to_device(logit_inputs(batch), args.device))
-            rewards.append(reward.double().cpu())
-        own, neighbour = (rewards[1] - rewards[0]).abs().tolist()
-        rounding = 0.01 * rewards[0][1].abs()  # of bfloat16, where the neighbour may be computed in another order
-        if neighbour > 0.05 * own + rounding:
-            raise RuntimeError(
-                "rows of a pack can see each other: something in this model mixes them; use --attn sdpa, which pads"
-            )
+        check_isolation(self.core, kwargs["model"].eval(), self.precision)
 
 
 class EpochOfPacks(TrainerCallback):

@@ -143,9 +143,9 @@ def train(
     if result.dropped:
         typer.echo(f"  {result.dropped} rows were longer than {result.model.spec.max_length} tokens and were left out")
     if result.throughput:
-        from irm_fast.throughput import describe
+        from irm_fast.throughput import in_words
 
-        typer.echo(f"  attention {result.attention}: {describe(result.throughput)}")
+        typer.echo(f"  attention {result.attention}: {in_words(result.throughput)}")
     if result.diagnosis is not None:
         typer.echo(result.diagnosis.summary())
 

@@ -8,8 +8,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from irm_fast.attention import ATTENTIONS
-
+ATTENTIONS = ("auto", "flash_attention_4", "flash_attention_3", "flash_attention_2", "varlen", "sdpa", "eager")
 DESIGNS = ("auto", "constant", "hidden", "features", "known")
 
 _CHOICES = {
@@ -84,7 +83,7 @@ class TrainConfig:
     eval_steps: int | None = option(None, "Evaluate and checkpoint every so many steps, not epochs.")
     patience: int = option(2, "Stop after so many evaluations without a better held-out likelihood; 0 never.")
     precision: str = option("float32", "float32, or bfloat16 (mixed: weights and heads stay float32).")
-    attn: str = option("auto", f"Attention: {', '.join(ATTENTIONS)}; auto takes the fastest there is.")
+    attn: str = option("auto", f"Attention: {', '.join(ATTENTIONS)}; auto: the fastest there is.")
     compile: bool = option(False, "Run the language model through torch.compile.")
     fsdp: bool = option(False, "Shard weights, gradients and optimiser over the processes (FSDP2).")
     gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass to save memory.")

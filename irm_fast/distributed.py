@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -32,14 +33,15 @@ def check_same_lengths(accelerator: Accelerator, datasets: Sequence[Any]) -> Non
 
 
 def check_fsdp(config: TrainConfig, processes: int, enabled: bool = True) -> None:
-    """Raise ValueError where FSDP is wanted and accelerate does not shard: it would say nothing, or little.
+    """Raise ValueError where FSDP is wanted, here or by accelerate's configuration, and does not come about.
 
-    enabled: whether accelerate has turned it on, once that is known.
+    enabled: whether accelerate has turned it on, once that is known: on CPUs it would replicate without a word.
     """
-    if config.fsdp and (processes == 1 or not enabled):
-        raise ValueError(
-            "fsdp: there is nothing to shard over; expected several processes with a GPU each, by torchrun"
-        )
+    wanted = config.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    if wanted and processes == 1:
+        raise ValueError("fsdp: one process has nothing to shard over; expected several, by torchrun or accelerate")
+    if wanted and not enabled:
+        raise ValueError("fsdp: accelerate does not shard on this device; expected a GPU for each process")
 
 
 def prepare_fsdp(accelerator: Accelerator, config: TrainConfig) -> None:

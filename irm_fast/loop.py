@@ -21,7 +21,7 @@ from irm_fast.config import TrainConfig
 from irm_fast.distributed import check_fsdp, check_same_lengths, prepare_fsdp
 from irm_fast.evaluation import action_rates, heldout_metrics, heldout_step, logit_inputs
 from irm_fast.model import ImplicitRewardModel
-from irm_fast.packing import PackSampler, by_length
+from irm_fast.packing import PackSampler, by_length, check_budget
 from irm_fast.throughput import Throughput, flops_of
 
 if TYPE_CHECKING:
@@ -108,6 +108,8 @@ class ImplicitTrainer(Trainer):
             epochs=config.epochs,
             padded=not model.packed,
         )
+        if eval_dataset is not None:
+            check_budget(np.array(eval_dataset["length"]), config.rows_per_pass, config.token_budget)
         # About fifty entries. As a share of all steps, transformers would warn of it whenever a run is resumed.
         args.logging_steps = max(1, round(0.02 * config.epochs * self.packs.steps))
         flops = flops_of(model)
@@ -126,9 +128,8 @@ class ImplicitTrainer(Trainer):
             self.stratifier = StratificationModel(model, config)
             self.add_callback(self.stratifier)
         self.add_callback(EpochOfPacks(self.packs))
-        if model.packed and len(train_dataset) > 1:
-            two_rows = self.data_collator([train_dataset[0], train_dataset[1]])
-            self.add_callback(IsolationCheck(two_rows, self.compute_loss_context_manager))
+        if model.packed:
+            self.add_callback(IsolationCheck(model, self.compute_loss_context_manager))
         check_fsdp(config, args.world_size, self.is_fsdp_enabled)
         if self.is_fsdp_enabled:
             prepare_fsdp(self.accelerator, config)

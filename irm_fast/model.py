@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from irm_fast.attention import PACKED, set_attention
+from irm_fast.attention import PACKED, set_attention, switch
 from irm_fast.backbone import (
     check_padding,
     load_backbone,
@@ -23,6 +24,7 @@ from irm_fast.backbone import (
     quiet_transformers,
     token_limit,
 )
+from irm_fast.isolation import why_not_packed
 from irm_fast.linear import linear_implicit_rm_loss
 from irm_fast.propensity import PROPENSITIES, RewardSpec
 
@@ -36,7 +38,6 @@ RECORD, PROPENSITY_FILE = "irm_fast.json", "propensity.safetensors"
 class Heads(nn.Module):
     """Reward head and propensity design on pooled hidden states, in float32 under any autocast.
 
-    A module of its own, reached by its call alone: FSDP shards it by itself, without rounding its weights.
     reward: `score` of a `*ForSequenceClassification`, linear to one output, no bias.
     """
 
@@ -119,6 +120,7 @@ class ImplicitRewardModel(nn.Module):
         features: Tensor | None = None,
         stratification: tuple[Tensor, Tensor] | Literal["current"] | None = None,
         normalizer: float | Tensor | None = None,
+        pooled: bool = False,
         **tokens: Any,
     ) -> Any:
         """The loss, or without `feedback` the logits: reward (N,) with the bias, and propensity (N, K), float32.
@@ -126,9 +128,11 @@ class ImplicitRewardModel(nn.Module):
         tokens: as of `pool`, of N rows. feedback: (N, K), with preference (N,) and weight (N,): the loss, float32 (),
         is `linear_implicit_rm_loss` divided by `normalizer` instead of N. stratification: "current" takes the posterior
         of this very model; see `linear_implicit_rm_loss`. propensity: (N, K), the probabilities for the `known` design.
-        features: (N, F) for the `features` design.
+        features: (N, F) for the `features` design. pooled: return the states (N, H) of `pool` instead.
         """
         hidden = self.pool(**tokens)
+        if pooled:
+            return hidden
         if feedback is None:
             return self.heads(hidden, propensity, features)
         return self.heads(
@@ -151,13 +155,24 @@ class ImplicitRewardModel(nn.Module):
         whether it takes packed rows, and no padded ones. Outside, the model takes padded rows, as it was loaded.
         """
         before = self.classifier.config._attn_implementation
-        name = set_attention(self.classifier, wanted, device or self.reward_bias.device, dtype)
+        device = device or self.reward_bias.device
+        name = set_attention(self.classifier, wanted, device, dtype, lambda: self.unpackable)
         self.packed = name in PACKED
         try:
             yield name
         finally:
             self.packed = False
-            self.classifier.set_attn_implementation(before)
+            switch(self.classifier, before)
+
+    @cached_property
+    def unpackable(self) -> str | None:
+        """Why rows cannot be packed for this model, or None if they can."""
+        return why_not_packed(self)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Of the backbone; by this accelerate finds what FSDP should shard by itself."""
+        embeddings: nn.Module = self.classifier.get_input_embeddings()
+        return embeddings
 
     def score(self, hidden: Tensor) -> Tensor:
         """Rewards (N,) of pooled hidden states (N, H), without the bias: the saved classifier's own."""
@@ -170,6 +185,8 @@ class ImplicitRewardModel(nn.Module):
         of N rows one after the other, whose ends are in `cu_seq_lens_q` (N + 1,), with `cu_seq_lens_k`,
         `max_length_q` and `max_length_k` as flash attention takes them; then no mask, which would override them.
         """
+        if attention_mask is None and "cu_seq_lens_q" not in packed:
+            raise ValueError("got neither attention_mask, of padded rows, nor cu_seq_lens_q, of packed ones")
         states = self.backbone(
             input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **packed
         ).last_hidden_state

@@ -9,7 +9,9 @@ would put few long rows into some steps and many short ones into others, and wei
 from __future__ import annotations
 
 import heapq
+import zlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -48,10 +50,21 @@ class PackSampler(Sampler[list[int]]):
         self.lengths = np.asarray(lengths, dtype=np.int64)
         check_budget(self.lengths, rows, tokens)
         self.rows, self.tokens, self.seed, self.padded = rows, tokens, seed, padded
-        self.packs = processes * micro_batches
+        self.processes, self.packs = processes, processes * micro_batches
         self.epoch = 0
         # With a budget of tokens one order may need a step more than another.
         self.steps = max(len(self._plan(epoch)) for epoch in range(epochs if tokens else 1))
+
+    @property
+    def plan(self) -> dict[str, Any]:
+        """What tells one order of rows from another, each entry by itself."""
+        steps = self._plan(0)
+        return {
+            "processes": self.processes,
+            "rows": "padded" if self.padded else "packed",
+            "steps": self.steps,
+            "order": zlib.crc32(repr(steps).encode()),
+        }
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch

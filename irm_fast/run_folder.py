@@ -16,6 +16,7 @@ from irm_fast.log import Log
 from irm_fast.model import RECORD
 
 SETTINGS, METRICS, CHECKPOINTS, DATA = "train.yaml", "metrics.jsonl", "checkpoints", "train_data.json"
+PLAN = "packs.json"  # among the checkpoints of a design
 _NO_RESULT = {"resume", "overwrite", "progress", "report_to", "output"}  # may differ when a run goes on
 _WHOLE = "checkpoint-*/trainer_state.json"  # a checkpoint that was written to its end: this comes last
 
@@ -56,7 +57,7 @@ def check_output(config: TrainConfig, data: Mapping[str, Any]) -> None:
     folder = Path(config.output)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"output {folder}: is a file; expected a new or empty folder")
-    if not folder.is_dir() or not any(folder.iterdir()):
+    if not any(path.is_file() for path in folder.rglob("*")):  # transformers makes folders before a run can start
         return
     for name, source in (("data", config.data), ("model", config.model), ("embeddings", config.embeddings)):
         path = Path(source).expanduser()
@@ -143,16 +144,27 @@ def last_checkpoint(folder: Path) -> str | None:
     return str(max(whole, key=lambda path: int(path.name.rsplit("-", 1)[1]))) if whole else None
 
 
-def check_steps(checkpoint: str | None, steps: int) -> None:
-    """Raise ValueError if the run that left a checkpoint was to have another number of steps."""
-    if checkpoint is None:
+def check_plan(folder: Path, plan: Mapping[str, Any]) -> None:
+    """Raise ValueError if the run that left a checkpoint in `folder` was to take its rows in another order.
+
+    plan: as of `PackSampler.plan`, kept by `keep_plan`.
+    """
+    path = folder / PLAN
+    if last_checkpoint(folder) is None or not path.is_file():
         return
-    earlier = json.loads((Path(checkpoint) / "trainer_state.json").read_text(encoding="utf-8"))["max_steps"]
-    if earlier != steps:
-        raise ValueError(
-            f"resume: the interrupted run had {earlier} steps, this one would have {steps}; expected as many processes "
-            "as then, and the same kind of device"
-        )
+    earlier = json.loads(path.read_text(encoding="utf-8"))
+    for name, now in plan.items():
+        if earlier.get(name) != now:
+            raise ValueError(
+                f"resume: {name}: got {now}; the interrupted run had {earlier.get(name)}, on which its order of rows "
+                "hangs; expected the same here, or --overwrite"
+            )
+
+
+def keep_plan(folder: Path, plan: Mapping[str, Any]) -> None:
+    """Write in what order the run whose checkpoints are in `folder` takes its rows."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / PLAN).write_text(json.dumps(plan) + "\n", encoding="utf-8")
 
 
 def write_metrics(path: Path, lines: list[Mapping[str, Any]], *, append: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,25 +18,22 @@ if TYPE_CHECKING:
 
     from irm_fast.model import ImplicitRewardModel
 
-# Dense bfloat16 multiplications with float32 sums, operations a second, as the makers state them; the first name that a
-# device's own contains. Boards of one name that differ (H100 PCIe) stand before their family.
+# Dense bfloat16 multiplications with float32 sums, operations a second, from NVIDIA's and AMD's data sheets (half of
+# what they state with sparsity). A device is the first whose words are all in its name: boards that differ stand first.
 PEAKS = {
     "B300": 2.25e15,
     "B200": 2.25e15,
+    "H200 NVL": 835e12,
     "H200": 989e12,
     "H100 PCIe": 756e12,
     "H100 NVL": 835e12,
     "H100": 989e12,
     "A100": 312e12,
     "L40S": 362e12,
+    "L40": 181e12,
     "L4": 121e12,
-    "A10G": 70e12,
-    "RTX 4090": 165e12,
-    "RTX 3090": 71e12,
     "MI300X": 1307e12,
 }
-
-
 REPORTED = ("examples_per_second", "tokens_per_second", "non_padding", "peak_memory_gb", "mfu")
 
 
@@ -43,8 +41,8 @@ def peak_flops(device: torch.device) -> float | None:
     """Operations a second that a device can do in bfloat16, or None where that is not known."""
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak for part, peak in PEAKS.items() if part in name), None)
+    words = set(re.split(r"[\s-]+", torch.cuda.get_device_name(device)))
+    return next((peak for name, peak in PEAKS.items() if words >= set(name.split())), None)
 
 
 def flops_of(model: ImplicitRewardModel) -> tuple[float, float] | None:
@@ -52,7 +50,7 @@ def flops_of(model: ImplicitRewardModel) -> tuple[float, float] | None:
 
     Model operations in the usual count (PaLM, arXiv:2204.02311, appendix B): 6 for each weight of the backbone's
     matrices and each token, none for the look-up of embeddings nor for activations that are computed again; for causal
-    attention in every layer half of 12 times its width, for each squared length.
+    attention half of 12 times its width, for each squared length; attention within a sliding window is left out.
     """
     config = model.classifier.config.get_text_config()
     experts = [getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts")]
@@ -63,7 +61,9 @@ def flops_of(model: ImplicitRewardModel) -> tuple[float, float] | None:
     width = config.num_attention_heads * (
         getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     )
-    return 6.0 * weights, 6.0 * config.num_hidden_layers * width
+    default = "full_attention" if getattr(config, "sliding_window", None) is None else "sliding_attention"
+    kinds = getattr(config, "layer_types", None) or [default] * config.num_hidden_layers
+    return 6.0 * weights, 6.0 * kinds.count("full_attention") * width
 
 
 class Throughput:
@@ -81,11 +81,13 @@ class Throughput:
     def _restart(self) -> None:
         self.start: float | None = None
         self.sums = [0.0] * len(Counts._fields)
+        self.peak_memory = 0
 
     def begin(self) -> None:
         """A step is about to load its batches: start the clock, unless it runs."""
         if self.start is None:
             self.start = time.perf_counter()
+            self._reset_memory()
 
     def add(self, counts: Counts) -> None:
         """A batch is about to be computed."""
@@ -96,7 +98,9 @@ class Throughput:
         """Work that is not training: evaluation, checkpoints."""
         self._synchronise()
         before = time.perf_counter()
+        self.peak_memory = self._memory()
         yield
+        self._reset_memory()
         if self.start is not None:
             self._synchronise()
             self.start += time.perf_counter() - before
@@ -113,8 +117,7 @@ class Throughput:
         self._synchronise()
         seconds, device = time.perf_counter() - self.start, self.accelerator.device
         cuda = device.type == "cuda"
-        memory = torch.cuda.max_memory_allocated(device) / 1e9 if cuda else 0.0
-        mine = torch.tensor([*self.sums, seconds, memory], dtype=torch.float32, device=device)
+        mine = torch.tensor([*self.sums, seconds, self._memory() / 1e9], dtype=torch.float32, device=device)
         table = self.accelerator.gather(mine).reshape(-1, len(mine)).double().cpu()
         examples, tokens, slots, squares = table[:, :4].sum(0).tolist()
         seconds, memory = table[:, 4:].max(0).values.tolist()
@@ -131,6 +134,15 @@ class Throughput:
             result["mfu"] = done / seconds / self.peak / len(table)
         return result
 
+    def _memory(self) -> int:
+        """The most bytes that training held at once, since the last report."""
+        device = self.accelerator.device
+        return max(self.peak_memory, torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else 0
+
+    def _reset_memory(self) -> None:
+        if self.accelerator.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.accelerator.device)
+
     def _synchronise(self) -> None:
         if self.accelerator.device.type == "cuda":
             torch.cuda.synchronize(self.accelerator.device)
@@ -143,7 +155,7 @@ def typical(log_history: Iterable[Mapping[str, float]]) -> dict[str, float]:
     return {name: median(report[name] for report in reports) for name in names} if reports else {}
 
 
-def describe(report: Mapping[str, float]) -> str:
+def in_words(report: Mapping[str, float]) -> str:
     """One line of a report, for people."""
     parts = [
         f"{report['examples_per_second']:,.1f} examples/s",

@@ -40,9 +40,10 @@ from irm_fast.run_folder import (
     METRICS,
     begin_run,
     check_output,
-    check_steps,
+    check_plan,
     close_run,
     describe,
+    keep_plan,
     last_checkpoint,
     plain,
 )
@@ -112,6 +113,11 @@ def train_log(log: Log, config: TrainConfig, *, heldout: Log | None = None) -> T
     """
     data = describe(log, heldout)
     check_misclick_names(log, config)
+    rows = len(log)
+    if config.overlong == "drop":
+        log = without_overlong(log, config)
+        heldout = None if heldout is None else without_overlong(heldout, config)
+    dropped = rows - len(log)
     log, heldout = live_signals(log, heldout)
     specs = [spec_of(log, config, design) for design in designs_to_try(log, config, heldout)]
     for spec in specs:
@@ -119,10 +125,6 @@ def train_log(log: Log, config: TrainConfig, *, heldout: Log | None = None) -> T
     check_evidence(specs[0], log)
     warn_of_identification(specs[0], log)
     check_output(config, data)
-    rows = len(log)
-    if config.overlong == "drop":
-        log, heldout = without_overlong(log, config), heldout and without_overlong(heldout, config)
-    dropped = rows - len(log)
     if heldout is None and config.validation_fraction:
         log, heldout = log.split(config.validation_fraction, config.seed)
     check_parts(log, heldout)
@@ -178,12 +180,15 @@ def _fit(
     dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
     with model.attention(config.attn, args.device, dtype) as attention:
         trainer, truncated = _trainer(log, heldout, config, model, args)
+        plan = trainer.packs.plan
+        if config.resume:
+            check_plan(folder, plan)
         with _main_process() as is_main:
-            if is_main and number == 0:  # only now: a run that cannot start leaves no folder behind
+            if is_main and number == 0:  # only now: a run that cannot start writes nothing
                 begin_run(config, data)
-        checkpoint = last_checkpoint(folder) if config.resume else None
-        check_steps(checkpoint, config.epochs * trainer.packs.steps)
-        trainer.train(resume_from_checkpoint=checkpoint)
+            if is_main:
+                keep_plan(folder, plan)
+        trainer.train(resume_from_checkpoint=last_checkpoint(folder) if config.resume else None)
         metrics = _best_metrics(trainer) if heldout is not None else {}
         predictions = np.empty((2, 0)) if heldout is None else trainer.heldout_predictions()
     speed = typical(trainer.state.log_history)

@@ -9,9 +9,11 @@ from transformers import (
     Gemma2Config,
     Gemma3TextConfig,
     GemmaConfig,
+    GptOssConfig,
     LlamaConfig,
     LlamaModel,
     MistralConfig,
+    NemotronConfig,
     Olmo2Config,
     Phi3Config,
     Qwen2Config,
@@ -19,8 +21,8 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
-from irm_fast import attention
-from irm_fast.attention import obstacle, set_attention
+from irm_fast import attention, varlen
+from irm_fast.attention import obstacle
 from irm_fast.batches import Collator
 from irm_fast.callbacks import IsolationCheck
 from irm_fast.model import ImplicitRewardModel
@@ -137,19 +139,25 @@ def test_rows_of_a_pack_cannot_see_each_other(family):
         assert (states(rows, cu_seq_lens_q=torch.cat([whole]))[-1] - before[-1]).abs().max() > 1e-3
 
 
-def test_the_trainer_notices_rows_that_see_each_other(monkeypatch):
-    model, rows = make_model(FAMILIES["llama"]()), make_rows()
-    check = IsolationCheck(Collator(0, packed=True)(rows[::2]))
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_trainer_notices_rows_that_see_each_other(monkeypatch, family):
+    model = make_model(FAMILIES[family]())
+    check = IsolationCheck(model)
     with model.attention("varlen"):
-        check.on_train_begin(SimpleNamespace(device="cpu"), None, None, model=model)
-        one_by_one = attention._one_by_one
+        check.on_train_begin(None, None, None, model=model)
+        one_by_one = varlen._one_by_one
 
         def leaking(query, key, value, scaling, window, ends, dropout):
             return one_by_one(query, key, value, scaling, window, ends[[0, -1]], dropout)
 
-        monkeypatch.setattr(attention, "_one_by_one", leaking)
+        monkeypatch.setattr(varlen, "_one_by_one", leaking)
         with pytest.raises(RuntimeError, match=r"see each other.*--attn sdpa"):
-            check.on_train_begin(SimpleNamespace(device="cpu"), None, None, model=model)
+            check.on_train_begin(None, None, None, model=model)
+    leaks = make_model(FAMILIES[family]())
+    with leaks.attention("auto") as name:
+        assert name == "sdpa"  # found by trying
+    with pytest.raises(ValueError, match=r"varlen: \w+ gives packed rows other states than padded ones"):
+        leaks.attention("varlen").__enter__()
 
 
 def test_outside_the_context_padded_rows_are_taken():
@@ -175,15 +183,14 @@ def test_sequences_of_dropout_are_drawn_in_training_only():
 
 
 def test_what_a_forced_attention_lacks():
-    llama = make_model(FAMILIES["llama"]()).classifier
-    assert set_attention(llama, "auto", CPU, FLOAT) == "varlen"
+    model = make_model(FAMILIES["llama"]())
+    with model.attention() as name:
+        assert name == "varlen"
     for name in attention.FLASH:
-        with pytest.raises(
-            ValueError, match=rf"attn: cannot be had: {name}: its package.*expected auto, or one of varlen"
-        ):
-            set_attention(llama, name, CPU, FLOAT)
+        with pytest.raises(ValueError, match=rf"attn: cannot be had: {name}: its package is not installed"):
+            model.attention(name).__enter__()
     with pytest.raises(ValueError, match=r"attn: got 'flash'; expected one of auto, flash_attention_4"):
-        set_attention(llama, "flash", CPU, FLOAT)
+        model.attention("flash").__enter__()
 
 
 def test_flash_packages_by_device_and_precision(monkeypatch):
@@ -208,14 +215,40 @@ def test_flash_packages_by_device_and_precision(monkeypatch):
     assert fits(9) == ["flash_attention_2"]
 
 
-def test_families_that_need_more_than_plain_attention():
-    softcap = make_model(Gemma2Config(**TINY, head_dim=8, sliding_window=5)).classifier
-    assert set_attention(softcap, "auto", CPU, FLOAT) == "eager"
-    with pytest.raises(ValueError, match="varlen: Gemma2ForSequenceClassification computes more"):
-        set_attention(softcap, "varlen", CPU, FLOAT)
+@pytest.mark.parametrize(
+    ("config", "name", "why"),
+    [
+        (lambda: Gemma2Config(**TINY, head_dim=8, sliding_window=5), "eager", "computes more than plain attention"),
+        (lambda: GptOssConfig(**TINY, head_dim=8, num_local_experts=4), "eager", "computes more than plain attention"),
+        (lambda: NemotronConfig(**TINY), "sdpa", "takes no packed rows: varlen attention takes packed sequences"),
+        (
+            lambda: Gemma3TextConfig(**TINY, head_dim=8, use_bidirectional_attention=True),
+            "sdpa",
+            "takes no packed rows: varlen attention is plain and causal",
+        ),
+    ],
+)
+def test_families_whose_rows_are_padded(config, name, why):
+    """By what they say of themselves, or by trying; they train all the same."""
+    model, rows = make_model(config()), make_rows()
+    with model.attention() as chosen:
+        assert (chosen, model.packed) == (name, False)
+        assert compute(model, [rows], packed=False)["gradient"].abs().max() > 0.01
+    with pytest.raises(ValueError, match=f"varlen: {type(model.classifier).__name__} {why}"):
+        model.attention("varlen").__enter__()
+
+
+def test_layers_that_carry_something_on():
     chunked = LlamaConfig(**TINY)
     chunked.layer_types = ["chunked_attention", "full_attention"]
     assert "chunked_attention" in obstacle("varlen", make_model(chunked).classifier, CPU, FLOAT)
+
+
+def test_kernels_of_a_model_s_own(monkeypatch):
+    """transformers would fetch them from its hub, whatever was asked for."""
+    classifier = make_model(GptOssConfig(**TINY, head_dim=8, num_local_experts=4)).classifier
+    monkeypatch.setattr(attention, "_installed", lambda name: True)
+    assert "has its own kernels" in obstacle("flash_attention_2", classifier, torch.device("cuda"), torch.bfloat16)
 
 
 def test_mixture_of_experts():
@@ -239,7 +272,7 @@ def test_backbone_of_transformers_refuses_unpacked_tokens():
 @pytest.mark.parametrize("knows_groups", [True, False])
 def test_torch_kernels_are_asked_the_same(monkeypatch, window, knows_groups):
     """On a CPU, with a stand-in for the flash kernels: shapes, window and groups of heads."""
-    assert "window_size" in attention._TAKEN  # of the torch that the tests run on
+    assert "window_size" in varlen.TAKEN  # of the torch that the tests run on
 
     def stand_in(query, key, value, ends, ends_k, longest, longest_k, *, scale, window_size, **groups):
         assert ends is ends_k and longest == longest_k == 11
@@ -248,15 +281,15 @@ def test_torch_kernels_are_asked_the_same(monkeypatch, window, knows_groups):
         left, right = window_size
         assert right == 0
         wide = (x.transpose(0, 1)[None] for x in (query, key, value))
-        return attention._one_by_one(*wide, scale, None if left == -1 else left + 1, ends, 0.0)[0].transpose(0, 1)
+        return varlen._one_by_one(*wide, scale, None if left == -1 else left + 1, ends, 0.0)[0].transpose(0, 1)
 
-    monkeypatch.setattr(attention, "varlen_attn", stand_in)
-    monkeypatch.setattr(attention, "_TAKEN", {"window_size", *(("enable_gqa",) if knows_groups else ())})
+    monkeypatch.setattr(varlen, "varlen_attn", stand_in)
+    monkeypatch.setattr(varlen, "TAKEN", {"window_size", *(("enable_gqa",) if knows_groups else ())})
     query, key, value = (torch.randn(1, heads, 20, 8) for heads in (4, 2, 2))
     ends = torch.tensor([0, 9, 20], dtype=torch.int32)
-    want = attention._one_by_one(query, key, value, 0.3, window, ends, 0.0).transpose(1, 2)[0]
+    want = varlen._one_by_one(query, key, value, 0.3, window, ends, 0.0).transpose(1, 2)[0]
     flat = (x[0].transpose(0, 1) for x in (query, key, value))
-    torch.testing.assert_close(attention._by_torch(*flat, 0.3, window, ends, 11), want)
+    torch.testing.assert_close(varlen._by_torch(*flat, 0.3, window, ends, 11), want)
 
 
 def test_tokenizers_that_hide_the_end():

@@ -5,11 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import LlamaConfig, Qwen3MoeConfig
+from transformers import Gemma3TextConfig, LlamaConfig, Qwen3MoeConfig
 
 from irm_fast import throughput
 from irm_fast.batches import Counts
-from irm_fast.throughput import Throughput, describe, flops_of, peak_flops, typical
+from irm_fast.throughput import Throughput, flops_of, in_words, peak_flops, typical
 from tests.test_attention import TINY, make_model
 
 CPU = torch.device("cpu")
@@ -69,6 +69,10 @@ def test_flops_are_those_of_the_usual_count():
     config = LlamaConfig(**TINY)  # 2 layers, width 32, 4 heads of 8, 2 of keys and values, 48 within
     layer = 32 * 32 + 2 * 32 * 16 + 32 * 32 + 3 * 32 * 48
     assert flops_of(make_model(config)) == (6.0 * 2 * layer, 6.0 * 2 * 32)
+    windows = Gemma3TextConfig(
+        **TINY, head_dim=8, sliding_window=5, layer_types=["sliding_attention", "full_attention"]
+    )
+    assert flops_of(make_model(windows))[1] == 6.0 * 32  # of one layer
     experts = Qwen3MoeConfig(**TINY, head_dim=8, moe_intermediate_size=16, num_experts=4, num_experts_per_tok=2)
     assert flops_of(make_model(experts)) is None
 
@@ -81,6 +85,9 @@ def test_flops_are_those_of_the_usual_count():
         ("NVIDIA H100 PCIe", 756e12),
         ("NVIDIA L40S", 362e12),
         ("NVIDIA L4", 121e12),
+        ("NVIDIA L40", 181e12),
+        ("NVIDIA H100 NVL", 835e12),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
         ("Some other GPU", None),
     ],
 )
@@ -90,13 +97,13 @@ def test_peaks(monkeypatch, name, peak):
     assert peak_flops(CPU) is None
 
 
-def test_typical_and_described():
+def test_typical_and_in_wordsd():
     entries = [
         {"loss": 1.0},
         *({"examples_per_second": x, "tokens_per_second": 10.0 * x, "non_padding": 1.0} for x in (1, 7, 5)),
     ]
     assert typical(entries) == {"examples_per_second": 5, "tokens_per_second": 50, "non_padding": 1}
     assert typical([]) == {}
-    assert describe(typical(entries)) == "5.0 examples/s, 50 tokens/s, 100.0% of the computed positions are tokens"
-    assert describe({**typical(entries), "peak_memory_gb": 3.0, "mfu": 0.5}).endswith("model FLOP utilisation 50.0%")
+    assert in_words(typical(entries)) == "5.0 examples/s, 50 tokens/s, 100.0% of the computed positions are tokens"
+    assert in_words({**typical(entries), "peak_memory_gb": 3.0, "mfu": 0.5}).endswith("model FLOP utilisation 50.0%")
     assert set(throughput.REPORTED) >= typical(entries).keys()

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from irm_fast import attention, run_folder
 from irm_fast.backbone import encode, load_backbone
 from irm_fast.config import TrainConfig
 from irm_fast.evaluation import evaluate_log, evaluate_rated, load, score
@@ -471,7 +472,7 @@ def test_overlong_rows_are_truncated_or_dropped(make_log, make_config):
 def test_token_budget(make_log, make_config):
     with pytest.raises(ValueError, match=r"token_budget: got 20; the longest row has \d+ tokens"):
         train_log(make_log(), make_config(batch_size=None, token_budget=20))
-    assert not Path(make_config().output).exists()
+    assert not any(path.is_file() for path in Path(make_config().output).rglob("*"))
     result = train_log(make_log(), make_config(batch_size=None, token_budget=400))
     entries = [entry for entry in metrics_of(make_config()) if "loss" in entry]
     assert {"examples_per_second", "tokens_per_second", "non_padding"} <= entries[0].keys()
@@ -503,21 +504,52 @@ def test_compiled_backbone(make_log, make_config, monkeypatch):
 def test_what_cannot_be_had_is_said_before_anything_is_written(make_log, make_config):
     with pytest.raises(ValueError, match=r"attn: cannot be had: flash_attention_2: its package is not installed"):
         train_log(make_log(), make_config(attn="flash_attention_2"))
-    with pytest.raises(ValueError, match=r"fsdp: .*several processes with a GPU each"):
+    with pytest.raises(ValueError, match=r"fsdp: one process has nothing to shard over; expected several"):
         train_log(make_log(), make_config(fsdp=True))
-    assert not Path(make_config().output).exists()
+    assert not any(path.is_file() for path in Path(make_config().output).rglob("*"))
 
 
-def test_resume_needs_as_many_steps(make_log, make_config, monkeypatch):
-    """As by another number of processes, each with its share of the rows."""
+def test_resume_takes_the_rows_in_the_same_order(make_log, make_config, monkeypatch):
+    """Also where another order would have as many steps."""
     config = make_config(eval_steps=4)
     with monkeypatch.context() as patch:
         interrupt(patch, 6)
         with pytest.raises(Interrupted):
             train_log(make_log(), config)
+    for name, value, message in [
+        ("rows_per_pass", 16, "steps: got 3; the interrupted run had 5"),
+        ("seed", 1, r"order: got \d+; the interrupted run had \d+"),
+    ]:
+        with monkeypatch.context() as patch:
+            patch.setattr(run_folder, "_NO_RESULT", {*run_folder._NO_RESULT, "seed"})
+            if name == "rows_per_pass":
+                patch.setattr(TrainConfig, name, value)
+            other = replace(config, resume=True, **({} if name == "rows_per_pass" else {name: value}))
+            with pytest.raises(ValueError, match=f"resume: {message}"):
+                train_log(make_log(), other)
     with monkeypatch.context() as patch:
-        patch.setattr(TrainConfig, "rows_per_pass", 16)
-        with pytest.raises(
-            ValueError, match=r"resume: the interrupted run had 10 steps, this one would have 6.*processes"
-        ):
+        patch.setattr(attention, "obstacle", lambda name, *args: None if name == "sdpa" else "not here")
+        with pytest.raises(ValueError, match=r"resume: rows: got padded; the interrupted run had packed"):
             train_log(make_log(), replace(config, resume=True))
+    assert train_log(make_log(), replace(config, resume=True)).metrics
+
+
+def test_held_out_rows_must_fit_the_budget_too(make_log, make_config):
+    long = make_log(4)
+    long.messages[0][-1]["content"] = "good " * 60
+    with pytest.raises(ValueError, match=r"token_budget: got 200; the longest row has 256 tokens"):
+        train_log(make_log(), make_config(batch_size=None, token_budget=200, max_length=500), heldout=long)
+    assert not any(path.is_file() for path in Path(make_config().output).rglob("*"))
+    config = make_config(batch_size=None, token_budget=200, max_length=200, overlong="drop")
+    assert train_log(make_log(), config, heldout=long).metrics  # the folder counts as new
+
+
+def test_signals_of_dropped_rows_alone_are_left_out(make_log, make_config):
+    log = make_log(60)
+    _, tokenizer = load_backbone(make_config().model)
+    lengths = np.array([len(row) for row in encode(tokenizer, log.messages, 1000)[0]])
+    limit = int(np.quantile(lengths, 0.7))
+    log.feedback[lengths <= limit, 1] = 0
+    with pytest.warns(UserWarning, match="share: never acts"):
+        result = train_log(log, make_config(epochs=1, max_length=limit, overlong="drop"))
+    assert result.model.spec.signals == ("copy",)
