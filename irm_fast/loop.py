@@ -76,7 +76,7 @@ class ImplicitTrainer(Trainer):
 
     Raises:
         RuntimeError: one process sees several GPUs (`nn.DataParallel` would split batches and their mean), or the
-            processes have rows of different lengths.
+            processes have rows of different lengths; on training, rows of a pack that can see each other.
         ValueError: a token budget that is smaller than a row, or a setting that FSDP does not go with.
     """
 

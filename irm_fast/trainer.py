@@ -85,7 +85,8 @@ def train(config: TrainConfig) -> TrainResult:
 
     Raises:
         ValueError: what is wrong with the log (`DataError`), the model, the settings or the output folder.
-        RuntimeError: one process sees several GPUs, or the training diverged.
+        RuntimeError: one process sees several GPUs, processes see different data, rows of a pack see each other, or
+            the training diverged.
     """
     if config.embeddings:
         from irm_fast.embedding.training import train_on_embeddings
