@@ -249,7 +249,7 @@ def _batches(
     """(row numbers, batch on the model's device), rows of similar length together, without gradients."""
     model.eval()
     with torch.no_grad(), model.attention():
-        collate, device = Collator(model.tokenizer.pad_token_id, packed=model.packed), model.reward_bias.device
+        collate, device = Collator(model.tokenizer.pad_token_id, packed=model.packed), model.device
         for pack in by_length([len(row["input_ids"]) for row in rows], rows=batch_size):
             batch = collate([rows[i] for i in pack])
             del batch["counts"]

@@ -30,14 +30,14 @@ def two_rows(model: ImplicitRewardModel, *, packed: bool, changed: bool = False)
     rows = [{"input_ids": [*first[-2::-1], first[-1]] if changed else first}, {"input_ids": second}]
     batch = Collator(model.tokenizer.pad_token_id, packed=packed)(rows)
     del batch["counts"]
-    return send_to_device(batch, model.reward_bias.device)
+    return send_to_device(batch, model.device)
 
 
 @torch.no_grad()
 def why_not_packed(model: ImplicitRewardModel) -> str | None:
     """What speaks against packs for this model, where it is now, or None: packed rows must come out as padded ones."""
     before, training = model.classifier.config._attn_implementation, model.training
-    device = model.reward_bias.device.type
+    device = model.device.type
     model.eval()
     try:
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):

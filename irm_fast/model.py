@@ -155,7 +155,7 @@ class ImplicitRewardModel(nn.Module):
         whether it takes packed rows, and no padded ones. Outside, the model takes padded rows, as it was loaded.
         """
         before = self.classifier.config._attn_implementation
-        device = device or self.reward_bias.device
+        device = device or self.device
         name = set_attention(self.classifier, wanted, device, dtype, lambda: self.unpackable)
         self.packed = name in PACKED
         try:
@@ -200,6 +200,10 @@ class ImplicitRewardModel(nn.Module):
     def reward_bias(self) -> Tensor:
         """(): what the probability of preference adds to the saved classifier's reward."""
         return self.heads.reward_bias.squeeze(0)
+
+    @property
+    def device(self) -> torch.device:
+        return self.heads.reward_bias.device
 
     @property
     def propensity(self) -> nn.Module:

@@ -1,4 +1,4 @@
-"""The Triton kernels and packed training on a real GPU: `IRM_FAST_GPU_TESTS=1 pytest tests/test_gpu.py`, no interpreter."""
+"""Triton kernels and packed training on a real GPU: `IRM_FAST_GPU_TESTS=1 pytest tests/test_gpu.py`, no interpreter."""
 
 from __future__ import annotations
 
