@@ -4,17 +4,31 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from irm_fast.config import TrainConfig
+
+
+def check_same_log(data: Mapping[str, Any]) -> None:
+    """Raise RuntimeError on every process if their logs differ; data: as of `run_folder.describe`."""
+    PartialState(cpu=not torch.accelerator.is_available())
+    table = gather_object([dict(data)])
+    for rank, other in enumerate(table):
+        if other != table[0]:
+            raise RuntimeError(
+                f"the processes read different logs: process 0 has {table[0]['rows']} rows, process {rank} has "
+                f"{other['rows']}, or others; expected one file that all can read"
+            )
 
 
 def check_same_lengths(accelerator: Accelerator, datasets: Sequence[Any]) -> None:
@@ -63,9 +77,14 @@ def prepare_fsdp(accelerator: Accelerator, config: TrainConfig) -> None:
     plugin.mixed_precision_policy = MixedPrecisionPolicy()
 
 
-def whole_state(model: nn.Module) -> dict[str, Tensor]:
-    """The state of a perhaps sharded model, whole and on the CPU. Every process has to ask, and gets it."""
+def whole_state(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:
+    """The state of a perhaps sharded model, whole and on the CPU. Every process has to ask; those that do not keep it
+    get an empty one."""
     from torch.distributed.tensor import DTensor
 
-    state = model.state_dict()
-    return {name: (x.full_tensor() if isinstance(x, DTensor) else x).cpu() for name, x in state.items()}
+    state = {}
+    for name, part in model.state_dict().items():
+        whole = part.full_tensor() if isinstance(part, DTensor) else part
+        if keep:
+            state[name] = whole.cpu()
+    return state

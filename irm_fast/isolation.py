@@ -6,7 +6,8 @@ outside of attention. Where they lose them, rows see each other without a word.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -40,7 +41,7 @@ def why_not_packed(model: ImplicitRewardModel) -> str | None:
     device = model.device.type
     model.eval()
     try:
-        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"), _narrow_windows(model.classifier):
             padded = model.pool(**two_rows(model, packed=False))
             switch(model.classifier, "varlen")
             packed = model.pool(**two_rows(model, packed=True))
@@ -53,6 +54,24 @@ def why_not_packed(model: ImplicitRewardModel) -> str | None:
     if off <= (0.05 if device == "cuda" else 1e-4):
         return None
     return f"{type(model.classifier).__name__} gives packed rows other states than padded ones (off by {off:.0%})"
+
+
+@contextmanager
+def _narrow_windows(classifier: Any) -> Iterator[None]:
+    """Sliding windows of three tokens, so that short rows show who heeds them: some models do by their mask alone."""
+    holders = [
+        holder
+        for holder in (classifier.config.get_text_config(), *classifier.modules())
+        if isinstance(getattr(holder, "sliding_window", None), int)
+    ]
+    before = [holder.sliding_window for holder in holders]
+    try:
+        for holder in holders:
+            holder.sliding_window = 3
+        yield
+    finally:
+        for holder, window in zip(holders, before, strict=True):
+            holder.sliding_window = window
 
 
 @torch.no_grad()

@@ -55,7 +55,10 @@ def training_arguments(config: TrainConfig, folder: Path, *, evaluate: bool) -> 
         greater_is_better=False if evaluate else None,
         logging_nan_inf_filter=False,  # a loss that is not a number must show
         remove_unused_columns=False,
-        accelerator_config={"even_batches": False},  # packs come in whole rounds
+        accelerator_config={  # packs come in whole rounds
+            "even_batches": False,
+            "non_blocking": torch.accelerator.is_available(),
+        },
         torch_compile=config.compile,
         fsdp=config.fsdp or None,  # type: ignore[arg-type]
         fsdp_config={"state_dict_type": "SHARDED_STATE_DICT"} if config.fsdp else None,  # each process writes its own

@@ -25,58 +25,13 @@ from irm_fast.backbone import (
     token_limit,
 )
 from irm_fast.isolation import why_not_packed
-from irm_fast.linear import linear_implicit_rm_loss
-from irm_fast.propensity import PROPENSITIES, RewardSpec
+from irm_fast.propensity import PROPENSITIES, Heads, RewardSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 FORMAT = 1  # of irm_fast.json
 RECORD, PROPENSITY_FILE = "irm_fast.json", "propensity.safetensors"
-
-
-class Heads(nn.Module):
-    """Reward head and propensity design on pooled hidden states, in float32 under any autocast.
-
-    reward: `score` of a `*ForSequenceClassification`, linear to one output, no bias.
-    """
-
-    def __init__(self, reward: nn.Linear, spec: RewardSpec) -> None:
-        super().__init__()
-        self.reward = reward
-        self.reward_bias = nn.Parameter(torch.zeros(1))  # not (): FSDP shards no scalars
-        self.propensity = PROPENSITIES[spec.design](spec, reward.in_features)
-
-    def forward(
-        self,
-        hidden: Tensor,
-        propensity: Tensor | None = None,
-        features: Tensor | None = None,
-        feedback: Tensor | None = None,
-        stratification: tuple[Tensor, Tensor] | Literal["current"] | None = None,
-        **options: Any,
-    ) -> Any:
-        """Logits, or with `feedback` (N, K) the loss: arguments and returns as of `ImplicitRewardModel.forward`."""
-        with torch.autocast(hidden.device.type, enabled=False):
-            if feedback is None:
-                return self.logits(hidden, propensity, features)
-            if stratification == "current":
-                with torch.no_grad():
-                    stratification = self.logits(hidden, propensity, features)
-            return linear_implicit_rm_loss(
-                hidden,
-                self.reward.weight.squeeze(0),
-                feedback,
-                reward_bias=self.reward_bias.squeeze(0),
-                stratification=stratification,  # type: ignore[arg-type]
-                **self.propensity.heads(propensity, features),
-                **options,
-            )
-
-    def logits(self, hidden: Tensor, propensity: Tensor | None, features: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Reward logits (N,) with the bias, and propensity logits (N, K)."""
-        reward = self.reward(hidden).squeeze(-1) + self.reward_bias
-        return reward, self.propensity(hidden, propensity, features)
 
 
 class ImplicitRewardModel(nn.Module):
@@ -95,7 +50,9 @@ class ImplicitRewardModel(nn.Module):
         self.tokenizer, self.spec = tokenizer, spec
         self.backbone = classifier.base_model
         self.heads = Heads(classifier.score, spec)
-        self._no_split_modules = classifier._no_split_modules  # the layers, for FSDP
+        # The layers, for FSDP: of those that the family may have, which this model has.
+        kinds = {type(module).__name__ for module in self.modules()}
+        self._no_split_modules = sorted(kinds & set(classifier._no_split_modules or ()))
         self.packed = False  # see `attention`
         check_padding(tokenizer)
 
@@ -163,6 +120,11 @@ class ImplicitRewardModel(nn.Module):
         finally:
             self.packed = False
             switch(self.classifier, before)
+
+    def recompute_activations(self) -> None:
+        """Keep the activations of a layer's start alone, and compute the others again in the backward pass."""
+        enable = getattr(self.classifier, "activation_checkpointing_enable", None)  # since transformers 5.2x
+        (enable or self.classifier.gradient_checkpointing_enable)()
 
     @cached_property
     def unpackable(self) -> str | None:

@@ -17,7 +17,7 @@ import numpy as np
 from torch.utils.data import Sampler
 
 Step = list[list[int]]  # a pack for each process and micro-batch, some of them perhaps empty
-_WINDOW = 8  # steps whose rows are sorted by length where they are padded
+_WINDOW = 8  # steps of equally many rows, which are sorted by length where they are padded
 
 
 class PackSampler(Sampler[list[int]]):
@@ -29,7 +29,8 @@ class PackSampler(Sampler[list[int]]):
 
     lengths: tokens of each row. rows: mean rows a pack, or None for no limit. tokens: tokens a pack at most, padding
     included, or None. processes, micro_batches: how many share a step. epochs: how many will be asked for.
-    padded: packs are padded to their longest row: steps then have rows of similar length.
+    padded: packs are padded to their longest row. Those of a step then have rows of similar length each; without
+    `tokens`, where every step has as many rows and none weighs more for it, so have whole steps.
 
     Raises:
         ValueError: neither `rows` nor `tokens`, or a row that is longer than `tokens`.
@@ -84,7 +85,8 @@ class PackSampler(Sampler[list[int]]):
     def _plan(self, epoch: int) -> list[Step]:
         rng = np.random.default_rng((self.seed, epoch))
         order = rng.permutation(len(self.lengths))
-        if self.padded:
+        sort = self.padded and not self.tokens
+        if sort:
             order = self._sorted_in_windows(order)
         total = np.append(0, np.cumsum(self.lengths[order]))
         steps, start = [], 0
@@ -93,13 +95,26 @@ class PackSampler(Sampler[list[int]]):
             if self.tokens:
                 full = np.searchsorted(total, total[start] + self.tokens * self.packs, side="right") - 1
                 end = max(start + 1, min(end, int(full)))
-            while (step := self._deal(order[start:end])) is None:
-                end -= 1
-            steps.append(step)
-            start = end
-        if self.padded:
-            steps = [steps[i] for i in rng.permutation(len(steps))]
-        return steps
+            steps.append(self._longest_step(order[start:end]))
+            start += sum(map(len, steps[-1]))
+        return [steps[i] for i in rng.permutation(len(steps))] if sort else steps
+
+    def _longest_step(self, rows: np.ndarray) -> Step:
+        """As many of the first rows as fit into one step."""
+        fits, too_many = 1, len(rows) + 1  # one always fits
+        if self.tokens is None or self._deal(rows) is not None:
+            fits = len(rows)
+        else:
+            too_many = len(rows)
+            while too_many - fits > 1:
+                middle = (fits + too_many) // 2
+                if self._deal(rows[:middle]) is None:
+                    too_many = middle
+                else:
+                    fits = middle
+        step = self._deal(rows[:fits])
+        assert step is not None
+        return step
 
     def _sorted_in_windows(self, order: np.ndarray) -> np.ndarray:
         """Rows sorted by length within windows of some steps, up and down in turns: neighbours are of similar length.
@@ -107,21 +122,26 @@ class PackSampler(Sampler[list[int]]):
         Dialogues that fill a third of their batches in random order fill three quarters so; wider windows make the
         steps of a small log all too unlike each other.
         """
-        step = self.packs * (self.rows or max(1, self.tokens // max(1, int(self.lengths.mean()))))  # type: ignore[operator]
-        windows = [order[i : i + _WINDOW * step] for i in range(0, len(order), _WINDOW * step)]
+        assert self.rows is not None
+        size = _WINDOW * self.rows * self.packs
+        windows = [order[i : i + size] for i in range(0, len(order), size)]
         ordered = [rows[np.argsort(self.lengths[rows], kind="stable")] for rows in windows]
         return np.concatenate([rows[:: -1 if i % 2 else 1] for i, rows in enumerate(ordered)] or [order])
 
     def _deal(self, rows: np.ndarray) -> Step | None:
         """The rows of one step dealt to its packs, or None if they do not fit."""
         lengths = self.lengths[rows]
-        if self.padded:
-            places = _cut(lengths, self.packs, self.tokens)
-        else:
+        if not self.padded:
             places = spread(lengths, self.packs)
             if self.tokens and max(int(lengths[pack].sum()) for pack in places) > self.tokens:
                 return None
-        return None if places is None else [rows[pack].tolist() for pack in places]
+        elif self.tokens:
+            places = _parted(by_length(lengths, tokens=self.tokens), self.packs)
+            if len(places) > self.packs:
+                return None
+        else:
+            places = [pack.tolist() for pack in np.array_split(np.argsort(lengths, kind="stable"), self.packs)]
+        return [rows[pack].tolist() for pack in places]
 
 
 def spread(lengths: np.ndarray, packs: int) -> list[list[int]]:
@@ -135,13 +155,13 @@ def spread(lengths: np.ndarray, packs: int) -> list[list[int]]:
     return result
 
 
-def _cut(lengths: np.ndarray, packs: int, tokens: int | None) -> list[list[int]] | None:
-    """Places sorted by length, cut into packs of equally many rows; None if one exceeds `tokens` with its padding."""
-    order = np.argsort(lengths, kind="stable")
-    result = [pack.tolist() for pack in np.array_split(order, packs)]
-    if tokens and any(pack and len(pack) * lengths[pack[-1]] > tokens for pack in result):
-        return None
-    return result
+def _parted(packs: list[list[int]], count: int) -> list[list[int]]:
+    """As many packs as `count` at least, some perhaps empty: the ones with most rows are parted."""
+    while len(packs) < count:
+        most = max(range(len(packs)), key=lambda i: len(packs[i]))
+        half = len(packs[most]) // 2
+        packs[most : most + 1] = [packs[most][:half], packs[most][half:]]
+    return packs
 
 
 def _halves(step: Step) -> list[Step]:

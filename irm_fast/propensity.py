@@ -1,18 +1,20 @@
-"""The propensity designs: what the chance that a pleased user acts may depend on, for each signal.
+"""The heads on pooled hidden states: the reward, and what the chance that a pleased user acts may depend on.
 
-Each is a module: called with pooled hidden states (N, H), it gives the propensity logits (N, K); `heads` gives the
-keywords by which `linear_implicit_rm_loss` forms the same logits itself.
+Each propensity design is a module: called with pooled hidden states (N, H), it gives the propensity logits (N, K);
+`heads` gives the keywords by which `linear_implicit_rm_loss` forms the same logits itself.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
+
+from irm_fast.linear import linear_implicit_rm_loss
 
 
 @dataclass(frozen=True)
@@ -112,3 +114,47 @@ PROPENSITIES: dict[str, Any] = {
     "features": FeaturePropensity,
     "known": KnownPropensity,
 }
+
+
+class Heads(nn.Module):
+    """Reward head and propensity design on pooled hidden states, in float32 under any autocast.
+
+    reward: `score` of a `*ForSequenceClassification`, linear to one output, no bias.
+    """
+
+    def __init__(self, reward: nn.Linear, spec: RewardSpec) -> None:
+        super().__init__()
+        self.reward = reward
+        self.reward_bias = nn.Parameter(torch.zeros(1))  # not (): FSDP shards no scalars
+        self.propensity = PROPENSITIES[spec.design](spec, reward.in_features)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        propensity: Tensor | None = None,
+        features: Tensor | None = None,
+        feedback: Tensor | None = None,
+        stratification: tuple[Tensor, Tensor] | Literal["current"] | None = None,
+        **options: Any,
+    ) -> Any:
+        """Logits, or with `feedback` (N, K) the loss: arguments and returns as of `ImplicitRewardModel.forward`."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            if feedback is None:
+                return self.logits(hidden, propensity, features)
+            if stratification == "current":
+                with torch.no_grad():
+                    stratification = self.logits(hidden, propensity, features)
+            return linear_implicit_rm_loss(
+                hidden,
+                self.reward.weight.squeeze(0),
+                feedback,
+                reward_bias=self.reward_bias.squeeze(0),
+                stratification=stratification,  # type: ignore[arg-type]
+                **self.propensity.heads(propensity, features),
+                **options,
+            )
+
+    def logits(self, hidden: Tensor, propensity: Tensor | None, features: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Reward logits (N,) with the bias, and propensity logits (N, K)."""
+        reward = self.reward(hidden).squeeze(-1) + self.reward_bias
+        return reward, self.propensity(hidden, propensity, features)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from statistics import median
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from irm_fast.batches import Counts
@@ -54,7 +55,7 @@ def flops_of(model: ImplicitRewardModel) -> tuple[float, float] | None:
     """
     config = model.classifier.config.get_text_config()
     experts = [getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts")]
-    if any(count and count > 1 for count in experts):
+    if any(np.max(count or 0) > 1 for count in experts):  # some families have a number for each layer
         return None
     looked_up = model.classifier.get_input_embeddings().weight
     weights = sum(p.numel() for p in model.backbone.parameters() if p.dim() > 1 and p is not looked_up)

@@ -19,7 +19,7 @@ from irm_fast.config import TrainConfig
 from irm_fast.data import read_log
 from irm_fast.diagnostics import Diagnosis
 from irm_fast.diagnostics.logs import diagnose_rows
-from irm_fast.distributed import whole_state
+from irm_fast.distributed import check_same_log, whole_state
 from irm_fast.evaluation import align, check_design, check_evidence
 from irm_fast.log import Log
 from irm_fast.loop import ImplicitTrainer, training_arguments
@@ -63,7 +63,7 @@ class TrainResult:
     of `evaluation.heldout_metrics`; empty without a held-out part.  truncated: training rows that were longer
     than `max_length` and lost their beginning.  dropped: rows of the log that were left out for it.
     designs: `nll` of every design that was tried.  attention: what the backbone ran with.
-    throughput: keys of `Throughput.report`, medians of the run.
+    throughput: keys of `Throughput.report`, medians of the run.  Under FSDP only the first process has the model.
     diagnosis: what the reward rests on: counts of the whole log, predictions for the held-out part.
     """
 
@@ -113,6 +113,7 @@ def train_log(log: Log, config: TrainConfig, *, heldout: Log | None = None) -> T
     `train_data.json`, by which a resumed run knows its log. A signal that never acts is left out with a warning.
     """
     data = describe(log, heldout)
+    check_same_log(data)
     check_misclick_names(log, config)
     rows = len(log)
     if config.overlong == "drop":
@@ -224,8 +225,7 @@ def _main_process() -> Iterator[bool]:
 def _new_model(log: Log, config: TrainConfig, spec: RewardSpec) -> ImplicitRewardModel:
     model = ImplicitRewardModel.from_backbone(config.model, spec)
     if config.gradient_checkpointing:
-        enable = getattr(model.classifier, "activation_checkpointing_enable", None)  # since transformers 5.2x
-        (enable or model.classifier.gradient_checkpointing_enable)()
+        model.recompute_activations()
     recorded, acted = (log.feedback >= 0).sum(axis=0), (log.feedback == 1).sum(axis=0)
     if log.signals:
         model.start_at(acted / np.maximum(recorded, 1))
@@ -257,8 +257,11 @@ def _plain_model(trainer: ImplicitTrainer, log: Log, config: TrainConfig) -> Imp
     """The trained model on the CPU, in evaluation mode, without what the loop put around it."""
     model = trainer.core
     if trainer.is_fsdp_enabled:
-        state, model = whole_state(model), _new_model(log, config, model.spec)
-        model.load_state_dict(state)
+        state = whole_state(model, keep=trainer.is_world_process_zero())
+        if not state:
+            return model  # its own part: no room for a whole one on every process
+        model = _new_model(log, config, model.spec)
+        model.load_state_dict(state, assign=True)
     trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     return model.cpu().eval()
 

@@ -48,12 +48,15 @@ def varlen_attention(
     asked = [name for name in _UNKNOWN if others.get(name) is not None]
     if asked or not getattr(module, "is_causal", True) or is_causal is False:
         raise ValueError(f"varlen attention is plain and causal, without {', '.join(asked) or 'both directions'}")
+    dropout = dropout if module.training else 0.0
     if query.is_cuda:
         assert max_length_q is not None
+        if dropout:
+            raise ValueError("the flash kernels inside torch know no dropout; set it to 0, or choose sdpa")
         query, key, value = (x[0].transpose(0, 1).to(value.dtype) for x in (query, key, value))
         return _by_torch(query, key, value, scaling, sliding_window, cu_seq_lens_q, max_length_q)[None], None
-    dropout = dropout if module.training else 0.0
-    return _one_by_one(query, key, value, scaling, sliding_window, cu_seq_lens_q, dropout).transpose(1, 2), None
+    result = _one_by_one(query, key, value, scaling, sliding_window, cu_seq_lens_q, dropout)
+    return result.transpose(1, 2).contiguous(), None  # some families view it
 
 
 def _by_torch(

@@ -1,8 +1,8 @@
-"""A training run of one or several processes under plain SGD, which writes down what rows each step saw.
+"""A training run of one or several processes, which writes down what rows each step saw.
 
-python tests/recorded_run.py CONFIG.yaml RECORD [KILL_AT_STEP], perhaps under torchrun. RECORD.<rank>.jsonl gets a line
-for each micro-batch: the step, the numbers of its rows, and whether the weights are sharded. With KILL_AT_STEP every
-process kills itself there.
+python tests/recorded_run.py CONFIG.yaml RECORD sgd|own KILL_AT_STEP, perhaps under torchrun. RECORD.<rank>.jsonl gets
+a line for each micro-batch: the step, the numbers of its rows, and whether the weights are sharded. sgd: plain, in the
+place of the trainer's own optimiser. At step KILL_AT_STEP, if it comes, every process kills itself.
 """
 
 import json
@@ -33,7 +33,7 @@ def shard_on_cpus() -> None:
     AcceleratorState.__init__ = with_fsdp
 
 
-def main(config: str, record: str, kill_at: str = "-1") -> None:
+def main(config: str, record: str, optimizer: str, kill_at: str) -> None:
     torch.set_num_threads(1)
     compute_loss = ImplicitTrainer.compute_loss
     path = f"{record}.{os.environ.get('RANK', '0')}.jsonl"
@@ -52,7 +52,8 @@ def main(config: str, record: str, kill_at: str = "-1") -> None:
 
     shard_on_cpus()
     ImplicitTrainer.compute_loss = recorded
-    ImplicitTrainer.create_optimizer = create_optimizer
+    if optimizer == "sgd":
+        ImplicitTrainer.create_optimizer = create_optimizer
     train(TrainConfig.load(config))
 
 

@@ -16,6 +16,7 @@ from transformers import (
     NemotronConfig,
     Olmo2Config,
     Phi3Config,
+    PhimoeConfig,
     Qwen2Config,
     Qwen3Config,
     Qwen3MoeConfig,
@@ -194,7 +195,7 @@ def test_what_a_forced_attention_lacks():
 
 
 def test_flash_packages_by_device_and_precision(monkeypatch):
-    llama = make_model(FAMILIES["llama"]()).classifier
+    llama = make_model(LlamaConfig(**{**TINY, "num_key_value_heads": 4}, head_dim=64)).classifier
     cuda, half = torch.device("cuda:0"), torch.bfloat16
     monkeypatch.setattr(attention, "_installed", lambda name: True)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
@@ -211,6 +212,8 @@ def test_flash_packages_by_device_and_precision(monkeypatch):
     assert fits(9, device=CPU) == ["varlen"]
     assert "needs a CUDA device" in obstacle("flash_attention_2", llama, CPU, half)
     assert "precision" in obstacle("varlen", llama, cuda, FLOAT)
+    llama.config.head_dim = 256
+    assert fits(9) == ["flash_attention_3", "flash_attention_2", "varlen"]
     llama.config.attention_dropout = 0.1
     assert fits(9) == ["flash_attention_2"]
 
@@ -220,6 +223,11 @@ def test_flash_packages_by_device_and_precision(monkeypatch):
     [
         (lambda: Gemma2Config(**TINY, head_dim=8, sliding_window=5), "eager", "computes more than plain attention"),
         (lambda: GptOssConfig(**TINY, head_dim=8, num_local_experts=4), "eager", "computes more than plain attention"),
+        (  # its window is in the mask alone, which packs do without
+            lambda: PhimoeConfig(**TINY, sliding_window=16, num_local_experts=2),
+            "sdpa",
+            "gives packed rows other states",
+        ),
         (lambda: NemotronConfig(**TINY), "sdpa", "takes no packed rows: varlen attention takes packed sequences"),
         (
             lambda: Gemma3TextConfig(**TINY, head_dim=8, use_bidirectional_attention=True),

@@ -15,11 +15,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from irm_fast import distributed
 from irm_fast.config import TrainConfig
-from irm_fast.distributed import check_same_lengths
+from irm_fast.distributed import check_same_lengths, check_same_log
 from irm_fast.model import ImplicitRewardModel
 
 ROWS = 78
+finished: dict[tuple, Run] = {}
 SCRIPT = Path(__file__).with_name("recorded_run.py")
 
 
@@ -51,20 +53,28 @@ def start(make_log, make_config, tmp_path):
             row = {"id": name, "messages": turns, "feedback": dict(zip(log.signals, given, strict=True))}
             file.write(json.dumps(row) + "\n")
 
-    def run(name: str, processes: int = 1, kill_at: int | None = None, launcher: tuple = (), **settings) -> Run | None:
+    def run(name: str, processes: int = 1, kill_at: int = -1, launcher: tuple = (), **settings) -> Run:
+        key = (processes, launcher, *sorted(settings.items()))
+        if kill_at >= 0 or "resume" in settings:
+            return run_anew(name, processes, kill_at, launcher, **settings)
+        if key not in finished:  # the same for all tests
+            finished[key] = run_anew(name, processes, kill_at, launcher, **settings)
+        return finished[key]
+
+    def run_anew(name: str, processes: int, kill_at: int, launcher: tuple, optimizer: str = "sgd", **settings) -> Run:
         config = make_config(name, data=str(data), epochs=4, validation_fraction=0, propensity="hidden")
         config = replace(config, **settings)
         config.save(tmp_path / f"{name}.yaml")
         if processes > 1 and not launcher:
             launcher = ("-m", "torch.distributed.run", "--nproc-per-node", str(processes))
-        command = [sys.executable, *launcher, SCRIPT, tmp_path / f"{name}.yaml", tmp_path / f"{name}.rows"]
+        arguments = [tmp_path / f"{name}.yaml", tmp_path / f"{name}.rows", optimizer, str(kill_at)]
+        command = [sys.executable, *launcher, SCRIPT, *arguments]
         paths = [str(SCRIPT.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
-        if kill_at is not None:
-            killed = subprocess.run([*command, str(kill_at)], env=environment, capture_output=True)
-            assert killed.returncode == (-signal.SIGKILL if processes == 1 else 1)
-            return None
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        if kill_at >= 0:
+            assert done.returncode == (-signal.SIGKILL if processes == 1 else 1)
+            return None  # type: ignore[return-value]
         assert done.returncode == 0, done.stderr
         return Run(config, tmp_path / f"{name}.rows")
 
@@ -94,8 +104,8 @@ def test_processes_and_micro_batches_do_not_change_a_step(start):
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_fsdp_computes_the_same(start, precision):
-    whole = start("whole", processes=2, batch_size=8, precision=precision)
-    sharded = start("sharded", processes=2, batch_size=8, fsdp=True, precision=precision)
+    settings = {"processes": 2, "batch_size": 8} | ({} if precision == "float32" else {"precision": precision})
+    whole, sharded = start("whole", **settings), start("sharded", fsdp=True, **settings)
     assert (whole.sharded, sharded.sharded) == (False, True)
     same(whole, sharded)
 
@@ -121,8 +131,9 @@ def test_shipped_accelerate_configs(start, file, sharded):
 
 @pytest.mark.parametrize("fsdp", [False, True])
 def test_killed_and_resumed_on_two_processes(start, tmp_path, fsdp):
-    """Packs of a token budget; the checkpoint is in the middle of an epoch."""
-    settings = {"token_budget": 500, "eval_steps": 3, "fsdp": fsdp}
+    """Packs of a token budget under AdamW; the checkpoint is in the middle of an epoch."""
+    settings = {"token_budget": 500, "eval_steps": 3, "fsdp": fsdp, "optimizer": "own"}
+    settings |= {"token_budget": 250, "gradient_accumulation": 2} if fsdp else {}
     whole = start("whole", processes=2, **settings)
     start("cut", processes=2, kill_at=8, **settings)
     before = [json.loads(line) for rank in (0, 1) for line in (tmp_path / f"cut.rows.{rank}.jsonl").open()]
@@ -148,6 +159,14 @@ def test_token_budget_over_processes_or_micro_batches(start):
     assert speed["non_padding"] == 1
     assert speed["tokens_per_second"] > speed["examples_per_second"] > 0
     assert not {"mfu", "peak_memory_gb"} & speed.keys()
+
+
+def test_processes_that_read_different_logs(monkeypatch):
+    mine = {"rows": 40, "sha256": "a"}
+    check_same_log(mine)
+    monkeypatch.setattr(distributed, "gather_object", lambda own: [*own, {"rows": 40, "sha256": "b"}])
+    with pytest.raises(RuntimeError, match=r"different logs: process 0 has 40 rows, process 1 has 40, or others"):
+        check_same_log(mine)
 
 
 def test_processes_that_see_different_lengths():

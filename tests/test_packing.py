@@ -99,6 +99,29 @@ def test_padded_batches_have_rows_of_similar_length():
     assert sorted_ones < 0.3 * padding(epoch_of(PackSampler(LENGTHS, rows=8)))
 
 
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_budget_weighs_no_row_up(padded):
+    """A row counts one over the rows of its step: short and long ones alike, on average over epochs."""
+    lengths = np.tile(LENGTHS, 4)
+    sampler = PackSampler(lengths, tokens=2000, processes=2, padded=padded, epochs=8)
+    weight = np.zeros(len(lengths))
+    for epoch in range(8):
+        packs = epoch_of(sampler, epoch)
+        for start in range(0, len(packs), 2):
+            rows = packs[start] + packs[start + 1]
+            weight[rows] += 1 / len(rows)
+    order = np.argsort(lengths)
+    tenth = len(order) // 10
+    assert 0.8 < weight[order[:tenth]].mean() / weight[order[-tenth:]].mean() < 1.05
+
+
+def test_padded_packs_of_a_step_have_similar_lengths():
+    """Also with a budget, where steps are drawn at random: then within each."""
+    packs = epoch_of(PackSampler(LENGTHS, tokens=1000, micro_batches=8, padded=True))
+    slots = sum(len(pack) * LENGTHS[pack].max(initial=0) for pack in packs)
+    assert slots < 1.25 * LENGTHS.sum()
+
+
 def test_spread_is_longest_first_to_the_emptiest():
     assert spread(np.array([5, 1, 4, 3, 3]), 2) == [[0, 4], [2, 3, 1]]
 
