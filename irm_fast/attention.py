@@ -48,7 +48,10 @@ def set_attention(
         raise ValueError(f"attn: got {wanted!r}; expected one of {', '.join(ATTENTIONS)}")
     reasons: dict[str, str] = {}
     for name in ATTENTIONS[1:] if wanted == "auto" else (wanted,):
-        reason = obstacle(name, model, device, dtype) or (unpackable() if name in PACKED else None)
+        reason = obstacle(name, model, device, dtype)
+        # Only flash-attn can do softcap: there is nothing to try it with before the device is there.
+        if reason is None and name in PACKED and not _softcap(model.config.get_text_config()):
+            reason = unpackable()
         if reason is None:
             switch(model, name)
             _tell(name, device.type, tuple(reasons.items()))

@@ -101,17 +101,15 @@ class PackSampler(Sampler[list[int]]):
 
     def _longest_step(self, rows: np.ndarray) -> Step:
         """As many of the first rows as fit into one step."""
-        fits, too_many = 1, len(rows) + 1  # one always fits
-        if self.tokens is None or self._deal(rows) is not None:
-            fits = len(rows)
-        else:
-            too_many = len(rows)
-            while too_many - fits > 1:
-                middle = (fits + too_many) // 2
-                if self._deal(rows[:middle]) is None:
-                    too_many = middle
-                else:
-                    fits = middle
+        if (step := self._deal(rows)) is not None:
+            return step
+        fits, too_many = 1, len(rows)  # one row always fits
+        while too_many - fits > 1:
+            middle = (fits + too_many) // 2
+            if self._deal(rows[:middle]) is None:
+                too_many = middle
+            else:
+                fits = middle
         step = self._deal(rows[:fits])
         assert step is not None
         return step
