@@ -32,13 +32,16 @@ IRM_FAST_GPU_TESTS=1 phase tests 150 "$python" -m pytest -q --maxfail=20 $parall
 # Every case is saved as it is measured: what a time limit cuts off are the last cases, which matter least.
 measure() { phase benchmarks "$1" "$python" -m pytest "${@:2}" --benchmark-only -q --save-results "$out/results"; }
 if [ "$what" = training ]; then
-  measure 150 benchmarks/bench_training.py
-  scale() { phase "$1" "$2" "$python" -m benchmarks.at_scale --out "$out" "${@:3}" && grep examples/s "$out/$1.log"; }
+  measure 130 benchmarks/bench_training.py
+  scale() { # what it prints is in training.jsonl
+    phase "$1" "$2" "$python" -m benchmarks.at_scale --out "$out" "${@:3}" || return
+    grep examples/s "$out/$1.log" | tail -n 1 && rm "$out/$1.log"
+  }
   if "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
-    scale packed 60 --shape 0.6B
-    scale padded 90 --shape 0.6B --attn sdpa
-    scale large 90 --shape 1.7B --recompute
-    scale largest 120 --shape 4B --recompute --rows 256
+    scale packed 40 --shape 0.6B
+    scale padded 50 --shape 0.6B --attn sdpa --rows 256
+    scale large 50 --shape 1.7B --recompute --rows 256
+    scale largest 70 --shape 4B --recompute --rows 128
   else # a rehearsal
     scale packed 60 --shape tiny --budget 2048 --longest 512 --precision float32
   fi
