@@ -198,6 +198,8 @@ def test_at_most_twice_the_error_of_eager(k: int, dtype: torch.dtype, backend: s
     assert_close("loss", loss, want_loss, F32, 2 * (eager_loss - want_loss).abs().item(), above=above)
     for name, x in want.items():
         error = 2 * (eager_grads[name] - x).abs().max().item()
+        if x.numel() == 1:  # which eager may hit by luck: terms that cancel leave some last places open
+            error = max(error, 4 * torch.finfo(F32).eps * x.abs().item())
         assert_close(name, grads[name], x, dtype, error, above=above)
 
 
