@@ -7,9 +7,9 @@ included. Lengths are log-normal, in the proportions of median 350, 95th percent
 weights. Providers: `ours`, packed, in the packs of the trainer; `padded sorted`, our padded form with rows of similar
 length together, as where no packed attention can be had; `padded random`, the same on rows in random order;
 `classifier`, the batches of `padded random` through transformers' `*ForSequenceClassification`, which scores every
-position, and the loss in PyTorch operations, as TRL's `RewardTrainer` computes. Checked: loss and gradient, against
-rows one at a time, in float64 on a CPU, float32 on a GPU. Floor: `matmul`, products of large matrices with as many
-operations.
+position, and the loss in PyTorch operations, in the manner of TRL's `RewardTrainer`. Checked: loss and gradient,
+against rows one at a time, in float64 on a CPU, float32 on a GPU. Floor: `matmul`, products of large matrices with as
+many operations.
 """
 
 from __future__ import annotations

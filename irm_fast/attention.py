@@ -54,7 +54,7 @@ def set_attention(
             reason = unpackable()
         if reason is None:
             switch(model, name)
-            _tell(name, device.type, tuple(reasons.items()))
+            _tell(f"attention: {name}{''.join(f'; not {other}: {why}' for other, why in reasons.items())}")
             return name
         reasons[name] = reason
     why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
@@ -73,10 +73,9 @@ def switch(model: PreTrainedModel, name: str) -> None:
 
 
 @cache
-def _tell(name: str, device: str, reasons: tuple[tuple[str, str], ...]) -> None:
-    """Say once what was chosen; aloud where a GPU, which would pay for it, gets padding."""
-    text = f"attention: {name}{''.join(f'; not {other}: {why}' for other, why in reasons)}"
-    log.log(logging.WARNING if device == "cuda" and name not in PACKED and reasons else logging.INFO, text)
+def _tell(text: str) -> None:
+    """Log once: scoring chooses anew for every call."""
+    log.info(text)
 
 
 def obstacle(name: str, model: PreTrainedModel, device: torch.device, dtype: torch.dtype) -> str | None:

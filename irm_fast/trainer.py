@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -181,6 +182,9 @@ def _fit(
     args = training_arguments(config, folder, evaluate=heldout is not None)
     dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
     with model.attention(config.attn, args.device, dtype) as attention:
+        if args.device.type == "cuda" and not model.packed:
+            remedy = "; --precision bfloat16 might let them be packed" if dtype == torch.float32 else ""
+            warnings.warn(f"attention {attention}: rows are padded, which is slower{remedy}", stacklevel=3)
         trainer, truncated = _trainer(log, heldout, config, model, args)
         plan = trainer.packs.plan
         if config.resume:
