@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -55,7 +56,7 @@ def varlen_attention(
             raise ValueError("the flash kernels inside torch know no dropout; set it to 0, or choose sdpa")
         query, key, value = (x[0].transpose(0, 1).to(value.dtype) for x in (query, key, value))
         return _by_torch(query, key, value, scaling, sliding_window, cu_seq_lens_q, max_length_q)[None], None
-    result = _one_by_one(query, key, value, scaling, sliding_window, cu_seq_lens_q, dropout)
+    result = _by_length(query, key, value, scaling, sliding_window, cu_seq_lens_q, dropout)
     return result.transpose(1, 2).contiguous(), None  # some families view it
 
 
@@ -76,19 +77,58 @@ def _by_torch(
     return result
 
 
-@torch.compiler.disable  # a loop over the data
-def _one_by_one(
+@torch.compiler.disable  # loops over the data
+def _by_length(
     query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None, ends: Tensor, dropout: float
 ) -> Tensor:
-    """(1, heads, T, width), one call a sequence: on a CPU a mask over the whole pack would cost far more."""
-    result = []
-    for start, end in pairwise(ends.tolist()):
-        mask = None
-        if window is not None and end - start > window:
-            place = torch.arange(end - start, device=query.device)
-            distance = place[:, None] - place
-            mask = (distance >= 0) & (distance < window)
-        q, k, v = (x[:, :, start:end] for x in (query, key, value))
-        settings: dict[str, Any] = {"dropout_p": dropout, "scale": scaling, "enable_gqa": q.shape[1] != k.shape[1]}
-        result.append(scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, **settings))
-    return torch.cat(result, dim=2)
+    """(1, heads, T, width): one call for all sequences of about one length; a mask over the pack would cost far more.
+
+    Shorter ones are padded by the tokens that follow them, whatever these are: being later, no token attends to them.
+    """
+    groups, places, restore = _groups(tuple(ends.tolist()))
+    heads = [x.shape[1] for x in (query, key, value)]
+    widths = [x.shape[1] * x.shape[3] for x in (query, key, value)]
+    rows = torch.cat([x[0].transpose(0, 1).flatten(1) for x in (query, key, value)], dim=1)  # (T, all heads)
+    settings: dict[str, Any] = {"dropout_p": dropout, "scale": scaling, "enable_gqa": heads[0] != heads[1]}
+    results = []
+    for (count, length), part in zip(
+        groups, rows.index_select(0, places).split([n * m for n, m in groups]), strict=True
+    ):
+        q, k, v = (
+            x.view(count, length, n, -1).transpose(1, 2) for x, n in zip(part.split(widths, 1), heads, strict=True)
+        )
+        mask = None if window is None or length <= window else _window_mask(length, window)
+        result = scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, **settings)
+        results.append(result.transpose(1, 2).flatten(0, 1))  # (count * length, heads, width)
+    return torch.cat(results).index_select(0, restore).transpose(0, 1)[None]
+
+
+def _window_mask(length: int, window: int) -> Tensor:
+    place = torch.arange(length)
+    distance = place[:, None] - place
+    return (distance >= 0) & (distance < window)
+
+
+@lru_cache(maxsize=4)  # for all layers of a pass
+def _groups(ends: tuple[int, ...]) -> tuple[list[tuple[int, int]], Tensor, Tensor]:
+    """Sequences of about one length: of each group their count and their common length, padded.
+
+    places: where in the pack the tokens of all groups stand, padding included. restore: where among these the tokens of
+    the pack are.
+    """
+    groups: list[list[tuple[int, int]]] = []
+    for start, end in sorted(pairwise(ends), key=lambda span: span[1] - span[0]):
+        shortest = groups[-1][0][1] - groups[-1][0][0] if groups else 0
+        if groups and end - start <= 1.25 * shortest + 8:
+            groups[-1].append((start, end))
+        else:
+            groups.append([(start, end)])
+    sizes, indices, own = [], [], []
+    for group in groups:
+        starts, stops = torch.tensor(group).T
+        index = starts[:, None] + torch.arange(int((stops - starts).max()))
+        sizes.append((len(group), index.shape[1]))
+        indices.append(index.clamp(max=ends[-1] - 1).flatten())
+        own.append((index < stops[:, None]).flatten())
+    places, is_own = torch.cat(indices), torch.cat(own).nonzero().squeeze(1)
+    return sizes, places, is_own[places[is_own].argsort()]

@@ -146,12 +146,12 @@ def test_the_trainer_notices_rows_that_see_each_other(monkeypatch, family):
     check = IsolationCheck(model)
     with model.attention("varlen"):
         check.on_train_begin(None, None, None, model=model)
-        one_by_one = varlen._one_by_one
+        by_length = varlen._by_length
 
         def leaking(query, key, value, scaling, window, ends, dropout):
-            return one_by_one(query, key, value, scaling, window, ends[[0, -1]], dropout)
+            return by_length(query, key, value, scaling, window, ends[[0, -1]], dropout)
 
-        monkeypatch.setattr(varlen, "_one_by_one", leaking)
+        monkeypatch.setattr(varlen, "_by_length", leaking)
         with pytest.raises(RuntimeError, match=r"see each other.*--attn sdpa"):
             check.on_train_begin(None, None, None, model=model)
     leaks = make_model(FAMILIES[family]())
@@ -289,13 +289,13 @@ def test_torch_kernels_are_asked_the_same(monkeypatch, window, knows_groups):
         left, right = window_size
         assert right == 0
         wide = (x.transpose(0, 1)[None] for x in (query, key, value))
-        return varlen._one_by_one(*wide, scale, None if left == -1 else left + 1, ends, 0.0)[0].transpose(0, 1)
+        return varlen._by_length(*wide, scale, None if left == -1 else left + 1, ends, 0.0)[0].transpose(0, 1)
 
     monkeypatch.setattr(varlen, "varlen_attn", stand_in)
     monkeypatch.setattr(varlen, "TAKEN", {"window_size", *(("enable_gqa",) if knows_groups else ())})
     query, key, value = (torch.randn(1, heads, 20, 8) for heads in (4, 2, 2))
     ends = torch.tensor([0, 9, 20], dtype=torch.int32)
-    want = varlen._one_by_one(query, key, value, 0.3, window, ends, 0.0).transpose(1, 2)[0]
+    want = varlen._by_length(query, key, value, 0.3, window, ends, 0.0).transpose(1, 2)[0]
     flat = (x[0].transpose(0, 1) for x in (query, key, value))
     torch.testing.assert_close(varlen._by_torch(*flat, 0.3, window, ends, 11), want)
 
