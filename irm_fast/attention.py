@@ -37,7 +37,7 @@ def set_attention(
     """Make `model` run with the attention that is wanted, and return its name.
 
     wanted: one of `config.ATTENTIONS`. "auto" takes the first that can be had of flash attention 4, 3 and 2 (packages),
-    "varlen" (flash kernels inside torch on a GPU, one call a sequence on a CPU), "sdpa" and "eager". Those in `PACKED`
+    "varlen" (flash kernels inside torch on a GPU, grouped calls on a CPU), "sdpa" and "eager". Those in `PACKED`
     take packed sequences, the others padded batches. device, dtype: where, and in what precision, it will compute.
     unpackable: tells why this very model cannot take packs, None if it can; asked only where all else allows them.
 
