@@ -94,8 +94,12 @@ class TrainingCase(Case):
         return dict(zip(self.modes["train"], results, strict=True))
 
     def entries(self) -> list[Entry]:
-        ways: dict[str, Callable] = {"ours": ours, "padded sorted": padded_sorted, "padded random": padded_random}
-        ways |= {"classifier": classifier}
+        ways: dict[str, Callable] = {
+            "ours": ours,
+            "padded sorted": padded_sorted,
+            "padded random": padded_random,
+            "classifier": classifier,
+        }
         return [Entry(name, ("train",), partial(way, make_model(self.shape), self)) for name, way in ways.items()]
 
     def flops(self) -> float:
@@ -122,10 +126,11 @@ class TrainingCase(Case):
         return [(Entry("matmul", ("train",), multiply), [torch.randn_like(a)])]
 
 
-def qwen3(shape: str, **settings: Any) -> Qwen3Config:
-    """The configuration of a classifier of this shape."""
+@lru_cache(maxsize=1)  # large ones fill the device
+def make_model(shape: str) -> ImplicitRewardModel:
     layers, width, within, heads, groups, head = SHAPES[shape]
-    return Qwen3Config(
+    config = Qwen3Config(
+        vocab_size=1000,  # looking embeddings up costs nothing
         hidden_size=width,
         intermediate_size=within,
         num_hidden_layers=layers,
@@ -134,13 +139,9 @@ def qwen3(shape: str, **settings: Any) -> Qwen3Config:
         head_dim=head,
         max_position_embeddings=8192,
         num_labels=1,
-        **settings,
+        pad_token_id=0,
+        eos_token_id=2,
     )
-
-
-@lru_cache(maxsize=1)  # large ones fill the device
-def make_model(shape: str) -> ImplicitRewardModel:
-    config = qwen3(shape, vocab_size=1000, pad_token_id=0, eos_token_id=2)  # looking embeddings up costs nothing
     torch.manual_seed(0)
     with torch.device(DEVICE):
         network = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)

@@ -95,8 +95,8 @@ def obstacle(name: str, model: PreTrainedModel, device: torch.device, dtype: tor
             return f"{kind} has its own kernels, {', '.join(compatible)}"
         if not _installed(name):
             return "its package is not installed"
-        if name == "flash_attention_4" and _head_width(config) not in (64, 96, 128):
-            return f"heads of {_head_width(config)} have no kernels"
+        if name == "flash_attention_4" and head_width(config) not in (64, 96, 128):
+            return f"heads of {head_width(config)} have no kernels"
         return _no_flash(config, device, dtype, _MAJORS[name], takes_dropout=name == "flash_attention_2")
     if not (model._supports_attention_backend and model._supports_sdpa) or _softcap(config):
         return f"{kind} computes more than plain attention"
@@ -119,11 +119,12 @@ def _no_flash(config: Any, device: torch.device, dtype: torch.dtype, majors: Any
         return f"{torch.cuda.get_device_name(device)} has no kernels"
     if not takes_dropout and getattr(config, "attention_dropout", None):
         return "it knows no dropout, and attention_dropout is set"
-    width = _head_width(config)
+    width = head_width(config)
     return None if width <= 256 and width % 8 == 0 else f"heads of {width} have no kernels"
 
 
-def _head_width(config: Any) -> int:
+def head_width(config: Any) -> int:
+    """Of one attention head, from a text config of transformers."""
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 

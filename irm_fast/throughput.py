@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from irm_fast.attention import head_width
 from irm_fast.batches import Counts
 
 if TYPE_CHECKING:
@@ -59,9 +60,7 @@ def flops_of(model: ImplicitRewardModel) -> tuple[float, float] | None:
         return None
     looked_up = model.classifier.get_input_embeddings().weight
     weights = sum(p.numel() for p in model.backbone.parameters() if p.dim() > 1 and p is not looked_up)
-    width = config.num_attention_heads * (
-        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    )
+    width = config.num_attention_heads * head_width(config)
     default = "full_attention" if getattr(config, "sliding_window", None) is None else "sliding_attention"
     kinds = getattr(config, "layer_types", None) or [default] * config.num_hidden_layers
     return 6.0 * weights, 6.0 * kinds.count("full_attention") * width
