@@ -114,7 +114,7 @@ def floors(case: Case, n_sets: int) -> list[tuple[Entry, list[Any]]]:
     """
     modes_of: dict[tuple[int, tuple[str, ...]], tuple[str, ...]] = {}
     for mode in case.modes:
-        traffic = sum(count_bytes(case, mode)), floor_names(mode)
+        traffic = sum(case.traffic(mode)), floor_names(mode)
         modes_of[traffic] = (*modes_of.get(traffic, ()), mode)
     result: list[tuple[Entry, list[Any]]] = []
     for (n_bytes, names), modes in modes_of.items():

@@ -46,7 +46,7 @@ if [ "$what" = training ]; then
     scale packed 60 --shape tiny --budget 2048 --longest 512 --precision float32
   fi
 else
-  measure 270 benchmarks/bench_loss.py benchmarks/bench_linear.py
+  measure 300 benchmarks/bench_loss.py benchmarks/bench_linear.py benchmarks/bench_pointwise.py
   phase figures 20 "$python" -m benchmarks.draw "$out"/results/*.json
 fi
 "$python" -m benchmarks.report "$out"/results/*.json

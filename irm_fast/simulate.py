@@ -82,16 +82,9 @@ def simulate(
         held = hold_out(group_rows(prompts, pairs), test_fraction, seed)
         rated, test = rated.subset(~held), rated.subset(held)
     _check_ratings(rated)
-    features = None
-    if protocol == "rating":
-        propensity = np.tile(rating_propensity(rated.rating, alpha, target)[:, None], (1, signals))
-    else:
-        features = standard_features(rated.messages)
-        propensity = feature_propensity(features, signals, target)
-    # A stream of its own for each signal: asking for one more leaves the others as they were.
-    streams = [np.random.default_rng([seed, k]) for k in range(1, signals + 1)]
-    active = np.column_stack([stream.random(len(rated)) for stream in streams]) <= propensity
-    feedback = active & (rated.preference == 1)[:, None]
+    features = None if protocol == "rating" else standard_features(rated.messages)
+    propensity = propensities(rated.rating, features, signals, alpha, target)
+    feedback = draw_feedback(rated.preference, propensity, seed)
     if not feedback.any():
         raise ValueError(f"no action was drawn in {len(rated)} rows; expected more rows or a higher target")
     log = Log(
@@ -99,7 +92,7 @@ def simulate(
         messages=rated.messages,
         signals=SIGNALS[:signals],
         polarity=(1,) * signals,
-        feedback=feedback.astype(np.int8),
+        feedback=feedback,
         preference=np.full(len(rated), -1, np.int8),
         weight=None,
         propensity=None,
@@ -108,6 +101,23 @@ def simulate(
         user_ids=None,
     )
     return Simulation(log, rated, propensity, test)
+
+
+def propensities(
+    rating: np.ndarray, features: np.ndarray | None, signals: int, alpha: float, target: float
+) -> np.ndarray:
+    """(N, K) true propensities: of protocol "feature" where there are features (N, F), else of "rating"."""
+    if features is not None:
+        return feature_propensity(features, signals, target)
+    return np.tile(rating_propensity(rating, alpha, target)[:, None], (1, signals))
+
+
+def draw_feedback(preference: np.ndarray, propensity: np.ndarray, seed: int) -> np.ndarray:
+    """(N, K) int8 of 1 acted and 0 silent, from preferences (N,) and propensities (N, K): f = r* a."""
+    # A stream of its own for each signal: asking for one more leaves the others as they were.
+    streams = [np.random.default_rng([seed, k]) for k in range(1, propensity.shape[1] + 1)]
+    active = np.column_stack([stream.random(len(preference)) for stream in streams]) <= propensity
+    return (active & (preference == 1)[:, None]).astype(np.int8)
 
 
 def rating_propensity(rating: np.ndarray, alpha: float, target: float) -> np.ndarray:

@@ -21,7 +21,8 @@ pytest.importorskip("pytest_benchmark")
 from benchmarks import harness, report
 from benchmarks.bench_linear import LinearCase, separate_heads, stacked_head
 from benchmarks.bench_loss import LossCase, _step
-from benchmarks.cases import Entry, count_bytes, floor_names, floors, four_group_loss
+from benchmarks.bench_pointwise import PointwiseCase
+from benchmarks.cases import Entry, floor_names, floors, four_group_loss
 
 ROOT = Path(__file__).parent.parent
 
@@ -114,13 +115,15 @@ def test_every_gradient_of_a_linear_provider_is_checked(loss_fn: Callable, wrong
         (LossCase(100, k=3), "forward", 100 * (4 * 4 + 3), 0),
         (LossCase(100, k=3), "forward+grad", 100 * (4 * 4 + 3), 100 * 4 * 4),
         (LossCase(100, dtype=torch.bfloat16), "step", 100 * (2 * 2 + 1), 100 * 2 * 2),
+        (PointwiseCase(100), "forward", 100 * 3 * 4, 0),
+        (PointwiseCase(100, dtype=torch.bfloat16), "step", 100 * (2 + 2 * 4), 100 * 2),
         (LinearCase(100, k=2, hidden=64), "forward", 100 * (64 * 4 + 2) + 3 * 65 * 4, 0),
         (LinearCase(100, k=2, hidden=64), "frozen", 100 * (64 * 4 + 2) + 3 * 65 * 4, 3 * 65 * 4),
         (LinearCase(100, k=2, hidden=64), "step", 100 * (64 * 4 + 2) + 3 * 65 * 4, 100 * 64 * 4 + 3 * 65 * 4),
     ],
 )
 def test_bytes(case: Any, mode: str, read: int, written: int) -> None:
-    assert count_bytes(case, mode) == (read, written)
+    assert case.traffic(mode) == (read, written)
     entry, buffers = next(pair for pair in floors(case, 2) if mode in pair[0].modes)
     assert entry.provider == floor_names(mode)[0]
     assert len(buffers) == 2  # to rotate over

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import irm_fast
+from irm_fast.pointwise import pointwise_loss
 from tests.conftest import ON_GPU
 from tests.loss_cases import make, options
 
@@ -92,6 +93,36 @@ def test_the_linear_loss_is_that_of_the_reference(n: int, width: int, k: int, ev
     compare(linear_loss, inputs, DTYPES[dtype], **(evidence(n, k) if everything else {}))
 
 
+def pointwise_inputs(n: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits, and weights of either sign; every seventh row has none."""
+    generator = torch.Generator().manual_seed(n)
+    s, *weights = (torch.randn(n, generator=generator) for _ in range(3))
+    for weight in weights:
+        weight[::7] = 0
+    return (3 * s).to(dtype).requires_grad_(), *weights
+
+
+def pointwise(inputs: tuple[Tensor, ...], **settings: Any) -> Tensor:
+    return pointwise_loss(*inputs, **settings)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n", (1, 1000, 70_001))
+def test_the_pointwise_loss_is_that_of_the_reference(n: int, dtype: str) -> None:
+    inputs = pointwise_inputs(n + 1, DTYPES[dtype])
+
+    def evaluate(inputs: tuple[Tensor, ...], **settings: Any) -> list[Tensor]:
+        rows, mean = pointwise(inputs, reduction="none", **settings), pointwise(inputs, **settings)
+        upstream = torch.linspace(0.5, 1.5, len(rows)).to(rows)
+        grads = torch.autograd.grad(rows, inputs[0], upstream), torch.autograd.grad(mean, inputs[0])
+        return [rows.detach(), mean.detach(), *grads[0], *grads[1]]
+
+    tolerance = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}[DTYPES[dtype]]
+    for got, want in zip(evaluate(to_gpu(inputs)), evaluate(inputs, backend="reference"), strict=True):
+        assert got.is_cuda and got.dtype == want.dtype
+        torch.testing.assert_close(got.cpu().double(), want.double(), rtol=tolerance, atol=3e-6)
+
+
 def step_of(loss: Callable, inputs: tuple[Tensor, ...]) -> Callable[[], tuple[Tensor, ...]]:
     leaves = [x for x in inputs if x.requires_grad]
 
@@ -105,6 +136,7 @@ def step_of(loss: Callable, inputs: tuple[Tensor, ...]) -> Callable[[], tuple[Te
 CASES = {
     "loss": lambda: (plain_loss, (*(x.requires_grad_() for x in make(5000, 2)[:2]), make(5000, 2)[2])),
     "linear": lambda: (linear_loss, linear_inputs(5000, 1024, 2)),
+    "pointwise": lambda: (pointwise, pointwise_inputs(5000)),
 }
 
 

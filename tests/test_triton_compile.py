@@ -24,6 +24,7 @@ KERNELS = {
     "linear_implicit_rm_fwd_kernel",
     "linear_weight_grad_kernel",
     "linear_hidden_grad_kernel",
+    "pointwise_fwd_kernel",
 }
 
 

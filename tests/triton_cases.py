@@ -15,7 +15,7 @@ from unittest.mock import patch
 
 import torch
 import triton
-from irm_fast.kernels.triton import implicit_rm, linear_gradients, linear_implicit_rm
+from irm_fast.kernels.triton import implicit_rm, linear_gradients, linear_implicit_rm, pointwise
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -35,6 +35,7 @@ KERNELS = (
     (linear_implicit_rm, "linear_implicit_rm_fwd_kernel"),
     (linear_gradients, "linear_weight_grad_kernel"),
     (linear_gradients, "linear_hidden_grad_kernel"),
+    (pointwise, "pointwise_fwd_kernel"),
 )
 POINTERS = {
     torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16",
@@ -65,6 +66,12 @@ def launch_linear(k: int, h: int, dtype: torch.dtype, everything: bool = False, 
 def launch_hidden_grad(k: int, h: int, dtype: torch.dtype) -> None:
     upstream = torch.tensor(1.0)
     linear_gradients.linear_hidden_grad(torch.empty(N, k + 1), upstream, torch.empty(k + 1, h), dtype)
+
+
+def launch_pointwise(dtype: torch.dtype, per_row: bool = False, step: int = 1) -> None:
+    logits = torch.empty(N * step, dtype=dtype)[::step]
+    options = {"scale": 1.0, "per_row": per_row, "need_grad": not per_row}
+    pointwise.pointwise_forward(logits, torch.empty(N), torch.empty(N), **options)
 
 
 def _options(k: int, dtype: torch.dtype, everything: bool) -> dict[str, Any]:
@@ -104,6 +111,9 @@ CASES: dict[str, Callable[[], None]] = {
     "hidden gradient K=1 H=4096 bfloat16": partial(launch_hidden_grad, 1, 4096, BF16),
     "hidden gradient K=3 H=1000 float16": partial(launch_hidden_grad, 3, 1000, F16),
     "hidden gradient K=16 H=8192 float32": partial(launch_hidden_grad, 16, 8192, F32),
+    "pointwise float32": partial(launch_pointwise, F32),
+    "pointwise bfloat16": partial(launch_pointwise, BF16),
+    "pointwise float16, strided, rows": partial(launch_pointwise, F16, per_row=True, step=3),
 }
 
 

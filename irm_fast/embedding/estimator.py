@@ -49,8 +49,9 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
 
     Attributes:
         classes_ (0, 1), n_features_in_, n_propensity_features_, propensity_designs_ (K names), is_linear_, diagnosis_
-        (`diagnostics.Diagnosis`), held_out_nll_ (per row, in natural logarithms), and, for a linear model, coef_ (D,)
-        and intercept_; activity_: an `activity.Activity` where `users` showed one that the signals share, else None.
+        (`diagnostics.Diagnosis`), held_out_nll_ (per row, in natural logarithms), held_out_decision_ (reward logits of
+        the rows of weight above 0, each by the part that did not see it; not saved), and, for a linear model, coef_
+        (D,) and intercept_; activity_: an `activity.Activity` where `users` showed one that the signals share, or None.
     """
 
     def __init__(
@@ -184,6 +185,7 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
         self.propensity_designs_ = self._propensities.designs
         self.n_propensity_features_ = 0 if seen.features is None else seen.features.shape[1]
         self.is_linear_ = not (self._reward.networks or self._propensities.networks)
+        self.held_out_decision_ = self._reward.held_out.cpu().numpy()
         self.held_out_nll_ = float(self._reward.losses.sum() / seen.weight.sum())
         self.__dict__.pop("coef_", None), self.__dict__.pop("intercept_", None)  # of an earlier fit
         if self.is_linear_:

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from irm_fast.embedding.observed import Observed
 from irm_fast.functional import Reduction, implicit_rm_loss
 from irm_fast.linear import linear_implicit_rm_loss
 
+Net = TypeVar("Net", bound=nn.Module)
 REWARD_SDS = (1.0, 2.0, 4.0, 8.0)  # tried as prior deviations of a linear reward's logit between responses
 
 
@@ -108,24 +110,34 @@ class Network(nn.Module):
 
 
 def train_network(
-    network: Network,
-    loss: Callable[[Network, Tensor], Tensor],
+    network: Net,
+    loss: Callable[[Net, Tensor], Tensor],
     rows: Tensor,
     held_out: Tensor,
     training: Training,
     generator: torch.Generator,
+    *,
+    judge: Callable[[Net], float] | None = None,
+    before_epoch: Callable[[], None] | None = None,
 ) -> None:
     """Minimise `loss(network, rows)`, a mean over row numbers, and keep the weights that are best on `held_out`.
 
-    The data are gathered from tensors in memory, a batch at a time: no loader, no collation.
+    The data are gathered from tensors in memory, a batch at a time: no loader, no collation.  judge: what is smallest
+    at the best weights, instead of the loss of the held-out rows.
     """
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay, fused=True
     )
-    best, state, worse = _held_out_loss(network, loss, held_out), copy.deepcopy(network.state_dict()), 0
+
+    def judged() -> float:
+        return _held_out_loss(network, loss, held_out) if judge is None else judge(network)
+
+    best, state, worse = judged(), copy.deepcopy(network.state_dict()), 0
     for _ in range(training.max_epochs):
+        if before_epoch is not None:
+            before_epoch()
         one_epoch(network, loss, rows, optimizer, training.batch_size, generator)
-        now = _held_out_loss(network, loss, held_out)
+        now = judged()
         if now < best:
             best, state, worse = now, copy.deepcopy(network.state_dict()), 0
         else:
@@ -157,7 +169,7 @@ def rows_where(mask: np.ndarray, device: torch.device) -> Tensor:
 
 
 @torch.no_grad()
-def _held_out_loss(network: Network, loss: Callable[[Network, Tensor], Tensor], rows: Tensor) -> float:
+def _held_out_loss(network: Net, loss: Callable[[Net, Tensor], Tensor], rows: Tensor) -> float:
     return float(loss(network, rows)) if len(rows) else float("inf")
 
 

@@ -67,9 +67,15 @@ def fit_reward(
     return network if gain > error else linear
 
 
+def calibration(held_out: Tensor, propensity: Tensor, evidence: Evidence) -> tuple[float, float]:
+    """Slope above 0 and shift of the greatest implicit likelihood, for held-out reward logits (N,)."""
+    _, slope, shift, _ = _levels(held_out, propensity, evidence, torch.zeros_like(propensity[0]))
+    return float(slope), float(shift)
+
+
 def calibrated(reward: Reward, propensity: Tensor, evidence: Evidence) -> Reward:
-    """The reward times a slope plus a shift: those of the greatest implicit likelihood on the held-out logits."""
-    _, slope, shift, _ = _levels(reward.held_out, propensity, evidence, torch.zeros_like(propensity[0]))
+    """The reward times a slope plus a shift, those of `calibration`."""
+    slope, shift = calibration(reward.held_out, propensity, evidence)
     for network in reward.networks:
         for parameter in network.layers[-1].parameters():
             parameter.data *= slope
@@ -113,33 +119,43 @@ def _value(found: tuple[float, Tensor, Tensor, Tensor]) -> float:
     return found[0]
 
 
+def prior_shares(spread: Tensor) -> dict[str, Tensor]:
+    """How the prior variance of a logit is spread over the features: (D,) of mean 1, evenly or by their raw variances.
+
+    spread: (D,) deviations of the features before they were standardised, infinite where constant.
+    """
+    variance = torch.where(torch.isfinite(spread), spread, spread.new_zeros(())) ** 2
+    raw = variance * len(variance) / variance.sum().clamp(min=1e-30)
+    return {"even": torch.ones_like(variance), "raw": raw.clamp(min=1e-6)}
+
+
 def _fit_linear(x: Tensor, spread: Tensor, propensity: Tensor, evidence: Evidence, folds: np.ndarray) -> Reward:
     """Ridge regressions; the prior that is best on the first fold is taken for all.
 
-    A prior gives a logit that varies by `sd` between responses, evenly over the features or over their raw variances:
-    which suits an embedding, only the data can tell.
+    A prior gives a logit that varies by `sd` between responses; which of `prior_shares` suits an embedding, only the
+    data can tell.
     """
     device = x.device
-    variance = torch.where(torch.isfinite(spread), spread, spread.new_zeros(())) ** 2
-    shares = [torch.ones_like(variance), variance * len(variance) / variance.sum().clamp(min=1e-30)]
+    shares = prior_shares(spread)
 
     def fitted(fold: int, sd: float, share: Tensor) -> tuple[Tensor, Tensor]:
         counted = torch.from_numpy((folds != fold).astype(np.float32)).to(device)
-        weight, bias = x.new_zeros(x.shape[1]), x.new_zeros(())
-        precision = x.shape[1] / sd**2 / float(counted.sum()) / 2 / share.clamp(min=1e-6)
+        # Weights in units of their prior deviations: with raw variances L-BFGS would not be done after 200 iterations.
+        unit, units, bias = share.sqrt(), x.new_zeros(x.shape[1]), x.new_zeros(())
+        precision = x.shape[1] / sd**2 / float(counted.sum()) / 2
 
         def loss() -> Tensor:
-            return evidence.linear_loss(x, weight, bias, propensity, counted) + (precision * weight**2).sum()
+            return evidence.linear_loss(x, units * unit, bias, propensity, counted) + precision * (units**2).sum()
 
-        fit_map([weight, bias], loss)
-        return weight, bias
+        fit_map([units, bias], loss)
+        return units * unit, bias
 
     def held_out_loss(sd: float, share: Tensor) -> float:
         weight, bias = fitted(0, sd, share)
         rows = rows_where(folds == 0, device)
         return float(evidence.loss(x[rows] @ weight + bias, propensity[rows], rows))
 
-    sd, share = min(itertools.product(REWARD_SDS, shares), key=lambda prior: held_out_loss(*prior))
+    sd, share = min(itertools.product(REWARD_SDS, shares.values()), key=lambda prior: held_out_loss(*prior))
     fits = [fitted(fold, sd, share) for fold in range(int(folds.max()) + 1)]
     each = [x @ weight + bias for weight, bias in fits]
     weight, bias = (torch.stack(values).mean(0) for values in zip(*fits, strict=True))

@@ -1,0 +1,252 @@
+"""One procedure for every method: the same heads, the same candidates, the same folds; only the loss differs.
+
+Candidates are eight linear heads (four prior deviations of the reward logit, spread evenly over the standardised
+features or by their raw variances) and a network. Each is fitted without the first fold and judged on it by the
+method's own implicit criterion; the best is fitted without each other fold, and the logits are averaged, as in
+`EmbeddingRewardModel`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from irm_fast.embedding.heads import REWARD_SDS, Network, Training, rows_where, train_network
+from irm_fast.embedding.propensity_step import BIAS_SD
+from irm_fast.embedding.reward_step import AUTO_LAYERS, prior_shares
+
+FOLDS, ITERATIONS, PROPENSITY_SD = 5, 200, 1.0
+CANDIDATES = 2 * len(REWARD_SDS) + 1
+Lagged = tuple[Tensor, Tensor] | None
+Loss = Callable[[Tensor, Any, Any, Lagged], Tensor]  # reward logits, propensity logits or None, `Batch`, lagged logits
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to learn from a log.
+
+    loss: the training objective of a batch.  judge: the held-out criterion; None: the loss.  propensity: the head that
+    is learned beside the reward: "" none, constant, hidden, features, item.  lag: for losses with posteriors, after how
+    many iterations of L-BFGS the stratification model is replaced, and in networks after an epoch if more than 1;
+    0: the loss has no posterior.
+    """
+
+    name: str
+    loss: Loss
+    judge: Loss | None = None
+    propensity: str = ""
+    lag: int = 0
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Inputs of the heads, n rows.  x: (n, D) and z: (n, F) standardised.  item: (n,) from 0 to below `items`."""
+
+    x: Tensor
+    z: Tensor
+    item: Tensor
+    items: int
+
+    def take(self, rows: Tensor) -> Rows:
+        x, z, item = (value.index_select(0, rows) for value in (self.x, self.z, self.item))
+        return Rows(x, z, item, self.items)
+
+
+class Batch:
+    """What is known of some rows: an attribute of `known` with a value a row is gathered, any other handed on."""
+
+    def __init__(self, known: Any, rows: Tensor) -> None:
+        self._known, self._rows = known, rows
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._known, name)
+        return value.index_select(0, self._rows) if isinstance(value, Tensor) and value.dim() else value
+
+
+class LinearReward(nn.Module):
+    """A linear reward whose weights are parameters in units of their prior deviations, `unit` (D,)."""
+
+    def __init__(self, unit: Tensor) -> None:
+        super().__init__()
+        self.unit = unit
+        self.units, self.bias = nn.Parameter(torch.zeros_like(unit)), nn.Parameter(unit.new_zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x @ (self.units * self.unit) + self.bias).unsqueeze(1)
+
+
+class Heads(nn.Module):
+    """Reward and, of the kind asked for, propensity: logits (n,) and (n, K).
+
+    unit: (D,) prior deviations of a linear reward's weights, up to a factor; None: networks.  level: (K,) to start at.
+    """
+
+    def __init__(self, rows: Rows, kind: str, level: Tensor, unit: Tensor | None) -> None:
+        super().__init__()
+        layers = AUTO_LAYERS if unit is None else ()
+        self.reward: Any = LinearReward(unit) if unit is not None else Network(rows.x.shape[1], layers, 1)
+        self.kind = kind
+        if kind == "hidden":
+            self.propensity: nn.Module = Network(rows.x.shape[1], layers, len(level)).zero_output()
+        elif kind == "features":
+            self.propensity = Network(rows.z.shape[1], (), len(level)).zero_output()
+        elif kind == "item":
+            self.propensity = nn.Embedding(rows.items, len(level))
+            nn.init.zeros_(self.propensity.weight)
+        self.level = nn.Parameter(level.clone(), requires_grad=bool(kind))
+
+    def forward(self, rows: Rows) -> tuple[Tensor, Tensor | None]:
+        s = self.reward(rows.x).squeeze(1)
+        if not self.kind:
+            return s, None
+        if self.kind == "constant":
+            return s, self.level.expand(len(s), -1)
+        read = {"hidden": rows.x, "features": rows.z, "item": rows.item}[self.kind]
+        return s, self.propensity(read) + self.level
+
+    def penalty(self, sd: float) -> Tensor:
+        """Minus the log prior of linear heads; sd: prior deviation of a reward logit between responses."""
+        units = self.reward.units
+        total = (units**2).sum() * len(units) / sd**2 / 2
+        if self.kind:
+            total = total + (self.level**2).sum() / (2 * BIAS_SD**2)
+        if self.kind in ("hidden", "features", "item"):
+            weight = next(self.propensity.parameters())  # of an item each logit is one weight
+            features = 1 if self.kind == "item" else weight.shape[1]
+            total = total + (weight**2).sum() * features / (2 * PROPENSITY_SD**2)
+        return total
+
+
+@dataclass(frozen=True)
+class Fit:
+    """held_out: (n,) logit of each row of the log by the part that did not see it.  test: (m,) logits of other rows.
+
+    candidate: the one chosen.  scores: held-out criterion of every candidate; smaller is better.
+    """
+
+    held_out: np.ndarray
+    test: np.ndarray
+    candidate: str
+    scores: dict[str, float]
+
+
+def fit(method: Method, known: Any, rows: Rows, spread: Tensor, test_x: Tensor, folds: np.ndarray, seed: int) -> Fit:
+    """Choose a candidate on the first fold, fit it without each fold, and average.
+
+    known: has the attributes that the method's loss reads of a `Batch`.  spread: (D,) deviations of the embeddings
+    before they were standardised.  test_x: (m, D).  folds: (n,) from 0 to below 5.
+    """
+    priors = {
+        f"linear, {name}, sd {sd:g}": (share.sqrt(), sd)
+        for (name, share), sd in itertools.product(prior_shares(spread).items(), REWARD_SDS)
+    }
+    first = _Fold(method, known, rows, folds, 0, seed)
+    found = {name: first.linear(*prior) for name, prior in priors.items()} | {"network": first.network()}
+    scores = {name: first.judged(heads) for name, heads in found.items()}
+    best = min(scores, key=lambda name: scores[name])
+    held_out, test = np.empty(len(folds), np.float32), np.zeros(len(test_x), np.float32)
+    for fold in range(FOLDS):
+        part, heads = first, found[best]
+        if fold:
+            part = _Fold(method, known, rows, folds, fold, seed)
+            heads = part.network() if best == "network" else part.linear(*priors[best])
+        with torch.no_grad():
+            held_out[folds == fold] = heads.reward(part.held.x).squeeze(1)
+            test += heads.reward(test_x).squeeze(1).numpy() / FOLDS
+    return Fit(held_out, test, best, scores)
+
+
+class _Fold:
+    """A log without one fold, to fit to, and that fold, to judge on."""
+
+    def __init__(self, method: Method, known: Any, rows: Rows, folds: np.ndarray, fold: int, seed: int) -> None:
+        self.method, self.known, self.rows, self.seed = method, known, rows, FOLDS * seed + fold
+        device = rows.x.device
+        self.index, self.held_index = (rows_where(part, device) for part in (folds != fold, folds == fold))
+        self.part, self.held = rows.take(self.index), rows.take(self.held_index)
+        self.batch, self.held_batch = (Batch(known, index) for index in (self.index, self.held_index))
+
+    def heads(self, unit: Tensor | None) -> Heads:
+        return Heads(self.rows, self.method.propensity, self.known.level, unit)
+
+    def _loss(self, heads: Heads, rows: Rows, batch: Batch, lagged: Lagged) -> Tensor:
+        s, t = heads(rows)
+        return self.method.loss(s, t, batch, lagged)
+
+    def _judge(self, heads: Heads, rows: Rows, batch: Batch) -> Tensor:
+        s, t = heads(rows)
+        return (self.method.judge or self.method.loss)(s, t, batch, None)
+
+    def judged(self, heads: Heads) -> float:
+        with torch.no_grad():
+            return float(self._judge(heads, self.held, self.held_batch))
+
+    def linear(self, unit: Tensor, sd: float) -> Heads:
+        """Linear heads of the greatest penalised objective, by L-BFGS.
+
+        With posteriors the optimiser goes on with others after every `lag` iterations, and keeps its memory: at a lag
+        of 1 it sees gradients and steps of the marginal likelihood, whose tangent the stratified loss is.
+        """
+        heads, lag = self.heads(unit), self.method.lag or ITERATIONS
+        optimizer = torch.optim.LBFGS(
+            [p for p in heads.parameters() if p.requires_grad],
+            max_iter=lag,
+            max_eval=lag + 25,  # at a lag of 1, too, the line search has a try left
+            history_size=20,
+            tolerance_grad=1e-6,
+            tolerance_change=1e-8,
+            line_search_fn="strong_wolfe",
+        )
+        lagged: Lagged = None
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            value = self._loss(heads, self.part, self.batch, lagged) + heads.penalty(sd) / len(self.index)
+            value.backward()
+            return value
+
+        best = float("inf")
+        for _ in range(ITERATIONS // lag):
+            if self.method.lag:
+                with torch.no_grad():
+                    lagged = heads(self.part)
+                    now = float(self._judge(heads, self.part, self.batch) + heads.penalty(sd) / len(self.index))
+                if best - now < 1e-5:
+                    break
+                best = now
+            optimizer.step(closure)
+        return heads
+
+    def network(self) -> Heads:
+        """Networks by AdamW in shuffled batches, until the held-out criterion rises six times in a row."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            heads, lagged = self.heads(None), None
+
+        def loss(heads: Heads, rows: Tensor) -> Tensor:
+            old = None if lagged is None else (lagged[0].index_select(0, rows), lagged[1].index_select(0, rows))
+            return self._loss(heads, self.rows.take(rows), Batch(self.known, rows), old)
+
+        def before_epoch() -> None:
+            nonlocal lagged
+            if self.method.lag > 1:
+                with torch.no_grad():
+                    lagged = heads(self.rows)
+
+        train_network(
+            heads,
+            loss,
+            self.index,
+            self.held_index,
+            Training(),
+            torch.Generator().manual_seed(self.seed),
+            judge=self.judged,
+            before_epoch=before_epoch,
+        )
+        return heads

@@ -1,0 +1,122 @@
+"""Rated responses as vectors, and the logs that are drawn from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from irm_fast.log import group_rows, hold_out, prompt_key
+from irm_fast.rated import Rated, check_both
+from irm_fast.simulate import draw_feedback, propensities, standard_features
+
+SIGNALS, TEST_FRACTION, LEVELS, NOISE = 2, 0.2, 5, 0.45
+PROTOCOLS = ("rating", "feature")
+
+
+@dataclass(frozen=True)
+class Log:
+    """What methods see: n rows, and nothing of what users really preferred.
+
+    X: (n, D) float32 embeddings.  features: (n, F) float32, visible ones of the text.  feedback: (n, K) int8.
+    """
+
+    X: np.ndarray
+    features: np.ndarray
+    feedback: np.ndarray
+
+    def signals(self, count: int) -> Log:
+        """The same with the first so many signals."""
+        return Log(self.X, self.features, self.feedback[:, :count])
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What only the bounds read.  preference: (n,) of 0 and 1.
+
+    propensity: (n, K) float64, how often preferred rows act: by the visible features, or in all under "rating", whose
+    propensities no embedding shows.
+    """
+
+    preference: np.ndarray
+    propensity: np.ndarray
+
+
+@dataclass(frozen=True)
+class Redraw:
+    """A log, its truth, and the clean test set: X (m, D) and preferences (m,) of other rows."""
+
+    log: Log
+    truth: Truth
+    test_X: np.ndarray
+    test_preference: np.ndarray
+
+
+@dataclass(frozen=True)
+class Population:
+    """N rated rows.
+
+    X: (N, D) float32.  features: (N, F) float32, standardised.  rating: (N,).  preference: (N,) of 0 and 1.
+    group: (N,) numbers; rows of one group, a prompt or a pair, are not parted.
+    """
+
+    X: np.ndarray
+    features: np.ndarray
+    rating: np.ndarray
+    preference: np.ndarray
+    group: np.ndarray
+
+    def redraw(self, protocol: str, seed: int, *, alpha: float = 0.5, target: float = 0.2) -> Redraw:
+        """Another split into log and test set, and other actions on the log. Protocols as in `irm_fast.simulate`."""
+        held = hold_out(self.group, TEST_FRACTION, seed)
+        rows, test = np.flatnonzero(~held), np.flatnonzero(held)
+        seen = self.features[rows] if protocol == "feature" else None
+        propensity = propensities(self.rating[rows], seen, SIGNALS, alpha, target)
+        preference = self.preference[rows]
+        known = propensity
+        if protocol == "rating":  # given the row's own, a silent row would give its rating away
+            known = np.tile(propensity[preference == 1].mean(axis=0), (len(rows), 1))
+        log = Log(self.X[rows], self.features[rows], draw_feedback(preference, propensity, seed))
+        return Redraw(log, Truth(preference, known), self.X[test], self.preference[test])
+
+
+def semi_synthetic(rows: int = 16_000, width: int = 1024) -> Population:
+    """Made embeddings of a decaying spectrum, a quality that is linear in them, and ratings in five equal levels.
+
+    A rating is the quality (deviation 1) and noise (deviation 0.45). Of the five visible features, all linear in the
+    embedding, the first is correlated with the quality by 0.4, as length often is.
+    """
+    rng = np.random.default_rng(100)
+    X = (rng.normal(size=(rows, width)) * np.exp(-np.arange(width) / 80)).astype(np.float32)
+    quality, *others = (_standard(X @ rng.normal(size=width)) for _ in range(6))
+    others[0] = _standard(0.4 * quality + np.sqrt(1 - 0.4**2) * others[0])
+    noisy = quality + NOISE * rng.normal(size=rows)
+    rating = np.argsort(np.argsort(noisy)) * LEVELS // rows
+    features = np.clip(np.column_stack(others), -3, 3).astype(np.float32)
+    preference = (rating > (LEVELS - 1) / 2).astype(np.int8)
+    return Population(X, features, rating.astype(float), preference, np.arange(rows))
+
+
+def of_rated(rated: Rated, X: np.ndarray) -> Population:
+    """The population of rated responses whose embeddings (N, D) are X."""
+    check_both(rated)
+    prompts = [prompt_key(messages) or None for messages in rated.messages]
+    pairs = [number if number >= 0 else None for number in rated.pair.tolist()]
+    features = standard_features(rated.messages)
+    return Population(X, features, rated.rating, rated.preference, group_rows(prompts, pairs))
+
+
+def embedded(rated: Rated, model: str, path: Path, *, max_length: int) -> np.ndarray:
+    """(N, D) embeddings of rated responses, from a file that is written first if it is not there yet."""
+    from irm_fast.embedding.embed import Embedder, write_embeddings
+    from irm_fast.embedding.store import read_embeddings
+
+    if not path.exists():
+        embedder = Embedder(model, max_length=max_length)
+        write_embeddings(rated.ids, rated.messages, embedder, path, resume=True)
+    return read_embeddings(path, rated.ids, rated.messages)
+
+
+def _standard(values: np.ndarray) -> np.ndarray:
+    return (values - values.mean()) / values.std()

@@ -1,0 +1,278 @@
+"""The comparison of all methods: nobody sees the truth, everybody has the same budget, and runs go on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from irm_fast.cli import app
+from irm_fast.embedding.estimator import EmbeddingRewardModel
+from irm_fast.embedding.heads import REWARD_SDS, Training
+from irm_fast.reproduce import contest, fitting, run
+from irm_fast.reproduce.contest import Contest, entrants
+from irm_fast.reproduce.fitting import CANDIDATES, Method
+from irm_fast.reproduce.methods import BOUNDS, DEFAULT, EXPLICIT, FORMS, KNOWN
+from irm_fast.reproduce.population import Population, Redraw, semi_synthetic
+
+ORACLES = {method.name for method in BOUNDS}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    """Few candidates, folds, iterations and epochs: what is tested here holds for any number."""
+    patch = pytest.MonkeyPatch()
+    for place in (fitting, contest):
+        patch.setattr(place, "FOLDS", 2)
+    patch.setattr(fitting, "REWARD_SDS", (2.0,))
+    patch.setattr(fitting, "ITERATIONS", 20)
+    patch.setattr(fitting, "Training", lambda: Training(max_epochs=2))
+    small = {"hidden_layers": (), "n_folds": 2}
+    patch.setattr(contest, "EmbeddingRewardModel", partial(EmbeddingRewardModel, **small))
+    yield
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def population() -> Population:
+    return semi_synthetic(500, 12)
+
+
+def test_the_budget_that_is_recorded() -> None:
+    assert 2 * len(REWARD_SDS) + 1 == CANDIDATES
+
+
+@pytest.fixture(scope="module")
+def redraw(population) -> Redraw:
+    return population.redraw("feature", 0, target=0.5)
+
+
+@pytest.fixture(scope="module")
+def results(redraw) -> dict:
+    """Of every entrant."""
+    whole = Contest(redraw, 0)
+    return {key: whole.measured(key) for key in entrants(2)}
+
+
+def without_time(result: dict) -> dict:
+    return {name: value for name, value in result.items() if name != "seconds"}
+
+
+def test_poisoned_truth_changes_nothing_but_the_bounds(redraw, results):
+    """Selection, fit and calibration see no clean label: with wrong ones they are the same to the last bit."""
+    wrong = np.random.default_rng(1).random(len(redraw.truth.preference)) < 0.5
+    truth = replace(redraw.truth, preference=wrong.astype(np.int8), propensity=redraw.truth.propensity[::-1])
+    poisoned = Contest(replace(redraw, truth=truth), 0)
+    for key, result in results.items():
+        again = without_time(poisoned.measured(key))
+        assert (again == without_time(result)) == (key[0] not in ORACLES), key
+
+
+def test_test_labels_decide_metrics_alone(redraw, results):
+    poisoned = Contest(replace(redraw, test_preference=1 - redraw.test_preference), 0)
+    for name, signals in (("nnPU", 2), ("marginal, hidden", 2), (DEFAULT, 1), (EXPLICIT.name, 0)):
+        again, result = poisoned.measured((name, signals)), results[name, signals]
+        assert again["scores"] == result["scores"] and again["candidate"] == result["candidate"]
+        assert again["raw"]["auroc"] == pytest.approx(1 - result["raw"]["auroc"])
+
+
+def test_the_truth_is_out_of_reach(redraw):
+    """A method that looks for clean labels finds none."""
+    field = Contest(redraw, 0)
+    peeking = Method("peeking", EXPLICIT.loss)
+    with pytest.raises(AttributeError, match="preference"):
+        field._field.fit(peeking, field._facts_for("naive", 1))
+    with pytest.raises(AttributeError, match="known"):
+        field._field.fit(Method("peeking", KNOWN.loss), field._facts_for(DEFAULT, 2))
+
+
+def test_everybody_has_the_same_candidates(results):
+    fits = {key: result for key, result in results.items() if not key[0].startswith("ImplicitRM")}
+    names = {tuple(result["scores"]) for result in fits.values()}
+    assert names == {("linear, even, sd 2", "linear, raw, sd 2", "network")}
+    for result in fits.values():
+        assert result["candidate"] == min(result["scores"], key=result["scores"].get)
+    assert all(result["candidates"] == CANDIDATES for result in results.values())
+    assert all(np.isfinite(result["calibrated"]["mae"]) for result in results.values())
+
+
+def test_calibration_keeps_the_ranking(results):
+    for result in results.values():
+        assert result["calibrated"]["auroc"] == pytest.approx(result["raw"]["auroc"], abs=2e-3)
+
+
+def test_current_stratification_is_the_marginal_form(redraw, monkeypatch):
+    """By Fisher's identity; L-BFGS with a new posterior after each iteration ends where the likelihood does."""
+    monkeypatch.setattr(fitting, "ITERATIONS", 200)
+    whole = Contest(redraw, 0)
+    facts, rows, folds = whole._facts_for(DEFAULT, 2), whole._field.rows, whole._field.folds
+    current, marginal, constant = FORMS[0], FORMS[4], FORMS[2]
+    unit = torch.ones(12)
+    one, other, third = (
+        fitting._Fold(method, facts, rows, folds, 0, 0).linear(unit, 2.0)(rows)[0].detach()
+        for method in (current, marginal, constant)
+    )
+    assert (one - other).std() < 0.03 * other.std() < (third - other).std()
+
+
+@pytest.mark.parametrize("protocol", ["rating", "feature"])
+def test_a_redraw(population, protocol):
+    one, again, other = (population.redraw(protocol, seed) for seed in (3, 3, 4))
+    assert np.array_equal(one.log.feedback, again.log.feedback) and np.array_equal(one.test_X, again.test_X)
+    assert not np.array_equal(one.log.X, other.log.X)
+    assert len(one.log.X) == 400 and len(one.test_X) == 100
+    assert not (one.log.feedback[one.truth.preference == 0] == 1).any()
+    seen = {row.tobytes() for row in one.log.X}
+    assert not any(row.tobytes() in seen for row in one.test_X)
+    liked = one.truth.preference == 1
+    expected = one.truth.propensity[liked].mean(axis=0)
+    rate = (one.log.feedback[liked] == 1).mean(axis=0)
+    assert rate == pytest.approx(expected, abs=4 * np.sqrt(0.25 / liked.sum()))
+    assert (np.ptp(one.truth.propensity) == 0) == (protocol == "rating")  # a row's own would give its rating away
+
+
+def test_groups_are_not_parted(population):
+    grouped = replace(population, group=np.arange(500) // 4)
+    members = {row.tobytes(): number for row, number in zip(population.X, grouped.group, strict=True)}
+    one = grouped.redraw("feature", 0)
+    groups = [{members[row.tobytes()] for row in rows} for rows in (one.log.X, one.test_X)]
+    assert groups[0] and groups[1] and not groups[0] & groups[1]
+
+
+# --- runs ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Only some of the entrants."""
+    keys = [
+        ("naive", 1),
+        (DEFAULT, 1),
+        (KNOWN.name, 1),
+        ("naive", 2),
+        (DEFAULT, 2),
+        (KNOWN.name, 2),
+        (EXPLICIT.name, 0),
+    ]
+    monkeypatch.setattr(contest, "entrants", lambda signals: keys)
+    return keys
+
+
+EXPERIMENT = run.Experiment(run.MADE, target=0.5, limit=300)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    monkeypatch.setattr(run, "semi_synthetic", lambda rows: semi_synthetic(rows, 8))
+
+
+def go(output, **more):
+    settings = {"protocols": ("feature",), "redraws": 2, "processes": 1} | more
+    return run.run(EXPERIMENT, output, **settings)
+
+
+def test_a_run_goes_on_where_it_was_cut_off(tmp_path, few, small):
+    whole = go(tmp_path / "one")
+    assert [(r["redraw"], r["method"], r["signals"]) for r in whole] == [(i, *key) for i in (0, 1) for key in few]
+    file = tmp_path / "one" / "redraws" / "feature-1.jsonl"
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join([*lines[:3], lines[3][:40]]))  # in the middle of a line
+    again = go(tmp_path / "one", resume=True)
+    assert [without_time(r) for r in again] == [without_time(r) for r in whole]
+    assert [json.loads(line)["seconds"] for line in lines[:3]] == [r["seconds"] for r in again[7:10]]  # not run anew
+
+
+def test_a_run_can_be_extended_and_replaced(tmp_path, few, small):
+    whole = go(tmp_path / "one")
+    assert len(go(tmp_path / "one", redraws=3, resume=True)) == 3 * len(few)
+    assert [without_time(r) for r in go(tmp_path / "one", overwrite=True)] == [without_time(r) for r in whole]
+
+
+def test_what_must_not_be_mixed(tmp_path, few, small, monkeypatch):
+    folder = tmp_path / "one"
+    go(folder)
+    with pytest.raises(ValueError, match="holds an earlier run; --resume goes on"):
+        go(folder)
+    with pytest.raises(ValueError, match="both are set"):
+        go(folder, resume=True, overwrite=True)
+    with pytest.raises(ValueError, match=r"target: got 0\.3; .* was run with 0\.5"):
+        run.run(replace(EXPERIMENT, target=0.3), folder, resume=True)
+    monkeypatch.setattr(run, "semi_synthetic", lambda rows: semi_synthetic(rows, 9))
+    with pytest.raises(ValueError, match="was run on other ratings or embeddings"):
+        go(folder, resume=True)
+    (tmp_path / "two").mkdir()
+    (tmp_path / "two" / "thesis.tex").write_text("mine")
+    with pytest.raises(ValueError, match="is not empty and holds no earlier run"):
+        go(tmp_path / "two", overwrite=True)
+    with pytest.raises(ValueError, match="redraws: got 1"):
+        go(tmp_path / "three", redraws=1)
+    with pytest.raises(ValueError, match="protocol: got 'ratings'; expected rating or feature"):
+        go(tmp_path / "three", protocols=("ratings",))
+
+
+def test_processes_give_what_one_process_does(tmp_path, small, monkeypatch):
+    """Real ones, which know nothing of what is patched here: each has one fit left to do."""
+    whole = entrants(2)
+    monkeypatch.setattr(contest, "entrants", lambda signals: [("naive", 1)])
+    [one, *_] = go(tmp_path / "one")
+    for seed in (0, 1):
+        done = [one | {"redraw": seed, "method": name, "signals": signals} for name, signals in whole[1:]]
+        file = tmp_path / "one" / "redraws" / f"feature-{seed}.jsonl"
+        file.write_text("".join(json.dumps(result) + "\n" for result in done))
+    monkeypatch.undo()
+    monkeypatch.setattr(run, "semi_synthetic", lambda rows: semi_synthetic(rows, 8))
+    found = go(tmp_path / "one", resume=True, processes=2)
+    assert {(r["redraw"], r["method"], r["signals"]) for r in found} == {
+        (seed, *key) for seed in (0, 1) for key in whole
+    }
+    fitted = [r for r in found if (r["method"], r["signals"]) == ("naive", 1)]
+    assert len(fitted[0]["scores"]) == CANDIDATES and fitted[0]["raw"] != fitted[1]["raw"]
+
+
+def write_rated(path, n=240):
+    rng = np.random.default_rng(0)
+    with path.open("w") as file:
+        for i in range(n):
+            good = int(rng.random() < 0.5)
+            text = " ".join(["good" if good else "bad"] * int(rng.integers(1, 9)))
+            row = {
+                "id": str(i),
+                "prompt": f"question {i}",
+                "completion": text,
+                "rating": good * 2 + int(rng.integers(2)),
+            }
+            file.write(json.dumps(row) + "\n")
+
+
+def test_the_command(tmp_path, few, tiny_model):
+    data, output = tmp_path / "rated.jsonl", tmp_path / "out"
+    write_rated(data)
+    command = ["reproduce", "--data", str(data), "--model", tiny_model, "--output", str(output)]
+    command += ["--redraws", "2", "--processes", "1", "--target", "0.6"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    assert "## rated.jsonl, protocol rating, 2 redraws" in result.output and "protocol feature" in result.output
+    assert "published" not in result.output
+    assert {"table.md", "results.csv", "comparison.png", "embeddings.safetensors"} <= {p.name for p in output.iterdir()}
+    assert len((output / "results.csv").read_text().splitlines()) == 1 + 2 * 2 * len(few)
+    again = CliRunner().invoke(app, [*command, "--resume"])
+    assert again.exit_code == 0 and (output / "table.md").read_text() in again.output
+
+
+def test_what_the_command_refuses(tmp_path):
+    def said(*arguments):
+        result = CliRunner().invoke(app, ["reproduce", "--output", str(tmp_path / "out"), *arguments])
+        assert result.exit_code == 2
+        return result.output
+
+    assert "model: none given" in said("--data", "hs")
+    offline = said("--data", "hs", "--model", "nowhere")
+    assert "nvidia/HelpSteer), which cannot be reached" in offline and "give a file instead" in offline
+    assert "not found; expected a .jsonl" in said("--data", str(tmp_path / "no.jsonl"), "--model", "nowhere")
+    assert "protocol: got 'all'" in said("--data", run.MADE, "--protocol", "all")
+    assert not (tmp_path / "out").exists()
