@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from irm_fast import baselines
 from irm_fast.backends import backends
 from irm_fast.functional import implicit_rm_loss, stratify
 from irm_fast.linear import linear_implicit_rm_loss
@@ -12,6 +13,7 @@ __all__ = [
     "EmbeddingRewardModel",
     "ImplicitRMLoss",
     "backends",
+    "baselines",
     "implicit_rm_loss",
     "linear_implicit_rm_loss",
     "stratify",

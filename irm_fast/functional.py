@@ -97,19 +97,23 @@ def check_options(
     check_values: bool,
 ) -> Tensor | None:
     """What both losses check of their options; the weight as the kernels read it."""
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction must be one of {REDUCTIONS}, got {reduction!r}")
-    if normalizer is not None:
-        if reduction != "mean":
-            raise ValueError(f'normalizer replaces N under reduction="mean"; it means nothing with {reduction!r}')
-        checks.check_normalizer(normalizer, first.device)
-    elif n == 0 and reduction == "mean":
-        raise ValueError('reduction="mean" over no rows (N=0): give a normalizer, or use "sum"')
+    check_reduction(n, first.device, reduction, normalizer)
     if weight is not None:
         weight = checks.check_weight(weight, first)
     if check_values:
         checks.check_values(feedback, preference, weight)
     return weight
+
+
+def check_reduction(n: int, device: torch.device, reduction: str, normalizer: float | Tensor | None) -> None:
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction must be one of {REDUCTIONS}, got {reduction!r}")
+    if normalizer is not None:
+        if reduction != "mean":
+            raise ValueError(f'normalizer replaces N under reduction="mean"; it means nothing with {reduction!r}')
+        checks.check_normalizer(normalizer, device)
+    elif n == 0 and reduction == "mean":
+        raise ValueError('reduction="mean" over no rows (N=0): give a normalizer, or use "sum"')
 
 
 def mean_over(reduction: str, normalizer: float | Tensor | None) -> tuple[float | None, float | Tensor | None]:

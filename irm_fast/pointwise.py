@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from irm_fast import checks, pointwise_ops
-from irm_fast.functional import Reduction, check_options, divided, mean_over
+from irm_fast.functional import Reduction, check_reduction, divided, mean_over
 
 
 def pointwise_loss(
@@ -49,8 +49,7 @@ def pointwise_loss(
     check_rewards(reward_logits)
     positive_weight = _check_side("positive_weight", positive_weight, reward_logits)
     negative_weight = _check_side("negative_weight", negative_weight, reward_logits)
-    n = reward_logits.shape[0]  # no codes and no weights of whole rows: their places stay empty
-    check_options(n, reward_logits, None, reduction, normalizer, reward_logits, None, check_values=False)
+    check_reduction(reward_logits.shape[0], reward_logits.device, reduction, normalizer)
     scale, divide_by = mean_over(reduction, normalizer)
     loss = pointwise_ops.pointwise(reward_logits, positive_weight, negative_weight, scale, reduction == "none", backend)
     return loss if divide_by is None else divided(loss, divide_by)
