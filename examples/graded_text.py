@@ -2,13 +2,14 @@
 
     python -m examples.graded_text harmless-base.test.jsonl.gz --model path/to/all-MiniLM-L6-v2 --out graded.jsonl
 
-Every distinct answer of the dialogues is graded by a fixed function of its embedding, with local detail, and noise: from
-0 to 4, equally frequent. Embed with the same model and --max-length afterwards.
+Every distinct answer of the dialogues is graded by a fixed function of its embedding, with local detail, and noise:
+from 0 to 4, equally frequent. Embed with the same model and --max-length afterwards.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def answers(source: Path) -> list[tuple[str, str]]:
     """Distinct (question, answer) of neighbouring turns, in the order of their first appearance."""
     found: dict[tuple[str, str], None] = {}
     for messages in read_rated(source).messages:
-        for before, turn in zip(messages, messages[1:], strict=False):
+        for before, turn in itertools.pairwise(messages):
             if turn["role"] == "assistant" and before["content"].strip() and turn["content"].strip():
                 found[before["content"].strip(), turn["content"].strip()] = None
     return list(found)

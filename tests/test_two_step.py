@@ -13,6 +13,8 @@ from irm_fast.embedding.propensity_step import BIAS_SD, fit_joint, fit_propensit
 from irm_fast.embedding.two_step import Propensities, add_networks, coactions, fit_proven, proven
 from tests.embedding_cases import make, sigmoid
 
+ONES = torch.ones(4)  # a prior spread evenly over the features of `case`
+
 
 def evidence_of(feedback: np.ndarray, **fields) -> Evidence:
     n, k = feedback.shape
@@ -85,7 +87,7 @@ def test_the_regression_is_that_of_the_proven_rows(case, sd: float) -> None:
     weight = np.random.default_rng(1).uniform(0.5, 2, 3000).astype(np.float32)
     x, folds = torch.from_numpy(case.x), folds_of(3000)
     evidence = evidence_of(case.feedback, weight=torch.from_numpy(weight))
-    mean, (slopes, _, bias), losses = fit_proven(x, None, evidence, ("hidden", "constant"), folds, sd)
+    mean, (slopes, _, bias), losses = fit_proven(x, None, evidence, ("hidden", "constant"), folds, sd, ONES)
     np.testing.assert_allclose(mean.weight, slopes.mean(0), rtol=1e-6)
     np.testing.assert_allclose(mean.bias, bias.mean(0), rtol=1e-6)
     held_out = np.zeros((2, 2))
@@ -114,7 +116,7 @@ def test_the_regression_is_that_of_the_proven_rows(case, sd: float) -> None:
 def test_features_have_slopes_of_their_own(case) -> None:
     x, z = torch.from_numpy(case.x), torch.from_numpy(case.x[:, :2] * [1, -1]).float()
     evidence, folds = evidence_of(case.feedback), folds_of(3000)
-    mean, (slopes, feature_slopes, _), _ = fit_proven(x, z, evidence, ("hidden", "features"), folds, 1.0)
+    mean, (slopes, feature_slopes, _), _ = fit_proven(x, z, evidence, ("hidden", "features"), folds, 1.0, ONES)
     assert slopes.shape == (3, 2, 4) and feature_slopes.shape == (3, 2, 2)
     assert slopes[:, 0].all() and feature_slopes.all() and not slopes[:, 1].any()
     rows = case.feedback[:, 0] == 1
@@ -125,9 +127,37 @@ def test_features_have_slopes_of_their_own(case) -> None:
     torch.testing.assert_close(logits, want)
 
 
+def test_a_share_is_a_prior_deviation_of_its_own_for_each_feature(case) -> None:
+    """The same as features in these units under an even prior."""
+    x, folds, share = torch.from_numpy(case.x), folds_of(3000), torch.tensor([2.0, 0.5, 1.0, 0.5])
+    evidence, designs = evidence_of(case.feedback), ("hidden", "hidden")
+    mean, each, losses = fit_proven(x, None, evidence, designs, folds, 0.5, share)
+    scaled, _, same = fit_proven(x * share.sqrt(), None, evidence, designs, folds, 0.5, ONES)
+    torch.testing.assert_close(mean.weight, scaled.weight * share.sqrt())
+    torch.testing.assert_close(each[0].mean(0), mean.weight)
+    np.testing.assert_allclose(losses, same)
+    assert (mean.weight - fit_proven(x, None, evidence, designs, folds, 0.5, ONES)[0].weight).abs().max() > 0.01
+
+
+def test_the_share_that_predicts_actions_is_taken() -> None:
+    """Propensities that depend on the few directions in which the embedding varies most, and 200 others."""
+    rng = np.random.default_rng(0)
+    spread = np.concatenate([np.full(3, 5.0), np.full(200, 0.1)])
+    x = rng.normal(size=(4000, 203)).astype(np.float32)
+    m = sigmoid(x[:, :3] @ rng.normal(size=(3, 2)) * 1.5)
+    feedback = ((rng.random((4000, 2)) < m) & (rng.random(4000) < 0.5)[:, None]).astype(np.int8)
+    arguments = (None, evidence_of(feedback), ("hidden", "hidden"), torch.zeros(4000, 2), folds_of(4000))
+    errors = {}
+    for name, deviations in (("raw", spread), ("even", np.ones(203))):
+        given = torch.from_numpy(deviations.astype(np.float32))
+        found = fit_propensities(torch.from_numpy(x), given, *arguments, estimator="two-step", sd=1.0)[0]
+        errors[name] = np.abs(sigmoid(found.logits(torch.from_numpy(x)).numpy()) - m).mean()
+    assert errors["raw"] < 0.7 * errors["even"]
+
+
 def test_known_signals_are_left_out(case) -> None:
     mean, _, _ = fit_proven(
-        torch.from_numpy(case.x), None, evidence_of(case.feedback), ("known", "hidden"), folds_of(3000), 1.0
+        torch.from_numpy(case.x), None, evidence_of(case.feedback), ("known", "hidden"), folds_of(3000), 1.0, ONES
     )
     assert not mean.weight[0].any() and not mean.bias[0] and mean.weight[1].all()
 
@@ -143,7 +173,7 @@ def test_a_factor_multiplies_the_propensities() -> None:
 
 def test_networks_start_from_the_linear_propensities_and_stay_where_these_are_right(case) -> None:
     x, folds, evidence = torch.from_numpy(case.x), folds_of(3000), evidence_of(case.feedback)
-    mean, each, _ = fit_proven(x, None, evidence, ("hidden", "constant"), folds, 1.0)
+    mean, each, _ = fit_proven(x, None, evidence, ("hidden", "constant"), folds, 1.0, ONES)
     more = add_networks(
         mean, each, x, None, evidence, folds, (8,), Training(64, 0.01, 0.1, 4, 2), torch.Generator().manual_seed(0)
     )
@@ -159,7 +189,7 @@ def test_networks_find_what_is_curved() -> None:
     m = sigmoid(3 * (np.abs(x[:, :1]) - 0.8))
     feedback = np.column_stack([random.random(6000) < 0.5, random.random(6000) < m[:, 0]])
     evidence, folds = evidence_of(feedback), folds_of(6000, 2)
-    mean, each, _ = fit_proven(torch.from_numpy(x), None, evidence, ("known", "hidden"), folds, 1.0)
+    mean, each, _ = fit_proven(torch.from_numpy(x), None, evidence, ("known", "hidden"), folds, 1.0, ONES[:2])
     more = add_networks(
         mean, each, torch.from_numpy(x), None, evidence, folds, (16,), Training(64, 0.02, 0.0, 15, 5), torch.Generator()
     )
@@ -176,7 +206,7 @@ def steps(case, designs, estimator="auto", feedback=None, known=None):
     x = torch.from_numpy(case.x)
     known = torch.zeros(feedback.shape) if known is None else known
     return fit_propensities(
-        x, None, evidence_of(feedback), designs, known, folds_of(len(x)), estimator=estimator, sd=1.0
+        x, ONES, None, evidence_of(feedback), designs, known, folds_of(len(x)), estimator=estimator, sd=1.0
     )
 
 
@@ -189,7 +219,7 @@ def test_each_signal_gets_the_estimator_that_its_coactions_allow() -> None:
     assert propensities.designs == ("hidden", "hidden", "constant") and len(each) == 3
     assert free.tolist() == [0, 0, 1]
     designs = ("hidden", "hidden", "known")
-    alone, _, _ = fit_proven(torch.from_numpy(case.x), None, evidence_of(apart), designs, folds_of(3000), 1.0)
+    alone, _, _ = fit_proven(torch.from_numpy(case.x), None, evidence_of(apart), designs, folds_of(3000), 1.0, ONES)
     torch.testing.assert_close(propensities.weight, alone.weight)
     torch.testing.assert_close(propensities.bias[:2], alone.bias[:2])
     assert propensities.bias[2] != 0

@@ -158,7 +158,15 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(random.randint(2**31)))  # of new networks
             propensities, each, free = fit_propensities(
-                x, z, evidence, seen.designs, known, folds, estimator=self.estimator, sd=self.propensity_sd
+                x,
+                self._scaler.scale,
+                z,
+                evidence,
+                seen.designs,
+                known,
+                folds,
+                estimator=self.estimator,
+                sd=self.propensity_sd,
             )
             reward = reward_given(propensities, "auto" if auto else layers)
             layers = layers if reward.networks else ()

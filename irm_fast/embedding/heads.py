@@ -109,6 +109,16 @@ class Network(nn.Module):
         return self
 
 
+def prior_shares(spread: Tensor) -> dict[str, Tensor]:
+    """How the prior variance of a logit is spread over the features: (D,) of mean 1, evenly or by their raw variances.
+
+    spread: (D,) deviations of the features before they were standardised, infinite where constant.
+    """
+    variance = torch.where(torch.isfinite(spread), spread, spread.new_zeros(())) ** 2
+    raw = variance * len(variance) / variance.sum().clamp(min=1e-30)
+    return {"even": torch.ones_like(variance), "raw": raw.clamp(min=1e-6)}
+
+
 def train_network(
     network: Net,
     loss: Callable[[Net, Tensor], Tensor],

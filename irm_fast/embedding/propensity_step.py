@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from irm_fast.embedding.heads import REWARD_SDS, Evidence, fit_map, rows_where
+from irm_fast.embedding.heads import REWARD_SDS, Evidence, fit_map, prior_shares, rows_where
 from irm_fast.embedding.two_step import ENOUGH, READS, Propensities, coactions, fit_proven
 
 BIAS_SD = 2.0  # prior deviation of a propensity's logit in the joint likelihood, which may favour a propensity of 1
@@ -16,6 +16,7 @@ BIAS_SD = 2.0  # prior deviation of a propensity's logit in the joint likelihood
 
 def fit_propensities(
     x: Tensor,
+    spread: Tensor,
     z: Tensor | None,
     evidence: Evidence,
     designs: Sequence[str],
@@ -27,9 +28,11 @@ def fit_propensities(
 ) -> tuple[Propensities, list[Tensor], Tensor]:
     """Linear propensities of all signals, and the weights of each fold that `two_step.add_networks` starts from.
 
-    x: (N, D), z: (N, F) standardised.  designs: K, may be auto.  known: (N, K) logits where the design is known, or 0.
-    estimator: two-step, joint or auto.  sd: prior deviation of a logit between responses.  No weights of the folds: no
-    hidden propensity was fitted in two steps.  Last, (K,): 1 for constants whose level only the joint likelihood shows.
+    x: (N, D), z: (N, F) standardised.  spread: (D,) deviations of x before that.  designs: K, may be auto.  known: (N,
+    K) logits where the design is known, or 0.  estimator: two-step, joint or auto.  sd: prior deviation of a logit
+    between responses; it is spread over x evenly or by raw variances, whichever predicts held-out actions better.  No
+    weights of the folds: no hidden propensity was fitted in two steps.  Last, (K,): 1 for constants whose level only
+    the joint likelihood shows.
 
     Raises:
         ValueError: estimator is two-step, and a signal has fewer than 10 co-actions.
@@ -44,11 +47,17 @@ def fit_propensities(
     proven = [design != "known" and k not in few and estimator != "joint" for k, design in enumerate(designs)]
     wanted = ["hidden" if design == "auto" else design for design in designs]
     chosen = [design if use else "known" for design, use in zip(wanted, proven, strict=True)]
-    two_step, each, losses = fit_proven(x, z, evidence, chosen, folds, sd)
+    fits = {
+        name: fit_proven(x, z, evidence, chosen, folds, sd, share)
+        for name, share in prior_shares(spread).items()
+        if name == "even" or "hidden" in chosen  # where nothing reads the embedding, its prior does not matter
+    }
+    best = min(fits, key=lambda name: fits[name][2][1].sum())
+    two_step, each, losses = fits[best]
     no_better = [design == "auto" and use and one >= other for design, use, one, other in _zip(designs, proven, losses)]
     if any(no_better):
         chosen = ["constant" if no else design for no, design in zip(no_better, chosen, strict=True)]
-        two_step, each, _ = fit_proven(x, z, evidence, chosen, folds, sd)
+        two_step, each, _ = fit_proven(x, z, evidence, chosen, folds, sd, prior_shares(spread)[best])
     rest: list[str | None] = [
         None if design == "known" or use else ("constant" if design == "auto" else design)
         for design, use in zip(designs, proven, strict=True)

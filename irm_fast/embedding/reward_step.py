@@ -10,7 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from irm_fast.embedding.heads import REWARD_SDS, Evidence, Network, Training, fit_map, rows_where, train_network
+from irm_fast.embedding.heads import (
+    REWARD_SDS,
+    Evidence,
+    Network,
+    Training,
+    fit_map,
+    prior_shares,
+    rows_where,
+    train_network,
+)
 from irm_fast.metrics import paired_difference
 
 AUTO_LAYERS = (128,)
@@ -117,16 +126,6 @@ def _levels(
 
 def _value(found: tuple[float, Tensor, Tensor, Tensor]) -> float:
     return found[0]
-
-
-def prior_shares(spread: Tensor) -> dict[str, Tensor]:
-    """How the prior variance of a logit is spread over the features: (D,) of mean 1, evenly or by their raw variances.
-
-    spread: (D,) deviations of the features before they were standardised, infinite where constant.
-    """
-    variance = torch.where(torch.isfinite(spread), spread, spread.new_zeros(())) ** 2
-    raw = variance * len(variance) / variance.sum().clamp(min=1e-30)
-    return {"even": torch.ones_like(variance), "raw": raw.clamp(min=1e-6)}
 
 
 def _fit_linear(x: Tensor, spread: Tensor, propensity: Tensor, evidence: Evidence, folds: np.ndarray) -> Reward:

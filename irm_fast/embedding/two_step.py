@@ -6,8 +6,9 @@ regression there needs no model of the reward, and a reward that is too simple c
 joint likelihood. The loss of the reward depends on propensities only in rows that are silent throughout, and such rows
 the regression never reads: no cross-fitting between the two steps is needed.
 
-The prior is weak and fixed: logits that vary between responses by `sd`, spread evenly over the standardised features.
-Cross-validation would choose a stronger one, good for predicting actions; what it shrinks away from the propensities
+The prior is weak, and its deviation fixed: logits vary between responses by `sd`. Held-out loss decides whether that
+is spread evenly over the standardised features or by their raw variances, see `propensity_step`. Of deviations,
+cross-validation would choose a smaller one, good for predicting actions; what it shrinks away from the propensities
 stays in the reward, and the ranking drifts to the naive classifier's.
 """
 
@@ -83,17 +84,25 @@ def coactions(evidence: Evidence) -> np.ndarray:
 
 
 def fit_proven(
-    x: Tensor, z: Tensor | None, evidence: Evidence, designs: Sequence[str], folds: np.ndarray, sd: float
+    x: Tensor,
+    z: Tensor | None,
+    evidence: Evidence,
+    designs: Sequence[str],
+    folds: np.ndarray,
+    sd: float,
+    share: Tensor,
 ) -> tuple[Propensities, list[Tensor], np.ndarray]:
     """Logistic regression of every signal on its proven rows, without each fold in turn; "known" leaves a signal out.
 
-    x: (N, D), z: (N, F) standardised.  folds: (N,) from 0.  sd: prior deviation of a logit between responses.
+    x: (N, D), z: (N, F) standardised.  folds: (N,) from 0.  sd: prior deviation of a logit between responses;
+    share: (D,) how its variance is spread over x.
     Returns the mean over the folds; weight, feature_weight and bias of each of them; and (2, K) held-out losses, summed
     over the proven rows: of constants and of the designs.
     """
     rows, acted = proven(evidence).cpu().numpy(), (evidence.feedback == 1).cpu().numpy()
     weight, count = evidence.weight.cpu().numpy(), int(folds.max()) + 1
-    blocks = [x.cpu().numpy(), np.empty((len(x), 0), np.float32) if z is None else z.cpu().numpy()]
+    unit = share.sqrt()
+    blocks = [(x * unit).cpu().numpy(), np.empty((len(x), 0), np.float32) if z is None else z.cpu().numpy()]
     slopes = [np.zeros((count, len(designs), block.shape[1]), np.float32) for block in blocks]
     bias, losses = np.zeros((count, len(designs)), np.float32), np.zeros((2, len(designs)))
     for k, fold in itertools.product(range(len(designs)), range(count)):
@@ -113,6 +122,7 @@ def fit_proven(
                 logit += blocks[number][held] @ slope
         losses[1, k] += _loss(logit, acted[held, k], weight[held])
     each = [torch.from_numpy(values).to(x.device) for values in (*slopes, bias)]
+    each[0] *= unit
     return Propensities(tuple(designs), each[0].mean(0), each[1].mean(0), each[2].mean(0)), each, losses
 
 

@@ -1,14 +1,13 @@
 """One procedure for every method: the same heads, the same candidates, the same folds; only the loss differs.
 
-Candidates are eight linear heads (four prior deviations of the reward logit, spread evenly over the standardised
-features or by their raw variances) and a network. Each is fitted without the first fold and judged on it by the
-method's own implicit criterion; the best is fitted without each other fold, and the logits are averaged, as in
-`EmbeddingRewardModel`.
+Candidates are eight linear heads (four prior deviations of the reward logit; this prior and that of propensities are
+spread evenly over the standardised features, or by their raw variances) and a network. Each is fitted without the first
+fold and judged on it by the method's own implicit criterion; the best is fitted without each other fold, and the logits
+are averaged, as in `EmbeddingRewardModel`.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from irm_fast.embedding.heads import REWARD_SDS, Network, Training, rows_where, train_network
+from irm_fast.embedding.heads import REWARD_SDS, Network, Training, prior_shares, rows_where, train_network
 from irm_fast.embedding.propensity_step import BIAS_SD
-from irm_fast.embedding.reward_step import AUTO_LAYERS, prior_shares
+from irm_fast.embedding.reward_step import AUTO_LAYERS
 
 FOLDS, ITERATIONS, PROPENSITY_SD = 5, 200, 1.0
 CANDIDATES = 2 * len(REWARD_SDS) + 1
@@ -69,35 +68,35 @@ class Batch:
         return value.index_select(0, self._rows) if isinstance(value, Tensor) and value.dim() else value
 
 
-class LinearReward(nn.Module):
-    """A linear reward whose weights are parameters in units of their prior deviations, `unit` (D,)."""
+class Linear(nn.Module):
+    """Linear heads, (n, D) to (n, O), whose weights are parameters in units of their prior deviations, `unit` (D,)."""
 
-    def __init__(self, unit: Tensor) -> None:
+    def __init__(self, unit: Tensor, outputs: int) -> None:
         super().__init__()
         self.unit = unit
-        self.units, self.bias = nn.Parameter(torch.zeros_like(unit)), nn.Parameter(unit.new_zeros(()))
+        self.units, self.bias = nn.Parameter(unit.new_zeros(outputs, len(unit))), nn.Parameter(unit.new_zeros(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        return (x @ (self.units * self.unit) + self.bias).unsqueeze(1)
+        return torch.stack([x @ (units * self.unit) for units in self.units], 1) + self.bias  # faster than one product
 
 
 class Heads(nn.Module):
     """Reward and, of the kind asked for, propensity: logits (n,) and (n, K).
 
-    unit: (D,) prior deviations of a linear reward's weights, up to a factor; None: networks.  level: (K,) to start at.
+    unit: (D,) prior deviations of linear weights, up to a factor; None: networks.  level: (K,) to start at.
     """
 
     def __init__(self, rows: Rows, kind: str, level: Tensor, unit: Tensor | None) -> None:
         super().__init__()
-        layers = AUTO_LAYERS if unit is None else ()
-        self.reward: Any = LinearReward(unit) if unit is not None else Network(rows.x.shape[1], layers, 1)
-        self.kind = kind
+        self.kind, width, signals = kind, rows.x.shape[1], len(level)
+        self.reward: Any = Network(width, AUTO_LAYERS, 1) if unit is None else Linear(unit, 1)
         if kind == "hidden":
-            self.propensity: nn.Module = Network(rows.x.shape[1], layers, len(level)).zero_output()
+            network = Network(width, AUTO_LAYERS, signals).zero_output()
+            self.propensity: Any = network if unit is None else Linear(unit, signals)
         elif kind == "features":
-            self.propensity = Network(rows.z.shape[1], (), len(level)).zero_output()
+            self.propensity = Linear(torch.ones_like(rows.z[0]), signals)
         elif kind == "item":
-            self.propensity = nn.Embedding(rows.items, len(level))
+            self.propensity = nn.Embedding(rows.items, signals)
             nn.init.zeros_(self.propensity.weight)
         self.level = nn.Parameter(level.clone(), requires_grad=bool(kind))
 
@@ -112,15 +111,19 @@ class Heads(nn.Module):
 
     def penalty(self, sd: float) -> Tensor:
         """Minus the log prior of linear heads; sd: prior deviation of a reward logit between responses."""
-        units = self.reward.units
-        total = (units**2).sum() * len(units) / sd**2 / 2
+        total = _precision(self.reward.units, sd)
         if self.kind:
             total = total + (self.level**2).sum() / (2 * BIAS_SD**2)
-        if self.kind in ("hidden", "features", "item"):
-            weight = next(self.propensity.parameters())  # of an item each logit is one weight
-            features = 1 if self.kind == "item" else weight.shape[1]
-            total = total + (weight**2).sum() * features / (2 * PROPENSITY_SD**2)
+        if self.kind in ("hidden", "features"):
+            total = total + _precision(self.propensity.units, PROPENSITY_SD)
+        if self.kind == "item":
+            total = total + (self.propensity.weight**2).sum() / (2 * PROPENSITY_SD**2)
         return total
+
+
+def _precision(units: Tensor, sd: float) -> Tensor:
+    """Minus the log prior of weights (O, D) under which a logit varies by `sd`."""
+    return (units**2).sum() * units.shape[1] / (2 * sd**2)
 
 
 @dataclass(frozen=True)
@@ -142,12 +145,13 @@ def fit(method: Method, known: Any, rows: Rows, spread: Tensor, test_x: Tensor, 
     known: has the attributes that the method's loss reads of a `Batch`.  spread: (D,) deviations of the embeddings
     before they were standardised.  test_x: (m, D).  folds: (n,) from 0 to below 5.
     """
-    priors = {
-        f"linear, {name}, sd {sd:g}": (share.sqrt(), sd)
-        for (name, share), sd in itertools.product(prior_shares(spread).items(), REWARD_SDS)
-    }
     first = _Fold(method, known, rows, folds, 0, seed)
-    found = {name: first.linear(*prior) for name, prior in priors.items()} | {"network": first.network()}
+    priors, found = {}, {"network": first.network()}
+    for share, variance in prior_shares(spread).items():
+        heads = None
+        for sd in REWARD_SDS:  # from the strongest prior to the weakest, each from where the last one ended
+            name, unit = f"linear, {share}, sd {sd:g}", variance.sqrt()
+            priors[name], found[name] = (unit, sd), (heads := first.linear(unit, sd, heads))
     scores = {name: first.judged(heads) for name, heads in found.items()}
     best = min(scores, key=lambda name: scores[name])
     held_out, test = np.empty(len(folds), np.float32), np.zeros(len(test_x), np.float32)
@@ -187,13 +191,15 @@ class _Fold:
         with torch.no_grad():
             return float(self._judge(heads, self.held, self.held_batch))
 
-    def linear(self, unit: Tensor, sd: float) -> Heads:
+    def linear(self, unit: Tensor, sd: float, start: Heads | None = None) -> Heads:
         """Linear heads of the greatest penalised objective, by L-BFGS.
 
         With posteriors the optimiser goes on with others after every `lag` iterations, and keeps its memory: at a lag
         of 1 it sees gradients and steps of the marginal likelihood, whose tangent the stratified loss is.
         """
         heads, lag = self.heads(unit), self.method.lag or ITERATIONS
+        if start is not None:
+            heads.load_state_dict(start.state_dict())
         optimizer = torch.optim.LBFGS(
             [p for p in heads.parameters() if p.requires_grad],
             max_iter=lag,
@@ -217,7 +223,7 @@ class _Fold:
                 with torch.no_grad():
                     lagged = heads(self.part)
                     now = float(self._judge(heads, self.part, self.batch) + heads.penalty(sd) / len(self.index))
-                if best - now < 1e-5:
+                if best - now < 1e-5 * lag:
                     break
                 best = now
             optimizer.step(closure)
