@@ -150,7 +150,7 @@ def test_the_share_that_predicts_actions_is_taken() -> None:
     errors = {}
     for name, deviations in (("raw", spread), ("even", np.ones(203))):
         given = torch.from_numpy(deviations.astype(np.float32))
-        found = fit_propensities(torch.from_numpy(x), given, *arguments, estimator="two-step", sd=1.0)[0]
+        found = fit_propensities(torch.from_numpy(x), given, *arguments, estimator="two-step", sds=(1.0,))[0]
         errors[name] = np.abs(sigmoid(found.logits(torch.from_numpy(x)).numpy()) - m).mean()
     assert errors["raw"] < 0.7 * errors["even"]
 
@@ -206,7 +206,7 @@ def steps(case, designs, estimator="auto", feedback=None, known=None):
     x = torch.from_numpy(case.x)
     known = torch.zeros(feedback.shape) if known is None else known
     return fit_propensities(
-        x, ONES, None, evidence_of(feedback), designs, known, folds_of(len(x)), estimator=estimator, sd=1.0
+        x, ONES, None, evidence_of(feedback), designs, known, folds_of(len(x)), estimator=estimator, sds=(1.0,)
     )
 
 

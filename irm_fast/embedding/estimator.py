@@ -44,7 +44,7 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
         polarity: +1 or -1 for each signal, or one for all; None: all +1.  misclick_rate: in [0, 1), likewise.
         n_folds: parts to hold out in turn; the model is the mean of the fits.
         batch_size, learning_rate, weight_decay, max_epochs, patience: of the networks (AdamW).
-        propensity_sd: prior deviation of propensity logits between responses.
+        propensity_sd: prior deviations of propensity logits between responses to choose from, or one.
         device: "auto": the accelerator, if there is one.  random_state: as in scikit-learn.
 
     Attributes:
@@ -68,7 +68,7 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
         weight_decay: float = 0.1,
         max_epochs: int = 60,
         patience: int = 6,
-        propensity_sd: float = 1.0,
+        propensity_sd: float | Sequence[float] = (1.0, 2.0),
         device: str = "auto",
         random_state: Any = None,
     ) -> None:
@@ -166,7 +166,7 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
                 known,
                 folds,
                 estimator=self.estimator,
-                sd=self.propensity_sd,
+                sds=self._propensity_sds(),
             )
             reward = reward_given(propensities, "auto" if auto else layers)
             layers = layers if reward.networks else ()
@@ -256,15 +256,19 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
             return None
         return self._feature_scaler(np.asarray(features, np.float32))
 
+    def _propensity_sds(self) -> tuple[float, ...]:
+        return tuple(np.atleast_1d(np.asarray(self.propensity_sd, float)).tolist())
+
     def _check_settings(self) -> None:
         whole = {"n_folds": 2, "batch_size": 1, "max_epochs": 1, "patience": 1}
         for name, least in whole.items():
             value = getattr(self, name)
             if not isinstance(value, (int, np.integer)) or value < least:
                 raise ValueError(f"{name}: got {value!r}; expected a whole number from {least}")
-        for name in ("learning_rate", "propensity_sd"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}: got {getattr(self, name)!r}; expected a number above 0")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate: got {self.learning_rate!r}; expected a number above 0")
+        if not self._propensity_sds() or not min(self._propensity_sds()) > 0:
+            raise ValueError(f"propensity_sd: got {self.propensity_sd!r}; expected numbers above 0")
         if self.estimator not in ("auto", "two-step", "joint"):
             raise ValueError(f"estimator: got {self.estimator!r}; expected auto, two-step or joint")
         if isinstance(self.hidden_layers, str) and self.hidden_layers != "auto":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -24,15 +25,15 @@ def fit_propensities(
     folds: np.ndarray,
     *,
     estimator: str,
-    sd: float,
+    sds: Sequence[float],
 ) -> tuple[Propensities, list[Tensor], Tensor]:
     """Linear propensities of all signals, and the weights of each fold that `two_step.add_networks` starts from.
 
     x: (N, D), z: (N, F) standardised.  spread: (D,) deviations of x before that.  designs: K, may be auto.  known: (N,
-    K) logits where the design is known, or 0.  estimator: two-step, joint or auto.  sd: prior deviation of a logit
-    between responses; it is spread over x evenly or by raw variances, whichever predicts held-out actions better.  No
-    weights of the folds: no hidden propensity was fitted in two steps.  Last, (K,): 1 for constants whose level only
-    the joint likelihood shows.
+    K) logits where the design is known, or 0.  estimator: two-step, joint or auto.  sds: prior deviations of a logit
+    between responses; the one that is best on the first fold is taken, spread over x evenly or by raw variances,
+    likewise. The joint likelihood takes the first.  No weights of the folds: no hidden propensity was fitted in two
+    steps.  Last, (K,): 1 for constants whose level only the joint likelihood shows.
 
     Raises:
         ValueError: estimator is two-step, and a signal has fewer than 10 co-actions.
@@ -47,17 +48,18 @@ def fit_propensities(
     proven = [design != "known" and k not in few and estimator != "joint" for k, design in enumerate(designs)]
     wanted = ["hidden" if design == "auto" else design for design in designs]
     chosen = [design if use else "known" for design, use in zip(wanted, proven, strict=True)]
-    fits = {
-        name: fit_proven(x, z, evidence, chosen, folds, sd, share)
-        for name, share in prior_shares(spread).items()
-        if name == "even" or "hidden" in chosen  # where nothing reads the embedding, its prior does not matter
-    }
-    best = min(fits, key=lambda name: fits[name][2][1].sum())
-    two_step, each, losses = fits[best]
+
+    def held_out_loss(prior: tuple[float, Tensor]) -> float:
+        return float(fit_proven(x, z, evidence, chosen, folds, *prior, first=1)[2][1].sum())
+
+    priors = list(itertools.product(sds, prior_shares(spread).values()))
+    reads = any(READS[design] for design in chosen)  # if not, the prior does not matter
+    best = min(priors, key=held_out_loss) if reads and len(priors) > 1 else priors[0]
+    two_step, each, losses = fit_proven(x, z, evidence, chosen, folds, *best)
     no_better = [design == "auto" and use and one >= other for design, use, one, other in _zip(designs, proven, losses)]
     if any(no_better):
         chosen = ["constant" if no else design for no, design in zip(no_better, chosen, strict=True)]
-        two_step, each, _ = fit_proven(x, z, evidence, chosen, folds, sd, prior_shares(spread)[best])
+        two_step, each, _ = fit_proven(x, z, evidence, chosen, folds, *best)
     rest: list[str | None] = [
         None if design == "known" or use else ("constant" if design == "auto" else design)
         for design, use in zip(designs, proven, strict=True)
@@ -66,7 +68,7 @@ def fit_propensities(
     free = torch.tensor([float(design == "constant") for design in rest], device=x.device)
     level = free * start_level(evidence)
     if any(design not in (None, "constant") for design in rest):
-        joint = fit_joint(x, z, evidence, rest, two_step.logits(x, z) + known, folds, sd=sd)
+        joint = fit_joint(x, z, evidence, rest, two_step.logits(x, z) + known, folds, sd=sds[0])
     else:  # held-out rewards will show the level, see reward_step.propensity_shift
         joint = Propensities(final, 0 * two_step.weight, 0 * two_step.feature_weight, level)
     found = Propensities(

@@ -6,10 +6,10 @@ regression there needs no model of the reward, and a reward that is too simple c
 joint likelihood. The loss of the reward depends on propensities only in rows that are silent throughout, and such rows
 the regression never reads: no cross-fitting between the two steps is needed.
 
-The prior is weak, and its deviation fixed: logits vary between responses by `sd`. Held-out loss decides whether that
-is spread evenly over the standardised features or by their raw variances, see `propensity_step`. Of deviations,
-cross-validation would choose a smaller one, good for predicting actions; what it shrinks away from the propensities
-stays in the reward, and the ranking drifts to the naive classifier's.
+The prior is weak: logits that vary between responses by 1 or 2, spread evenly over the standardised features or by their
+raw variances, whichever predicts held-out actions better (`propensity_step`). Cross-validation over smaller deviations
+would choose one, good for predicting actions; what it shrinks away from the propensities stays in the reward, and the
+ranking drifts to the naive classifier's.
 """
 
 from __future__ import annotations
@@ -91,16 +91,18 @@ def fit_proven(
     folds: np.ndarray,
     sd: float,
     share: Tensor,
+    *,
+    first: int | None = None,
 ) -> tuple[Propensities, list[Tensor], np.ndarray]:
     """Logistic regression of every signal on its proven rows, without each fold in turn; "known" leaves a signal out.
 
     x: (N, D), z: (N, F) standardised.  folds: (N,) from 0.  sd: prior deviation of a logit between responses;
-    share: (D,) how its variance is spread over x.
+    share: (D,) how its variance is spread over x.  first: only the first so many folds.
     Returns the mean over the folds; weight, feature_weight and bias of each of them; and (2, K) held-out losses, summed
     over the proven rows: of constants and of the designs.
     """
     rows, acted = proven(evidence).cpu().numpy(), (evidence.feedback == 1).cpu().numpy()
-    weight, count = evidence.weight.cpu().numpy(), int(folds.max()) + 1
+    weight, count = evidence.weight.cpu().numpy(), first or int(folds.max()) + 1
     unit = share.sqrt()
     blocks = [(x * unit).cpu().numpy(), np.empty((len(x), 0), np.float32) if z is None else z.cpu().numpy()]
     slopes = [np.zeros((count, len(designs), block.shape[1]), np.float32) for block in blocks]

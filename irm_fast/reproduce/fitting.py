@@ -20,7 +20,7 @@ from irm_fast.embedding.heads import REWARD_SDS, Network, Training, prior_shares
 from irm_fast.embedding.propensity_step import BIAS_SD
 from irm_fast.embedding.reward_step import AUTO_LAYERS
 
-FOLDS, ITERATIONS, PROPENSITY_SD = 5, 200, 1.0
+FOLDS, ITERATIONS, PROPENSITY_SD = 5, 100, 1.0
 CANDIDATES = 2 * len(REWARD_SDS) + 1
 Lagged = tuple[Tensor, Tensor] | None
 Loss = Callable[[Tensor, Any, Any, Lagged], Tensor]  # reward logits, propensity logits or None, `Batch`, lagged logits
