@@ -276,6 +276,9 @@ def reproduce(
     target: Annotated[float, typer.Option(help="Mean propensity of each signal.")] = 0.2,
     limit: Annotated[int | None, typer.Option(min=100, help="Only the first so many responses.")] = None,
     max_length: Annotated[int, typer.Option(min=1, help="Tokens a row; longer rows lose their beginning.")] = 1024,
+    noise: Annotated[
+        float, typer.Option(min=0, help="Of semi-synthetic ratings; their quality has deviation 1.")
+    ] = 0.45,
     processes: Annotated[int | None, typer.Option(min=1, help="Redraws at once; default: one a core.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run, or add redraws.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run.")] = False,
@@ -289,7 +292,7 @@ def reproduce(
     from irm_fast.reproduce.population import PROTOCOLS
     from irm_fast.reproduce.run import Experiment, report, run
 
-    experiment = Experiment(data, model, alpha, target, limit, max_length)
+    experiment = Experiment(data, model, alpha, target, limit, max_length, noise)
     protocols = PROTOCOLS if protocol == "both" else (protocol,)
     try:
         results = run(

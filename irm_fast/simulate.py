@@ -74,14 +74,14 @@ def simulate(
     Raises ValueError for arguments out of range, ratings that are all equal, rows all
     preferred or none, and a log without any action.
     """
-    _check_arguments(protocol, signals, alpha, target, seed, test_fraction)
+    check_arguments(protocol, signals, alpha, target, seed, test_fraction)
     test = None
     if test_fraction:
         prompts = [prompt_key(messages) for messages in rated.messages]
         pairs = [number if number >= 0 else None for number in rated.pair.tolist()]
         held = hold_out(group_rows(prompts, pairs), test_fraction, seed)
         rated, test = rated.subset(~held), rated.subset(held)
-    _check_ratings(rated)
+    check_ratings(rated)
     features = None if protocol == "rating" else standard_features(rated.messages)
     propensity = propensities(rated.rating, features, signals, alpha, target)
     feedback = draw_feedback(rated.preference, propensity, seed)
@@ -160,7 +160,8 @@ def _solve(increasing: Callable[[float], float], low: float, high: float, target
     return high
 
 
-def _check_arguments(protocol: str, signals: int, alpha: float, target: float, seed: int, test_fraction: float) -> None:
+def check_arguments(protocol: str, signals: int, alpha: float, target: float, seed: int, test_fraction: float) -> None:
+    """Raises ValueError for an argument of `simulate` that is out of range."""
     for name, value, right, expected in (
         ("protocol", protocol, protocol in ("rating", "feature"), "'rating' or 'feature'"),
         ("signals", signals, signals in range(1, len(SIGNALS) + 1), f"1 to {len(SIGNALS)}"),
@@ -173,7 +174,8 @@ def _check_arguments(protocol: str, signals: int, alpha: float, target: float, s
             raise ValueError(f"{name}: got {value!r}; expected {expected}")
 
 
-def _check_ratings(rated: Rated) -> None:
+def check_ratings(rated: Rated) -> None:
+    """Raises ValueError for ratings that nothing can be drawn from."""
     if not len(rated):
         raise ValueError("no rated rows; expected at least two")
     if rated.rating.min() == rated.rating.max():

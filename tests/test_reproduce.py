@@ -94,7 +94,7 @@ def test_the_truth_is_out_of_reach(redraw):
 def test_everybody_has_the_same_candidates(results):
     fits = {key: result for key, result in results.items() if not key[0].startswith("ImplicitRM")}
     names = {tuple(result["scores"]) for result in fits.values()}
-    assert names == {("linear, even, sd 2", "linear, raw, sd 2", "network")}
+    assert names == {("network", "linear, even, sd 2", "linear, raw, sd 2")}
     for result in fits.values():
         assert result["candidate"] == min(result["scores"], key=result["scores"].get)
     assert all(result["candidates"] == CANDIDATES for result in results.values())
@@ -168,7 +168,7 @@ EXPERIMENT = run.Experiment(run.MADE, target=0.5, limit=300)
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setattr(run, "semi_synthetic", lambda rows: semi_synthetic(rows, 8))
+    monkeypatch.setattr(run, "semi_synthetic", lambda rows, noise: semi_synthetic(rows, 8, noise))
 
 
 def go(output, **more):
@@ -202,7 +202,7 @@ def test_what_must_not_be_mixed(tmp_path, few, small, monkeypatch):
         go(folder, resume=True, overwrite=True)
     with pytest.raises(ValueError, match=r"target: got 0\.3; .* was run with 0\.5"):
         run.run(replace(EXPERIMENT, target=0.3), folder, resume=True)
-    monkeypatch.setattr(run, "semi_synthetic", lambda rows: semi_synthetic(rows, 9))
+    monkeypatch.setattr(run, "semi_synthetic", lambda rows, noise: semi_synthetic(rows, 9, noise))
     with pytest.raises(ValueError, match="was run on other ratings or embeddings"):
         go(folder, resume=True)
     (tmp_path / "two").mkdir()
@@ -211,7 +211,7 @@ def test_what_must_not_be_mixed(tmp_path, few, small, monkeypatch):
         go(tmp_path / "two", overwrite=True)
     with pytest.raises(ValueError, match="redraws: got 1"):
         go(tmp_path / "three", redraws=1)
-    with pytest.raises(ValueError, match="protocol: got 'ratings'; expected rating or feature"):
+    with pytest.raises(ValueError, match="protocol: got 'ratings'; expected 'rating' or 'feature'"):
         go(tmp_path / "three", protocols=("ratings",))
 
 
@@ -225,7 +225,7 @@ def test_processes_give_what_one_process_does(tmp_path, small, monkeypatch):
         file = tmp_path / "one" / "redraws" / f"feature-{seed}.jsonl"
         file.write_text("".join(json.dumps(result) + "\n" for result in done))
     monkeypatch.undo()
-    monkeypatch.setattr(run, "semi_synthetic", lambda rows: semi_synthetic(rows, 8))
+    monkeypatch.setattr(run, "semi_synthetic", lambda rows, noise: semi_synthetic(rows, 8, noise))
     found = go(tmp_path / "one", resume=True, processes=2)
     assert {(r["redraw"], r["method"], r["signals"]) for r in found} == {
         (seed, *key) for seed in (0, 1) for key in whole
@@ -275,4 +275,9 @@ def test_what_the_command_refuses(tmp_path):
     assert "nvidia/HelpSteer), which cannot be reached" in offline and "give a file instead" in offline
     assert "not found; expected a .jsonl" in said("--data", str(tmp_path / "no.jsonl"), "--model", "nowhere")
     assert "protocol: got 'all'" in said("--data", run.MADE, "--protocol", "all")
+    assert "target: got 2.0; expected a number from" in said("--data", run.MADE, "--target", "2")
+    write_rated(tmp_path / "few.jsonl", 30)
+    assert "holds 30 responses; expected 100 or more" in said(
+        "--data", str(tmp_path / "few.jsonl"), "--model", "nowhere"
+    )
     assert not (tmp_path / "out").exists()

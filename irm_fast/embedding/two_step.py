@@ -6,10 +6,10 @@ regression there needs no model of the reward, and a reward that is too simple c
 joint likelihood. The loss of the reward depends on propensities only in rows that are silent throughout, and such rows
 the regression never reads: no cross-fitting between the two steps is needed.
 
-The prior is weak: logits that vary between responses by 1 or 2, spread evenly over the standardised features or by their
-raw variances, whichever predicts held-out actions better (`propensity_step`). Cross-validation over smaller deviations
-would choose one, good for predicting actions; what it shrinks away from the propensities stays in the reward, and the
-ranking drifts to the naive classifier's.
+The prior is weak: logits that vary between responses by 1 or 2, spread evenly over the standardised features or by
+their raw variances, whichever predicts held-out actions better (`propensity_step`). Cross-validation over smaller
+deviations would choose one, good for predicting actions; what it shrinks away from the propensities stays in the
+reward, and the ranking drifts to the naive classifier's.
 """
 
 from __future__ import annotations

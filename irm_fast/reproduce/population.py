@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from irm_fast.log import group_rows, hold_out, prompt_key
-from irm_fast.rated import Rated, check_both
+from irm_fast.rated import Rated
 from irm_fast.simulate import draw_feedback, propensities, standard_features
 
-SIGNALS, TEST_FRACTION, LEVELS, NOISE = 2, 0.2, 5, 0.45
+SIGNALS, TEST_FRACTION, LEVELS = 2, 0.2, 5
 PROTOCOLS = ("rating", "feature")
 
 
@@ -81,17 +81,17 @@ class Population:
         return Redraw(log, Truth(preference, known), self.X[test], self.preference[test])
 
 
-def semi_synthetic(rows: int = 16_000, width: int = 1024) -> Population:
+def semi_synthetic(rows: int = 16_000, width: int = 1024, noise: float = 0.45) -> Population:
     """Made embeddings of a decaying spectrum, a quality that is linear in them, and ratings in five equal levels.
 
-    A rating is the quality (deviation 1) and noise (deviation 0.45). Of the five visible features, all linear in the
-    embedding, the first is correlated with the quality by 0.4, as length often is.
+    A rating is the quality, of deviation 1, and noise: much of it makes the preference less steep. Of the five visible
+    features, all linear in the embedding, the first is correlated with the quality by 0.4, as length often is.
     """
     rng = np.random.default_rng(100)
     X = (rng.normal(size=(rows, width)) * np.exp(-np.arange(width) / 80)).astype(np.float32)
     quality, *others = (_standard(X @ rng.normal(size=width)) for _ in range(6))
     others[0] = _standard(0.4 * quality + np.sqrt(1 - 0.4**2) * others[0])
-    noisy = quality + NOISE * rng.normal(size=rows)
+    noisy = quality + noise * rng.normal(size=rows)
     rating = np.argsort(np.argsort(noisy)) * LEVELS // rows
     features = np.clip(np.column_stack(others), -3, 3).astype(np.float32)
     preference = (rating > (LEVELS - 1) / 2).astype(np.int8)
@@ -100,7 +100,6 @@ def semi_synthetic(rows: int = 16_000, width: int = 1024) -> Population:
 
 def of_rated(rated: Rated, X: np.ndarray) -> Population:
     """The population of rated responses whose embeddings (N, D) are X."""
-    check_both(rated)
     prompts = [prompt_key(messages) or None for messages in rated.messages]
     pairs = [number if number >= 0 else None for number in rated.pair.tolist()]
     features = standard_features(rated.messages)

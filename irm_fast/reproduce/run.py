@@ -16,10 +16,20 @@ from typing import Any
 import numpy as np
 
 from irm_fast.rated import Rated, read_rated
-from irm_fast.reproduce.population import PROTOCOLS, SIGNALS, Population, embedded, of_rated, semi_synthetic
+from irm_fast.reproduce.population import (
+    PROTOCOLS,
+    SIGNALS,
+    TEST_FRACTION,
+    Population,
+    embedded,
+    of_rated,
+    semi_synthetic,
+)
+from irm_fast.simulate import check_arguments, check_ratings
 
 MADE = "semi-synthetic"
 HUB = ("hs", "ufb", "saferlhf")
+FEWEST = 100  # responses
 
 
 @dataclass(frozen=True)
@@ -27,7 +37,8 @@ class Experiment:
     """data: "semi-synthetic", a file of rated responses or pairs, or hs, ufb, saferlhf on the hub.
 
     model: folder or hub id of a decoder or an encoder that embeds the texts; None for made data.  alpha, target: of the
-    protocols, as in `irm_fast.simulate`.  limit: only the first so many responses.  max_length: tokens.
+    protocols, as in `irm_fast.simulate`.  limit: only the first so many responses.  max_length: tokens.  noise: of made
+    ratings, whose quality has deviation 1.
     """
 
     data: str
@@ -36,6 +47,7 @@ class Experiment:
     target: float = 0.2
     limit: int | None = None
     max_length: int = 1024
+    noise: float = 0.45
 
 
 def run(
@@ -55,14 +67,13 @@ def run(
     Raises:
         ValueError: an argument out of range, data that cannot be used, or a folder that holds something else.
     """
-    for name in protocols:
-        if name not in PROTOCOLS:
-            raise ValueError(f"protocol: got {name!r}; expected {' or '.join(PROTOCOLS)}")
+    for protocol in protocols:
+        check_arguments(protocol, SIGNALS, experiment.alpha, experiment.target, 0, TEST_FRACTION)
     if redraws < 2:
         raise ValueError(f"redraws: got {redraws}; expected 2 or more, to tell a difference from chance")
     rated = read(experiment)  # what cannot be read leaves no folder behind
     _prepare(output, experiment, resume=resume, overwrite=overwrite)
-    population = semi_synthetic(*_size(experiment)) if rated is None else _embedded(rated, experiment, output)
+    population = _made(experiment) if rated is None else _embedded(rated, experiment, output)
     _check_settings(output, experiment, population, resume=resume)
     jobs = [(protocol, seed) for seed in range(redraws) for protocol in protocols]
     _run(jobs, population, experiment, output, processes or os.cpu_count() or 1)
@@ -94,11 +105,18 @@ def read(experiment: Experiment) -> Rated | None:
 
         return fetch_rated(experiment.data, experiment.limit)
     rated = read_rated(experiment.data)
-    return rated if experiment.limit is None else rated.subset(np.arange(min(experiment.limit, len(rated))))
+    rated = rated if experiment.limit is None else rated.subset(np.arange(min(experiment.limit, len(rated))))
+    if len(rated) < FEWEST:
+        raise ValueError(
+            f"data: {experiment.data} holds {len(rated)} responses; expected {FEWEST} or more to compare on"
+        )
+    check_ratings(rated)
+    return rated
 
 
-def _size(experiment: Experiment) -> tuple[int, ...]:
-    return () if experiment.limit is None else (experiment.limit,)
+def _made(experiment: Experiment) -> Population:
+    rows = {} if experiment.limit is None else {"rows": experiment.limit}
+    return semi_synthetic(noise=experiment.noise, **rows)
 
 
 def _embedded(rated: Rated, experiment: Experiment, output: Path) -> Population:
