@@ -17,11 +17,20 @@ from irm_fast.embedding.heads import Evidence, Scaler
 from irm_fast.embedding.propensity_step import start_level
 from irm_fast.embedding.reward_step import calibration
 from irm_fast.metrics import reward_metrics
-from irm_fast.reproduce.fitting import CANDIDATES, FOLDS, Fit, Method, Rows, fit
-from irm_fast.reproduce.methods import BASELINES, BOUNDS, DEFAULT, DEFAULT_FEATURES, EXPLICIT, FORMS, KNOWN, NAIVE
+from irm_fast.reproduce.fitting import FOLDS, Fit, Method, Rows, fit
+from irm_fast.reproduce.methods import (
+    BASELINES,
+    BOUNDS,
+    DEFAULT,
+    DEFAULT_FEATURES,
+    EXPLICIT,
+    FORMS,
+    ITEMS,
+    KNOWN,
+    NAIVE,
+)
 from irm_fast.reproduce.population import Log, Redraw, Truth
 
-ITEMS = 64  # clusters of embeddings that stand for items
 Key = tuple[str, int]  # name of a method, and how many signals it is given; 0: none, explicit labels
 OURS = (DEFAULT, DEFAULT_FEATURES)
 
@@ -103,7 +112,8 @@ class Field:
         self._test_X, self.test_x = test_X, scaler(test_X)
         item = torch.from_numpy(_clusters(log.X, seed))
         self.rows = Rows(scaler(log.X), features(log.features), item, ITEMS)
-        self.folds = np.random.default_rng([seed, 7]).permutation(len(log.X)) % FOLDS
+        shuffled = np.random.default_rng([seed, 7]).permutation(log.group.max() + 1)
+        self.folds = shuffled[log.group] % FOLDS
 
     def fit(self, method: Method, facts: Facts) -> Fit:
         return fit(method, facts, self.rows, self._scale, self.test_x, self.folds, self.seed)
@@ -112,67 +122,65 @@ class Field:
         """`EmbeddingRewardModel` as it comes, on the first so many signals; with or without features of the text."""
         log = self.log.signals(count)
         read: dict[str, Any] = {"propensity_features": log.features} if features else {}
-        model = EmbeddingRewardModel(device="cpu", random_state=self.seed).fit(log.X, log.feedback, **read)
+        start = time.perf_counter()
+        model = EmbeddingRewardModel(device="cpu", random_state=self.seed)
+        model.fit(log.X, log.feedback, groups=log.group.tolist(), **read)
+        seconds = time.perf_counter() - start
         m = np.clip(model.predict_propensity(log.X, **read), 1e-6, 1 - 1e-6)
         chosen = "linear" if model.is_linear_ else "network"
         test = model.decision_function(self._test_X)
-        return Default(model.held_out_decision_, test, chosen, {}, np.log(m) - np.log1p(-m))
+        return Default(model.held_out_decision_, test, chosen, {}, seconds, np.log(m) - np.log1p(-m))
 
 
 class Contest:
     """All entrants on one redraw."""
 
     def __init__(self, redraw: Redraw, seed: int) -> None:
-        self._redraw, self._field = redraw, Field(redraw.log, redraw.test_X, seed)
+        self._redraw, self.field = redraw, Field(redraw.log, redraw.test_X, seed)
         self._methods = {method.name: method for method in (*BASELINES, *FORMS, *BOUNDS)}
-        self._facts: dict[Any, Facts] = {}
+        self._facts: dict[tuple[str, int], Facts] = {}
         self._defaults: dict[tuple[int, bool], Default] = {}
 
     def measured(self, key: Key) -> dict[str, Any]:
-        """Metrics on the test set, as fitted and equally calibrated, the candidate that was chosen, and seconds."""
-        (name, count), start = key, time.perf_counter()
+        """Metrics on the test set, as fitted and equally calibrated, the candidates' held-out scores, and seconds."""
+        name, count = key
         fitted = self._fit(name, count)
-        seconds = time.perf_counter() - start
         slope, shift = self._calibration(fitted.held_out, count or self._redraw.log.feedback.shape[1])
         metrics = {
             kind: reward_metrics(logit, self._redraw.test_preference)
             for kind, logit in (("raw", fitted.test), ("calibrated", slope * fitted.test + shift))
         }
-        budget = {"candidates": CANDIDATES, "candidate": fitted.candidate, "scores": fitted.scores}
-        return {"method": name, "signals": count, **metrics, **budget, "seconds": seconds}
+        budget = {"candidates": len(fitted.scores), "candidate": fitted.candidate, "scores": fitted.scores}
+        return {"method": name, "signals": count, **metrics, **budget, "seconds": fitted.seconds}
 
     def _fit(self, name: str, count: int) -> Fit:
         if name in OURS:
             return self._default(count, features=name == DEFAULT_FEATURES)
-        facts = self._facts_for(name, count)
-        return facts.naive if name == NAIVE.name else self._field.fit(self._methods[name], facts)
+        method = self._methods[name]
+        facts = self.facts(method.sees, count)
+        return facts.naive if method is NAIVE else self.field.fit(method, facts)
 
-    def _facts_for(self, name: str, count: int) -> Facts:
-        """Baselines see whether any signal acted; ours each signal; the bounds the truth besides."""
-        feedback = self._redraw.log.feedback[:, : count or None]
-        kind = "any" if name in map(_name, BASELINES) else "bound" if name in map(_name, BOUNDS) else "each"
-        if (kind, count) not in self._facts:
-            if kind == "bound":
-                self._facts[kind, count] = Bounds(self._field, feedback, self._redraw.truth)
+    def facts(self, sees: str, count: int) -> Facts:
+        """What a method sees of the first so many signals; see `Method.sees`."""
+        if (sees, count) not in self._facts:
+            feedback = self._redraw.log.feedback[:, : count or None]
+            if sees == "truth":
+                self._facts[sees, count] = Bounds(self.field, feedback, self._redraw.truth)
             else:
-                seen = feedback.max(axis=1, keepdims=True) if kind == "any" else feedback
-                self._facts[kind, count] = Facts(self._field, seen)
-        return self._facts[kind, count]
+                seen = feedback.max(axis=1, keepdims=True) if sees == "any" else feedback
+                self._facts[sees, count] = Facts(self.field, seen)
+        return self._facts[sees, count]
 
     def _default(self, count: int, features: bool) -> Default:
         if (count, features) not in self._defaults:
-            self._defaults[count, features] = self._field.default(count, features)
+            self._defaults[count, features] = self.field.default(count, features)
         return self._defaults[count, features]
 
     def _calibration(self, held_out: np.ndarray, count: int) -> tuple[float, float]:
         """Slope and shift of the greatest implicit likelihood, under the default model's propensities for everybody."""
         propensity = torch.from_numpy(self._default(count, features=False).propensity).float()
-        evidence = self._facts_for(DEFAULT, count).evidence
+        evidence = self.facts("each", count).evidence
         return calibration(torch.from_numpy(held_out), propensity, evidence)
-
-
-def _name(method: Method) -> str:
-    return method.name
 
 
 def _clusters(X: np.ndarray, seed: int) -> np.ndarray:

@@ -8,6 +8,7 @@ are averaged, as in `EmbeddingRewardModel`.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,12 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from irm_fast.embedding.heads import REWARD_SDS, Network, Training, prior_shares, rows_where, train_network
+from irm_fast.embedding.heads import REWARD_SDS, Network, Training, fit_map, prior_shares, rows_where, train_network
 from irm_fast.embedding.propensity_step import BIAS_SD
 from irm_fast.embedding.reward_step import AUTO_LAYERS
 
-FOLDS, ITERATIONS, PROPENSITY_SD = 5, 100, 1.0
-CANDIDATES = 2 * len(REWARD_SDS) + 1
+FOLDS, PROPENSITY_SD = 5, 1.0
 Lagged = tuple[Tensor, Tensor] | None
 Loss = Callable[[Tensor, Any, Any, Lagged], Tensor]  # reward logits, propensity logits or None, `Batch`, lagged logits
 
@@ -30,17 +30,21 @@ Loss = Callable[[Tensor, Any, Any, Lagged], Tensor]  # reward logits, propensity
 class Method:
     """A way to learn from a log.
 
-    loss: the training objective of a batch.  judge: the held-out criterion; None: the loss.  propensity: the head that
-    is learned beside the reward: "" none, constant, hidden, features, item.  lag: for losses with posteriors, after how
-    many iterations of L-BFGS the stratification model is replaced, and in networks after an epoch if more than 1;
-    0: the loss has no posterior.
+    loss: the training objective of a batch.  judge: the held-out criterion; None: the loss.  objective: what linear
+    heads minimise, with the stationary points of the loss; None: the loss.  reward_prior: by what their prior of the
+    reward is multiplied.  propensity: the head that is learned beside the reward: "" none, constant, hidden, features,
+    item.  lagged: posteriors come from the weights at the start of an epoch.  sees: "any", whether any signal acted;
+    "each" signal; or "truth" besides.
     """
 
     name: str
     loss: Loss
     judge: Loss | None = None
+    objective: Loss | None = None
+    reward_prior: float = 1.0
     propensity: str = ""
-    lag: int = 0
+    lagged: bool = False
+    sees: str = "any"
 
 
 @dataclass(frozen=True)
@@ -109,9 +113,9 @@ class Heads(nn.Module):
         read = {"hidden": rows.x, "features": rows.z, "item": rows.item}[self.kind]
         return s, self.propensity(read) + self.level
 
-    def penalty(self, sd: float) -> Tensor:
+    def penalty(self, sd: float, reward_prior: float) -> Tensor:
         """Minus the log prior of linear heads; sd: prior deviation of a reward logit between responses."""
-        total = _precision(self.reward.units, sd)
+        total = reward_prior * _precision(self.reward.units, sd)
         if self.kind:
             total = total + (self.level**2).sum() / (2 * BIAS_SD**2)
         if self.kind in ("hidden", "features"):
@@ -130,13 +134,14 @@ def _precision(units: Tensor, sd: float) -> Tensor:
 class Fit:
     """held_out: (n,) logit of each row of the log by the part that did not see it.  test: (m,) logits of other rows.
 
-    candidate: the one chosen.  scores: held-out criterion of every candidate; smaller is better.
+    candidate: the one chosen.  scores: held-out criterion of every candidate; smaller is better.  seconds: it took.
     """
 
     held_out: np.ndarray
     test: np.ndarray
     candidate: str
     scores: dict[str, float]
+    seconds: float
 
 
 def fit(method: Method, known: Any, rows: Rows, spread: Tensor, test_x: Tensor, folds: np.ndarray, seed: int) -> Fit:
@@ -145,11 +150,12 @@ def fit(method: Method, known: Any, rows: Rows, spread: Tensor, test_x: Tensor, 
     known: has the attributes that the method's loss reads of a `Batch`.  spread: (D,) deviations of the embeddings
     before they were standardised.  test_x: (m, D).  folds: (n,) from 0 to below 5.
     """
+    start = time.perf_counter()
     first = _Fold(method, known, rows, folds, 0, seed)
     priors, found = {}, {"network": first.network()}
     for share, variance in prior_shares(spread).items():
         heads = None
-        for sd in REWARD_SDS:  # from the strongest prior to the weakest, each from where the last one ended
+        for sd in REWARD_SDS:  # from the strongest prior to the weakest, each starts where the last one ended
             name, unit = f"linear, {share}, sd {sd:g}", variance.sqrt()
             priors[name], found[name] = (unit, sd), (heads := first.linear(unit, sd, heads))
     scores = {name: first.judged(heads) for name, heads in found.items()}
@@ -163,7 +169,7 @@ def fit(method: Method, known: Any, rows: Rows, spread: Tensor, test_x: Tensor, 
         with torch.no_grad():
             held_out[folds == fold] = heads.reward(part.held.x).squeeze(1)
             test += heads.reward(test_x).squeeze(1).numpy() / FOLDS
-    return Fit(held_out, test, best, scores)
+    return Fit(held_out, test, best, scores, time.perf_counter() - start)
 
 
 class _Fold:
@@ -179,54 +185,24 @@ class _Fold:
     def heads(self, unit: Tensor | None) -> Heads:
         return Heads(self.rows, self.method.propensity, self.known.level, unit)
 
-    def _loss(self, heads: Heads, rows: Rows, batch: Batch, lagged: Lagged) -> Tensor:
-        s, t = heads(rows)
-        return self.method.loss(s, t, batch, lagged)
-
-    def _judge(self, heads: Heads, rows: Rows, batch: Batch) -> Tensor:
-        s, t = heads(rows)
-        return (self.method.judge or self.method.loss)(s, t, batch, None)
-
     def judged(self, heads: Heads) -> float:
         with torch.no_grad():
-            return float(self._judge(heads, self.held, self.held_batch))
+            s, t = heads(self.held)
+            return float((self.method.judge or self.method.loss)(s, t, self.held_batch, None))
 
     def linear(self, unit: Tensor, sd: float, start: Heads | None = None) -> Heads:
-        """Linear heads of the greatest penalised objective, by L-BFGS.
-
-        With posteriors the optimiser goes on with others after every `lag` iterations, and keeps its memory: at a lag
-        of 1 it sees gradients and steps of the marginal likelihood, whose tangent the stratified loss is.
-        """
-        heads, lag = self.heads(unit), self.method.lag or ITERATIONS
+        """Linear heads of the smallest penalised objective, by L-BFGS."""
+        heads = self.heads(unit)
         if start is not None:
             heads.load_state_dict(start.state_dict())
-        optimizer = torch.optim.LBFGS(
-            [p for p in heads.parameters() if p.requires_grad],
-            max_iter=lag,
-            max_eval=lag + 25,  # at a lag of 1, too, the line search has a try left
-            history_size=20,
-            tolerance_grad=1e-6,
-            tolerance_change=1e-8,
-            line_search_fn="strong_wolfe",
-        )
-        lagged: Lagged = None
+        objective = self.method.objective or self.method.loss
 
-        def closure() -> Tensor:
-            optimizer.zero_grad()
-            value = self._loss(heads, self.part, self.batch, lagged) + heads.penalty(sd) / len(self.index)
-            value.backward()
-            return value
+        def loss() -> Tensor:
+            s, t = heads(self.part)
+            prior = heads.penalty(sd, self.method.reward_prior) / len(self.index)
+            return objective(s, t, self.batch, None) + prior
 
-        best = float("inf")
-        for _ in range(ITERATIONS // lag):
-            if self.method.lag:
-                with torch.no_grad():
-                    lagged = heads(self.part)
-                    now = float(self._judge(heads, self.part, self.batch) + heads.penalty(sd) / len(self.index))
-                if best - now < 1e-5 * lag:
-                    break
-                best = now
-            optimizer.step(closure)
+        fit_map([parameter for parameter in heads.parameters() if parameter.requires_grad], loss)
         return heads
 
     def network(self) -> Heads:
@@ -237,11 +213,12 @@ class _Fold:
 
         def loss(heads: Heads, rows: Tensor) -> Tensor:
             old = None if lagged is None else (lagged[0].index_select(0, rows), lagged[1].index_select(0, rows))
-            return self._loss(heads, self.rows.take(rows), Batch(self.known, rows), old)
+            s, t = heads(self.rows.take(rows))
+            return self.method.loss(s, t, Batch(self.known, rows), old)
 
         def before_epoch() -> None:
             nonlocal lagged
-            if self.method.lag > 1:
+            if self.method.lagged:
                 with torch.no_grad():
                     lagged = heads(self.rows)
 

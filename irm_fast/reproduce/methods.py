@@ -35,6 +35,13 @@ def _doubly_robust(s: Tensor, _: Any, log: Any, __: Lagged) -> Tensor:
     return baselines.doubly_robust_loss(s, log.popularity, log.acted, imputed_preference=log.imputed)
 
 
+def _clamped(s: Tensor, _: Any, log: Any, __: Lagged) -> Tensor:
+    """The value of nnPU with its own gradient: the rule's other direction is for batches, not for a line search."""
+    liked = log.acted * (log.class_prior / log.action_rate)
+    risk = baselines.pointwise_loss(s, liked, torch.zeros_like(liked))
+    return risk + baselines.pointwise_loss(s, torch.zeros_like(liked), 1 - liked).clamp(min=0)
+
+
 def _sar_em(s: Tensor, t: Any, log: Any, lagged: Lagged) -> Tensor:
     return baselines.sar_em_loss(s, t.squeeze(1), log.acted, stratification=_one(lagged))
 
@@ -47,16 +54,12 @@ def _one(lagged: Lagged) -> Lagged:
     return None if lagged is None else (lagged[0], lagged[1].squeeze(1))
 
 
-def _actions(s: Tensor, t: Any, log: Any, _: Lagged) -> Tensor:
-    """Negative log-likelihood of whether the user acted: comparable between models, unlike a loss with posteriors."""
-    return implicit_rm_loss(s, t.squeeze(1), log.acted)
-
-
 def _stratified(s: Tensor, t: Any, log: Any, lagged: Lagged) -> Tensor:
     return implicit_rm_loss(s, t, log.feedback, stratification=lagged or (s.detach(), t.detach()))
 
 
 def _marginal(s: Tensor, t: Any, log: Any, _: Lagged) -> Tensor:
+    """Negative log-likelihood of the actions: comparable between models, unlike a loss with posteriors."""
     return implicit_rm_loss(s, t, log.feedback)
 
 
@@ -68,25 +71,30 @@ def _explicit(s: Tensor, _: Any, log: Any, __: Lagged) -> Tensor:
     return torch.nn.functional.binary_cross_entropy_with_logits(s, log.preference)
 
 
+# Losses with posteriors share the stationary points of the likelihood (Fisher's identity), which linear heads minimise
+# outright: expectation maximisation would creep there. ReCRec's gradient is twice the likelihood's in the reward and
+# once in the propensity, so that beside it the prior of the reward counts half.
+LIKELIHOOD: dict[str, Any] = {"judge": _marginal, "objective": _marginal}
 NAIVE = Method("naive", _naive)
-LAG = 5
 BASELINES = (
     NAIVE,
     Method("Rel-MF / IPS", _ips),
     Method("uPU", _upu),
-    Method("nnPU", _nnpu),
+    Method("nnPU", _nnpu, objective=_clamped),
     Method("DR", _doubly_robust),
-    Method("SAR-EM", _sar_em, _actions, "hidden", LAG),
-    Method("ReCRec-I", _recrec, _actions, "item", 1),
-    Method("ReCRec-F", _recrec, _actions, "hidden", 1),
+    Method("SAR-EM", _sar_em, **LIKELIHOOD, propensity="hidden", lagged=True),
+    Method("ReCRec-I", _recrec, **LIKELIHOOD, reward_prior=0.5, propensity="item"),
+    Method("ReCRec-F", _recrec, **LIKELIHOOD, reward_prior=0.5, propensity="hidden"),
 )
 FORMS = (
-    Method("stratified, current (paper)", _stratified, _marginal, "hidden", 1),
-    Method("stratified, lagged (paper)", _stratified, _marginal, "hidden", LAG),
-    Method("marginal, constant", _marginal, propensity="constant"),
-    Method("marginal, features", _marginal, propensity="features"),
-    Method("marginal, hidden", _marginal, propensity="hidden"),
+    Method("stratified, current (paper)", _stratified, **LIKELIHOOD, propensity="hidden", sees="each"),
+    Method("stratified, lagged (paper)", _stratified, **LIKELIHOOD, propensity="hidden", lagged=True, sees="each"),
+    Method("marginal, constant", _marginal, propensity="constant", sees="each"),
+    Method("marginal, features", _marginal, propensity="features", sees="each"),
+    Method("marginal, hidden", _marginal, propensity="hidden", sees="each"),
 )
-KNOWN, EXPLICIT = Method("known propensities", _known), Method("explicit labels", _explicit)
+KNOWN = Method("known propensities", _known, sees="truth")
+EXPLICIT = Method("explicit labels", _explicit, sees="truth")
 BOUNDS = (KNOWN, EXPLICIT)
+ITEMS = 64  # clusters of embeddings that stand for items
 DEFAULT, DEFAULT_FEATURES = "ImplicitRM (default)", "ImplicitRM (default, + features)"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,23 +20,26 @@ class Log:
     """What methods see: n rows, and nothing of what users really preferred.
 
     X: (n, D) float32 embeddings.  features: (n, F) float32, visible ones of the text.  feedback: (n, K) int8.
+    group: (n,) numbers; rows of one group are held out together.
     """
 
     X: np.ndarray
     features: np.ndarray
     feedback: np.ndarray
+    group: np.ndarray
 
     def signals(self, count: int) -> Log:
         """The same with the first so many signals."""
-        return Log(self.X, self.features, self.feedback[:, :count])
+        return replace(self, feedback=self.feedback[:, :count])
 
 
 @dataclass(frozen=True)
 class Truth:
     """What only the bounds read.  preference: (n,) of 0 and 1.
 
-    propensity: (n, K) float64, how often preferred rows act: by the visible features, or in all under "rating", whose
-    propensities no embedding shows.
+    propensity: (n, K) float64, how often preferred rows act: by the visible features; under "rating" their mean over
+    the preferred, since a row's own would give its rating away. It is no bound there: preferred rows of a higher rating
+    act more often.
     """
 
     preference: np.ndarray
@@ -75,9 +78,10 @@ class Population:
         propensity = propensities(self.rating[rows], seen, SIGNALS, alpha, target)
         preference = self.preference[rows]
         known = propensity
-        if protocol == "rating":  # given the row's own, a silent row would give its rating away
+        if protocol == "rating":
             known = np.tile(propensity[preference == 1].mean(axis=0), (len(rows), 1))
-        log = Log(self.X[rows], self.features[rows], draw_feedback(preference, propensity, seed))
+        feedback = draw_feedback(preference, propensity, seed)
+        log = Log(self.X[rows], self.features[rows], feedback, self.group[rows])
         return Redraw(log, Truth(preference, known), self.X[test], self.preference[test])
 
 
@@ -87,7 +91,7 @@ def semi_synthetic(rows: int = 16_000, width: int = 1024, noise: float = 0.45) -
     A rating is the quality, of deviation 1, and noise: much of it makes the preference less steep. Of the five visible
     features, all linear in the embedding, the first is correlated with the quality by 0.4, as length often is.
     """
-    rng = np.random.default_rng(100)
+    rng = np.random.default_rng(26)  # another world than that of examples/identification, on which defaults were found
     X = (rng.normal(size=(rows, width)) * np.exp(-np.arange(width) / 80)).astype(np.float32)
     quality, *others = (_standard(X @ rng.normal(size=width)) for _ in range(6))
     others[0] = _standard(0.4 * quality + np.sqrt(1 - 0.4**2) * others[0])

@@ -8,13 +8,17 @@ import multiprocessing
 import os
 import shutil
 import signal
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
+from irm_fast import __version__
 from irm_fast.rated import Rated, read_rated
 from irm_fast.reproduce.population import (
     PROTOCOLS,
@@ -30,6 +34,7 @@ from irm_fast.simulate import check_arguments, check_ratings
 MADE = "semi-synthetic"
 HUB = ("hs", "ufb", "saferlhf")
 FEWEST = 100  # responses
+Job = tuple[str, int, Path]  # protocol, redraw, and the file of its results
 
 
 @dataclass(frozen=True)
@@ -140,21 +145,42 @@ def _file(output: Path, protocol: str, seed: int) -> Path:
     return output / "redraws" / f"{protocol}-{seed}.jsonl"
 
 
+OURS = ("settings.json", "redraws", "embeddings.safetensors", "table.md", "results.csv", "comparison.png")
+
+
 def _prepare(output: Path, experiment: Experiment, *, resume: bool, overwrite: bool) -> None:
+    """Make the folder; an earlier run's files in it are kept, replaced, or an error."""
     if resume and overwrite:
         raise ValueError("resume and overwrite: both are set; choose one")
+    settings = output / "settings.json"
     if output.exists() and any(output.iterdir()):
-        if not (output / "settings.json").is_file():
+        if "experiment" not in (_json(settings) or {}):
             raise ValueError(f"output: {output} is not empty and holds no earlier run; choose another folder")
         worth_keeping = [*output.glob("redraws/*.jsonl"), *output.glob("embeddings*")]
         if worth_keeping and not (resume or overwrite):
             raise ValueError(f"output: {output} holds an earlier run; --resume goes on, --overwrite replaces it")
         if not resume:
-            shutil.rmtree(output)
+            _remove(output)
     (output / "redraws").mkdir(parents=True, exist_ok=True)
-    settings = output / "settings.json"
     if not settings.exists():  # marks the folder as ours before the embeddings, which take long
         settings.write_text(json.dumps({"experiment": asdict(experiment)}, indent=2) + "\n", encoding="utf-8")
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _remove(output: Path) -> None:
+    """What a run writes, and nothing else that lies there."""
+    for name in (*OURS, "embeddings.safetensors.parts"):
+        path = output / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _check_settings(output: Path, experiment: Experiment, population: Population, *, resume: bool) -> None:
@@ -171,47 +197,52 @@ def _check_settings(output: Path, experiment: Experiment, population: Population
                 raise ValueError(f"{name}: got {settings.get(name)!r}; {output} was run with {value!r}")
         if before.get("content", content.hexdigest()) != content.hexdigest():
             raise ValueError(f"data: {output} was run on other ratings or embeddings; choose another folder")
-    now = {"experiment": settings, "rows": len(population.X), "content": content.hexdigest()}
+        if before.get("version", __version__) != __version__:
+            raise ValueError(f"version: {output} was run with irm_fast {before['version']}; choose another folder")
+    now = {"version": __version__, "experiment": settings, "rows": len(population.X), "content": content.hexdigest()}
     path.write_text(json.dumps(now, indent=2) + "\n", encoding="utf-8")
 
 
-_shared: tuple[Population, Experiment] | None = None
+_shared: tuple[Population, Experiment] | None = None  # in a child process
 
 
 def _share(population: Population, experiment: Experiment, threads: int) -> None:
-    """In each process, once."""
+    """In each child, once."""
     global _shared
     import torch
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is told of an interruption, and ends the children
     _shared = population, experiment
     torch.set_num_threads(threads)
 
 
-def _share_with_child(*shared: Any) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is told of an interruption, and ends the children
-    _share(*shared)
+def _in_child(job: Job) -> None:
+    assert _shared is not None
+    for _ in _one_redraw(job, *_shared):
+        if not multiprocessing.parent_process().is_alive():  # type: ignore[union-attr]
+            return  # killed: nobody waits for the rest
 
 
-def _one_redraw(job: tuple[str, int, Path]) -> None:
-    """Fit what is not done yet, and append each result to the redraw's file."""
+def _one_redraw(job: Job, population: Population, experiment: Experiment) -> Iterator[None]:
+    """Fit what is not done yet, a method at a time, and append each result to the redraw's file."""
     from irm_fast.reproduce.contest import Contest, entrants
 
-    assert _shared is not None
-    (protocol, seed, path), (population, experiment) = job, _shared
+    protocol, seed, path = job
     results = read_results(path)
     done = {(result["method"], result["signals"]) for result in results}
     wanted = [key for key in entrants(SIGNALS) if key not in done]
     if not wanted:
         return
-    redraw = population.redraw(protocol, seed, alpha=experiment.alpha, target=experiment.target)
-    contest = Contest(redraw, seed)
-    with path.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(result) + "\n" for result in results)  # without a line that was cut off
-        for key in wanted:
-            if (parent := multiprocessing.parent_process()) is not None and not parent.is_alive():
-                return  # killed: nobody waits for the rest
-            file.write(json.dumps({"protocol": protocol, "redraw": seed} | contest.measured(key)) + "\n")
-            file.flush()
+    if path.exists():  # without a line that was cut off
+        whole = path.with_suffix(".whole")
+        whole.write_text("".join(json.dumps(result) + "\n" for result in results), encoding="utf-8")
+        os.replace(whole, path)
+    contest = Contest(population.redraw(protocol, seed, alpha=experiment.alpha, target=experiment.target), seed)
+    for key in wanted:
+        result = {"protocol": protocol, "redraw": seed} | contest.measured(key)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(result) + "\n")
+        yield
 
 
 def _run(
@@ -221,58 +252,44 @@ def _run(
 
     from irm_fast.reproduce.contest import entrants
 
-    files = [_file(output, *job) for job in jobs]
-    work = [(*job, path) for job, path in zip(jobs, files, strict=True)]
+    work = [(*job, _file(output, *job)) for job in jobs]
 
     def count() -> int:
-        return sum(len(read_results(path)) for path in files)
+        return sum(len(read_results(path)) for *_, path in work)
 
     processes = min(processes, len(jobs))
-    threads = max(1, (os.cpu_count() or 1) // processes)
-    with tqdm(total=len(jobs) * len(entrants(SIGNALS)), initial=count(), unit="fit") as bar:
+    with tqdm(total=len(jobs) * len(entrants(SIGNALS)), initial=count(), unit="fit", file=sys.stderr) as bar:
 
         def show() -> None:
             bar.update(count() - bar.n)
 
         if processes == 1:
-            _in_this_process(work, (population, experiment, threads), show)
+            for job in work:
+                for _ in _one_redraw(job, population, experiment):
+                    show()
         else:
-            _in_processes(work, (population, experiment, threads), processes, show)
+            _in_processes(work, population, experiment, processes, show)
 
 
-def _in_this_process(work: Sequence[tuple], shared: tuple, show: Callable[[], None]) -> None:
-    import torch
-
-    before = torch.get_num_threads()
-    _share(*shared)
-    try:
-        for job in work:
-            _one_redraw(job)
-            show()
-    finally:
-        torch.set_num_threads(before)
-
-
-def _in_processes(work: Sequence[tuple], shared: tuple, processes: int, show: Callable[[], None]) -> None:
-    context = multiprocessing.get_context("spawn")
-    with _environment(OMP_NUM_THREADS=str(shared[2])), context.Pool(processes, _share_with_child, shared) as pool:
-        for result in [pool.apply_async(_one_redraw, (job,)) for job in work]:
-            while not result.ready():
-                result.wait(1.0)
+def _in_processes(
+    work: Sequence[Job], population: Population, experiment: Experiment, processes: int, show: Callable[[], None]
+) -> None:
+    """A process a redraw at a time. One that dies, of too little memory say, ends the run with an error."""
+    threads = max(1, (os.cpu_count() or 1) // processes)
+    context, shared = multiprocessing.get_context("spawn"), (population, experiment, threads)
+    with (
+        patch.dict(os.environ, OMP_NUM_THREADS=str(threads)),  # children inherit it
+        ProcessPoolExecutor(processes, context, _share, shared) as pool,
+    ):
+        try:
+            waiting = {pool.submit(_in_child, job) for job in work}
+            while waiting:
+                finished, waiting = wait(waiting, 1.0, FIRST_COMPLETED)
                 show()
-            result.get()
-        show()
-
-
-class _environment:
-    """Variables that new processes inherit."""
-
-    def __init__(self, **variables: str) -> None:
-        self._variables, self._before = variables, dict(os.environ)
-
-    def __enter__(self) -> None:
-        os.environ.update(self._variables)
-
-    def __exit__(self, *_: Any) -> None:
-        os.environ.clear()
-        os.environ.update(self._before)
+                for job in finished:
+                    job.result()
+        except BaseException:
+            for child in multiprocessing.active_children():
+                child.terminate()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise

@@ -9,24 +9,40 @@ from typing import Any
 
 import numpy as np
 
-from irm_fast.reproduce.methods import DEFAULT, EXPLICIT, KNOWN, NAIVE
+from irm_fast.reproduce.methods import DEFAULT, EXPLICIT, ITEMS, KNOWN, NAIVE
 
 Results = Sequence[Mapping[str, Any]]
 Key = tuple[str, int]
 METRICS = ("auroc", "mae", "rmse", "r2")
 LEVEL = 0.05
-# Mean absolute errors of ImplicitRM as its paper prints them (arXiv:2603.23184): other embeddings, other draws, and a
-# selection on clean labels. Not reproduced here.
+# Mean absolute errors of ImplicitRM as its paper prints them (arXiv:2603.23184).
 PUBLISHED_MAE = {"hs": 0.2856, "ufb": 0.1961, "saferlhf": 0.1053}
 PUBLISHED_ROW = ("stratified, current (paper)", 1)
-NOTES = """AUROC, MAE, RMSE, R2: of the clean test set, mean over the redraws; "cal.": after one slope and shift, found
-for every method in the same way, by implicit likelihood on held-out rows (ranking does not change).
-"less default": paired difference to `{default}` on the same signals, explicit labels to that on {signals}; intervals of
-Student's t over the redraws, together right in {level:.0%} of such tables (Bonferroni, {count} of them); bold: 0 is
-outside. They speak of other splits and actions of these responses, not of other responses.
-"to known", "to explicit": share of the AUROC distance from naive on the same signals; "-": lost in the noise.
-Baselines on 2 signals see whether any of the two acted. Every method chose among {candidates} candidates on implicit
-validation data."""
+NOTES = """AUROC, MAE, RMSE, R2: of the clean test set, mean over the redraws. "cal.": after one slope and shift, those of the
+greatest implicit likelihood on held-out rows under the propensities that `{default}` estimates. They are the
+same for every method, and wrong where these are: with one signal whose propensity is not constant. `{default}`
+as fitted has been through it already.
+
+"AUROC - default", "R2 cal. - default": paired difference to `{default}` on the same signals, of explicit labels
+to that on {signals}. Intervals of Student's t over the redraws, together right in {level:.0%} of such tables
+(Bonferroni, {count} of them); bold: 0 is outside. They speak of other splits and actions of these responses, not of
+other responses. "to known", "to explicit": share of the AUROC distance from naive on the same signals; "-": lost in
+the noise.
+
+Baselines on 2 signals see whether any of the two acted. Each method chose one of {candidates} candidates by its own
+criterion on held-out rows of the log, explicit labels alone by clean ones; `{default}` chose likewise, and by
+held-out actions the design and the prior of its propensities too. IPS and DR take propensities from the popularity of
+{items} clusters of embeddings, which are the items of ReCRec-I too; uPU and nnPU a class prior by best bin estimation.
+
+"marginal": the likelihood, with a propensity that is constant, linear in the visible features, or in the embedding
+("hidden"); "stratified": the paper's loss. SAR-EM and both stratified forms have the stationary points of the marginal
+form with a hidden propensity, ReCRec those of half the reward's prior; linear heads are fitted to these: rows that
+agree are one estimator.
+
+Protocol feature: "features" and "+ features" are given the very features that the propensity is logistic in. Protocol
+rating: "known" is the mean propensity of preferred rows, and no bound."""
+PUBLISHED_NOTE = """"MAE, published": of ImplicitRM as its paper prints it, on other embeddings and draws, selected on clean
+labels. It is not reproduced here."""
 
 
 class Table:
@@ -46,7 +62,7 @@ class Table:
             }
         self.protocol, self.signals = protocol, max(signals for _, signals in found)
         self.redraws = len(next(iter(found.values())))
-        self.candidates = results[0]["candidates"]
+        self.candidates = max(result["candidates"] for result in results)
 
     @property
     def comparisons(self) -> int:
@@ -79,7 +95,7 @@ class Table:
     def rows(self, published: float | None) -> list[list[str]]:
         """Header and cells."""
         head = ["signals", "method", "AUROC", "MAE", "RMSE", "R2", "MAE cal.", "RMSE cal.", "R2 cal."]
-        head += ["AUROC less default", "R2 cal. less default", "to known", "to explicit"]
+        head += ["AUROC - default", "R2 cal. - default", "to known", "to explicit"]
         rows = [head + (["MAE, published"] if published is not None else [])]
         for key, values in self.values.items():
             cells = [str(key[1] or "labels"), key[0], *(f"{values[f'raw {name}'].mean():.3f}" for name in METRICS)]
@@ -114,8 +130,9 @@ def markdown(results: Results, data: str) -> str:
         level=1 - LEVEL,
         count=table.comparisons,
         candidates=table.candidates,
+        items=ITEMS,
     )
-    return "\n\n".join([*parts, notes]) + "\n"
+    return "\n\n".join([*parts, notes, *([PUBLISHED_NOTE] if _of(data) else [])]) + "\n"
 
 
 def _of(data: str) -> float | None:
