@@ -1,6 +1,6 @@
 """Which implementation computes: Triton on GPUs, C++ on CPUs, or the float64 reference.
 
-Each backend has a module for each operation, with the same functions: `implicit_rm` and `linear_implicit_rm`.
+Each backend has a module for each operation, with the same functions: `implicit_rm`, `linear_implicit_rm`, `pointwise`.
 """
 
 from __future__ import annotations

@@ -44,14 +44,20 @@ def _check_place(name: str, x: Tensor, shape: torch.Size | None, device: torch.d
         raise ValueError(f"{name} is on {x.device}, the first argument on {device}: move them to one device")
 
 
-def check_batch(reward_logits: Tensor, propensity_logits: Tensor, feedback: Tensor, preference: Tensor | None) -> None:
-    """Rewards (N,); propensities (N,) or (N, K) with 1 <= K <= 16; feedback alike; preference (N,)."""
+def check_rewards(reward_logits: Tensor) -> None:
+    """Rewards (N,) of any of the logits' dtypes."""
     _check_tensor("reward_logits", reward_logits)
-    shape, device = reward_logits.shape, reward_logits.device
+    shape = reward_logits.shape
     if len(shape) != 1:
         hint = "; use reward_logits.squeeze(-1)" if len(shape) == 2 and shape[1] == 1 else ""
         raise ValueError(f"reward_logits must have shape (N,), got {tuple(shape)}{hint}")
-    check_logits("reward_logits", reward_logits, None, device)
+    check_logits("reward_logits", reward_logits, None, reward_logits.device)
+
+
+def check_batch(reward_logits: Tensor, propensity_logits: Tensor, feedback: Tensor, preference: Tensor | None) -> None:
+    """Rewards (N,); propensities (N,) or (N, K) with 1 <= K <= 16; feedback alike; preference (N,)."""
+    check_rewards(reward_logits)
+    shape, device = reward_logits.shape, reward_logits.device
     check_logits("propensity_logits", propensity_logits, None, device)
     n, wanted = shape[0], propensity_logits.shape
     if len(wanted) not in (1, 2) or wanted[0] != n:

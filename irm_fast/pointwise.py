@@ -46,24 +46,13 @@ def pointwise_loss(
             normalizer.
         RuntimeError: a backend that cannot be had here; a second differentiation.
     """
-    check_rewards(reward_logits)
+    checks.check_rewards(reward_logits)
     positive_weight = _check_side("positive_weight", positive_weight, reward_logits)
     negative_weight = _check_side("negative_weight", negative_weight, reward_logits)
     check_reduction(reward_logits.shape[0], reward_logits.device, reduction, normalizer)
     scale, divide_by = mean_over(reduction, normalizer)
     loss = pointwise_ops.pointwise(reward_logits, positive_weight, negative_weight, scale, reduction == "none", backend)
     return loss if divide_by is None else divided(loss, divide_by)
-
-
-def check_rewards(reward_logits: Tensor) -> None:
-    """Rewards (N,) of a logit's dtype."""
-    if not isinstance(reward_logits, Tensor):
-        raise TypeError(f"reward_logits must be a torch.Tensor, got {type(reward_logits).__name__}")
-    shape = reward_logits.shape
-    if len(shape) != 1:
-        hint = "; use reward_logits.squeeze(-1)" if len(shape) == 2 and shape[1] == 1 else ""
-        raise ValueError(f"reward_logits must have shape (N,), got {tuple(shape)}{hint}")
-    checks.check_logits("reward_logits", reward_logits, None, reward_logits.device)
 
 
 def _check_side(name: str, weight: Tensor, reward_logits: Tensor) -> Tensor:

@@ -5,20 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
 from irm_fast import baselines
-from irm_fast.nuisances import class_prior
+from irm_fast.nuisances import imputed_preference, popularity_propensity
 from tests.loss_cases import assert_same
 
-PI, RATE, FLIPS = 0.45, 0.31, (0.08, 0.15)
+RATE = 0.31
 
 
 class Case(NamedTuple):
-    """N rows; f: 1, 0 or -1.  s and t are logits, m, r, o, w constants."""
+    """N rows; f: 1, 0 or -1.  s and t are logits, m, r, o, w constants, as pi, and h, the two flip rates."""
 
     s: Tensor
     t: Tensor
@@ -27,6 +28,8 @@ class Case(NamedTuple):
     r: Tensor
     o: Tensor
     w: Tensor
+    pi: float = 0.45
+    h: tuple[float, float] = (0.08, 0.15)
 
 
 def make(n: int = 500, *, missing: bool = True, seed: int = 0) -> Case:
@@ -38,7 +41,7 @@ def make(n: int = 500, *, missing: bool = True, seed: int = 0) -> Case:
 
 
 def in_double(case: Case) -> Case:
-    return Case(*(x.double() if x.is_floating_point() else x for x in case))
+    return Case(*(x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for x in case))
 
 
 # --- the formulas of the literature, a row at a time, in float64 ------------------------------------------------
@@ -65,7 +68,7 @@ def doubly_robust(c: Case) -> Tensor:
 
 
 def causalrm(c: Case) -> Tensor:
-    (l1, l0), m, (h10, h01) = losses(c.s), c.m.clamp(min=0.05), FLIPS
+    (l1, l0), m, (h10, h01) = losses(c.s), c.m.clamp(min=0.05), c.h
     d = 1 - h10 - h01
     upper, lower = ((1 - h10) * l1 - h01 * l0) / d, ((1 - h01) * l0 - h10 * l1) / d
     return c.o * torch.where(c.f == 1, upper, lower) / m
@@ -94,21 +97,21 @@ def upu(c: Case) -> Tensor:
     """Of rows, so that their mean over the recorded is the risk with the rate of the batch."""
     l1, l0 = losses(c.s)
     rate = (c.w * (c.f == 1)).sum() / (c.w * (c.f >= 0)).sum()
-    return PI * torch.where(c.f == 1, (l1 - l0) / rate, 0.0) + l0
+    return c.pi * torch.where(c.f == 1, (l1 - l0) / rate, 0.0) + l0
 
 
 Run = Callable[[Case, dict[str, Any]], Tensor]
 ROWWISE: dict[str, tuple[Callable[[Case], Tensor], Run]] = {
     "naive": (naive, lambda c, more: baselines.naive_loss(c.s, c.f, **more)),
     "ips": (ips, lambda c, more: baselines.ips_loss(c.s, c.m, c.f, **more)),
-    "upu": (upu, lambda c, more: baselines.upu_loss(c.s, c.f, class_prior=PI, **more)),
+    "upu": (upu, lambda c, more: baselines.upu_loss(c.s, c.f, class_prior=c.pi, **more)),
     "doubly_robust": (
         doubly_robust,
         lambda c, more: baselines.doubly_robust_loss(c.s, c.m, c.f, imputed_preference=c.r, **more),
     ),
     "causalrm": (
         causalrm,
-        lambda c, more: baselines.causalrm_loss(c.s, c.m, c.f, observed=c.o, flip_rates=FLIPS, **more),
+        lambda c, more: baselines.causalrm_loss(c.s, c.m, c.f, observed=c.o, flip_rates=c.h, **more),
     ),
     "sar_em": (sar_em, lambda c, more: baselines.sar_em_loss(c.s, c.t, c.f, **more)),
     "recrec": (recrec, lambda c, more: baselines.recrec_loss(c.s, c.t, c.f, **more)),
@@ -127,7 +130,7 @@ def differentiated(loss: Callable[[Case], Tensor], case: Case, name: str) -> tup
 @pytest.mark.parametrize("name", ROWWISE)
 def test_the_definition(name: str, backend: str) -> None:
     definition, run = ROWWISE[name]
-    case = make(missing=name != "recrec")  # of ReCRec below
+    case = make()
     truth = in_double(case)
     want = differentiated(lambda c: (definition(c) * c.w).masked_fill(c.f == -1, 0.0), truth, name)
     assert all(gradient.abs().median() > 0.01 for gradient in want[1:])  # far above the tolerance
@@ -157,9 +160,9 @@ def test_float64_is_exact(name: str) -> None:
 WRONG = {
     "naive": {"f": lambda c: 1 - c.f},
     "ips": {"m": lambda c: c.m * 1.02},
-    "upu": {"f": lambda c: 1 - c.f},
+    "upu": {"pi": lambda c: c.pi * 1.02},
     "doubly_robust": {"m": lambda c: c.m * 1.02, "r": lambda c: c.r * 0.98},
-    "causalrm": {"m": lambda c: c.m * 1.02, "o": lambda c: 1 - c.o},
+    "causalrm": {"m": lambda c: c.m * 1.02, "h": lambda c: (c.h[0] * 1.02, c.h[1] * 0.98), "o": lambda c: 1 - c.o},
     "sar_em": {"t": lambda c: c.t + 0.02},
     "recrec": {"t": lambda c: c.t + 0.02},
 }
@@ -198,20 +201,62 @@ def test_a_lagged_posterior_is_the_one_that_counts() -> None:
         assert_same((ds.float(), dt.float()), tuple(x.float() for x in want))
 
 
-@pytest.mark.parametrize("name", [name for name in ROWWISE if name != "recrec"])
+@pytest.mark.parametrize("name", ROWWISE)
 def test_a_missing_row_contributes_nothing(name: str) -> None:
     run = ROWWISE[name][1]
     case = make()
-    recorded = Case(*(x[case.f >= 0] for x in case))
+    recorded = Case(*(x[case.f >= 0] if isinstance(x, Tensor) else x for x in case))
     got, want = run(case, {"reduction": "sum"}), run(recorded, {"reduction": "sum"})
     torch.testing.assert_close(got, want, rtol=1e-5, atol=0)
 
 
-def test_recrec_has_no_gradient_in_a_missing_row() -> None:
+@pytest.mark.parametrize("name", [*ROWWISE, "nnpu"])
+@pytest.mark.parametrize("lagged", [False, True])
+def test_rows_that_do_not_count_may_hold_anything(name: str, lagged: bool) -> None:
+    """Missing rows, rows of weight 0, and for CausalRM those that nobody saw: NaN in all else, and nothing changes."""
+    case, more = make(), {}
+    out = torch.zeros(500, dtype=torch.bool)
+    out[::5] = True
+    weight = torch.where(out & (torch.arange(500) % 2 == 0), 0.0, case.w)
+    feedback = torch.where(out & (torch.arange(500) % 2 == 1), -1, case.f).to(torch.int8)
+    broken = [torch.where(out, torch.nan, x) for x in (case.s, case.t, case.m, case.r)]
+    if lagged and name in LEARNED:
+        more = {"stratification": (broken[0] + 0.3, broken[1] - 0.2)}
+    clean = {key: tuple(x.nan_to_num(nan=0.0) for x in pair) for key, pair in more.items()}
+
+    def gradient(s: Tensor, t: Tensor, m: Tensor, r: Tensor, options: dict) -> tuple[Tensor, ...]:
+        s, t = s.clone().requires_grad_(), t.clone().requires_grad_()
+        c = case._replace(s=s, t=t, m=m, r=r, f=feedback)
+        if name == "nnpu":
+            loss = baselines.nnpu_loss(s, feedback, class_prior=c.pi, weight=weight)
+        else:
+            loss = ROWWISE[name][1](c, {"weight": weight, "reduction": "sum"} | options)
+        return loss, *torch.autograd.grad(loss, [s, t] if name in LEARNED else [s])
+
+    got, want = gradient(*broken, more), gradient(case.s, case.t, case.m, case.r, clean)
+    torch.testing.assert_close(got, want)
+    assert want[1].abs().max() > 1e-4 and all((x[out] == 0).all() for x in got[1:])
+
+
+def test_unobserved_rows_of_causalrm_need_no_propensity() -> None:
     case = make()
-    _, ds, dt = differentiated(lambda c: baselines.recrec_loss(c.s, c.t, c.f, reduction="none"), case, "recrec")
-    assert ds[case.f == -1].abs().max() == dt[case.f == -1].abs().max() == 0
-    assert ds[case.f != -1].abs().min() > 0
+    m = torch.where(case.o == 0, torch.nan, case.m)
+    arguments = {"observed": case.o, "flip_rates": case.h}
+    got = baselines.causalrm_loss(case.s, m, case.f, **arguments)
+    torch.testing.assert_close(got, baselines.causalrm_loss(case.s, case.m, case.f, **arguments))
+
+
+@pytest.mark.parametrize("name", ROWWISE)
+def test_impossible_feedback_is_never_a_plausible_number(name: str) -> None:
+    case = make()
+    for code, dtype in ((2, torch.int8), (-2, torch.int64), (255, torch.uint8)):
+        feedback = case.f.clamp(min=0).to(dtype)
+        feedback[3] = code
+        if name == "recrec":  # the kernel looks
+            with pytest.raises(ValueError, match=r"feedback|weight"):
+                ROWWISE[name][1](case._replace(f=feedback), {})
+        else:
+            assert ROWWISE[name][1](case._replace(f=feedback), {}).isnan()
 
 
 # --- what they are unbiased for ------------------------------------------------------------------------------
@@ -262,12 +307,12 @@ def test_doubly_robust_is_what_its_docstring_says() -> None:
 
 def test_causalrm_is_unbiased_given_exposure_and_rates() -> None:
     s, g, m = world()
-    h10, h01 = FLIPS
+    h10, h01 = make().h
     seen = torch.ones(len(s), dtype=torch.int8)
 
     def given(observed: Tensor) -> Tensor:
         def loss(f: Tensor) -> Tensor:
-            return baselines.causalrm_loss(s, m, f, observed=observed, flip_rates=FLIPS, reduction="none")
+            return baselines.causalrm_loss(s, m, f, observed=observed, flip_rates=make().h, reduction="none")
 
         return expectation(loss, g * (1 - h01) + (1 - g) * h10)
 
@@ -317,9 +362,37 @@ def test_nnpu_follows_the_rule(overfitted: bool, beta: float, gamma: float, back
     torch.testing.assert_close(ours.double(), want, rtol=1e-5, atol=1e-9)
 
 
+def test_nnpu_of_rows_with_weights_and_missing_ones_over_a_normalizer() -> None:
+    """The rule looks at means over recorded rows: missing ones beside them do not change what is a violation."""
+    case = make()
+    s = case.s + 8.0 * (case.f == 1) - 4
+    recorded = case.f >= 0
+    for beta in (0.0, 0.5):
+        leaf, part = s.clone().requires_grad_(), s[recorded].clone().requires_grad_()
+        options = {"class_prior": HIGH, "beta": beta, "gamma": 0.5}
+        whole = baselines.nnpu_loss(leaf, case.f, weight=case.w, normalizer=100, **options)
+        alone = baselines.nnpu_loss(part, case.f[recorded], weight=case.w[recorded], normalizer=100, **options)
+        torch.testing.assert_close(whole, alone)
+        ds, want = torch.autograd.grad(whole, leaf)[0], torch.autograd.grad(alone, part)[0]
+        torch.testing.assert_close(ds[recorded], want)
+        assert want.abs().max() > 1e-4 and (ds[~recorded] == 0).all()
+
+
+@pytest.mark.parametrize("what", ["class_prior", "action_rate"])
+def test_a_slightly_wrong_prior_shows_in_nnpu(what: str) -> None:
+    case = make(missing=False)
+    right = {"class_prior": HIGH, "action_rate": 0.4}
+
+    def slope(**options) -> Tensor:
+        s = case.s.clone().requires_grad_()
+        return torch.autograd.grad(baselines.nnpu_loss(s, case.f, **options), s)[0]
+
+    assert (slope(**right) - slope(**right | {what: right[what] * 1.02})).abs().mean() * 500 > 5e-4
+
+
 def test_nnpu_with_a_given_rate_is_upu_where_the_bracket_is_positive() -> None:
     case = make(missing=False)
-    options = {"class_prior": PI, "action_rate": RATE, "weight": case.w}
+    options = {"class_prior": 0.45, "action_rate": RATE, "weight": case.w}
     assert risks(case.s, case.f)[1] > 0
     torch.testing.assert_close(
         baselines.nnpu_loss(case.s, case.f, **options), baselines.upu_loss(case.s, case.f, **options)
@@ -329,7 +402,7 @@ def test_nnpu_with_a_given_rate_is_upu_where_the_bracket_is_positive() -> None:
 @pytest.mark.parametrize("loss", [baselines.upu_loss, baselines.nnpu_loss])
 def test_a_batch_without_actions_is_all_unlabelled(loss: Callable) -> None:
     s, silent = make().s, torch.zeros(500, dtype=torch.int8)
-    torch.testing.assert_close(loss(s, silent, class_prior=PI), softplus(s).mean())
+    torch.testing.assert_close(loss(s, silent, class_prior=0.45), softplus(s).mean())
 
 
 # --- arguments -----------------------------------------------------------------------------------------------
@@ -351,14 +424,39 @@ def test_what_is_wrong_is_named() -> None:
         baselines.naive_loss(case.s, case.f.float())
     with pytest.raises(ValueError, match="feedback must have shape"):
         baselines.ips_loss(case.s, 0.5, case.f[:, None])
-    with pytest.raises(ValueError, match=r"must be a number or shape \(500,\), got \(500, 1\)"):
+    with pytest.raises(ValueError, match=r"propensity must be a number or have shape \(500,\), got shape \(500, 1\)"):
         baselines.ips_loss(case.s, case.m[:, None], case.f)
+    for wrong in (0.0, -0.2, 20, float("nan")):
+        with pytest.raises(ValueError, match="propensity must be a probability, got"):
+            baselines.ips_loss(case.s, wrong, case.f)
+    with pytest.raises(ValueError, match="class_prior must be a probability, got 45"):
+        baselines.upu_loss(case.s, case.f, class_prior=45)
+    with pytest.raises(ValueError, match=r"class_prior must be a number, got shape \(500,\)"):
+        baselines.upu_loss(case.s, case.f, class_prior=case.m)
+    with pytest.raises(ValueError, match=r"min_propensity must lie in \(0, 1\], got 0"):
+        baselines.ips_loss(case.s, case.m, case.f, min_propensity=0)
+    with pytest.raises(ValueError, match="beta must be 0 or more"):
+        baselines.nnpu_loss(case.s, case.f, class_prior=0.5, beta=-1)
+    with pytest.raises(ValueError, match="over no rows"):
+        baselines.nnpu_loss(case.s[:0], case.f[:0], class_prior=0.5)
+    with pytest.raises(TypeError, match=r"reward_logits must be a torch\.Tensor"):
+        baselines.recrec_loss([1.0], case.t, case.f)
     with pytest.raises(ValueError, match="two rates with a sum below 1"):
         baselines.causalrm_loss(case.s, case.m, case.f, observed=case.o, flip_rates=(0.6, 0.4))
     with pytest.raises(ValueError, match="observed must have shape"):
-        baselines.causalrm_loss(case.s, case.m, case.f, observed=case.o[1:], flip_rates=FLIPS)
+        baselines.causalrm_loss(case.s, case.m, case.f, observed=case.o[1:], flip_rates=make().h)
     with pytest.raises(ValueError, match="propensity_logits must have shape"):
         baselines.sar_em_loss(case.s, case.t[:, None], case.f)
+
+
+def test_estimates_from_the_log_go_into_the_losses() -> None:
+    case = make(missing=False)
+    m = popularity_propensity(case.f.numpy(), np.arange(500) % 7)
+    r = imputed_preference(torch.sigmoid(case.s).numpy(), m)
+    got = baselines.doubly_robust_loss(case.s, m, case.f, imputed_preference=r)
+    tensors = torch.from_numpy(m).float(), torch.from_numpy(r).float()
+    want = baselines.doubly_robust_loss(case.s, tensors[0], case.f, imputed_preference=tensors[1])
+    torch.testing.assert_close(got, want)
 
 
 def test_nothing_is_learned_through_the_weights() -> None:
@@ -374,17 +472,9 @@ def test_compiled(name: str) -> None:
     run = ROWWISE[name][1]
     case = make()
     torch._dynamo.reset()
-    compiled = torch.compile(lambda s: run(case._replace(s=s), {}), fullgraph=True, backend="aot_eager")
-    s = case.s.clone().requires_grad_()
-    got = torch.autograd.grad(compiled(s), s)[0]
-    assert_same((got,), (torch.autograd.grad(run(case._replace(s=s), {}), s)[0],))
-
-
-def test_the_prior_of_the_docs_example_is_found() -> None:
-    """uPU with the class prior that the log itself gives: near the risk with the true one."""
-    generator = torch.Generator().manual_seed(3)
-    s = 3 * torch.randn(20_000, generator=generator)
-    liked = torch.rand(20_000, generator=generator) < torch.sigmoid(2 * s)
-    f = (liked & (torch.rand(20_000, generator=generator) < 0.4)).to(torch.int8)
-    prior = class_prior(s.numpy(), f.numpy())
-    assert abs(prior - float(liked.float().mean())) < 0.03
+    compiled = torch.compile(lambda s, t: run(case._replace(s=s, t=t), {}), fullgraph=True, backend="aot_eager")
+    s, t = case.s.clone().requires_grad_(), case.t.clone().requires_grad_()
+    leaves = [s, t] if name in LEARNED else [s]
+    assert_same(
+        torch.autograd.grad(compiled(s, t), leaves), torch.autograd.grad(run(case._replace(s=s, t=t), {}), leaves)
+    )

@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -288,6 +289,9 @@ def _in_processes(
                 show()
                 for job in finished:
                     job.result()
+        except BrokenProcessPool:
+            lost = "a process ended abruptly, of too little memory perhaps; --resume with fewer --processes goes on"
+            raise RuntimeError(lost) from None
         except BaseException:
             for child in multiprocessing.active_children():
                 child.terminate()

@@ -18,10 +18,10 @@ LEVEL = 0.05
 # Mean absolute errors of ImplicitRM as its paper prints them (arXiv:2603.23184).
 PUBLISHED_MAE = {"hs": 0.2856, "ufb": 0.1961, "saferlhf": 0.1053}
 PUBLISHED_ROW = ("stratified, current (paper)", 1)
-NOTES = """AUROC, MAE, RMSE, R2: of the clean test set, mean over the redraws. "cal.": after one slope and shift, those of the
-greatest implicit likelihood on held-out rows under the propensities that `{default}` estimates. They are the
-same for every method, and wrong where these are: with one signal whose propensity is not constant. `{default}`
-as fitted has been through it already.
+NOTES = """AUROC, MAE, RMSE, R2: of the clean test set, mean over the redraws. "cal.": after one slope and shift, those
+of the greatest implicit likelihood on held-out rows under the propensities that `{default}` estimates. They are
+the same for every method, and wrong where these are: with one signal whose propensity is not constant.
+`{default}` as fitted has been through it already.
 
 "AUROC - default", "R2 cal. - default": paired difference to `{default}` on the same signals, of explicit labels
 to that on {signals}. Intervals of Student's t over the redraws, together right in {level:.0%} of such tables
@@ -41,8 +41,8 @@ agree are one estimator.
 
 Protocol feature: "features" and "+ features" are given the very features that the propensity is logistic in. Protocol
 rating: "known" is the mean propensity of preferred rows, and no bound."""
-PUBLISHED_NOTE = """"MAE, published": of ImplicitRM as its paper prints it, on other embeddings and draws, selected on clean
-labels. It is not reproduced here."""
+PUBLISHED_NOTE = """"MAE, published": of ImplicitRM as its paper prints it, on other embeddings and draws, selected on
+clean labels. It is not reproduced here."""
 
 
 class Table:
