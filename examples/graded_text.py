@@ -3,7 +3,7 @@
     python -m examples.graded_text harmless-base.test.jsonl.gz --model path/to/all-MiniLM-L6-v2 --out graded.jsonl
 
 Every distinct answer of the dialogues is graded by a fixed function of its embedding, with local detail, and noise:
-from 0 to 4, equally frequent. Embed with the same model and --max-length afterwards.
+from 0 to 4, equally frequent. The last line names the next command.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="the file to write, .jsonl")
     parser.add_argument("--max-length", type=int, default=128)
     args = parser.parse_args()
+    if args.out.exists():
+        parser.error(f"--out {args.out} exists")
     rows = answers(args.pairs)
     messages = [[{"role": "user", "content": asked}, {"role": "assistant", "content": said}] for asked, said in rows]
     vectors, _ = Embedder(args.model, max_length=args.max_length).embed(messages)
@@ -38,7 +40,8 @@ def main() -> None:
         for number, ((asked, said), grade) in enumerate(zip(rows, rating.tolist(), strict=True)):
             row = {"id": str(number), "prompt": asked, "completion": said, "rating": grade}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    print(f"wrote {args.out}: {len(rows)} graded answers")
+    print(f"wrote {args.out}: {len(rows)} graded answers; compare on them with")
+    print(f"irm-fast reproduce --data {args.out} --model {args.model} --max-length {args.max_length} --output FOLDER")
 
 
 def answers(source: Path) -> list[tuple[str, str]]:

@@ -84,7 +84,7 @@ SOURCES = {
         "HuggingFaceH4/ultrafeedback_binarized",
         ("train_prefs",),  # train_sft and train_gen hold the same prompts again
         ("chosen", "rejected", "score_chosen", "score_rejected"),
-        6.5,
+        6.5,  # where public preparations of this data set for the same experiments cut
         ultrafeedback,
     ),
     "saferlhf": Source(

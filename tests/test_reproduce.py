@@ -16,6 +16,7 @@ from irm_fast.cli import app
 from irm_fast.embedding.estimator import EmbeddingRewardModel
 from irm_fast.embedding.heads import REWARD_SDS, Training, fit_map
 from irm_fast.reproduce import contest, fitting, run
+from irm_fast.reproduce import folder as folder_of_runs
 from irm_fast.reproduce.contest import Contest, entrants
 from irm_fast.reproduce.fitting import Method
 from irm_fast.reproduce.methods import BASELINES, BOUNDS, DEFAULT, EXPLICIT, FORMS, KNOWN
@@ -235,7 +236,7 @@ def test_what_must_not_be_mixed(tmp_path, few, small, monkeypatch):
     monkeypatch.setattr(run, "semi_synthetic", lambda rows, noise: semi_synthetic(rows, 8, noise))
     go(folder, overwrite=True)
     assert (folder / "thesis.tex").exists() and (tmp_path / "two" / "thesis.tex").exists()
-    monkeypatch.setattr(run, "__version__", "9.9")
+    monkeypatch.setattr(folder_of_runs, "__version__", "9.9")
     with pytest.raises(ValueError, match="was run with irm_fast"):
         go(folder, resume=True)
     with pytest.raises(ValueError, match="redraws: got 1"):
@@ -302,8 +303,9 @@ def test_what_the_command_refuses(tmp_path):
     assert "model: none given" in said("--data", "hs")
     offline = said("--data", "hs", "--model", "nowhere")
     assert "nvidia/HelpSteer), which cannot be reached" in offline and "give a file instead" in offline
-    assert "not found; expected a .jsonl" in said("--data", str(tmp_path / "no.jsonl"), "--model", "nowhere")
-    assert "protocol: got 'all'" in said("--data", run.MADE, "--protocol", "all")
+    assert "no.jsonl is no file; expected one, or semi-synthetic" in said("--data", str(tmp_path / "no.jsonl"))
+    assert "did you mean 'semi-synthetic'" in said("--data", "semi-synthetc")
+    assert "expected both, rating or feature" in said("--data", run.MADE, "--protocol", "all")
     assert "target: got 2.0; expected a number from" in said("--data", run.MADE, "--target", "2")
     write_rated(tmp_path / "few.jsonl", 30)
     assert "holds 30 responses; expected 100 or more" in said(

@@ -13,11 +13,11 @@ from irm_fast.reproduce.picture import draw
 from irm_fast.reproduce.table import PUBLISHED_ROW, Table, markdown, write_csv
 
 AUROC = {
-    (NAIVE.name, 1): [0.70, 0.71, 0.69, 0.70],
-    PUBLISHED_ROW: [0.75, 0.76, 0.74, 0.75],
-    (DEFAULT, 1): [0.74, 0.77, 0.73, 0.76],
-    (KNOWN.name, 1): [0.80, 0.81, 0.79, 0.80],
-    (EXPLICIT.name, 0): [0.90, 0.91, 0.89, 0.90],
+    (NAIVE.name, 1): [0.70, 0.71, 0.69, 0.70, 0.70],
+    PUBLISHED_ROW: [0.75, 0.76, 0.74, 0.75, 0.75],
+    (DEFAULT, 1): [0.74, 0.77, 0.73, 0.76, 0.75],
+    (KNOWN.name, 1): [0.80, 0.81, 0.79, 0.80, 0.80],
+    (EXPLICIT.name, 0): [0.90, 0.91, 0.89, 0.90, 0.90],
 }
 
 
@@ -35,11 +35,11 @@ def test_differences_are_paired_and_corrected_for_their_number():
     table = Table(results(), "rating")
     assert table.comparisons == 2 * 4
     mean, half = table.difference(PUBLISHED_ROW, "raw auroc")
-    difference = np.array([0.01, -0.01, 0.01, -0.01])
+    difference = np.array([0.01, -0.01, 0.01, -0.01, 0.0])
     assert mean == pytest.approx(difference.mean(), abs=1e-12)
-    assert half == pytest.approx(t.ppf(1 - 0.05 / 16, 3) * difference.std(ddof=1) / 2)
-    assert half > 2 * t.ppf(1 - 0.025, 3) * difference.std(ddof=1) / 2 / 1.5  # wider than that of a single one
-    shuffled = [result | {"redraw": (result["redraw"] * 3) % 4} for result in results()][::-1]
+    assert half == pytest.approx(t.ppf(1 - 0.05 / 16, 4) * difference.std(ddof=1) / 5**0.5)
+    assert half > 1.5 * t.ppf(1 - 0.025, 4) * difference.std(ddof=1) / 5**0.5  # wider than that of a single one
+    shuffled = [result | {"redraw": (result["redraw"] * 3) % 5} for result in results()][::-1]
     assert Table(shuffled, "rating").difference(PUBLISHED_ROW, "raw auroc")[1] == pytest.approx(half)
 
 
@@ -48,7 +48,7 @@ def test_shares_of_the_distance():
     assert table.share(PUBLISHED_ROW, KNOWN.name) == pytest.approx(0.5)
     assert table.share(PUBLISHED_ROW, EXPLICIT.name) == pytest.approx(0.25)
     assert table.share((EXPLICIT.name, 0), KNOWN.name) == pytest.approx(2.0)
-    near = AUROC | {(KNOWN.name, 1): [0.70, 0.72, 0.69, 0.70]}
+    near = AUROC | {(KNOWN.name, 1): [0.70, 0.72, 0.69, 0.70, 0.70]}
     assert np.isnan(Table(results(near), "rating").share(PUBLISHED_ROW, KNOWN.name))  # lost in the noise
 
 
@@ -68,11 +68,13 @@ def test_what_stands_out_is_bold():
     table = markdown(results(sure), "x")
     assert "**-0.100 ± 0.000**" in table and "| +0.000 ± " in table
     assert "8 of them" in table
+    few = markdown([result for result in results(sure) if result["redraw"] < 4], "x")
+    assert "| -0.100 " in few and "±" not in few  # four redraws say too little of their spread
 
 
 def test_csv_and_picture(tmp_path):
     write_csv(results(), tmp_path / "results.csv")
     with (tmp_path / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 20 and float(rows[0]["raw_auroc"]) == 0.70 and rows[0]["method"] == NAIVE.name
+    assert len(rows) == 25 and float(rows[0]["raw_auroc"]) == 0.70 and rows[0]["method"] == NAIVE.name
     assert draw(results(), tmp_path / "picture.png").stat().st_size > 10_000

@@ -1,18 +1,18 @@
-"""All redraws of all protocols, in processes; every result is kept as it comes, so that a run can be resumed."""
+"""All redraws of all protocols, in processes; every result is kept as it comes (see `folder`)."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import multiprocessing
 import os
-import shutil
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -20,7 +20,9 @@ from unittest.mock import patch
 import numpy as np
 
 from irm_fast import __version__
+from irm_fast.files import closest
 from irm_fast.rated import Rated, read_rated
+from irm_fast.reproduce.folder import check_folder, check_settings, prepare, read_results, results_file, whole_redraws
 from irm_fast.reproduce.population import (
     PROTOCOLS,
     SIGNALS,
@@ -77,13 +79,14 @@ def run(
         check_arguments(protocol, SIGNALS, experiment.alpha, experiment.target, 0, TEST_FRACTION)
     if redraws < 2:
         raise ValueError(f"redraws: got {redraws}; expected 2 or more, to tell a difference from chance")
+    check_folder(output, resume=resume, overwrite=overwrite)
     rated = read(experiment)  # what cannot be read leaves no folder behind
-    _prepare(output, experiment, resume=resume, overwrite=overwrite)
+    prepare(output, experiment, resume=resume)
     population = _made(experiment) if rated is None else _embedded(rated, experiment, output)
-    _check_settings(output, experiment, population, resume=resume)
+    check_settings(output, experiment, population, resume=resume)
     jobs = [(protocol, seed) for seed in range(redraws) for protocol in protocols]
     _run(jobs, population, experiment, output, processes or os.cpu_count() or 1)
-    return [result for job in jobs for result in read_results(_file(output, *job))]
+    return whole_redraws(output)
 
 
 def report(results: Sequence[Mapping[str, Any]], experiment: Experiment, output: Path) -> str:
@@ -92,7 +95,12 @@ def report(results: Sequence[Mapping[str, Any]], experiment: Experiment, output:
     from irm_fast.reproduce.table import markdown, write_csv
 
     name = experiment.data if experiment.data in (MADE, *HUB) else Path(experiment.data).name
-    table = markdown(results, name)
+    rows = json.loads((output / "settings.json").read_text(encoding="utf-8"))["rows"]
+    how = (
+        f"noise {experiment.noise:g}" if experiment.data == MADE else f"embedded by {Path(str(experiment.model)).name}"
+    )
+    about = f"{rows:,} responses, {how}, a fifth of them the test set; mean propensity {experiment.target:g}"
+    table = markdown(results, name, f"{about}, alpha {experiment.alpha:g}; irm_fast {__version__}.")
     (output / "table.md").write_text(table, encoding="utf-8")
     write_csv(results, output / "results.csv")
     picture = draw(results, output / "comparison.png")
@@ -104,6 +112,10 @@ def read(experiment: Experiment) -> Rated | None:
     """The rated responses of an experiment; None for made embeddings, which have no texts."""
     if experiment.data == MADE:
         return None
+    if experiment.data not in HUB and not Path(experiment.data).exists():
+        known = (MADE, *HUB)
+        hint = closest(experiment.data, known)
+        raise ValueError(f"data: {experiment.data} is no file{hint}; expected one, or {', '.join(known)}")
     if experiment.model is None:
         raise ValueError("model: none given; texts need a decoder or an encoder that embeds them")
     if experiment.data in HUB:
@@ -131,79 +143,6 @@ def _embedded(rated: Rated, experiment: Experiment, output: Path) -> Population:
     return of_rated(rated, embedded(rated, str(experiment.model), path, max_length=experiment.max_length))
 
 
-def read_results(path: Path) -> list[dict[str, Any]]:
-    """What a redraw has so far; a line that was cut off by an interruption does not count."""
-    results = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
-            results.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return results
-
-
-def _file(output: Path, protocol: str, seed: int) -> Path:
-    return output / "redraws" / f"{protocol}-{seed}.jsonl"
-
-
-OURS = ("settings.json", "redraws", "embeddings.safetensors", "table.md", "results.csv", "comparison.png")
-
-
-def _prepare(output: Path, experiment: Experiment, *, resume: bool, overwrite: bool) -> None:
-    """Make the folder; an earlier run's files in it are kept, replaced, or an error."""
-    if resume and overwrite:
-        raise ValueError("resume and overwrite: both are set; choose one")
-    settings = output / "settings.json"
-    if output.exists() and any(output.iterdir()):
-        if "experiment" not in (_json(settings) or {}):
-            raise ValueError(f"output: {output} is not empty and holds no earlier run; choose another folder")
-        worth_keeping = [*output.glob("redraws/*.jsonl"), *output.glob("embeddings*")]
-        if worth_keeping and not (resume or overwrite):
-            raise ValueError(f"output: {output} holds an earlier run; --resume goes on, --overwrite replaces it")
-        if not resume:
-            _remove(output)
-    (output / "redraws").mkdir(parents=True, exist_ok=True)
-    if not settings.exists():  # marks the folder as ours before the embeddings, which take long
-        settings.write_text(json.dumps({"experiment": asdict(experiment)}, indent=2) + "\n", encoding="utf-8")
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-
-
-def _remove(output: Path) -> None:
-    """What a run writes, and nothing else that lies there."""
-    for name in (*OURS, "embeddings.safetensors.parts"):
-        path = output / name
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-
-
-def _check_settings(output: Path, experiment: Experiment, population: Population, *, resume: bool) -> None:
-    """Results of other settings or data must not be mixed with those to come."""
-    content = hashlib.blake2b(digest_size=16)
-    for values in (population.X, population.rating, population.preference):
-        content.update(np.ascontiguousarray(values).tobytes())
-    settings = asdict(experiment)
-    path = output / "settings.json"
-    before = json.loads(path.read_text(encoding="utf-8"))
-    if resume:
-        for name, value in before["experiment"].items():
-            if value != settings.get(name):
-                raise ValueError(f"{name}: got {settings.get(name)!r}; {output} was run with {value!r}")
-        if before.get("content", content.hexdigest()) != content.hexdigest():
-            raise ValueError(f"data: {output} was run on other ratings or embeddings; choose another folder")
-        if before.get("version", __version__) != __version__:
-            raise ValueError(f"version: {output} was run with irm_fast {before['version']}; choose another folder")
-    now = {"version": __version__, "experiment": settings, "rows": len(population.X), "content": content.hexdigest()}
-    path.write_text(json.dumps(now, indent=2) + "\n", encoding="utf-8")
-
-
 _shared: tuple[Population, Experiment] | None = None  # in a child process
 
 
@@ -212,7 +151,6 @@ def _share(population: Population, experiment: Experiment, threads: int) -> None
     global _shared
     import torch
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is told of an interruption, and ends the children
     _shared = population, experiment
     torch.set_num_threads(threads)
 
@@ -253,7 +191,7 @@ def _run(
 
     from irm_fast.reproduce.contest import entrants
 
-    work = [(*job, _file(output, *job)) for job in jobs]
+    work = [(*job, results_file(output, *job)) for job in jobs]
 
     def count() -> int:
         return sum(len(read_results(path)) for *_, path in work)
@@ -283,7 +221,8 @@ def _in_processes(
         ProcessPoolExecutor(processes, context, _share, shared) as pool,
     ):
         try:
-            waiting = {pool.submit(_in_child, job) for job in work}
+            with _interruptions_ignored():  # children inherit it: the parent is told of one, and ends them
+                waiting = {pool.submit(_in_child, job) for job in work}
             while waiting:
                 finished, waiting = wait(waiting, 1.0, FIRST_COMPLETED)
                 show()
@@ -297,3 +236,15 @@ def _in_processes(
                 child.terminate()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+@contextmanager
+def _interruptions_ignored() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # which alone may set handlers
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -14,7 +14,7 @@ from irm_fast.reproduce.methods import DEFAULT, EXPLICIT, ITEMS, KNOWN, NAIVE
 Results = Sequence[Mapping[str, Any]]
 Key = tuple[str, int]
 METRICS = ("auroc", "mae", "rmse", "r2")
-LEVEL = 0.05
+LEVEL, FEWEST = 0.05, 5  # of intervals, and redraws for them to be worth printing
 # Mean absolute errors of ImplicitRM as its paper prints them (arXiv:2603.23184).
 PUBLISHED_MAE = {"hs": 0.2856, "ufb": 0.1961, "saferlhf": 0.1053}
 PUBLISHED_ROW = ("stratified, current (paper)", 1)
@@ -24,7 +24,7 @@ the same for every method, and wrong where these are: with one signal whose prop
 `{default}` as fitted has been through it already.
 
 "AUROC - default", "R2 cal. - default": paired difference to `{default}` on the same signals, of explicit labels
-to that on {signals}. Intervals of Student's t over the redraws, together right in {level:.0%} of such tables
+to that on {signals}. Intervals of Student's t over the redraws, from 5 on, together right in {level:.0%} of such tables
 (Bonferroni, {count} of them); bold: 0 is outside. They speak of other splits and actions of these responses, not of
 other responses. "to known", "to explicit": share of the AUROC distance from naive on the same signals; "-": lost in
 the noise.
@@ -73,12 +73,13 @@ class Table:
         """Mean paired difference to the default on the same signals, and half the width of its corrected interval."""
         from scipy.stats import t
 
-        difference = self.values[key][metric] - self.values[self._default(key)][metric]
+        difference = self.values[key][metric] - self.values[self.default(key)][metric]
         count = len(difference)
         quantile = t.ppf(1 - LEVEL / (2 * self.comparisons), count - 1)
         return float(difference.mean()), float(quantile * difference.std(ddof=1) / np.sqrt(count))
 
-    def _default(self, key: Key) -> Key:
+    def default(self, key: Key) -> Key:
+        """What a method is compared with."""
         return DEFAULT, key[1] or self.signals
 
     def share(self, key: Key, goal: str) -> float:
@@ -110,6 +111,8 @@ class Table:
 
     def _interval(self, key: Key, metric: str) -> str:
         mean, half = self.difference(key, metric)
+        if self.redraws < FEWEST:
+            return f"{mean:+.3f}"
         text = f"{mean:+.3f} ± {half:.3f}"
         return f"**{text}**" if abs(mean) > half else text
 
@@ -118,8 +121,8 @@ def _percent(share: float) -> str:
     return "-" if np.isnan(share) else f"{share:.0%}"
 
 
-def markdown(results: Results, data: str) -> str:
-    """A table a protocol, with what the columns mean."""
+def markdown(results: Results, data: str, about: str = "") -> str:
+    """A table a protocol, with what the columns mean.  about: how the logs were made, a line."""
     parts = []
     for protocol in dict.fromkeys(result["protocol"] for result in results):
         table = Table(results, protocol)
@@ -132,7 +135,7 @@ def markdown(results: Results, data: str) -> str:
         candidates=table.candidates,
         items=ITEMS,
     )
-    return "\n\n".join([*parts, notes, *([PUBLISHED_NOTE] if _of(data) else [])]) + "\n"
+    return "\n\n".join([*parts, *([about] if about else []), notes, *([PUBLISHED_NOTE] if _of(data) else [])]) + "\n"
 
 
 def _of(data: str) -> float | None:
