@@ -93,12 +93,12 @@ def scaled(grad: Tensor, upstream: Tensor, dtype: torch.dtype) -> Tensor:
     return grad if grad.dtype == dtype else grad.to(dtype)
 
 
-def refuse_double_backward(name: str, has_reference: bool = True) -> None:
+def refuse_double_backward(name: str) -> None:
     """create_graph=True: a second derivative must not vanish in silence."""
     if torch.is_grad_enabled():
-        instead = f"; irm_fast.reference.{name} can" if has_reference else ""
         raise RuntimeError(
-            f"{name} has closed-form gradients and cannot be differentiated twice (create_graph=True){instead}"
+            f"{name} has closed-form gradients and cannot be differentiated twice (create_graph=True); "
+            f"irm_fast.reference.{name} can"
         )
 
 

@@ -65,7 +65,7 @@ class _Pointwise(torch.autograd.Function):
 
 def _gradient(ctx, upstream: Tensor) -> Tensor | None:
     """Of the reward logits, where needed."""
-    refuse_double_backward("pointwise_loss", has_reference=False)
+    refuse_double_backward("pointwise_loss")
     (grad,) = ctx.saved_tensors
     return scaled(grad, upstream, ctx.dtype) if ctx.needs_input_grad[0] else None
 

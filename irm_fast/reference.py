@@ -80,6 +80,15 @@ def linear_implicit_rm_loss(
     )
 
 
+def pointwise_loss(reward_logits: Tensor, positive_weight: Tensor, negative_weight: Tensor) -> Tensor:
+    """Loss of every row, (N,) float64: `w1 softplus(-s) + w0 softplus(s)`; 0 where both weights are, whatever s is."""
+    dropped = (positive_weight == 0) & (negative_weight == 0)
+    s = _finite(reward_logits)
+    # softplus(x) is -logsigmoid(-x); PyTorch's own softplus is linear from x = 20 on.
+    rows = -positive_weight.double() * logsigmoid(s) - negative_weight.double() * logsigmoid(-s)
+    return rows.masked_fill(dropped, 0.0)
+
+
 def stratify(
     reward_logits: Tensor,
     propensity_logits: Tensor,

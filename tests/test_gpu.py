@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import irm_fast
+from irm_fast import baselines
 from irm_fast.pointwise import pointwise_loss
 from tests.conftest import ON_GPU
 from tests.loss_cases import make, options
@@ -133,10 +134,19 @@ def step_of(loss: Callable, inputs: tuple[Tensor, ...]) -> Callable[[], tuple[Te
     return step
 
 
+def one_signal() -> tuple[Tensor, Tensor, Tensor]:
+    """Both logits and feedback, (N,) each."""
+    s, t, feedback = make(5000, 1)
+    return s.requires_grad_(), t.squeeze(1).requires_grad_(), feedback.squeeze(1)
+
+
 CASES = {
     "loss": lambda: (plain_loss, (*(x.requires_grad_() for x in make(5000, 2)[:2]), make(5000, 2)[2])),
     "linear": lambda: (linear_loss, linear_inputs(5000, 1024, 2)),
     "pointwise": lambda: (pointwise, pointwise_inputs(5000)),
+    "nnpu": lambda: (lambda x: baselines.nnpu_loss(*x, class_prior=0.6), one_signal()[::2]),
+    "ips": lambda: (lambda x: baselines.ips_loss(x[0], 0.4, x[1]), one_signal()[::2]),
+    "sar_em": lambda: (lambda x: baselines.sar_em_loss(*x), one_signal()),
 }
 
 

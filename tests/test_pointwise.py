@@ -276,7 +276,7 @@ def test_double_backward_is_an_error(compiled: bool, backend: str) -> None:
     torch._dynamo.reset()
     loss = torch.compile(pointwise_loss, fullgraph=True, backend="eager") if compiled else pointwise_loss
     value = loss(s.requires_grad_(), w1, w0, backend=backend)
-    with pytest.raises(RuntimeError, match=r"pointwise_loss .* twice \(create_graph=True\)$"):
+    with pytest.raises(RuntimeError, match=r"pointwise_loss .* twice .*; irm_fast\.reference\.pointwise_loss can$"):
         torch.autograd.grad(value, s, create_graph=True)
 
 
