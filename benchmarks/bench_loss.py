@@ -10,7 +10,6 @@ that they fuse are another function. Floors: `copy`, `clone` and `read`, see `ca
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor
 
 import irm_fast
-from benchmarks.cases import DEVICE, Case, Entry, contestants, draw_feedback, four_group_loss
+from benchmarks.cases import DEVICE, Case, Entry, contestants, draw_feedback, forward, four_group_loss, step
 from benchmarks.harness import clock, show
 from irm_fast import reference
 
@@ -55,30 +54,14 @@ class LossCase(Case):
         compiled = torch.compile(four_group_loss, dynamic=False)
         ours = irm_fast.implicit_rm_loss
         return [
-            Entry("ours", ("forward",), _forward(ours)),
+            Entry("ours", ("forward",), forward(ours)),
             Entry("ours", ("forward+grad",), lambda x: (ours(*x),)),
-            Entry("ours", ("step",), _step(ours)),
-            Entry("eager", ("forward",), _forward(four_group_loss)),
-            Entry("eager", ("forward+grad", "step"), _step(four_group_loss)),
-            Entry("compile", ("forward",), _forward(compiled)),
-            Entry("compile", ("forward+grad", "step"), _step(compiled)),
+            Entry("ours", ("step",), step(ours, 2)),
+            Entry("eager", ("forward",), forward(four_group_loss)),
+            Entry("eager", ("forward+grad", "step"), step(four_group_loss, 2)),
+            Entry("compile", ("forward",), forward(compiled)),
+            Entry("compile", ("forward+grad", "step"), step(compiled, 2)),
         ]
-
-
-def _forward(loss_fn: Callable[..., Tensor]) -> Callable[[Logits], tuple[Tensor, ...]]:
-    def run(x: Logits) -> tuple[Tensor, ...]:
-        with torch.no_grad():
-            return (loss_fn(*x),)
-
-    return run
-
-
-def _step(loss_fn: Callable[..., Tensor]) -> Callable[[Logits], tuple[Tensor, ...]]:
-    def run(x: Logits) -> tuple[Tensor, ...]:
-        loss = loss_fn(*x)
-        return loss, *torch.autograd.grad(loss, x[:2])
-
-    return run
 
 
 MIDDLE, LARGE = (2**20, 2**23) if DEVICE == "cpu" else (2**22, 2**24)

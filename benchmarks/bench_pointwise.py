@@ -10,17 +10,17 @@ is this loss where, as here, the two add up to 1.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid, softplus
+from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
-from benchmarks.cases import DEVICE, Case, Entry, contestants
+from benchmarks.cases import DEVICE, Case, Entry, contestants, forward, step
 from benchmarks.harness import clock, show
+from irm_fast import reference
 from irm_fast.pointwise import pointwise_loss
 
 
@@ -62,44 +62,27 @@ class PointwiseCase(Case):
 
     def truth(self, inputs: Rows) -> dict[str, Tensor]:
         s = inputs.reward.detach().double().requires_grad_()
-        w1, w0 = inputs.positive_weight.double(), inputs.negative_weight.double()
-        loss = -(w1 * logsigmoid(s) + w0 * logsigmoid(-s)).mean()
+        loss = reference.pointwise_loss(s, *inputs[1:]).mean()
         return dict(zip(self.modes["step"], (loss.detach(), *torch.autograd.grad(loss, [s])), strict=True))
 
     def entries(self) -> list[Entry]:
         compiled = torch.compile(written_out, dynamic=False)
         return [
-            Entry("ours", ("forward",), _forward(pointwise_loss)),
+            Entry("ours", ("forward",), forward(pointwise_loss)),
             Entry("ours", ("forward+grad",), lambda x: (pointwise_loss(*x),)),
-            Entry("ours", ("step",), _step(pointwise_loss)),
-            Entry("eager", ("forward",), _forward(written_out)),
-            Entry("eager", ("forward+grad", "step"), _step(written_out)),
-            Entry("compile", ("forward",), _forward(compiled)),
-            Entry("compile", ("forward+grad", "step"), _step(compiled)),
-            Entry("bce", ("forward",), _forward(cross_entropy)),
-            Entry("bce", ("forward+grad", "step"), _step(cross_entropy)),
+            Entry("ours", ("step",), step(pointwise_loss, 1)),
+            Entry("eager", ("forward",), forward(written_out)),
+            Entry("eager", ("forward+grad", "step"), step(written_out, 1)),
+            Entry("compile", ("forward",), forward(compiled)),
+            Entry("compile", ("forward+grad", "step"), step(compiled, 1)),
+            Entry("bce", ("forward",), forward(cross_entropy)),
+            Entry("bce", ("forward+grad", "step"), step(cross_entropy, 1)),
         ]
 
     def traffic(self, mode: str) -> tuple[int, int]:
         """Read: logits and both weights. Written: the gradient, but in "forward"."""
         logits = self.n * self.dtype.itemsize
         return logits + 2 * self.n * torch.float32.itemsize, 0 if mode == "forward" else logits
-
-
-def _forward(loss_fn: Callable[..., Tensor]) -> Callable[[Rows], tuple[Tensor, ...]]:
-    def run(x: Rows) -> tuple[Tensor, ...]:
-        with torch.no_grad():
-            return (loss_fn(*x),)
-
-    return run
-
-
-def _step(loss_fn: Callable[..., Tensor]) -> Callable[[Rows], tuple[Tensor, ...]]:
-    def run(x: Rows) -> tuple[Tensor, ...]:
-        loss = loss_fn(*x)
-        return loss, *torch.autograd.grad(loss, x[:1])
-
-    return run
 
 
 CASES = tuple(PointwiseCase(n) for n in (16, 1024, 2**16, 2**20, 2**23))

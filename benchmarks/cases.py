@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -76,6 +76,26 @@ def four_group_loss(s: Tensor, t: Tensor, feedback: Tensor) -> Tensor:
     preferred = logsigmoid(s) + torch.where(acted, logsigmoid(t), logsigmoid(-t)).sum(-1)
     other = torch.where(acted.any(-1), -torch.inf, logsigmoid(-s))
     return -torch.logaddexp(preferred, other).mean()
+
+
+def forward(loss_fn: Callable[..., Tensor]) -> Callable[[Sequence[Tensor]], tuple[Tensor, ...]]:
+    """A run of a loss without gradients."""
+
+    def run(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        with torch.no_grad():
+            return (loss_fn(*inputs),)
+
+    return run
+
+
+def step(loss_fn: Callable[..., Tensor], leaves: int) -> Callable[[Sequence[Tensor]], tuple[Tensor, ...]]:
+    """A run of a loss and its gradients in the first so many inputs."""
+
+    def run(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        loss = loss_fn(*inputs)
+        return loss, *torch.autograd.grad(loss, inputs[:leaves])
+
+    return run
 
 
 def draw_feedback(s: Tensor, t: Tensor, generator: torch.Generator) -> Tensor:

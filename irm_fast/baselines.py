@@ -282,8 +282,8 @@ def _positives(
     """`pi f / rate` and the recorded rows, both times the weight."""
     f, recorded = _feedback(reward_logits, feedback, weight)
     prior = _numbers("class_prior", class_prior, reward_logits, rows=False)
-    own = f.sum() / recorded.sum()
-    rate = _numbers("action_rate", own if action_rate is None else action_rate, reward_logits, rows=False)
+    given = f.sum() / recorded.sum() if action_rate is None else action_rate
+    rate = _numbers("action_rate", given, reward_logits, rows=False)
     return torch.where(f == 0, 0.0, f * prior / rate), recorded  # a batch without actions has no mean over them
 
 

@@ -30,10 +30,13 @@ def comparison_table(results: Results) -> str:
     for method in results[0]:
         values = np.array([[seed[method][metric] for metric in COLUMNS] for seed in results])
         rows.append([method, *map(_cell, values.T), _closed(results, method)])
+    return markdown_table(rows)
+
+
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of as many cells, the first of them the header, as Markdown with columns of one width."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
-    ]
+    lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in rows]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     return "\n".join(lines)
 

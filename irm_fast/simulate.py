@@ -77,9 +77,7 @@ def simulate(
     check_arguments(protocol, signals, alpha, target, seed, test_fraction)
     test = None
     if test_fraction:
-        prompts = [prompt_key(messages) for messages in rated.messages]
-        pairs = [number if number >= 0 else None for number in rated.pair.tolist()]
-        held = hold_out(group_rows(prompts, pairs), test_fraction, seed)
+        held = hold_out(response_groups(rated), test_fraction, seed)
         rated, test = rated.subset(~held), rated.subset(held)
     check_ratings(rated)
     features = None if protocol == "rating" else standard_features(rated.messages)
@@ -101,6 +99,13 @@ def simulate(
         user_ids=None,
     )
     return Simulation(log, rated, propensity, test)
+
+
+def response_groups(rated: Rated) -> np.ndarray:
+    """(N,) numbers: responses to one prompt, or of one pair, are one group, not to be parted."""
+    prompts = [prompt_key(messages) for messages in rated.messages]
+    pairs = [number if number >= 0 else None for number in rated.pair.tolist()]
+    return group_rows(prompts, pairs)
 
 
 def propensities(

@@ -15,6 +15,7 @@ from examples.identification.worlds import Draw, World, signals_of
 from irm_fast import implicit_rm_loss
 from irm_fast.embedding.estimator import EmbeddingRewardModel
 from irm_fast.metrics import reward_metrics
+from irm_fast.report import markdown_table
 
 NAIVE, KNOWN, TRUTH = "naive: any action", "known propensities", "ceiling: true g"
 
@@ -102,9 +103,7 @@ def table(results: Results) -> str:
     lines = [["method", *COLUMNS.values(), "closed"]]
     for name, redraws in results.items():
         lines.append([name, *(_cell([redraw[key] for redraw in redraws]) for key in COLUMNS), _closed(results, name)])
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    text = ["| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines]
-    return "\n".join([text[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *text[1:]])
+    return markdown_table(lines)
 
 
 def _cell(values: Sequence[float]) -> str:

@@ -95,8 +95,9 @@ class Heads(nn.Module):
         self.kind, width, signals = kind, rows.x.shape[1], len(level)
         self.reward: Any = Network(width, AUTO_LAYERS, 1) if unit is None else Linear(unit, 1)
         if kind == "hidden":
-            network = Network(width, AUTO_LAYERS, signals).zero_output()
-            self.propensity: Any = network if unit is None else Linear(unit, signals)
+            self.propensity: Any = (
+                Network(width, AUTO_LAYERS, signals).zero_output() if unit is None else Linear(unit, signals)
+            )
         elif kind == "features":
             self.propensity = Linear(torch.ones_like(rows.z[0]), signals)
         elif kind == "item":

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from irm_fast.log import group_rows, hold_out, prompt_key
+from irm_fast.log import hold_out
 from irm_fast.rated import Rated
-from irm_fast.simulate import draw_feedback, propensities, standard_features
+from irm_fast.simulate import draw_feedback, propensities, response_groups, standard_features
 
 SIGNALS, TEST_FRACTION, LEVELS = 2, 0.2, 5
 PROTOCOLS = ("rating", "feature")
@@ -104,10 +104,7 @@ def semi_synthetic(rows: int = 16_000, width: int = 1024, noise: float = 0.45) -
 
 def of_rated(rated: Rated, X: np.ndarray) -> Population:
     """The population of rated responses whose embeddings (N, D) are X."""
-    prompts = [prompt_key(messages) or None for messages in rated.messages]
-    pairs = [number if number >= 0 else None for number in rated.pair.tolist()]
-    features = standard_features(rated.messages)
-    return Population(X, features, rated.rating, rated.preference, group_rows(prompts, pairs))
+    return Population(X, standard_features(rated.messages), rated.rating, rated.preference, response_groups(rated))
 
 
 def embedded(rated: Rated, model: str, path: Path, *, max_length: int) -> np.ndarray:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from irm_fast.report import markdown_table
 from irm_fast.reproduce.methods import DEFAULT, EXPLICIT, ITEMS, KNOWN, NAIVE
 
 Results = Sequence[Mapping[str, Any]]
@@ -126,7 +127,9 @@ def markdown(results: Results, data: str, about: str = "") -> str:
     parts = []
     for protocol in dict.fromkeys(result["protocol"] for result in results):
         table = Table(results, protocol)
-        parts.append(f"## {data}, protocol {protocol}, {table.redraws} redraws\n\n{_aligned(table.rows(_of(data)))}")
+        parts.append(
+            f"## {data}, protocol {protocol}, {table.redraws} redraws\n\n{markdown_table(table.rows(_of(data)))}"
+        )
     notes = NOTES.format(
         default=DEFAULT,
         signals=table.signals,
@@ -140,13 +143,6 @@ def markdown(results: Results, data: str, about: str = "") -> str:
 
 def _of(data: str) -> float | None:
     return PUBLISHED_MAE.get(data)
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in rows]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join(lines)
 
 
 def write_csv(results: Results, path: Path) -> None:
