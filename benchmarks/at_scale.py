@@ -19,9 +19,9 @@ import torch
 
 from benchmarks.bench_training import SHAPES, TrainingCase, make_model
 from benchmarks.report import machine
-from irm_fast.config import TrainConfig
-from irm_fast.loop import ImplicitTrainer, training_arguments
-from irm_fast.throughput import in_words, typical
+from irm_fast.training.config import TrainConfig
+from irm_fast.training.throughput import in_words, typical
+from irm_fast.training.trainer import ImplicitTrainer, training_arguments
 
 
 class Unsaved(ImplicitTrainer):

@@ -18,14 +18,16 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from irm_fast.kernels.reference import definition as reference
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
 from benchmarks.cases import DEVICE, Case, Entry, contestants, draw_feedback, four_group_loss
 from benchmarks.harness import clock, show
-from irm_fast import reference
-from irm_fast.embedding.heads import Evidence, Network, Training, one_epoch
+from irm_fast.embeddings.evidence import Evidence
+from irm_fast.embeddings.fitting import Training, one_epoch
+from irm_fast.embeddings.parts import Network
 
 BATCH = Training.batch_size
 SEED = 1  # of the order of the rows

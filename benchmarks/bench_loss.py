@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from irm_fast.kernels.reference import definition as reference
 from torch import Tensor
 
 import irm_fast
 from benchmarks.cases import DEVICE, Case, Entry, contestants, draw_feedback, forward, four_group_loss, step
 from benchmarks.harness import clock, show
-from irm_fast import reference
 
 
 class Logits(NamedTuple):

@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from irm_fast.kernels.reference import definition as reference
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
 from benchmarks.cases import DEVICE, Case, Entry, contestants, forward, step
 from benchmarks.harness import clock, show
-from irm_fast import reference
-from irm_fast.pointwise import pointwise_loss
+from irm_fast.losses.pointwise import pointwise_loss
 
 
 class Rows(NamedTuple):

@@ -23,17 +23,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from irm_fast.kernels.reference import definition as reference
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, Qwen3Config
 
 from benchmarks.cases import DEVICE, Case, Entry, contestants, draw_feedback, four_group_loss
 from benchmarks.harness import clock, show
-from irm_fast import reference
-from irm_fast.batches import Collator
-from irm_fast.model import ImplicitRewardModel
-from irm_fast.packing import PackSampler, by_length
-from irm_fast.propensity import RewardSpec
-from irm_fast.throughput import flops_of
+from irm_fast.data.signals import RewardSpec
+from irm_fast.models.batches import Collator
+from irm_fast.models.packing import PackSampler, by_length
+from irm_fast.models.reward_model import ImplicitRewardModel
+from irm_fast.training.throughput import flops_of
 
 Row = dict[str, Any]
 SIGNALS = 2

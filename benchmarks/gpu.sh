@@ -28,7 +28,7 @@ phase() { # NAME LIMIT-IN-SECONDS COMMAND...
 phase build 80 "$python" -m pip install --quiet --no-build-isolation --no-deps -e . || exit 1
 # The kernels themselves, not their interpreter.
 parallel=$("$python" -c 'import xdist; print("-n 8")' 2>/dev/null)  # many small compilations
-IRM_FAST_GPU_TESTS=1 phase tests 150 "$python" -m pytest -q --maxfail=20 $parallel tests/test_gpu.py
+IRM_FAST_GPU_TESTS=1 phase tests 150 "$python" -m pytest -q --maxfail=20 $parallel tests/kernels/test_gpu.py
 # Every case is saved as it is measured: what a time limit cuts off are the last cases, which matter least.
 measure() { phase benchmarks "$1" "$python" -m pytest "${@:2}" --benchmark-only -q --save-results "$out/results"; }
 if [ "$what" = training ]; then

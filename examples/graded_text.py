@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from examples.identification.worlds import smooth
-from irm_fast.data import read_rated
-from irm_fast.embedding.embed import Embedder
+from irm_fast.data.read import read_rated
+from irm_fast.embeddings.embedder import Embedder
 
 LEVELS, NOISE = 5, 0.45  # deviation of the noise, where that of the quality is 1
 

@@ -12,11 +12,11 @@ import argparse
 import json
 from pathlib import Path
 
-from irm_fast.data import read_rated
-from irm_fast.demo import compare
-from irm_fast.report import comparison_table
-from irm_fast.simulate import simulate, write_simulation
-from irm_fast.tiny_decoder import make_tiny_decoder
+from irm_fast.data.read import read_rated
+from irm_fast.data.simulation import simulate, write_simulation
+from irm_fast.experiments.demo import compare
+from irm_fast.experiments.report import comparison_table
+from irm_fast.experiments.tiny_decoder import make_tiny_decoder
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("pairs", type=Path, help="JSONL of chosen and rejected, .gz or not")

@@ -1,5 +1,5 @@
 """`python -m irm_fast`."""
 
-from irm_fast.cli import main
+from irm_fast.cli.commands import main
 
 main()

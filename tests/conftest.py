@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-ON_GPU = os.environ.get("IRM_FAST_GPU_TESTS") == "1"  # tests/test_gpu.py instead of Triton's interpreter
+ON_GPU = os.environ.get("IRM_FAST_GPU_TESTS") == "1"  # tests/kernels/test_gpu.py instead of Triton's interpreter
 if not ON_GPU:
     os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported: kernels then run on the CPU
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported: an unknown model fails at once
@@ -76,7 +76,7 @@ def tiny_model(tmp_path_factory) -> str:
 @pytest.fixture(scope="session")
 def make_log():
     """A function that makes a log of responses, `good` or `bad` by their text, with independent signals."""
-    from irm_fast.log import Log
+    from irm_fast.data.log import Log
 
     def make(n: int = 48, signals: tuple[str, ...] = ("copy", "share"), seed: int = 0) -> Log:
         rng = np.random.default_rng(seed)
@@ -107,7 +107,7 @@ def make_log():
 @pytest.fixture
 def make_config(tiny_model, tmp_path):
     """A function that makes a quick training config whose output is a new folder under `tmp_path`."""
-    from irm_fast.config import TrainConfig
+    from irm_fast.training.config import TrainConfig
 
     def make(output: str = "out", **settings) -> TrainConfig:
         quick = {"epochs": 2, "batch_size": 8, "learning_rate": 1e-3, "progress": False}
@@ -123,7 +123,7 @@ def backend(request: pytest.FixtureRequest) -> str:
     import irm_fast
 
     if request.param == "triton" and ON_GPU:
-        pytest.skip("the interpreter is off: tests/test_gpu.py runs the kernels")
+        pytest.skip("the interpreter is off: tests/kernels/test_gpu.py runs the kernels")
     if request.param == "cpu" and irm_fast.backends()["cpu"] != "available":
         pytest.skip(irm_fast.backends()["cpu"])
     return str(request.param)

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from scipy.special import expit
 
-from irm_fast.embedding.estimator import EmbeddingRewardModel
-from irm_fast.metrics import reward_metrics
+from irm_fast.diagnostics.metrics import reward_metrics
+from irm_fast.embeddings.estimator import EmbeddingRewardModel
 
 ROWS, ROWS_A_USER, TEST = 20_000, 10, 4000
 SPREADS = (0.0, 0.5, 1.0, 1.5, 2.0)

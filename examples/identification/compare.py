@@ -13,9 +13,9 @@ from scipy.special import expit, logit
 
 from examples.identification.worlds import Draw, World, signals_of
 from irm_fast import implicit_rm_loss
-from irm_fast.embedding.estimator import EmbeddingRewardModel
-from irm_fast.metrics import reward_metrics
-from irm_fast.report import markdown_table
+from irm_fast.diagnostics.metrics import reward_metrics
+from irm_fast.embeddings.estimator import EmbeddingRewardModel
+from irm_fast.experiments.report import markdown_table
 
 NAIVE, KNOWN, TRUTH = "naive: any action", "known propensities", "ceiling: true g"
 

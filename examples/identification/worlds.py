@@ -16,10 +16,10 @@ import numpy as np
 from scipy.special import expit
 from scipy.stats import norm
 
-from irm_fast.data import read_rated
-from irm_fast.embedding.embed import Embedder, write_embeddings
-from irm_fast.embedding.store import read_embeddings
-from irm_fast.simulate import rating_propensity, standard_features
+from irm_fast.data.read import read_rated
+from irm_fast.data.simulation import rating_propensity, standard_features
+from irm_fast.embeddings.embedder import Embedder, write_embeddings
+from irm_fast.embeddings.store import read_embeddings
 
 
 @dataclass(frozen=True)

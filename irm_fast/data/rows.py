@@ -1,0 +1,250 @@
+"""Rows of a log and of rated data: names of fields, and what one row must hold."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import date
+from typing import Any, TypeVar
+
+from irm_fast.data.files import FieldError, Problems, closest, shown
+
+Messages = list[dict[str, str]]
+T = TypeVar("T")
+D = TypeVar("D")
+
+ROLES = ("system", "user", "assistant", "tool")
+FLOAT32_MAX = 3.4028234663852886e38
+
+TEXT_FIELDS = {
+    "id": ("id", "row_id", "impression_id", "uuid"),
+    "prompt": ("prompt", "messages", "question", "instruction", "input", "context"),
+    "completion": ("completion", "response", "answer", "output", "generation"),
+}
+PREFERENCE = ("preference", "preferred")
+
+
+def spellings(names: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
+    """From each name that a field may have to its canonical one."""
+    return {spelling: name for name, group in names.items() for spelling in group}
+
+
+LOG_FIELDS = spellings(
+    {
+        **TEXT_FIELDS,
+        "feedback": ("feedback",),
+        "propensity": ("propensity",),
+        "preference": PREFERENCE,
+        "weight": ("weight", "sample_weight"),
+        "user_id": ("user_id", "user"),
+        "session_id": ("session_id", "session"),
+        "timestamp": ("timestamp", "created_at", "time"),
+        "features": ("features",),
+    }
+)
+
+
+def text_of(value: object, field: str) -> str:
+    if not isinstance(value, str):
+        raise FieldError(field, f"got {shown(value)}; expected text")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise FieldError(field, f"got {shown(value)}; expected text without a lone surrogate") from None
+    return value
+
+
+def name_of(value: object, field: str) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str) or not value.strip():
+        raise FieldError(field, f"got {shown(value)}; expected text that is not empty, or a whole number")
+    return text_of(value, field)
+
+
+def number_of(value: object, field: str) -> float:
+    """A finite number that float32 can hold; true and false are no numbers."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= FLOAT32_MAX:
+        return float(value)
+    raise FieldError(field, f"got {shown(value)}; expected a finite number (for a flag, 1 or 0)")
+
+
+def weight_of(value: object, field: str) -> float:
+    weight = number_of(value, field)
+    if weight < 0:
+        raise FieldError(field, f"got {shown(value)}; expected a number that is not negative")
+    return weight
+
+
+def propensity_of(value: object, field: str) -> float:
+    """NaN where not given; the lower limit is the least number that float32 holds to full precision."""
+    if value is None:
+        return math.nan
+    propensity = number_of(value, field)
+    if not 1.2e-38 < propensity <= 1:
+        raise FieldError(field, f"got {shown(value)}; expected a probability above 0 and up to 1")
+    return propensity
+
+
+def level_of(value: object, field: str) -> int:
+    """1, 0, or -1 for null."""
+    if value is None:
+        return -1
+    if isinstance(value, (bool, int, float)) and value in (0, 1):
+        return int(value)
+    raise FieldError(field, f"got {shown(value)}; expected 1, 0, or null where it is not known")
+
+
+def index_of(value: object, field: str) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63:
+        return value
+    raise FieldError(field, f"got {shown(value)}; expected a whole number from 0")
+
+
+def time_of(value: object, field: str) -> object:
+    return value if isinstance(value, (str, date)) else number_of(value, field)
+
+
+def mapping_of(parse: Callable[[object, str], T]) -> Callable[[object, str], dict[str, T]]:
+    """A parser of an object whose values `parse` reads."""
+
+    def parse_mapping(value: object, field: str) -> dict[str, T]:
+        if not isinstance(value, dict):
+            raise FieldError(field, f"got {shown(value)}; expected an object such as {{name: value}}")
+        for key in value:
+            name_of(key, field)
+        return {key: parse(entry, f"{field}.{key}") for key, entry in value.items()}
+
+    return parse_mapping
+
+
+def messages_of(value: object, field: str) -> Messages:
+    if not isinstance(value, list) or not value:
+        raise FieldError(field, f"got {shown(value)}; expected text or a list of messages")
+    return [_message_of(message, f"{field}[{i}]") for i, message in enumerate(value)]
+
+
+def _message_of(value: object, field: str) -> dict[str, str]:
+    if not isinstance(value, dict):
+        raise FieldError(field, f"got {shown(value)}; expected an object with role and content")
+    extra = [key for key, entry in value.items() if key not in ("role", "content") and entry is not None]
+    if extra:
+        raise FieldError(f"{field}.{extra[0]}", "unknown field of a message; expected role and content only")
+    if value.get("role") not in ROLES:
+        text = f"got {shown(value.get('role'))}; expected one of {', '.join(ROLES)}"
+        raise FieldError(f"{field}.role", text)
+    return {"role": value["role"], "content": text_of(value.get("content"), f"{field}.content")}
+
+
+def prompt_of(value: object, field: str) -> Messages:
+    if not isinstance(value, str):
+        return messages_of(value, field)
+    if not value.strip():
+        raise FieldError(field, "empty; expected the text that the response answers")
+    return [{"role": "user", "content": text_of(value, field)}]
+
+
+def completion_of(value: object, field: str) -> Messages:
+    turns = [{"role": "assistant", "content": text_of(value, field)}] if isinstance(value, str) else None
+    turns = messages_of(value, field) if turns is None else turns
+    if turns[-1]["role"] != "assistant" or any(turn["role"] in ("system", "user") for turn in turns):
+        raise FieldError(field, "expected turns of the assistant (and tools) only, the assistant's last")
+    if not turns[-1]["content"].strip():
+        raise FieldError(field, "empty; expected the text of the response")
+    return turns
+
+
+class Fields:
+    """The fields of one row under their canonical names; reports what is wrong with them."""
+
+    def __init__(self, line: int, raw: Mapping[str, Any], known: Mapping[str, str], problems: Problems) -> None:
+        self.line, self.problems, self.failed = line, problems, False
+        self.values: dict[str, Any] = {}
+        self.spelled: dict[str, str] = {}
+        for key, value in raw.items():
+            if key not in known:
+                hint, names = closest(key, tuple(known)), dict.fromkeys(known.values())
+                self.fail(key, f"unknown field{hint}; expected {', '.join(names)}")
+            elif (name := known[key]) in self.values and value is not None:
+                self.fail(key, f"means the same as {self.spelled[name]!r} in this row; expected one of them")
+            elif value is not None:
+                self.values[name], self.spelled[name] = value, key
+
+    def fail(self, field: str, text: str) -> None:
+        self.failed = True
+        self.problems.add(self.line, field, text)
+
+    def get(self, name: str, parse: Callable[[object, str], T], default: D) -> T | D:
+        """The parsed value; `default` where it is absent, null or wrong."""
+        if name not in self.values:
+            return default
+        try:
+            return parse(self.values[name], self.spelled[name])
+        except FieldError as error:
+            self.fail(error.field, error.text)
+            return default
+
+    def conversation(self) -> Messages:
+        """Prompt and completion joined; `messages` alone, ending with the assistant's turn, holds both."""
+        prompt = self.get("prompt", prompt_of, None) or []
+        completion = self.get("completion", completion_of, None) or []
+        spelled = self.spelled.get("prompt", "prompt")
+        if "prompt" not in self.values:
+            self.fail("prompt", "missing; expected text or a list of messages")
+        elif not prompt:
+            pass  # reported above
+        elif "completion" in self.values:
+            if prompt[-1]["role"] == "assistant":
+                self.fail(spelled, "ends with the assistant's turn beside a completion; expected one of them")
+        elif len(prompt) < 2 or prompt[-1]["role"] != "assistant":
+            self.fail("completion", "missing; expected text, or messages that end with the assistant's turn")
+        elif not prompt[-1]["content"].strip():
+            self.fail(spelled, "the last turn is empty; expected the text of the response")
+        return prompt + completion
+
+
+@dataclass(frozen=True)
+class LogRow:
+    """One impression, as read: null and absent fields are None, -1 or NaN."""
+
+    line: int
+    id: str
+    messages: Messages
+    feedback: dict[str, int] | None
+    preference: int
+    weight: float | None
+    propensity: dict[str, float] | None
+    features: dict[str, float] | None
+    user_id: str | None
+
+
+def log_row(line: int, raw: Mapping[str, Any], problems: Problems) -> LogRow | None:
+    """One row of a log, or None if anything is wrong with it: `problems` says what."""
+    fields = Fields(line, raw, LOG_FIELDS, problems)
+    row = LogRow(
+        line=line,
+        id=fields.get("id", name_of, f"row-{line}"),
+        messages=fields.conversation(),
+        feedback=fields.get("feedback", mapping_of(level_of), None),
+        preference=fields.get("preference", level_of, -1),
+        weight=fields.get("weight", weight_of, None),
+        propensity=fields.get("propensity", mapping_of(propensity_of), None),
+        features=fields.get("features", mapping_of(number_of), None),
+        user_id=fields.get("user_id", name_of, None),
+    )
+    fields.get("session_id", name_of, None)
+    fields.get("timestamp", time_of, None)
+    return None if fields.failed else row
+
+
+def check_ids(names: Iterable[tuple[int, str]], problems: Problems) -> int:
+    """Reports every id that an earlier row has too, and counts them; `names` holds (line, id)."""
+    first: dict[str, int] = {}
+    twice = 0
+    for line, name in names:
+        if name in first:
+            twice += 1
+            problems.add(line, "id", f"{shown(name)} is also in line {first[name]}; expected unique ids")
+        first.setdefault(name, line)
+    return twice

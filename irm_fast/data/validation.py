@@ -1,0 +1,89 @@
+"""Validate."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from irm_fast.data.read import Absent, _checked, _scan
+from irm_fast.data.signals import signal_notes
+
+
+def validate(
+    path: Path | str,
+    *,
+    absent: Absent = "error",
+    polarity: Mapping[str, int] | None = None,
+    misclick: bool = False,
+) -> dict[str, Any]:
+    """What a log holds and what is wrong with it, as plain JSON values; arguments as of `read_log`.
+
+    Counts are over the rows that can be read ("valid_rows" of "rows"); "problems" holds at most the first
+    1000 of "problem_count"; "notes" are those of `signal_notes`. Raises DataError only for a
+    file that is absent or of another kind.
+    """
+    scan = _scan(path, absent, _checked(polarity), misclick)
+    log = scan.log
+    texts = {tuple((turn["role"], turn["content"]) for turn in messages) for messages in log.messages}
+    users = sorted(Counter(user for user in log.user_ids or [] if user is not None).values())
+    spread = {"min": users[0], "median": float(np.median(users)), "max": users[-1]} if users else None
+    signals = {}
+    for k, name in enumerate(log.signals):
+        acted, silent, missing = (int((log.feedback[:, k] == value).sum()) for value in (1, 0, -1))
+        signals[name] = {
+            "polarity": log.polarity[k],
+            "acted": acted,
+            "silent": silent,
+            "missing": missing,
+            "absent": scan.absent[name],
+            "rate": acted / (acted + silent) if acted + silent else None,
+        }
+    return {
+        "file": str(path),
+        "rows": scan.rows,
+        "valid_rows": len(log),
+        "signals": signals,
+        "rows_with_preference": int((log.preference >= 0).sum()),
+        "preferred": int((log.preference == 1).sum()),
+        "contradictions": scan.contradictions,
+        "duplicate_ids": scan.duplicate_ids,
+        "duplicate_texts": len(log) - len(texts),
+        "users": len(users),
+        "rows_per_user": spread,
+        "notes": signal_notes(log),
+        "problem_count": scan.problems.total,
+        "problems": scan.problems.kept,
+    }
+
+
+def format_validation(report: Mapping[str, Any]) -> str:
+    """The report of `validate` as text: a table of the signals, then duplicates, users, notes and problems."""
+    lines = [f"{report['file']}: {report['rows']:,} rows, {report['valid_rows']:,} of them readable", ""]
+    width = max([len("signal"), *map(len, report["signals"])])
+    lines.append(f"{'signal':<{width}}  polarity      acted     silent    missing     rate")
+    for name, counts in report["signals"].items():
+        rate = "-" if counts["rate"] is None else f"{counts['rate']:.2%}"
+        lines.append(
+            f"{name:<{width}}  {counts['polarity']:>+8d} {counts['acted']:>10,} {counts['silent']:>10,}"
+            f" {counts['missing']:>10,} {rate:>8}"
+        )
+    lines += [
+        "",
+        f"with a preference: {report['rows_with_preference']:,} rows ({report['preferred']:,} preferred)",
+        f"contradictions: {report['contradictions']:,} rows",
+        f"duplicates: {report['duplicate_ids']:,} ids, {report['duplicate_texts']:,} texts",
+    ]
+    if spread := report["rows_per_user"]:
+        rows = f"{spread['min']:,} to {spread['max']:,} rows each, median {spread['median']:g}"
+        lines.append(f"users: {report['users']:,} ({rows})")
+    lines += [f"note: {note}" for note in report["notes"]]
+    problems = report["problems"][:20]
+    lines += ["", f"problems: {report['problem_count']:,}" if problems else "no problems found"]
+    lines += [f"  {problem}" for problem in problems]
+    if report["problem_count"] > len(problems):
+        lines.append(f"  ... and {report['problem_count'] - len(problems):,} more")
+    return "\n".join(lines)

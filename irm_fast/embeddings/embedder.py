@@ -1,0 +1,244 @@
+"""Embeddings of conversations by a frozen language model, and the run that writes them to a file."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from irm_fast.data.signals import RewardSpec
+from irm_fast.embeddings.store import Source, check_part, check_target, merge_parts, row_hash, write_part
+from irm_fast.models.backbone import model_config, quiet_transformers
+from irm_fast.models.batches import Collator
+from irm_fast.models.reward_model import ImplicitRewardModel
+from irm_fast.models.tokens import tokenise
+
+if TYPE_CHECKING:
+    from irm_fast.data.rows import Messages
+
+PART_ROWS = 4096  # rows of one part: what an interruption loses, and what is sorted by length
+POOLINGS = ("auto", "last", "mean")
+PRECISIONS = ("float32", "bfloat16")
+_SAMPLE = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "It depends."}]
+
+
+class Embedder:
+    """A frozen language model, on the GPU if there is one, that makes a vector of a conversation.
+
+    model: folder or hub id of a decoder (its text is that of training, by the chat template) or of an encoder
+    (plain text, "User: ...\\n\\nAssistant: ..."). pooling: "last", the state at the last token, which is what
+    `ImplicitRewardModel` reads; "mean", over all tokens that are not padding; "auto", last for decoders and mean
+    for encoders. max_length: tokens; longer texts lose their beginning; the model's own limit may shorten it.
+    precision: "float32", or "bfloat16" weights and states.
+
+    Raises:
+        ValueError: the model or its tokenizer does not load, or it cannot be pooled so.
+    """
+
+    def __init__(
+        self, model: str | Path, *, pooling: str = "auto", max_length: int = 1024, precision: str = "float32"
+    ) -> None:
+        _check_choice("pooling", pooling, POOLINGS)
+        _check_choice("precision", precision, PRECISIONS)
+        name = str(Path(model).expanduser().resolve()) if Path(model).expanduser().is_dir() else str(model)
+        self.reward_model: ImplicitRewardModel | None = None  # of a decoder
+        if _scores_its_last_token(name):
+            self.reward_model = ImplicitRewardModel.from_backbone(name, RewardSpec("constant", max_length=max_length))
+            self.body: Any = self.reward_model.classifier.base_model
+            self.tokenizer, max_length = self.reward_model.tokenizer, self.reward_model.spec.max_length
+        elif pooling == "last":
+            raise ValueError(
+                f"pooling: got 'last'; {name!r} is an encoder: no token stands for its text; expected mean"
+            )
+        else:
+            self.body, self.tokenizer = _load_encoder(name)
+            max_length = min(max_length, _position_limit(self.body.config), self.tokenizer.model_max_length)
+        pooling = ("last" if self.reward_model else "mean") if pooling == "auto" else pooling
+        kind = "decoder" if self.reward_model else "encoder"
+        ids, _ = self._tokenise([_SAMPLE], max_length)
+        mark = fingerprint(self.body, ids[0])
+        self.source = Source(name, kind, pooling, max_length, precision, "float32", mark)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        whole = self.reward_model or self.body
+        whole.to(self.device, getattr(torch, precision)).eval()
+
+    @property
+    def width(self) -> int:
+        """D, the length of a vector."""
+        return (
+            self.reward_model.classifier.score.in_features if self.reward_model else int(self.body.config.hidden_size)
+        )
+
+    def embed(
+        self, conversations: Sequence[Messages], *, batch_size: int = 64, done: Callable[[int], Any] | None = None
+    ) -> tuple[Tensor, int]:
+        """Vectors (N, D) float32 on the CPU, and how many conversations were longer than `max_length`.
+
+        Rows of similar length are computed together. done: called with the number of rows after each batch.
+        """
+        ids, truncated = self._tokenise(conversations, self.source.max_length)
+        order = np.argsort([-len(row) for row in ids], kind="stable")  # the longest first: memory runs out at once
+        collate = Collator(self.tokenizer.pad_token_id)
+        vectors = torch.empty(len(ids), self.width, device=self.device)
+        with torch.inference_mode():
+            for start in range(0, len(order), batch_size):
+                index = order[start : start + batch_size]
+                batch = collate([{"input_ids": ids[i]} for i in index])
+                inputs = (batch[name].to(self.device, non_blocking=True) for name in ("input_ids", "attention_mask"))
+                vectors[torch.from_numpy(index).to(self.device)] = self._pool(*inputs)
+                if done is not None:
+                    done(len(index))
+        return vectors.cpu(), truncated
+
+    def _pool(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """(N, D) float32 from token ids and mask (N, T)."""
+        if self.reward_model and self.source.pooling == "last":
+            return self.reward_model.pool(input_ids, attention_mask)
+        cache = {"use_cache": False} if self.reward_model else {}
+        states = self.body(input_ids=input_ids, attention_mask=attention_mask, **cache).last_hidden_state
+        weight = (attention_mask / attention_mask.sum(1, keepdim=True))[:, None]
+        return (weight @ states.float()).squeeze(1)
+
+    def _tokenise(self, conversations: Sequence[Messages], max_length: int) -> tuple[list[np.ndarray], int]:
+        """Token ids of each conversation, int32, and how many lost their beginning."""
+        if self.reward_model:
+            return tokenise(self.tokenizer, conversations, max_length)
+        texts = [
+            "\n\n".join(f"{turn['role'].capitalize()}: {turn['content']}" for turn in row) for row in conversations
+        ]
+        rows = self.tokenizer(texts, verbose=False)["input_ids"] if texts else []
+        long = [i for i, row in enumerate(rows) if len(row) > max_length]
+        if long:  # cut by the tokenizer, which keeps the special tokens at both ends
+            cut = self.tokenizer([texts[i] for i in long], truncation=True, max_length=max_length)["input_ids"]
+            for i, row in zip(long, cut, strict=True):
+                rows[i] = row
+        return [np.array(row, dtype=np.int32) for row in rows], len(long)
+
+
+def fingerprint(model: nn.Module, ids: np.ndarray) -> str:
+    """A hash of a model's weights, 64 numbers of each tensor, and of the token ids of a sample.
+
+    Cheap, and the same wherever the model lies and however its files are split; fine-tuning moves every tensor.
+    """
+    digest = hashlib.blake2b(ids.tobytes(), digest_size=16)
+    for name, weight in model.named_parameters():
+        flat = weight.detach().flatten()
+        some = flat[:: max(1, len(flat) // 64)][:64]  # not the last ones: a new padding token has random weights
+        digest.update(f"{name} {tuple(weight.shape)}".encode() + some.float().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def write_embeddings(
+    ids: Sequence[str],
+    messages: Sequence[Messages],
+    embedder: Embedder,
+    out: str | Path,
+    *,
+    batch_size: int = 64,
+    dtype: str = "float32",
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> int:
+    """Embed N rows into a file, part by part; returns how many were longer than the model's limit.
+
+    An interrupted run leaves its whole parts in the folder `out` + ".parts"; with `resume` they are taken over
+    (their truncated rows are not counted). dtype: of the file, "float32" or "bfloat16".
+
+    Raises:
+        ValueError: as `check_target`; a part is of other rows or settings; an embedding is not finite.
+    """
+    from tqdm.auto import tqdm
+
+    _check_choice("dtype", dtype, PRECISIONS)
+    out, source = Path(out), replace(embedder.source, dtype=dtype)
+    folder = check_target(out, resume=resume, overwrite=overwrite)
+    hashes, truncated = row_hash(ids, messages), 0
+    starts = range(0, len(ids), PART_ROWS)
+    parts = [folder / f"part-{number:05}.safetensors" for number in range(len(starts))]
+    finished = {path for path in parts if path.exists()} if resume else set()
+    for path, start in zip(parts, starts, strict=True):  # all of them before the work begins
+        if path in finished:
+            check_part(path, ids[start : start + PART_ROWS], hashes[start : start + PART_ROWS], source)
+    if overwrite:
+        _remove_earlier(out, folder)
+    folder.mkdir(exist_ok=True)
+    with tqdm(total=len(ids), unit="rows", disable=None if progress else True, file=sys.stderr) as bar:
+        for path, start in zip(parts, starts, strict=True):
+            rows = slice(start, start + PART_ROWS)
+            if path in finished:
+                bar.update(len(ids[rows]))
+                continue
+            vectors, longer = embedder.embed(messages[rows], batch_size=batch_size, done=bar.update)
+            bad = torch.nonzero(~vectors.isfinite().all(1))
+            if len(bad):
+                raise ValueError(
+                    f"row {ids[start + int(bad[0])]!r}: its embedding is not finite (nor those of {len(bad) - 1} more "
+                    f"rows); expected numbers; the model may not bear {source.precision}"
+                )
+            write_part(path, vectors, hashes[rows], source)
+            truncated += longer
+    merge_parts(parts, out, source)
+    shutil.rmtree(folder)
+    return truncated
+
+
+def _remove_earlier(out: Path, folder: Path) -> None:
+    out.unlink(missing_ok=True)
+    if folder.is_dir():
+        shutil.rmtree(folder)
+
+
+def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}: got {value!r}; expected one of {', '.join(choices)}")
+
+
+def _scores_its_last_token(name: str) -> bool:
+    """Whether a model is a decoder: its sequence classifier, if it has one, is linear in the last token's state."""
+    from transformers import AutoModelForSequenceClassification
+
+    config = model_config(name)
+    if config.is_encoder_decoder:
+        raise ValueError(f"model {name!r}: {config.model_type} is an encoder with a decoder; expected either")
+    try:
+        with torch.device("meta"):
+            classifier = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
+    except ValueError:  # no classifier of this kind
+        return False
+    return isinstance(getattr(classifier, "score", None), nn.Linear)
+
+
+def _load_encoder(name: str) -> tuple[Any, Any]:
+    """`AutoModel` in float32 and its tokenizer, which pads on the right and cuts on the left."""
+    from transformers import AutoModel, AutoTokenizer
+
+    try:
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+            model, report = AutoModel.from_pretrained(
+                name, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
+            )
+    except Exception as error:  # of many kinds, some of them from the tokenizers library
+        raise ValueError(f"model {name!r}: not loadable to embed text: {str(error).strip().splitlines()[0]}") from error
+    lost = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
+    if lost:
+        raise ValueError(f"model {name!r}: its files lack {len(lost)} weights, among them {lost[0]}")
+    if tokenizer.pad_token_id is None:
+        raise ValueError(f"model {name!r}: no padding token; expected pad_token in tokenizer_config.json")
+    if hasattr(model, "pooler"):
+        model.pooler = None  # not used, and of random weights where the checkpoint has none
+    tokenizer.padding_side, tokenizer.truncation_side = "right", "left"
+    return model, tokenizer
+
+
+def _position_limit(config: Any) -> int:
+    return int(getattr(config.get_text_config(), "max_position_embeddings", None) or sys.maxsize)

@@ -1,0 +1,157 @@
+"""Propensities of several signals: how often each acts among rows whose preference another one proves.
+
+A signal that acted proves the side it speaks for (MATH: f_j = 1 implies r* = 1), so on the rows where another signal of
+the same polarity acted, or where an explicit label says so, f_k is an ordinary binary outcome with mean m_k. A logistic
+regression there needs no model of the reward, and a reward that is too simple cannot mislead it, as it can mislead the
+joint likelihood. The loss of the reward depends on propensities only in rows that are silent throughout, and such rows
+the regression never reads: no cross-fitting between the two steps is needed.
+
+The prior is weak: logits that vary between responses by 1 or 2, spread evenly over the standardised features or by
+their raw variances, whichever predicts held-out actions better (`propensity_step`). Cross-validation over smaller
+deviations would choose one, good for predicting actions; what it shrinks away from the propensities stays in the
+reward, and the ranking drifts to the naive classifier's.
+"""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from irm_fast.embeddings.evidence import Evidence
+from irm_fast.embeddings.fitting import Training, rows_where, train_network
+from irm_fast.embeddings.parts import Network, Propensities
+
+READS = {"constant": (), "known": (), "hidden": (0, 1), "features": (1,)}  # of the embedding and the features
+ENOUGH = 10  # co-actions; with fewer, propensities that depend on the response were erratic
+
+
+def proven(evidence: Evidence) -> Tensor:
+    """(N, K) bool: rows that record signal k and in which something else proves the side it speaks for."""
+    sign = torch.tensor(evidence.polarity, device=evidence.feedback.device)
+    certain = torch.tensor([rate == 0 for rate in evidence.misclick_rate], device=sign.device)
+    acted = (evidence.feedback == 1) & certain
+    votes = torch.stack([(acted & (sign == side)).sum(1) for side in (1, -1)], 1)[:, (sign < 0).long()]
+    others = votes - acted.long()
+    if evidence.preference is not None:
+        others = others + (evidence.preference[:, None] == (sign > 0).long())
+    return (others > 0) & (evidence.feedback >= 0) & (evidence.weight > 0)[:, None]
+
+
+def coactions(evidence: Evidence) -> np.ndarray:
+    """(K,) the smaller of how often each signal acts and is silent in its proven rows."""
+    rows = proven(evidence)
+    acted = ((evidence.feedback == 1) & rows).sum(0)
+    return torch.minimum(acted, rows.sum(0) - acted).cpu().numpy()
+
+
+def fit_proven(
+    x: Tensor,
+    z: Tensor | None,
+    evidence: Evidence,
+    designs: Sequence[str],
+    folds: np.ndarray,
+    sd: float,
+    share: Tensor,
+    *,
+    first: int | None = None,
+) -> tuple[Propensities, list[Tensor], np.ndarray]:
+    """Logistic regression of every signal on its proven rows, without each fold in turn; "known" leaves a signal out.
+
+    x: (N, D), z: (N, F) standardised.  folds: (N,) from 0.  sd: prior deviation of a logit between responses;
+    share: (D,) how its variance is spread over x.  first: only the first so many folds.
+    Returns the mean over the folds; weight, feature_weight and bias of each of them; and (2, K) held-out losses, summed
+    over the proven rows: of constants and of the designs.
+    """
+    rows, acted = proven(evidence).cpu().numpy(), (evidence.feedback == 1).cpu().numpy()
+    weight, count = evidence.weight.cpu().numpy(), first or int(folds.max()) + 1
+    unit = share.sqrt()
+    blocks = [(x * unit).cpu().numpy(), np.empty((len(x), 0), np.float32) if z is None else z.cpu().numpy()]
+    slopes = [np.zeros((count, len(designs), block.shape[1]), np.float32) for block in blocks]
+    bias, losses = np.zeros((count, len(designs)), np.float32), np.zeros((2, len(designs)))
+    for k, fold in itertools.product(range(len(designs)), range(count)):
+        read = [number for number in READS[designs[k]] if blocks[number].shape[1]]
+        part, held = rows[:, k] & (folds != fold), rows[:, k] & (folds == fold)
+        if designs[k] != "known":
+            bias[fold, k] = _constant(acted[part, k], weight[part])
+        logit = np.full(held.sum(), bias[fold, k])
+        losses[0, k] += _loss(logit, acted[held, k], weight[held])
+        if read and len(np.unique(acted[part, k])) == 2:
+            found, bias[fold, k] = _logistic(
+                [blocks[number][part] for number in read], acted[part, k], weight[part], sd
+            )
+            logit = np.full(held.sum(), bias[fold, k])
+            for number, slope in zip(read, found, strict=True):
+                slopes[number][fold, k] = slope
+                logit += blocks[number][held] @ slope
+        losses[1, k] += _loss(logit, acted[held, k], weight[held])
+    each = [torch.from_numpy(values).to(x.device) for values in (*slopes, bias)]
+    each[0] *= unit
+    return Propensities(tuple(designs), each[0].mean(0), each[1].mean(0), each[2].mean(0)), each, losses
+
+
+def _logistic(
+    blocks: Sequence[np.ndarray], y: np.ndarray, weight: np.ndarray, sd: float
+) -> tuple[list[np.ndarray], float]:
+    """Slopes of every block of features, and the intercept. Each block has a prior deviation of `sd` in all."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        x = np.hstack([block / np.sqrt(block.shape[1]) for block in blocks])
+        model = LogisticRegression(C=sd**2, max_iter=200).fit(x, y, weight)
+    ends = np.cumsum([block.shape[1] for block in blocks])[:-1]
+    slopes = np.split(model.coef_[0], ends)
+    return [slope / np.sqrt(len(slope)) for slope in slopes], float(model.intercept_[0])
+
+
+def _constant(acted: np.ndarray, weight: np.ndarray) -> float:
+    """Logit of the weighted rate, half an action and half a silence added."""
+    ones = (weight * acted).sum() + 0.5
+    return float(np.log(ones / (weight.sum() - ones + 1)))
+
+
+def _loss(logit: np.ndarray, acted: np.ndarray, weight: np.ndarray) -> float:
+    return float((weight * np.logaddexp(0, np.where(acted, -logit, logit))).sum())
+
+
+def add_networks(
+    propensities: Propensities,
+    each: Sequence[Tensor],
+    x: Tensor,
+    z: Tensor | None,
+    evidence: Evidence,
+    folds: np.ndarray,
+    hidden_layers: Sequence[int],
+    training: Training,
+    generator: torch.Generator,
+) -> Propensities:
+    """The propensities with a network of x on top of each fold's linear ones, trained on the same rows.
+
+    each: of `fit_proven`.
+    """
+    mask = proven(evidence).float() * propensities.hidden * evidence.weight[:, None]
+    target = (evidence.feedback == 1).float()
+    rows = mask.any(1).cpu().numpy()
+    networks = []
+    for fold, (weight, feature_weight, bias) in enumerate(zip(*each, strict=True)):
+        linear = Propensities(propensities.designs, weight, feature_weight, bias).logits(x, z)
+
+        def loss(network: Network, batch: Tensor, linear: Tensor = linear) -> Tensor:
+            logits = linear.index_select(0, batch) + network(x.index_select(0, batch))
+            some = mask.index_select(0, batch)
+            entries = binary_cross_entropy_with_logits(logits, target.index_select(0, batch), some, reduction="sum")
+            return entries / some.sum().clamp(min=1e-12)
+
+        fitted, held_out = (rows_where(rows & part, x.device) for part in (folds != fold, folds == fold))
+        network = Network(x.shape[1], hidden_layers, len(propensities.designs)).to(x.device).zero_output()
+        train_network(network, loss, fitted, held_out, training, generator)
+        networks.append(network)
+    return replace(propensities, networks=tuple(networks))

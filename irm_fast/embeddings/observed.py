@@ -1,0 +1,238 @@
+"""What `EmbeddingRewardModel.fit` was given beside the embeddings, checked and in one shape."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from irm_fast.data.log import group_rows
+
+DESIGNS = ("auto", "constant", "hidden", "features", "known")
+
+
+@dataclass(frozen=True)
+class Observed:
+    """N rows, K signals.
+
+    feedback: (N, K) int8.  preference: (N,) int8, -1 unknown, or None.  weight: (N,) float32.  polarity,
+    misclick_rate: K.  designs: K of DESIGNS.  propensity: (N, K) float64 or None.  features: (N, F) float32 or None.
+    groups: (N,) of names; rows of one group are held out together.  users: N names, None if unknown, or None at all.
+    """
+
+    feedback: np.ndarray
+    preference: np.ndarray | None
+    weight: np.ndarray
+    polarity: tuple[int, ...]
+    misclick_rate: tuple[float, ...]
+    designs: tuple[str, ...]
+    propensity: np.ndarray | None
+    features: np.ndarray | None
+    groups: Sequence[Hashable] | None
+    users: Sequence[Hashable | None] | None
+
+    def __len__(self) -> int:
+        return len(self.feedback)
+
+    def known_logits(self) -> np.ndarray:
+        """(N, K) float32: propensity logits of the signals of known design, 0 elsewhere."""
+        known = np.array([design == "known" for design in self.designs])
+        if self.propensity is None:
+            return np.zeros(self.feedback.shape, np.float32)
+        # A propensity of 1 would have an infinite logit; NaN stands where the feedback is missing.
+        m = np.minimum(np.where(known & ~np.isnan(self.propensity), self.propensity, 0.5), 1 - 1e-12)
+        return (np.log(m) - np.log1p(-m)).astype(np.float32)
+
+    def counted(self) -> Observed:
+        """The rows whose weight is above 0."""
+        rows = np.flatnonzero(self.weight > 0).tolist()
+
+        def of(names: Sequence[Any] | None) -> list[Any] | None:
+            return None if names is None else [names[row] for row in rows]
+
+        return replace(
+            self,
+            feedback=self.feedback[rows],
+            preference=None if self.preference is None else self.preference[rows],
+            weight=self.weight[rows],
+            propensity=None if self.propensity is None else self.propensity[rows],
+            features=None if self.features is None else self.features[rows],
+            groups=of(self.groups),
+            users=of(self.users),
+        )
+
+    def folds(self, count: int, random: np.random.RandomState) -> np.ndarray:
+        """(N,) from 0 to below `count`, a group in one of them; fewer if there are fewer groups.
+
+        Raises:
+            ValueError: all rows are of one group.
+        """
+        names = self.groups if self.groups is not None else self.users
+        group = group_rows(list(names)) if names is not None else np.arange(len(self))
+        sizes = np.bincount(group)
+        count = min(count, len(sizes))
+        if count < 2:
+            raise ValueError(f"groups: got 1 group of n_samples={len(self)}; expected at least 2, to hold one out")
+        order = random.permutation(len(sizes))
+        order = order[np.argsort(-sizes[order], kind="stable")]
+        fold, load = np.empty(len(sizes), int), np.zeros(count)
+        for number in order:  # the largest first, each to the emptiest fold
+            fold[number] = load.argmin()
+            load[fold[number]] += sizes[number]
+        return fold[group]
+
+
+def observe(
+    rows: int,
+    feedback: Any,
+    *,
+    design: Any,
+    polarity: Any,
+    misclick_rate: Any,
+    propensity: Any = None,
+    features: Any = None,
+    preference: Any = None,
+    weight: Any = None,
+    users: Any = None,
+    groups: Any = None,
+) -> Observed:
+    """The arguments as `Observed`.
+
+    Raises:
+        ValueError: which argument has a wrong shape or value, what was got, and what is expected.
+    """
+    acts = _feedback(feedback, rows)
+    signals = acts.shape[1]
+    observed = Observed(
+        feedback=acts,
+        preference=None if preference is None else _ternary("preference", preference, (rows,)),
+        weight=_weight(weight, rows),
+        polarity=tuple(int(sign) for sign in _each("polarity", 1 if polarity is None else polarity, signals)),
+        misclick_rate=tuple(
+            float(r) for r in _each("misclick_rate", 0.0 if misclick_rate is None else misclick_rate, signals)
+        ),
+        designs=_designs(design, signals),
+        propensity=None if propensity is None else _propensity(propensity, acts),
+        features=None if features is None else _features(features, rows),
+        groups=_names("groups", groups, rows),
+        users=_names("users", users, rows),
+    )
+    _check(observed)
+    return observed
+
+
+def _check(observed: Observed) -> None:
+    for name, values, right, expected in (
+        ("polarity", observed.polarity, {1, -1}.issuperset(observed.polarity), "1 or -1 for every signal"),
+        ("misclick_rate", observed.misclick_rate, all(0 <= r < 1 for r in observed.misclick_rate), "rates in [0, 1)"),
+    ):
+        if not right:
+            raise ValueError(f"{name}: got {values}; expected {expected}")
+    lacking = {"known": ("propensity", observed.propensity), "features": ("propensity_features", observed.features)}
+    for design, (name, value) in lacking.items():
+        if design in observed.designs and value is None:
+            raise ValueError(f"{name}: none given; the {design!r} design reads it: pass {name} to fit")
+    known = np.array([design == "known" for design in observed.designs])
+    if observed.propensity is not None and (np.isnan(observed.propensity) & (observed.feedback >= 0))[:, known].any():
+        raise ValueError("propensity: NaN where the feedback is recorded; expected a probability for every entry")
+    counted = observed.weight > 0
+    labelled = observed.preference is not None and (observed.preference[counted] >= 0).any()
+    if not (observed.feedback[counted] == 1).any() and not labelled:
+        raise ValueError(
+            "feedback: no signal ever acts and no preference is given: there is only one class; expected actions"
+        )
+    _check_evidence(observed)
+
+
+def _check_evidence(observed: Observed) -> None:
+    certain = np.array(observed.misclick_rate) == 0
+    acted = (observed.feedback == 1) & certain
+    liked, disliked = (acted & (np.array(observed.polarity) == side) for side in (1, -1))
+    pro, contra = liked.any(axis=1), disliked.any(axis=1)
+    if observed.preference is not None:
+        pro, contra = pro | (observed.preference == 1), contra | (observed.preference == 0)
+    rows = np.flatnonzero(pro & contra & (observed.weight > 0))
+    if len(rows):
+        raise ValueError(
+            f"feedback: row {rows[0]} has evidence for both sides ({len(rows)} have); expected one, or a misclick_rate"
+        )
+
+
+def _feedback(value: Any, rows: int) -> np.ndarray:
+    if value is None:
+        raise ValueError("feedback: requires y to be passed, but the target y is None")
+    value = np.asarray(value)
+    if value.ndim not in (1, 2):
+        raise ValueError(f"feedback: got shape {value.shape}; expected ({rows},) or ({rows}, K)")
+    value = value[:, None] if value.ndim == 1 else value
+    if value.shape == (rows, 0):  # explicit labels alone
+        value = np.full((rows, 1), -1)
+    return _ternary("feedback", value, (rows, value.shape[1]))
+
+
+def _ternary(name: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
+    value = np.asarray(value)
+    if value.shape != shape:
+        raise ValueError(f"{name}: got shape {value.shape}; expected {shape}, as the rows of X")
+    if not np.isin(value, (-1, 0, 1)).all():
+        odd = np.unique(value[~np.isin(value, (-1, 0, 1))])[:5]
+        raise ValueError(
+            f"{name}: Unknown label type: got {odd}; expected 1, 0, or -1 for unknown. "
+            "Only binary classification is supported."
+        )
+    return value.astype(np.int8)
+
+
+def _weight(value: Any, rows: int) -> np.ndarray:
+    if value is None:
+        return np.ones(rows, np.float32)
+    weight = np.asarray(value, np.float32)
+    if weight.shape != (rows,):
+        raise ValueError(f"sample_weight: got shape {weight.shape}; expected ({rows},), as the rows of X")
+    if not np.isfinite(weight).all() or (weight < 0).any() or not weight.any():
+        raise ValueError(
+            "sample_weight: got negative, infinite or only zero weights; expected finite ones, one above 0"
+        )
+    return weight
+
+
+def _propensity(value: Any, feedback: np.ndarray) -> np.ndarray:
+    propensity = np.asarray(value, np.float64)
+    propensity = propensity[:, None] if propensity.ndim == 1 else propensity
+    if propensity.shape != feedback.shape:
+        raise ValueError(f"propensity: got shape {propensity.shape}; expected {feedback.shape}, as the feedback")
+    if ((propensity <= 0) | (propensity > 1)).any():
+        raise ValueError("propensity: got values outside (0, 1]; expected probabilities")
+    return propensity
+
+
+def _features(value: Any, rows: int) -> np.ndarray:
+    features = np.asarray(value, np.float32)
+    if features.ndim != 2 or len(features) != rows or not np.isfinite(features).all():
+        raise ValueError(f"propensity_features: got shape {features.shape}; expected ({rows}, F), finite")
+    return features
+
+
+def _designs(value: Any, signals: int) -> tuple[str, ...]:
+    designs = (value,) * signals if isinstance(value, str) else tuple(value)
+    if len(designs) != signals or not set(designs) <= set(DESIGNS):
+        raise ValueError(f"propensity: got {value!r}; expected one of {', '.join(DESIGNS)}, or {signals} of them")
+    return designs
+
+
+def _each(name: str, value: Any, signals: int) -> list[Any]:
+    values = np.atleast_1d(np.asarray(value))
+    if values.shape not in ((1,), (signals,)):
+        raise ValueError(f"{name}: got {value!r}; expected one number, or {signals}")
+    return np.broadcast_to(values, (signals,)).tolist()
+
+
+def _names(name: str, value: Any, rows: int) -> list[Any] | None:
+    if value is None:
+        return None
+    if len(value) != rows:
+        raise ValueError(f"{name}: got {len(value)}; expected {rows}, as the rows of X")
+    return [None if isinstance(entry, float) and math.isnan(entry) else entry for entry in value]

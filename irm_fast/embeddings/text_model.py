@@ -1,0 +1,158 @@
+"""A reward model on the embeddings of a frozen language model, where it is no ordinary checkpoint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from irm_fast.data.features import text_features
+from irm_fast.data.signals import RewardSpec
+from irm_fast.embeddings.embedder import Embedder
+from irm_fast.embeddings.store import Source
+from irm_fast.losses.implicit import implicit_rm_loss
+from irm_fast.models.backbone import quiet_transformers
+from irm_fast.models.record import FORMAT, RECORD, read_record
+from irm_fast.models.reward_model import ImplicitRewardModel
+
+if TYPE_CHECKING:
+    from irm_fast.data.log import Log
+    from irm_fast.data.rows import Messages
+    from irm_fast.embeddings.estimator import EmbeddingRewardModel
+
+SOURCE = "embeddings"  # the entry of irm_fast.json that tells such a folder from an ordinary checkpoint
+
+
+@dataclass
+class EmbeddedRewardModel:
+    """A fitted estimator, and the language model whose embeddings it reads: loaded when text is to be embedded.
+
+    spec: names and polarity of the signals, and design.  source: how its embeddings are made.
+    """
+
+    estimator: EmbeddingRewardModel
+    spec: RewardSpec
+    source: Source
+
+    @property
+    def is_checkpoint(self) -> bool:
+        """Whether the reward is that of a sequence classifier: linear in the last token's state of a decoder."""
+        return self.estimator.is_linear_ and (self.source.kind, self.source.pooling) == ("decoder", "last")
+
+    @property
+    def reward_bias(self) -> Tensor:
+        """() what to add to `rewards` before the sigmoid."""
+        return torch.tensor(self.estimator.intercept_ if self.is_checkpoint else 0.0)
+
+    @property
+    def evidence(self) -> dict[str, Any]:
+        """As `ImplicitRewardModel.evidence`."""
+        return ImplicitRewardModel.evidence.fget(self)  # type: ignore[attr-defined, no-any-return]
+
+    def action_rates(self, reward: Tensor, propensity: Tensor) -> Tensor:
+        """As `ImplicitRewardModel.action_rates`, which reads nothing but the spec."""
+        return ImplicitRewardModel.action_rates(self, reward, propensity)  # type: ignore[arg-type]
+
+    @cached_property
+    def embedder(self) -> Embedder:
+        """The language model. Raises ValueError if it does not load or its weights are others than in training."""
+        return open_source(self.source)
+
+    def rewards(self, conversations: Sequence[Messages], *, batch_size: int) -> np.ndarray:
+        """Rewards (N,) float32, without `reward_bias`."""
+        vectors, _ = self.embedder.embed(conversations, batch_size=batch_size)
+        return self.estimator.decision_function(vectors.numpy()) - self.reward_bias.numpy()
+
+    def predict_log(self, log: Log, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+        """As `evaluation.predict_log`."""
+        vectors, _ = self.embedder.embed(log.messages, batch_size=batch_size)
+        return self.predict(vectors.numpy(), log)
+
+    def predict(self, vectors: np.ndarray, log: Log) -> tuple[np.ndarray, np.ndarray]:
+        """Weighted losses (N,) and logits (N, 1 + K), float32, of a log whose embeddings (N, D) are given."""
+        reward = torch.as_tensor(self.estimator.decision_function(vectors), dtype=torch.float32)
+        chance = log.propensity if self.spec.design == "known" else self._propensity(vectors, log)
+        # A propensity of 1 would have an infinite logit; NaN stands where the feedback is missing.
+        logits = torch.logit(torch.as_tensor(chance, dtype=torch.float64), eps=1e-12).float().nan_to_num(0.0)
+        missing = torch.full((len(log), 1), -1)  # the loss takes no empty signal axis
+        loss = implicit_rm_loss(
+            reward,
+            logits if log.signals else torch.zeros(len(log), 1),
+            torch.from_numpy(log.feedback) if log.signals else missing,
+            preference=torch.from_numpy(log.preference),
+            weight=torch.ones(len(log)) if log.weight is None else torch.from_numpy(log.weight),
+            reduction="none",
+            **self.evidence,
+        )
+        return loss.numpy(), torch.cat([reward[:, None], logits], dim=1).numpy()
+
+    def _propensity(self, vectors: np.ndarray, log: Log) -> np.ndarray:
+        features = None
+        if self.estimator.n_propensity_features_:
+            features = propensity_features(log, "features" if self.spec.design == "features" else "hidden")
+        return self.estimator.predict_propensity(vectors, features)
+
+    def save(self, directory: str | Path, record: Mapping[str, Any] | None = None) -> None:
+        """Write the estimator, any classifier, and, last, `irm_fast.json`: spec, source and `record`."""
+        self.estimator.save(directory)
+        if self.checkpoint is not None:
+            with quiet_transformers():
+                self.checkpoint.classifier.save_pretrained(directory)
+                self.checkpoint.tokenizer.save_pretrained(directory)
+        content = {"format": FORMAT, "version": version("irm-fast"), **asdict(self.spec), **(record or {})}
+        content |= {SOURCE: asdict(self.source), "reward_bias": float(self.reward_bias)}
+        (Path(directory) / RECORD).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+    @cached_property
+    def checkpoint(self) -> ImplicitRewardModel | None:
+        """The ordinary classifier with this reward, or None if it is none. Raises ValueError as `embedder`."""
+        if not self.is_checkpoint:
+            return None
+        # In float32 whatever made the embeddings: the head belongs to the whole weights.
+        whole = open_source(replace(self.source, precision="float32")).reward_model
+        assert whole is not None  # of a decoder
+        with torch.no_grad():
+            whole.classifier.score.weight.copy_(torch.as_tensor(self.estimator.coef_)[None])
+        return whole.cpu()
+
+    @classmethod
+    def load(cls, directory: str | Path) -> EmbeddedRewardModel:
+        """Read what `save` wrote. Raises ValueError as `ImplicitRewardModel.load`."""
+        from irm_fast.embeddings.estimator import EmbeddingRewardModel
+
+        record = read_record(directory)
+        spec = {f.name: record[f.name] for f in fields(RewardSpec)}
+        spec = {name: tuple(value) if isinstance(value, list) else value for name, value in spec.items()}
+        model = cls(EmbeddingRewardModel.load(directory), RewardSpec(**spec), Source(**record[SOURCE]))
+        if model.is_checkpoint:  # it brings its language model along
+            model.source = replace(model.source, model=str(directory))
+        return model
+
+
+def propensity_features(log: Log, design: str) -> np.ndarray | None:
+    """(N, F) what propensities of a design read beside the embedding: the log's features, or what the text shows."""
+    if design == "features":
+        return log.features
+    return text_features(log.messages) if design in ("auto", "hidden") else None
+
+
+def open_source(source: Source) -> Embedder:
+    """The language model that makes embeddings of this kind.
+
+    Raises:
+        ValueError: it does not load, or its weights or tokenizer are not those that made them.
+    """
+    embedder = Embedder(source.model, pooling=source.pooling, max_length=source.max_length, precision=source.precision)
+    if embedder.source.fingerprint != source.fingerprint:
+        raise ValueError(
+            f"model {source.model!r}: its weights or tokenizer are not those that made the embeddings; expected those"
+        )
+    return embedder

@@ -1,0 +1,83 @@
+"""How good a reward model is: against clean ratings, or, where only a log exists, by held-out likelihood."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from irm_fast.data.log import Log
+from irm_fast.data.read import _sign_of_a_log
+from irm_fast.data.signals import align
+from irm_fast.diagnostics.metrics import reward_metrics
+from irm_fast.evaluation.scoring import RewardModel, action_rates, load, predict_log, score
+from irm_fast.models.record import read_record
+
+if TYPE_CHECKING:
+    from irm_fast.data.rated import Rated
+
+
+def evaluate(model_dir: str | Path, data: str | Path, *, batch_size: int = 32) -> dict[str, Any]:
+    """Metrics of a saved model on a file: of rated responses or pairs, or of a log of feedback.
+
+    A log is a file in which any row has a field that only logs have: feedback, weight, features, user_id, ...
+    Rated: the keys of `metrics.reward_metrics`. A log: those of `evaluate_log`.
+
+    Raises:
+        ValueError: what is no saved model, no readable data, rated rows that are all of one kind, or a log that
+            lacks a signal of the model's.
+    """
+    from irm_fast.data.rated import check_both
+    from irm_fast.data.read import DataError, read_log, read_rated
+
+    model = load(model_dir)
+    sign = _sign_of_a_log(data)
+    try:
+        if sign is None:
+            rated = read_rated(data)
+        else:
+            absent = read_record(model_dir).get("training", {}).get("absent", "error")
+            log = read_log(data, absent=absent, misclick=True)  # polarity and contradictions: by the model, in `align`
+    except DataError as error:
+        how = "rated responses, as no row has feedback" if sign is None else f"a log, as {sign}"
+        raise DataError([f"{data}: read as {how}", *error.problems], error.total + 1) from error
+    if sign is not None:
+        return evaluate_log(model, log, batch_size=batch_size)
+    check_both(rated)
+    return evaluate_rated(model, rated, batch_size=batch_size)
+
+
+def evaluate_rated(model: RewardModel, rated: Rated, *, batch_size: int = 32) -> dict[str, float]:
+    """`metrics.reward_metrics` of reward plus bias against the clean preference."""
+    logit = score(model, rated.messages, batch_size=batch_size) + float(model.reward_bias.detach())
+    return reward_metrics(logit, rated.preference, rated.pair)
+
+
+@torch.no_grad()
+def evaluate_log(model: RewardModel, log: Log, *, batch_size: int = 32) -> dict[str, float]:
+    """Held-out likelihood and calibration on a log: the keys of `heldout_metrics`, and `n`."""
+    log = align(log, model.spec)
+    losses, logits = predict_log(model, log, batch_size)
+    weight = np.ones(len(log)) if log.weight is None else log.weight
+    rates = action_rates(model, logits)
+    return {**heldout_metrics(model.spec.signals, losses, weight, rates, log.feedback), "n": len(log)}
+
+
+def heldout_metrics(
+    signals: Sequence[str], loss: np.ndarray, weight: np.ndarray, rates: np.ndarray, feedback: np.ndarray
+) -> dict[str, float]:
+    """`nll`, the implicit negative log-likelihood per example, and observed and predicted rates per signal.
+
+    Shapes: `loss` (N,), already multiplied by `weight` (N,); `rates` and `feedback` (N, K). The rates are
+    means over the rows in which the signal is recorded (NaN where there is none).
+    """
+    metrics = {"nll": float(loss.sum(dtype=np.float64) / weight.sum(dtype=np.float64))}
+    for k, name in enumerate(signals):
+        recorded = feedback[:, k] >= 0
+        observed, predicted = feedback[recorded, k], rates[recorded, k]
+        metrics[f"{name}_observed"] = float(observed.mean()) if recorded.any() else float("nan")
+        metrics[f"{name}_predicted"] = float(predicted.mean()) if recorded.any() else float("nan")
+    return metrics

@@ -1,0 +1,84 @@
+"""The diagnosis of a log, of a model on a log, and of a training run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from irm_fast.data.log import Log
+from irm_fast.data.signals import RewardSpec, align
+from irm_fast.diagnostics import Diagnosis, diagnose
+from irm_fast.evaluation.scoring import load, predict_log
+from irm_fast.models.record import read_record
+
+
+def diagnose_file(
+    data: str | Path,
+    model_dir: str | Path | None = None,
+    *,
+    design: str = "auto",
+    absent: str | None = None,
+    polarity: Mapping[str, int] | None = None,
+    labels_ignorable: bool = False,
+    batch_size: int = 32,
+) -> Diagnosis:
+    """`diagnostics.diagnose` of the log at `data`, with a saved model's predictions or without a model.
+
+    design, polarity: without a model; with one they are the model's. `auto` is known if every recorded entry has a
+    propensity, else constant for one signal and hidden for several.  absent: None: as the model was trained, or error.
+
+    Raises ValueError: what is no saved model or no readable log, or the log lacks a signal of the model's.
+    """
+    from irm_fast.data.read import read_log
+
+    if model_dir is None:
+        # Evidence for both sides is no error here: a test reports it.
+        log = read_log(data, absent=absent or "error", polarity=polarity, misclick=True)  # type: ignore[arg-type]
+        spec = _spec(log, design)
+        return diagnose_rows([log], spec, labels_ignorable=labels_ignorable)
+    model = load(model_dir)
+    absent = absent or read_record(model_dir).get("training", {}).get("absent", "error")
+    log = align(read_log(data, absent=absent, misclick=True), model.spec)  # type: ignore[arg-type]
+    _, logits = predict_log(model, log, batch_size)
+    return diagnose_rows([log], model.spec, logits, labels_ignorable=labels_ignorable)
+
+
+def diagnose_rows(
+    logs: Sequence[Log], spec: RewardSpec, logits: np.ndarray | None = None, *, labels_ignorable: bool = False
+) -> Diagnosis:
+    """`diagnostics.diagnose` on the rows of logs whose signals are those of the spec, in its order.
+
+    logits: (N, 1 + K) of `evaluation.heldout_step` for the N rows of the last log; None: what the logs alone show.
+    """
+    feedback, preference = (np.concatenate([getattr(log, name) for log in logs]) for name in ("feedback", "preference"))
+    weight = np.concatenate([np.ones(len(log)) if log.weight is None else log.weight for log in logs])
+    users = [user for log in logs for user in log.user_ids or [None] * len(log)]
+    reward, propensity = None, None
+    if logits is not None:
+        whole = np.full((len(feedback), 1 + feedback.shape[1]), np.nan)
+        whole[len(whole) - len(logits) :] = logits[:, : whole.shape[1]]  # without a signal there is a spare column
+        reward, propensity = whole[:, 0], whole[:, 1:]
+    return diagnose(
+        feedback,
+        signals=spec.signals,
+        polarity=spec.polarity,
+        misclick_rate=spec.misclick_rate,
+        design=spec.design,
+        reward_logits=reward,
+        propensity_logits=propensity,
+        preference=preference,
+        labels_ignorable=labels_ignorable,
+        weight=weight,
+        users=None if all(user is None for user in users) else users,
+        feature_names=spec.feature_names,
+    )
+
+
+def _spec(log: Log, design: str) -> RewardSpec:
+    count = len(log.signals)
+    if design == "auto":
+        given = log.propensity is not None and not np.isnan(log.propensity[log.feedback >= 0]).any()
+        design = "known" if given and count else "constant" if count == 1 else "hidden"
+    return RewardSpec(design, log.signals, log.polarity, (0.0,) * count, log.feature_names)

@@ -1,0 +1,156 @@
+"""What the redraws say: means, paired differences with simultaneous intervals, shares of a distance."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from irm_fast.experiments.report import markdown_table
+from irm_fast.experiments.reproduce.methods import DEFAULT, EXPLICIT, ITEMS, KNOWN, NAIVE
+
+Results = Sequence[Mapping[str, Any]]
+Key = tuple[str, int]
+METRICS = ("auroc", "mae", "rmse", "r2")
+LEVEL, FEWEST = 0.05, 5  # of intervals, and redraws for them to be worth printing
+# Mean absolute errors of ImplicitRM as its paper prints them (arXiv:2603.23184).
+PUBLISHED_MAE = {"hs": 0.2856, "ufb": 0.1961, "saferlhf": 0.1053}
+PUBLISHED_ROW = ("stratified, current (paper)", 1)
+NOTES = """AUROC, MAE, RMSE, R2: of the clean test set, mean over the redraws. "cal.": after one slope and shift, those
+of the greatest implicit likelihood on held-out rows under the propensities that `{default}` estimates. They are
+the same for every method, and wrong where these are: with one signal whose propensity is not constant.
+`{default}` as fitted has been through it already.
+
+"AUROC - default", "R2 cal. - default": paired difference to `{default}` on the same signals, of explicit labels
+to that on {signals}. Intervals of Student's t over the redraws, from 5 on, together right in {level:.0%} of such tables
+(Bonferroni, {count} of them); bold: 0 is outside. They speak of other splits and actions of these responses, not of
+other responses. "to known", "to explicit": share of the AUROC distance from naive on the same signals; "-": lost in
+the noise.
+
+Baselines on 2 signals see whether any of the two acted. Each method chose one of {candidates} candidates by its own
+criterion on held-out rows of the log, explicit labels alone by clean ones; `{default}` chose likewise, and by
+held-out actions the design and the prior of its propensities too. IPS and DR take propensities from the popularity of
+{items} clusters of embeddings, which are the items of ReCRec-I too; uPU and nnPU a class prior by best bin estimation.
+
+"marginal": the likelihood, with a propensity that is constant, linear in the visible features, or in the embedding
+("hidden"); "stratified": the paper's loss. SAR-EM and both stratified forms have the stationary points of the marginal
+form with a hidden propensity, ReCRec those of half the reward's prior; linear heads are fitted to these: rows that
+agree are one estimator.
+
+Protocol feature: "features" and "+ features" are given the very features that the propensity is logistic in. Protocol
+rating: "known" is the mean propensity of preferred rows, and no bound."""
+PUBLISHED_NOTE = """"MAE, published": of ImplicitRM as its paper prints it, on other embeddings and draws, selected on
+clean labels. It is not reproduced here."""
+
+
+class Table:
+    """The results of one protocol."""
+
+    def __init__(self, results: Results, protocol: str) -> None:
+        self.values: dict[Key, dict[str, np.ndarray]] = {}
+        found: dict[Key, list[Mapping[str, Any]]] = {}
+        for result in sorted(results, key=lambda result: result["redraw"]):
+            if result["protocol"] == protocol:
+                found.setdefault((result["method"], result["signals"]), []).append(result)
+        for key, redraws in found.items():
+            self.values[key] = {
+                f"{kind} {name}": np.array([redraw[kind][name] for redraw in redraws])
+                for kind in ("raw", "calibrated")
+                for name in METRICS
+            }
+        self.protocol, self.signals = protocol, max(signals for _, signals in found)
+        self.redraws = len(next(iter(found.values())))
+        self.candidates = max(result["candidates"] for result in results)
+
+    @property
+    def comparisons(self) -> int:
+        """Intervals in the table: two of every method but the default itself."""
+        return 2 * sum(key[0] != DEFAULT for key in self.values)
+
+    def difference(self, key: Key, metric: str) -> tuple[float, float]:
+        """Mean paired difference to the default on the same signals, and half the width of its corrected interval."""
+        from scipy.stats import t
+
+        difference = self.values[key][metric] - self.values[self.default(key)][metric]
+        count = len(difference)
+        quantile = t.ppf(1 - LEVEL / (2 * self.comparisons), count - 1)
+        return float(difference.mean()), float(quantile * difference.std(ddof=1) / np.sqrt(count))
+
+    def default(self, key: Key) -> Key:
+        """What a method is compared with."""
+        return DEFAULT, key[1] or self.signals
+
+    def share(self, key: Key, goal: str) -> float:
+        """Of the AUROC distance from naive to the goal; NaN if that is under two standard errors or 0.005."""
+        signals = key[1] or self.signals
+        value, low, high = (
+            self.values[one]["raw auroc"]
+            for one in (key, (NAIVE.name, signals), (goal, 0 if goal == EXPLICIT.name else signals))
+        )
+        distance = high - low
+        noise = max(2 * distance.std(ddof=1) / np.sqrt(len(distance)), 0.005)
+        return float((value - low).mean() / distance.mean()) if distance.mean() > noise else float("nan")
+
+    def rows(self, published: float | None) -> list[list[str]]:
+        """Header and cells."""
+        head = ["signals", "method", "AUROC", "MAE", "RMSE", "R2", "MAE cal.", "RMSE cal.", "R2 cal."]
+        head += ["AUROC - default", "R2 cal. - default", "to known", "to explicit"]
+        rows = [head + (["MAE, published"] if published is not None else [])]
+        for key, values in self.values.items():
+            cells = [str(key[1] or "labels"), key[0], *(f"{values[f'raw {name}'].mean():.3f}" for name in METRICS)]
+            cells += [f"{values[f'calibrated {name}'].mean():.3f}" for name in METRICS[1:]]
+            own = key[0] == DEFAULT
+            cells += ["" if own else self._interval(key, metric) for metric in ("raw auroc", "calibrated r2")]
+            cells += [_percent(self.share(key, goal)) for goal in (KNOWN.name, EXPLICIT.name)]
+            if published is not None:
+                cells.append(f"{published:.4f}" if key == PUBLISHED_ROW and self.protocol == "rating" else "-")
+            rows.append(cells)
+        return rows
+
+    def _interval(self, key: Key, metric: str) -> str:
+        mean, half = self.difference(key, metric)
+        if self.redraws < FEWEST:
+            return f"{mean:+.3f}"
+        text = f"{mean:+.3f} ± {half:.3f}"
+        return f"**{text}**" if abs(mean) > half else text
+
+
+def _percent(share: float) -> str:
+    return "-" if np.isnan(share) else f"{share:.0%}"
+
+
+def markdown(results: Results, data: str, about: str = "") -> str:
+    """A table a protocol, with what the columns mean.  about: how the logs were made, a line."""
+    parts = []
+    for protocol in dict.fromkeys(result["protocol"] for result in results):
+        table = Table(results, protocol)
+        parts.append(
+            f"## {data}, protocol {protocol}, {table.redraws} redraws\n\n{markdown_table(table.rows(_of(data)))}"
+        )
+    notes = NOTES.format(
+        default=DEFAULT,
+        signals=table.signals,
+        level=1 - LEVEL,
+        count=table.comparisons,
+        candidates=table.candidates,
+        items=ITEMS,
+    )
+    return "\n\n".join([*parts, *([about] if about else []), notes, *([PUBLISHED_NOTE] if _of(data) else [])]) + "\n"
+
+
+def _of(data: str) -> float | None:
+    return PUBLISHED_MAE.get(data)
+
+
+def write_csv(results: Results, path: Path) -> None:
+    """A line a fit: protocol, redraw, method, signals, all metrics, candidate, seconds."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        kinds = [(kind, name) for kind in ("raw", "calibrated") for name in results[0]["raw"]]
+        own = ("protocol", "redraw", "method", "signals", "candidates", "candidate", "seconds")
+        writer.writerow([*own, *(f"{kind}_{name}" for kind, name in kinds)])
+        for result in results:
+            writer.writerow([*(result[name] for name in own), *(result[kind][name] for kind, name in kinds)])

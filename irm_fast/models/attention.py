@@ -1,0 +1,164 @@
+"""Which attention a backbone runs with: the fastest that its device, precision and kind allow.
+
+In a pack, sequences stand one after the other in one row of tokens, without padding; where they begin and end is told
+by `cu_seq_lens_q` (N + 1,) int32, as flash attention takes it. Each attends to itself alone.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+pass
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+FLASH = ("flash_attention_4", "flash_attention_3", "flash_attention_2")  # packages, the newest first
+PACKED = (*FLASH, "varlen")
+# Compute capabilities, the first number, of the devices that they are made for.
+_MAJORS = {"flash_attention_4": (9, 10), "flash_attention_3": (9,), "flash_attention_2": range(8, 13)}
+_REGISTERED = "irm_varlen"  # among the attention functions of transformers
+
+log = logging.getLogger(__name__)
+
+
+def set_attention(
+    model: PreTrainedModel,
+    wanted: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    unpackable: Callable[[], str | None],
+) -> str:
+    """Make `model` run with the attention that is wanted, and return its name.
+
+    wanted: one of `config.ATTENTIONS`. "auto" takes the first that can be had of flash attention 4, 3 and 2 (packages),
+    "varlen" (flash kernels inside torch on a GPU, grouped calls on a CPU), "sdpa" and "eager". Those in `PACKED`
+    take packed sequences, the others padded batches. device, dtype: where, and in what precision, it will compute.
+    unpackable: tells why this very model cannot take packs, None if it can; asked only where all else allows them.
+
+    Raises:
+        ValueError: what is wanted cannot be had, and why.
+    """
+    if wanted not in ATTENTIONS:
+        raise ValueError(f"attn: got {wanted!r}; expected one of {', '.join(ATTENTIONS)}")
+    reasons: dict[str, str] = {}
+    for name in ATTENTIONS[1:] if wanted == "auto" else (wanted,):
+        reason = obstacle(name, model, device, dtype)
+        # Only flash-attn can do softcap: there is nothing to try it with before the device is there.
+        if reason is None and name in PACKED and not _softcap(model.config.get_text_config()):
+            reason = unpackable()
+        if reason is None:
+            switch(model, name)
+            _tell(f"attention: {name}{''.join(f'; not {other}: {why}' for other, why in reasons.items())}")
+            return name
+        reasons[name] = reason
+    why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+    raise ValueError(f"attn: cannot be had: {why}; expected auto, or another")
+
+
+def switch(model: PreTrainedModel, name: str) -> None:
+    """Make `model` run with an attention by its name here or among transformers'."""
+    from irm_fast.models.backbone import quiet_transformers
+
+    own = _register() if name == "varlen" else name
+    with quiet_transformers():
+        model.set_attn_implementation(own)
+    if model.config._attn_implementation != own:  # transformers may take another one from its hub instead
+        raise ValueError(f"attn: got {name!r}, and {type(model).__name__} took {model.config._attn_implementation!r}")
+
+
+@cache
+def _tell(text: str) -> None:
+    """Log once: scoring chooses anew for every call."""
+    log.info(text)
+
+
+def obstacle(name: str, model: PreTrainedModel, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why `model` cannot run with an attention, or None if it can; arguments as of `set_attention`."""
+    kind, config = type(model).__name__, model.config.get_text_config()
+    if name == "eager":
+        return None
+    if name == "sdpa":
+        return None if model._supports_sdpa and not _softcap(config) else f"{kind} has none that is exact"
+    if (reason := _not_packable(config)) is not None:
+        return f"{kind} {reason}, which packs do not keep apart"
+    if name in FLASH:
+        if not model._supports_flash_attn:
+            return f"{kind} does not support it"
+        compatible = getattr(model, "_compatible_flash_implementations", None)
+        if compatible and name not in compatible:
+            return f"{kind} has its own kernels, {', '.join(compatible)}"
+        if not _installed(name):
+            return "its package is not installed"
+        if name == "flash_attention_4" and head_width(config) not in (64, 96, 128):
+            return f"heads of {head_width(config)} have no kernels"
+        return _no_flash(config, device, dtype, _MAJORS[name], takes_dropout=name == "flash_attention_2")
+    if not (model._supports_attention_backend and model._supports_sdpa) or _softcap(config):
+        return f"{kind} computes more than plain attention"
+    if device.type == "cpu":
+        return None
+    from irm_fast.models.varlen import TAKEN
+
+    if "window_size" not in TAKEN:
+        return "it needs torch.nn.attention.varlen, of torch 2.11 or later"
+    return _no_flash(config, device, dtype, range(8, 13), takes_dropout=False)
+
+
+def _no_flash(config: Any, device: torch.device, dtype: torch.dtype, majors: Any, takes_dropout: bool) -> str | None:
+    """What speaks against flash kernels that run on CUDA devices of these major versions."""
+    if device.type != "cuda":
+        return f"it needs a CUDA device, and this is {device.type}"
+    if dtype not in (torch.bfloat16, torch.float16):
+        return "it computes in bfloat16 only: set precision to bfloat16"
+    if torch.version.cuda and torch.cuda.get_device_capability(device)[0] not in majors:
+        return f"{torch.cuda.get_device_name(device)} has no kernels"
+    if not takes_dropout and getattr(config, "attention_dropout", None):
+        return "it knows no dropout, and attention_dropout is set"
+    width = head_width(config)
+    return None if width <= 256 and width % 8 == 0 else f"heads of {width} have no kernels"
+
+
+def head_width(config: Any) -> int:
+    """Of one attention head, from a text config of transformers."""
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+def _not_packable(config: Any) -> str | None:
+    """What in a model would carry something from one sequence of a pack to the next, whatever the attention."""
+    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    return f"has layers of the kind {', '.join(sorted(kinds))}" if kinds else None
+
+
+def _softcap(config: Any) -> bool:
+    """Whether attention scores are squashed, as in Gemma 2: flash-attn and eager attention alone can do it."""
+    return getattr(config, "attn_logit_softcapping", None) is not None
+
+
+def _installed(name: str) -> bool:
+    from transformers.utils import import_utils
+
+    check = getattr(import_utils, f"is_flash_attn_{name[-1]}_available", None)
+    return check is not None and bool(check())
+
+
+@cache
+def _register() -> str:
+    """Make `varlen_attention` known to transformers; returns its name there.
+
+    No mask function goes with it: transformers then makes no mask at all, and does not look at the position ids for
+    packs either, for which it would wait for the device in every forward pass.
+    """
+    from transformers import AttentionInterface
+
+    from irm_fast.models.varlen import varlen_attention
+
+    AttentionInterface.register(_REGISTERED, varlen_attention)
+    return _REGISTERED
+
+
+ATTENTIONS = ("auto", "flash_attention_4", "flash_attention_3", "flash_attention_2", "varlen", "sdpa", "eager")

@@ -1,0 +1,112 @@
+"""Tokens."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+from collections.abc import Sequence
+
+import numpy as np
+
+# For tokenizers without a chat template. Ends in EOS, as every template must: the reward is read there.
+DEFAULT_TEMPLATE = (
+    "{%- if bos_token and bos_token != eos_token -%}{{ bos_token }}{%- endif -%}"
+    "{%- for message in messages -%}"
+    "{{- message['role'] | capitalize + ': ' + message['content'] + ('' if loop.last else '\\n\\n') -}}"
+    "{%- endfor -%}{{- eos_token -}}"
+)
+
+
+CHUNK = 1000  # conversations rendered and tokenised at a time
+
+
+_SAMPLE = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
+
+
+def render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> str:
+    """The text of a conversation by the tokenizer's chat template.
+
+    Raises:
+        ValueError: the template rejects the conversation.
+    """
+    from jinja2 import TemplateError
+
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False))
+    except TemplateError as error:
+        roles = ", ".join(message["role"] for message in messages)
+        raise ValueError(f"the model's chat template rejects the roles {roles}: {error}") from error
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[list[dict[str, str]]], max_length: int
+) -> tuple[list[list[int]], int]:
+    """Token ids of each conversation, and how many were longer than `max_length` and lost their beginning.
+
+    The ids are those of `tokenizer.apply_chat_template(messages, tokenize=True)`; the last is always EOS.
+
+    Raises:
+        ValueError: the template rejects a conversation or does not end it in EOS.
+    """
+    if not conversations:
+        return [], 0
+    texts = [render(tokenizer, messages) for messages in conversations]
+    encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    for text, ids in zip(texts, encoded, strict=True):
+        if not ids or ids[-1] != tokenizer.eos_token_id:
+            raise ValueError(f"the model's chat template ends a text in {text[-40:]!r}; expected EOS there")
+    return [ids[-max_length:] for ids in encoded], sum(len(ids) > max_length for ids in encoded)
+
+
+def check_padding(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise ValueError where a sequence classifier could not tell the padding from the end of a text."""
+    pad, end = tokenizer.pad_token_id, tokenizer.eos_token_id
+    if pad is None:
+        raise ValueError("the tokenizer has no padding token; expected pad_token in tokenizer_config.json")
+    if pad == end:
+        raise ValueError(
+            f"the tokenizer pads with {tokenizer.pad_token!r}, the token that ends a text: the reward would be read "
+            "before it; expected another pad_token in tokenizer_config.json"
+        )
+
+
+def _set_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Sequence classifiers read the last token that is not padding: padding with EOS would hide the end."""
+    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
+        if tokenizer.unk_token_id not in (None, tokenizer.eos_token_id):
+            tokenizer.pad_token = tokenizer.unk_token
+        else:
+            tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
+    if len(tokenizer) > model.config.get_text_config().vocab_size:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    tokenizer.padding_side, tokenizer.truncation_side = "right", "left"
+    tokenizer.init_kwargs.update(padding_side="right", truncation_side="left")  # the saved files' source
+    for config in (model.config, model.config.get_text_config()):
+        config.pad_token_id = tokenizer.pad_token_id
+
+
+def _template_ending_in_eos(tokenizer: PreTrainedTokenizerBase) -> str:
+    own = tokenizer.get_chat_template() if tokenizer.chat_template else DEFAULT_TEMPLATE
+    trimmed = "{%- filter trim -%}" + own + "{%- endfilter -%}"
+    for template in (own, trimmed, trimmed + "{{- eos_token -}}"):
+        tokenizer.chat_template = template
+        ids = tokenizer(render(tokenizer, _SAMPLE), add_special_tokens=False)["input_ids"]
+        if ids and ids[-1] == tokenizer.eos_token_id:
+            return template
+    raise ValueError(f"the tokenizer does not read its EOS token {tokenizer.eos_token!r} as one token")
+
+
+def tokenise(
+    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[list[dict[str, str]]], max_length: int
+) -> tuple[list[np.ndarray], int]:
+    """Token ids of each conversation, int32, and how many lost their beginning; ValueError as `encode`."""
+    rows, truncated = [], 0
+    for start in range(0, len(conversations), CHUNK):
+        ids, longer = encode(tokenizer, conversations[start : start + CHUNK], max_length)
+        rows += [np.array(row, dtype=np.int32) for row in ids]
+        truncated += longer
+    return rows, truncated

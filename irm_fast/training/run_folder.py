@@ -1,0 +1,187 @@
+"""The output folder of a training run: new, interrupted, or finished."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import fields
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from irm_fast.data.log import Log
+from irm_fast.models.record import RECORD
+from irm_fast.training.config import TrainConfig
+
+SETTINGS, METRICS, CHECKPOINTS, DATA = "train.yaml", "metrics.jsonl", "checkpoints", "train_data.json"
+PLAN = "packs.json"  # among the checkpoints of a design
+_NO_RESULT = {"resume", "overwrite", "progress", "report_to", "output"}  # may differ when a run goes on
+_WHOLE = "checkpoint-*/trainer_state.json"  # a checkpoint that was written to its end: this comes last
+
+# What a run writes, with the names that transformers gives to models and tokenizers. Nothing else is ever deleted.
+_OWN_FOLDERS = (CHECKPOINTS, "additional_chat_templates")
+_OWN_FILES = (
+    *(SETTINGS, METRICS, DATA, RECORD),
+    *("embedding_model.safetensors", "embedding_model.json"),  # of EmbeddingRewardModel
+    *("propensity.safetensors", "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
+    *("config.json", "generation_config.json"),
+    *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "vocab.txt", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "chat_template.jinja"),
+)
+
+
+def describe(log: Log, heldout: Log | None) -> dict[str, Any]:
+    """What tells one set of logs from another: `rows`, and `sha256` of all that training and evaluation read."""
+    digest = hashlib.sha256()
+    logs = [part for part in (log, heldout) if part is not None]
+    for part in logs:
+        names = (part.signals, part.polarity, part.feature_names, part.user_ids)
+        for entry in (names, *zip(part.ids, part.messages, strict=True)):
+            digest.update(json.dumps(entry).encode() + b"\n")
+        for values in (part.feedback, part.preference, part.weight, part.propensity, part.features):
+            digest.update(b"none" if values is None else values.tobytes())
+    return {"rows": sum(map(len, logs)), "sha256": digest.hexdigest()}
+
+
+def check_output(config: TrainConfig, data: Mapping[str, Any]) -> None:
+    """See that a run may begin in the output folder, or go on there; writes nothing.
+
+    data: as `describe` gives it.
+
+    Raises:
+        ValueError: the folder is not empty and neither `resume` nor `overwrite` applies, it holds what no run
+            wrote, or a run cannot be resumed since its settings or its log were others.
+    """
+    folder = Path(config.output)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"output {folder}: is a file; expected a new or empty folder")
+    if not any(path.is_file() for path in folder.rglob("*")):  # transformers makes folders before a run can start
+        return
+    for name, source in (("data", config.data), ("model", config.model), ("embeddings", config.embeddings)):
+        path = Path(source).expanduser()
+        if source and path.exists() and path.resolve().is_relative_to(folder.resolve()):
+            raise ValueError(f"output {folder}: holds {name} {source}; expected a folder that the run does not read")
+    if not (folder / SETTINGS).is_file():
+        raise ValueError(f"output {folder}: not empty, and not by irm-fast; expected a new or empty folder")
+    if config.overwrite:
+        foreign = sorted(path.name for path in folder.iterdir() if not _is_own(path))
+        if foreign:
+            raise ValueError(
+                f"output {folder}: holds {foreign[0]!r}, not written by irm-fast; --overwrite does not delete it: "
+                "move it elsewhere, or choose another folder"
+            )
+        return
+    if (folder / RECORD).is_file():
+        raise ValueError(f"output {folder}: not empty, it holds a finished run; --overwrite deletes it")
+    if not config.resume:
+        choice = "--resume goes on with it, --overwrite starts anew"
+        raise ValueError(f"output {folder}: holds an interrupted run; {choice}")
+    _check_same(TrainConfig.load(folder / SETTINGS), config, folder)
+    _check_data(data, folder)
+
+
+def begin_run(config: TrainConfig, data: Mapping[str, Any]) -> None:
+    """Make the folder that `check_output` has passed, and write there the run's settings and what tells its log."""
+    folder = Path(config.output)
+    if config.overwrite and folder.is_dir():
+        for path in filter(_is_own, folder.iterdir()):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+    (folder / DATA).write_text(json.dumps(data) + "\n", encoding="utf-8")
+    config.save(folder / SETTINGS)
+
+
+def close_run(config: TrainConfig) -> None:
+    """Remove the checkpoints of a run that has written its model."""
+    shutil.rmtree(Path(config.output) / CHECKPOINTS)
+
+
+def can_resume(config: TrainConfig) -> bool:
+    """Whether the output folder holds a checkpoint from which an interrupted run can go on."""
+    folder = Path(config.output) / CHECKPOINTS
+    return any(any(folder.glob(pattern)) for pattern in (f"*/{_WHOLE}", f"*/model/{RECORD}"))
+
+
+def _is_own(path: Path) -> bool:
+    """Whether a run writes an entry of this name and kind."""
+    if path.is_symlink():
+        return False
+    if path.is_dir():
+        return path.name in _OWN_FOLDERS
+    return any(fnmatch(path.name, pattern) for pattern in _OWN_FILES)
+
+
+def _check_same(earlier: TrainConfig, config: TrainConfig, folder: Path) -> None:
+    for name in (f.name for f in fields(TrainConfig) if f.name not in _NO_RESULT):
+        was, now = getattr(earlier, name), getattr(config, name)
+        if was != now:
+            raise ValueError(
+                f"{name}: got {now!r}; the interrupted run in {folder} has {was!r}; "
+                "repeat its settings to resume it, or use --overwrite"
+            )
+
+
+def _check_data(data: Mapping[str, Any], folder: Path) -> None:
+    path = folder / DATA
+    try:
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: not readable, so the log cannot be compared: {error}; use --overwrite") from error
+    if earlier != data:
+        was, now = earlier.get("rows"), data["rows"]
+        change = f"{now} rows instead of {was}" if was != now else f"{now} rows as before, but other content"
+        raise ValueError(
+            f"data: the log has changed since the run in {folder} was interrupted: {change}; "
+            "bring back the log to resume it, or use --overwrite"
+        )
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint that was written to its end, or None."""
+    whole = [state.parent for state in folder.glob(_WHOLE)]
+    return str(max(whole, key=lambda path: int(path.name.rsplit("-", 1)[1]))) if whole else None
+
+
+def check_plan(folder: Path, plan: Mapping[str, Any]) -> None:
+    """Raise ValueError if the run that left a checkpoint in `folder` was to take its rows in another order.
+
+    plan: as of `PackSampler.plan`, kept by `keep_plan`.
+    """
+    path = folder / PLAN
+    if last_checkpoint(folder) is None or not path.is_file():
+        return
+    earlier = json.loads(path.read_text(encoding="utf-8"))
+    for name, now in plan.items():
+        if earlier.get(name) != now:
+            raise ValueError(
+                f"resume: {name}: got {now}; the interrupted run had {earlier.get(name)}, on which its order of rows "
+                "hangs; expected the same here, or --overwrite"
+            )
+
+
+def keep_plan(folder: Path, plan: Mapping[str, Any]) -> None:
+    """Write in what order the run whose checkpoints are in `folder` takes its rows."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / PLAN).write_text(json.dumps(plan) + "\n", encoding="utf-8")
+
+
+def write_metrics(path: Path, lines: list[Mapping[str, Any]], *, append: bool) -> None:
+    """Write JSON lines; NaN, which JSON does not know, as null."""
+    with path.open("a" if append else "w", encoding="utf-8") as file:
+        for line in lines:
+            file.write(json.dumps(plain(line)) + "\n")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a metrics file; none if there is no file."""
+    if not path.is_file():
+        return []
+    text = path.read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The mapping with None for NaN."""
+    return {key: None if value != value else value for key, value in values.items()}

@@ -1,0 +1,169 @@
+"""How fast a training runs: examples and tokens a second, padding, memory, and the use made of the device."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from statistics import median
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from irm_fast.models.attention import head_width
+from irm_fast.models.batches import Counts
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from irm_fast.models.reward_model import ImplicitRewardModel
+
+# Dense bfloat16 multiplications with float32 sums, operations a second, from NVIDIA's and AMD's data sheets (half of
+# what they state with sparsity). A device is the first whose words are all in its name: boards that differ stand first.
+PEAKS = {
+    "B300": 2.25e15,
+    "B200": 2.25e15,
+    "H200 NVL": 835e12,
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L40": 181e12,
+    "L4": 121e12,
+    "MI300X": 1307e12,
+}
+REPORTED = ("examples_per_second", "tokens_per_second", "non_padding", "peak_memory_gb", "mfu")
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """Operations a second that a device can do in bfloat16, or None where that is not known."""
+    if device.type != "cuda":
+        return None
+    words = set(re.split(r"[\s-]+", torch.cuda.get_device_name(device)))
+    return next((peak for name, peak in PEAKS.items() if words >= set(name.split())), None)
+
+
+def flops_of(model: ImplicitRewardModel) -> tuple[float, float] | None:
+    """Operations of a training step for each token, and for each squared length of a row; None for mixtures of experts.
+
+    Model operations in the usual count (PaLM, arXiv:2204.02311, appendix B): 6 for each weight of the backbone's
+    matrices and each token, none for the look-up of embeddings nor for activations that are computed again; for causal
+    attention half of 12 times its width, for each squared length; attention within a sliding window is left out.
+    """
+    config = model.classifier.config.get_text_config()
+    experts = [getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts")]
+    if any(np.max(count or 0) > 1 for count in experts):  # some families have a number for each layer
+        return None
+    looked_up = model.classifier.get_input_embeddings().weight
+    weights = sum(p.numel() for p in model.backbone.parameters() if p.dim() > 1 and p is not looked_up)
+    width = config.num_attention_heads * head_width(config)
+    default = "full_attention" if getattr(config, "sliding_window", None) is None else "sliding_attention"
+    kinds = getattr(config, "layer_types", None) or [default] * config.num_hidden_layers
+    return 6.0 * weights, 6.0 * kinds.count("full_attention") * width
+
+
+class Throughput:
+    """Counts what passes and the time it takes, between one report and the next.
+
+    flops: of `flops_of`, before the model is sharded.
+    """
+
+    def __init__(self, accelerator: Accelerator, flops: tuple[float, float] | None) -> None:
+        self.accelerator = accelerator
+        self.peak = peak_flops(accelerator.device) if accelerator.mixed_precision == "bf16" else None
+        self.flops = flops
+        self._restart()
+
+    def _restart(self) -> None:
+        self.start: float | None = None
+        self.sums = [0.0] * len(Counts._fields)
+        self.peak_memory = 0
+
+    def begin(self) -> None:
+        """A step is about to load its batches: start the clock, unless it runs."""
+        if self.start is None:
+            self.start = time.perf_counter()
+            self._reset_memory()
+
+    def add(self, counts: Counts) -> None:
+        """A batch is about to be computed."""
+        self.sums = [total + count for total, count in zip(self.sums, counts, strict=True)]
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Work that is not training: evaluation, checkpoints."""
+        self._synchronise()
+        before = time.perf_counter()
+        self.peak_memory = self._memory()
+        yield
+        self._reset_memory()
+        if self.start is not None:
+            self._synchronise()
+            self.start += time.perf_counter() - before
+
+    def report(self) -> dict[str, float]:
+        """Of all processes, since the last report. Every process has to ask; waits for the device.
+
+        `examples_per_second`, `tokens_per_second` (without padding), `non_padding`, the share of computed positions
+        that are tokens, `peak_memory_gb` of the fullest device (10^9 bytes; GPUs only), and `mfu`, model FLOP
+        utilisation, where the device's peak is known and the model's operations can be counted.
+        """
+        if self.start is None:
+            return {}
+        self._synchronise()
+        seconds, device = time.perf_counter() - self.start, self.accelerator.device
+        cuda = device.type == "cuda"
+        mine = torch.tensor([*self.sums, seconds, self._memory() / 1e9], dtype=torch.float32, device=device)
+        table = self.accelerator.gather(mine).reshape(-1, len(mine)).double().cpu()
+        examples, tokens, slots, squares = table[:, :4].sum(0).tolist()
+        seconds, memory = table[:, 4:].max(0).values.tolist()
+        self._restart()
+        result = {
+            "examples_per_second": examples / seconds,
+            "tokens_per_second": tokens / seconds,
+            "non_padding": tokens / max(1.0, slots),
+        }
+        if cuda:
+            result["peak_memory_gb"] = memory
+        if self.peak and self.flops:
+            done = self.flops[0] * tokens + self.flops[1] * squares
+            result["mfu"] = done / seconds / self.peak / len(table)
+        return result
+
+    def _memory(self) -> int:
+        """The most bytes that training held at once, since the last report."""
+        device = self.accelerator.device
+        return max(self.peak_memory, torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else 0
+
+    def _reset_memory(self) -> None:
+        if self.accelerator.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.accelerator.device)
+
+    def _synchronise(self) -> None:
+        if self.accelerator.device.type == "cuda":
+            torch.cuda.synchronize(self.accelerator.device)
+
+
+def typical(log_history: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """The median of each key of `Throughput.report` over the log entries of a run; empty if none has them."""
+    reports = [entry for entry in log_history if "tokens_per_second" in entry]
+    names = [name for name in REPORTED if all(name in report for report in reports)]
+    return {name: median(report[name] for report in reports) for name in names} if reports else {}
+
+
+def in_words(report: Mapping[str, float]) -> str:
+    """One line of a report, for people."""
+    parts = [
+        f"{report['examples_per_second']:,.1f} examples/s",
+        f"{report['tokens_per_second']:,.0f} tokens/s",
+        f"{report['non_padding']:.1%} of the computed positions are tokens",
+    ]
+    if "peak_memory_gb" in report:
+        parts.append(f"{report['peak_memory_gb']:.1f} GB at the peak")
+    if "mfu" in report:
+        parts.append(f"model FLOP utilisation {report['mfu']:.1%}")
+    return ", ".join(parts)

@@ -1,0 +1,276 @@
+"""The loop: transformers.Trainer under the implicit loss, with held-out likelihood as its judge."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import EvalLoopOutput
+
+from irm_fast.evaluation.evaluation import heldout_metrics
+from irm_fast.evaluation.scoring import action_rates, heldout_step, logit_inputs
+from irm_fast.models.batches import Collator
+from irm_fast.models.packing import PackSampler, by_length, check_budget
+from irm_fast.models.reward_model import ImplicitRewardModel
+from irm_fast.training.callbacks import EpochOfPacks, IsolationCheck, StratificationModel
+from irm_fast.training.config import TrainConfig
+from irm_fast.training.distributed import check_fsdp, check_same_lengths, prepare_fsdp
+from irm_fast.training.throughput import Throughput, flops_of
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+STRATIFICATION_FILE = "stratification.safetensors"
+
+
+def training_arguments(config: TrainConfig, folder: Path, *, evaluate: bool) -> TrainingArguments:
+    """The settings of transformers' loop; its checkpoints go to `folder`."""
+    interval = "epoch" if config.eval_steps is None else "steps"
+    steps = config.eval_steps or 500  # transformers' default, without effect where the interval is an epoch
+    return TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=config.epochs,
+        per_device_train_batch_size=config.rows_per_pass or 1,  # without effect: `PackSampler` decides
+        gradient_accumulation_steps=config.gradient_accumulation,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        warmup_steps=config.warmup_ratio,
+        bf16=config.precision == "bfloat16",
+        use_cpu=not torch.accelerator.is_available(),
+        seed=config.seed,
+        eval_strategy=interval if evaluate else "no",
+        eval_steps=steps,
+        save_strategy=interval,
+        save_steps=steps,
+        save_total_limit=1,
+        load_best_model_at_end=evaluate,
+        metric_for_best_model="eval_nll" if evaluate else None,
+        greater_is_better=False if evaluate else None,
+        logging_nan_inf_filter=False,  # a loss that is not a number must show
+        remove_unused_columns=False,
+        accelerator_config={  # packs come in whole rounds
+            "even_batches": False,
+            "non_blocking": torch.accelerator.is_available(),
+        },
+        torch_compile=config.compile,
+        fsdp=config.fsdp or None,  # type: ignore[arg-type]
+        fsdp_config={"state_dict_type": "SHARDED_STATE_DICT"} if config.fsdp else None,  # each process writes its own
+        ddp_find_unused_parameters=False,  # every parameter is used in every step
+        dataloader_pin_memory=torch.accelerator.is_available(),
+        disable_tqdm=not config.progress,
+        report_to=config.report_to,
+    )
+
+
+class ImplicitTrainer(Trainer):
+    """transformers.Trainer under the implicit loss, on packed rows where the model's attention takes them.
+
+    The loss is the sum over rows divided by the rows of the whole optimiser step, over micro-batches and
+    processes. Evaluation reports the keys of `heldout_metrics`, always of the marginal form: a likelihood.
+
+    model: within `ImplicitRewardModel.attention`. train_dataset, eval_dataset: as `batches.as_dataset` makes them.
+
+    Raises:
+        RuntimeError: one process sees several GPUs (`nn.DataParallel` would split batches and their mean), or the
+            processes have rows of different lengths; on training, rows of a pack that can see each other.
+        ValueError: a token budget that is smaller than a row, or a setting that FSDP does not go with.
+    """
+
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model: ImplicitRewardModel,
+        config: TrainConfig,
+        args: TrainingArguments,
+        train_dataset: Dataset,
+        eval_dataset: Dataset | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+    ) -> None:
+        if args.n_gpu > 1:
+            raise RuntimeError(
+                f"{args.n_gpu} GPUs in one process: start one process each, "
+                f"torchrun --nproc-per-node {args.n_gpu} -m irm_fast train ..., or set CUDA_VISIBLE_DEVICES=0"
+            )
+        check_fsdp(config, args.world_size)
+        self.core, self.config = model, config
+        self.packs = PackSampler(
+            train_dataset["length"],
+            rows=config.rows_per_pass,
+            tokens=config.token_budget,
+            processes=args.world_size,
+            micro_batches=args.gradient_accumulation_steps,
+            seed=args.seed,
+            epochs=config.epochs,
+            padded=not model.packed,
+        )
+        if eval_dataset is not None:
+            check_budget(np.array(eval_dataset["length"]), config.rows_per_pass, config.token_budget)
+        # About fifty entries. As a share of all steps, transformers would warn of it whenever a run is resumed.
+        args.logging_steps = max(1, round(0.02 * config.epochs * self.packs.steps))
+        flops = flops_of(model)
+        super().__init__(
+            model,
+            args,
+            data_collator=Collator(model.tokenizer.pad_token_id, packed=model.packed, filler=train_dataset[0]),
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            callbacks=callbacks,
+        )
+        check_same_lengths(self.accelerator, [train_dataset, eval_dataset])
+        self.throughput = Throughput(self.accelerator, flops)
+        self.stratifier: StratificationModel | None = None
+        if config.stratification != "current":
+            self.stratifier = StratificationModel(model, config)
+            self.add_callback(self.stratifier)
+        self.add_callback(EpochOfPacks(self.packs))
+        if model.packed:
+            self.add_callback(IsolationCheck(model, self.compute_loss_context_manager))
+        check_fsdp(config, args.world_size, self.is_fsdp_enabled)
+        if self.is_fsdp_enabled:
+            prepare_fsdp(self.accelerator, config)
+
+    def compute_loss(  # type: ignore[override]
+        self,
+        model: Any,
+        inputs: Mapping[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | None = None,
+    ) -> Any:
+        arguments = {name: value for name, value in inputs.items() if name != "row"}
+        loss = model(**arguments, stratification=self._stratification(inputs), normalizer=num_items_in_batch)
+        return (loss, {}) if return_outputs else loss
+
+    def _stratification(self, inputs: Mapping[str, Any]) -> Any:
+        """What the posterior of the stratified form comes from; None for the marginal form."""
+        if self.config.objective == "marginal":
+            return None
+        if self.stratifier is None:
+            return "current"
+        with torch.no_grad(), self.accelerator.autocast():
+            return self.stratifier.average(**logit_inputs(inputs))
+
+    def compute_loss_context_manager(self) -> Any:
+        """Mixed precision: accelerate wraps the model in it, but not under FSDP, see `prepare_fsdp`."""
+        return self.accelerator.autocast() if self.is_fsdp_enabled else super().compute_loss_context_manager()
+
+    def get_train_dataloader(self) -> DataLoader:
+        return self._loader(self.train_dataset, self.packs)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        dataset: Any = self.eval_dataset if eval_dataset is None else eval_dataset
+        rows, tokens = self.config.rows_per_pass, self.config.token_budget
+        packs = by_length(dataset["length"], rows=rows, tokens=tokens, processes=self.args.world_size)
+        return self._loader(dataset, packs)
+
+    def _loader(self, dataset: Any, packs: Any) -> DataLoader:
+        """Packs, which accelerate deals in turn to the processes."""
+        pinned = self.args.dataloader_pin_memory
+        return self.accelerator.prepare(
+            DataLoader(dataset, batch_sampler=packs, collate_fn=self.data_collator, pin_memory=pinned)
+        )
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list, Tensor]:
+        """The micro-batches of one optimiser step, and the rows in it for each process.
+
+        Gradients are averaged over processes: each divides its sum by the mean number of rows, not by the total.
+        """
+        self.throughput.begin()
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        counts = [batch.pop("counts") for batch in batches]
+        for count in counts:
+            self.throughput.add(count)
+        rows = torch.tensor(float(sum(count.examples for count in counts)), device=device)
+        return batches, self.accelerator.reduce(rows, reduction="mean")
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs |= self.throughput.report()
+        super().log(logs, start_time)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        with self.throughput.paused():
+            return super().evaluate(*args, **kwargs)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        # Each process asks whether the folder is there, to know the best checkpoint, before one has to make it.
+        Path(str(self.args.output_dir), f"checkpoint-{self.state.global_step}").mkdir(parents=True, exist_ok=True)
+        with self.throughput.paused():
+            super()._save_checkpoint(*args, **kwargs)
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """As transformers', which cannot gather packs: their numbers of rows differ between processes.
+
+        The predictions are (N, 2 + K): weighted loss, reward and propensity logits, in the data set's order.
+        """
+        model = self.model_wrapped.eval()
+        parts: list[np.ndarray] = []
+        for batch in dataloader:
+            with torch.no_grad(), self.compute_loss_context_manager():
+                losses, both = heldout_step(model, self.core, batch)
+            columns = (batch["row"], batch["weight"], losses, *both.T, *batch["feedback"].T)
+            parts.append(np.stack([column.cpu().double().numpy() for column in columns], axis=1))
+            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        table = np.concatenate(gather_object(parts))
+        table = table[table[:, 0] >= 0]  # without fillers
+        places = np.cumsum([1, 1, 1, 1 + self.core.spec.columns])
+        _, weight, loss, logits, feedback = np.split(table[np.argsort(table[:, 0])], places, axis=1)
+        rates = action_rates(self.core, logits.astype(np.float32))
+        metrics = heldout_metrics(self.core.spec.signals, loss[:, 0], weight[:, 0], rates, feedback)
+        named = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        predictions = np.concatenate([loss, weight, logits], axis=1)
+        return EvalLoopOutput(predictions=predictions, label_ids=feedback, metrics=named, num_samples=len(loss))
+
+    def heldout_predictions(self) -> np.ndarray:
+        """(3 + K, N): loss, weight and logits of the held-out rows, now, in the data set's order."""
+        return self.evaluation_loop(self.get_eval_dataloader(), "Prediction").predictions.T  # type: ignore[union-attr]
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """AdamW in which the few scalars of the heads have a rate of their own.
+
+        A backbone's small rate would not move them: Adam changes each by about the rate a step, while the
+        thousands of weights of a linear map move its output together.
+        """
+        if self.optimizer is None:
+            parameters = dict(self.core.named_parameters())
+            scalars = self.core.scalar_parameters()
+            decayed = set(self.get_decay_parameter_names(self.core)) - scalars
+            kind, settings = self.get_optimizer_cls_and_kwargs(self.args)
+            groups: list[dict[str, Any]] = [
+                {"params": decayed, "weight_decay": self.args.weight_decay},
+                {"params": parameters.keys() - decayed - scalars, "weight_decay": 0.0},
+                {"params": scalars, "weight_decay": 0.0, "lr": self.config.head_learning_rate},
+            ]
+            for group in groups:
+                names = group["params"]
+                group["params"] = [parameter for name, parameter in parameters.items() if name in names]
+            self.optimizer = kind(groups, **settings)
+        return self.optimizer
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.stratifier is not None and output_dir is not None:
+            save_file(self.stratifier.average.state_dict(), Path(output_dir) / STRATIFICATION_FILE)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.stratifier is not None:
+            state = load_file(Path(resume_from_checkpoint) / STRATIFICATION_FILE)
+            self.stratifier.average.load_state_dict(state)

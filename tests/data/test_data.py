@@ -1,0 +1,466 @@
+import gzip
+import json
+import math
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from irm_fast.cli.commands import app
+from irm_fast.data.log import group_rows, hold_out
+from irm_fast.data.read import DataError, read_log, signal_notes
+from irm_fast.data.validation import format_validation, validate
+
+
+def row(i=1, **fields):
+    """A good row of a log; a field given as `...` is left out."""
+    base = {"id": f"r{i}", "prompt": f"question {i}", "completion": f"answer {i}"}
+    base |= {"feedback": {"click": i % 2, "copy": 0}}
+    return {key: value for key, value in (base | fields).items() if value is not ...}
+
+
+def write(path, rows):
+    lines = [entry if isinstance(entry, str) else json.dumps(entry) for entry in rows]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def log_of(tmp_path):
+    def read(*rows, **options):
+        return read_log(write(tmp_path / "log.jsonl", rows), **options)
+
+    return read
+
+
+def with_row(**fields):
+    """A log whose third line has these fields."""
+    return [row(1), row(2), row(3, **fields), row(4)]
+
+
+LONE_SURROGATE = json.dumps(row(3, completion="\ud800"))
+USER = {"role": "user", "content": "x"}
+DEEP = '{"id": ' + "[" * 100_000
+
+# (rows of the file, line or None, field, fragments of the message)
+BAD = {
+    "broken JSON": (['{"id": "a", ', row(2)], 1, "json", ["column"]),
+    "deep JSON": ([row(1), DEEP], 2, "json", []),
+    "a number of 9999 digits": ([row(1), '{"weight": ' + "9" * 9999 + "}"], 2, "json", []),
+    "NaN in JSON": ([row(1), '{"id": "a", "weight": NaN}'], 2, "json", ["NaN", "finite"]),
+    "key twice": ([row(1), '{"id": "a", "id": "b"}'], 2, "id", ["twice"]),
+    "not an object": ([row(1), "[1, 2]"], 2, "row", ["[1, 2]", "object"]),
+    "unknown field": (with_row(fedback={}), 3, "fedback", ["unknown", "did you mean 'feedback'"]),
+    "prompt missing": (with_row(prompt=...), 3, "prompt", ["missing"]),
+    "prompt null": (with_row(prompt=None), 3, "prompt", ["missing"]),
+    "prompt empty": (with_row(prompt="  "), 3, "prompt", ["empty"]),
+    "prompt a number": (with_row(prompt=7), 3, "prompt", ["got 7"]),
+    "prompt an empty list": (with_row(prompt=[]), 3, "prompt", ["got []"]),
+    "completion missing": (with_row(completion=...), 3, "completion", ["missing"]),
+    "completion empty": (with_row(completion=" \n"), 3, "completion", ["empty"]),
+    "completion a list of users": (
+        with_row(completion=[USER]), 3, "completion", ["assistant"],
+    ),
+    "last message empty": (
+        with_row(prompt=[USER, {"role": "assistant", "content": ""}], completion=...),
+        3, "prompt", ["empty"],
+    ),
+    "two completions": (
+        with_row(prompt=[USER, {"role": "assistant", "content": "y"}]),
+        3, "prompt", ["beside a completion"],
+    ),
+    "role": (with_row(prompt=[{"role": "human", "content": "x"}]), 3, "prompt[0].role", ["'human'", "user"]),
+    "content": (with_row(prompt=[{"role": "user"}]), 3, "prompt[0].content", ["null"]),
+    "message": (with_row(prompt=["hi"]), 3, "prompt[0]", ["'hi'"]),
+    "message field": (
+        with_row(prompt=[{"role": "user", "content": "x", "tool": "y"}]), 3, "prompt[0].tool", ["unknown"],
+    ),
+    "lone surrogate": ([row(1), row(2), LONE_SURROGATE], 3, "completion", ["surrogate"]),
+    "two aliases": (with_row(response="x"), 3, "response", ["'completion'", "one of them"]),
+    "feedback a number": (with_row(feedback=1), 3, "feedback", ["got 1", "object"]),
+    "feedback 2": (with_row(feedback={"click": 2, "copy": 0}), 3, "feedback.click", ["got 2; expected 1, 0"]),
+    "feedback -1": (with_row(feedback={"click": -1, "copy": 0}), 3, "feedback.click", ["got -1"]),
+    "feedback text": (with_row(feedback={"click": "1", "copy": 0}), 3, "feedback.click", ["got '1'"]),
+    "feedback 0.5": (with_row(feedback={"click": 0.5, "copy": 0}), 3, "feedback.click", ["got 0.5"]),
+    "signal without a name": (with_row(feedback={"": 1}), 3, "feedback", ["not empty"]),
+    "nothing recorded": (with_row(feedback={"click": None, "copy": None}), 3, "feedback", ["no preference"]),
+    "no feedback": (with_row(feedback=...), 3, "feedback", ["nothing recorded"]),
+    "absent key": (
+        with_row(feedback={"click": 1}), 3, "feedback.copy", ["--absent silent", "--absent missing"],
+    ),
+    "no recorded 0": (
+        [row(1, feedback={"click": 1, "copy": 1}), row(2, feedback={"click": 0, "copy": None})],
+        None, "feedback.copy", ["not a single 0", "only the actions that happened"],
+    ),
+    "deep feedback": ([row(1), '{"feedback": ' + "[" * 500 + "]" * 500 + "}"], 2, "feedback", ["got [["]),
+    "two sides": (
+        with_row(feedback={"click": 1, "dislike": 1}), 3, "feedback", ["click, dislike", "misclick"],
+    ),
+    "against the preference": (
+        with_row(feedback={"click": 1, "copy": 0}, preference=0), 3, "feedback", ["click, preference 0"],
+    ),
+    "no action": (
+        [row(2), row(4)], None, "feedback", ["no action (1)", "no preference"],
+    ),
+    "id twice": (with_row(id="r1"), 3, "id", ["'r1'", "line 1"]),
+    "id a list": (with_row(id=[1]), 3, "id", ["got [1]"]),
+    "id true": (with_row(id=True), 3, "id", ["got true"]),
+    "id empty": (with_row(id=""), 3, "id", ["not empty"]),
+    "preference 2": (with_row(preference=2), 3, "preference", ["got 2"]),
+    "propensity 0": (with_row(propensity={"click": 0}), 3, "propensity.click", ["got 0", "above 0"]),
+    "propensity 1.5": (with_row(propensity={"click": 1.5}), 3, "propensity.click", ["got 1.5"]),
+    "propensity too small": (with_row(propensity={"click": 1e-50}), 3, "propensity.click", ["got 1e-50"]),
+    "propensity true": (with_row(propensity={"click": True}), 3, "propensity.click", ["got true"]),
+    "propensity of no signal": (
+        with_row(propensity={"clik": 0.5}), 3, "propensity.clik", ["did you mean 'click'"],
+    ),
+    "weight -1": (with_row(weight=-1), 3, "weight", ["got -1", "not negative"]),
+    "weight 1e999": ([row(1), row(2), '{"weight": 1e999}'], 3, "weight", ["got inf", "finite"]),
+    "weight beyond float32": (with_row(weight=1e39), 3, "weight", ["got 1e+39"]),
+    "weight true": (with_row(weight=True), 3, "weight", ["got true"]),
+    "weights all 0": ([row(1, weight=0), row(2, weight=0)], None, "weight", ["0 in every row"]),
+    "feature text": (with_row(features={"length": "long"}), 3, "features.length", ["got 'long'"]),
+    "feature true": (with_row(features={"code": True}), 3, "features.code", ["got true", "1 or 0"]),
+    "features in one row": (with_row(features={"length": 1}), 1, "features", ["none", "length"]),
+    "user": (with_row(user_id=1.5), 3, "user_id", ["got 1.5"]),
+    "session": (with_row(session_id={}), 3, "session_id", ["got {}"]),
+    "timestamp": (with_row(timestamp=[]), 3, "timestamp", ["got []"]),
+    "17 signals": ([row(1, feedback={f"s{k}": 0 for k in range(17)})], None, "feedback", ["17", "16"]),
+    "empty file": ([""], None, "file", ["empty"]),
+}  # fmt: skip
+
+# Every key twice, and many of them: no search may be quadratic.
+BAD["many keys twice"] = ([row(1), "{" + '"a": 1, ' * 100_000 + '"b": 2}'], 2, "a", ["twice"])
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_rows_are_named(tmp_path, name):
+    rows, line, field, fragments = BAD[name]
+    path = write(tmp_path / "log.jsonl", rows)
+    with pytest.raises(DataError) as raised:
+        read_log(path)
+    start = f"{path}:{line}: {field}: " if line else f"{path}: {field}: "
+    matching = [problem for problem in raised.value.problems if problem.startswith(start)]
+    assert len(matching) == 1, raised.value.problems
+    for fragment in fragments:
+        assert fragment in matching[0]
+    assert matching[0] in validate(path)["problems"]
+
+
+def test_all_problems_are_collected(tmp_path):
+    rows = [row(1, weight=-1, preference=3), row(2), "{", row(3, prompt=...)]
+    with pytest.raises(DataError) as raised:
+        read_log(write(tmp_path / "log.jsonl", rows))
+    assert [problem.split(": ")[:2] for problem in raised.value.problems] == [
+        [f"{tmp_path}/log.jsonl{where}", field]
+        for where, field in [
+            ("", "feedback"),
+            (":1", "preference"),
+            (":1", "weight"),
+            (":3", "json"),
+            (":4", "prompt"),
+        ]
+    ]
+
+
+def test_problems_are_capped_and_cut(tmp_path):
+    path = write(tmp_path / "log.jsonl", [row(i, weight=-1) for i in range(1500)])
+    with pytest.raises(DataError) as raised:
+        read_log(path)
+    assert len(raised.value.problems) == 1000 and raised.value.total == 1500
+    assert str(raised.value).count("\n") == 20 and "1480 more" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "fragment"),
+    [
+        ("absent.jsonl", None, "not found"),
+        ("log.csv", b"a,b", ".jsonl"),
+        ("log.json", b"[]", ".jsonl"),
+        ("log.parquet", b"nothing of that kind", "Parquet"),
+        ("log.jsonl.gz", b"no gzip", "cannot be read"),
+        ("log.jsonl.gz", gzip.compress(json.dumps(row()).encode() * 50)[:-12], "cannot be read"),
+        ("log.jsonl", b"", "empty"),
+        ("log.jsonl", b'{"id": "a\xff"}', "byte 10 is not UTF-8"),
+    ],
+)
+def test_bad_files_are_named(tmp_path, name, content, fragment):
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(DataError, match=fragment) as raised:
+        read_log(path)
+    assert str(path) in str(raised.value)
+
+
+def test_a_folder_is_an_error(tmp_path):
+    (tmp_path / "log.jsonl").mkdir()
+    with pytest.raises(DataError, match="folder"):
+        read_log(tmp_path / "log.jsonl")
+
+
+def test_arrays(log_of):
+    both, other = {"a": 0, "b": 0}, {"b": 2, "a": 3}
+    log = log_of(
+        row(1, feedback={"click": True, "dislike": 0}, weight=2, user_id=7, features={"a": 1, "b": -0.5}),
+        row(2, feedback={"dislike": 1.0, "click": None}, propensity={"click": 0.25}, features=other),
+        row(3, feedback=..., preference=1, id=..., features=both, timestamp="2026-01-01"),
+        row(4, feedback={"click": 0, "dislike": 0}, preference=None, features=both, session_id=3),
+    )
+    assert len(log) == 4 and log.ids == ["r1", "r2", "row-3", "r4"]
+    assert log.signals == ("click", "dislike") and log.polarity == (1, -1)
+    assert log.feedback.dtype == np.int8 and log.feedback.tolist() == [[1, 0], [-1, 1], [-1, -1], [0, 0]]
+    assert log.preference.dtype == np.int8 and log.preference.tolist() == [-1, -1, 1, -1]
+    assert log.weight.dtype == np.float32 and log.weight.tolist() == [2, 1, 1, 1]
+    assert log.propensity.dtype == np.float32 and log.propensity.shape == (4, 2)
+    assert log.propensity[1, 0] == 0.25 and np.isnan(log.propensity).sum() == 7
+    assert log.feature_names == ("a", "b") and log.features[:2].tolist() == [[1, -0.5], [3, 2]]
+    assert log.user_ids == ["7", None, None, None]
+    assert log.messages[0] == [
+        {"role": "user", "content": "question 1"},
+        {"role": "assistant", "content": "answer 1"},
+    ]
+
+
+def test_optional_columns_are_none(log_of):
+    log = log_of(row(1), row(2))
+    assert log.weight is log.propensity is log.features is log.user_ids is None and log.feature_names == ()
+
+
+def test_preferences_alone(log_of):
+    log = log_of(row(1, feedback=..., preference=1), row(2, feedback=None, preference=0))
+    assert log.signals == () and log.feedback.shape == (2, 0) and log.preference.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(("absent", "fill"), [("silent", 0), ("missing", -1)])
+def test_absent_keys(log_of, absent, fill):
+    rows = [
+        row(1, feedback={"click": 1}),
+        row(2, feedback={"copy": 0, "click": 0}),
+        row(3, feedback={}, preference=1),
+        row(4, feedback={"copy": None}, preference=1),
+        row(5, feedback=..., preference=1),
+    ]
+    log = log_of(*rows, absent=absent)
+    assert log.feedback.tolist() == [[1, fill], [0, 0], [fill, fill], [fill, -1], [-1, -1]]
+
+
+def test_silent_reads_a_log_of_actions_that_happened(log_of):
+    log = log_of(row(1, feedback={"click": 1}), row(2, feedback={}), absent="silent")
+    assert log.feedback.tolist() == [[1], [0]]
+    with pytest.raises(DataError, match=r"log\.jsonl:2: feedback: nothing recorded"):
+        log_of(row(1, feedback={"click": 1}), row(2, feedback={}), absent="missing")
+
+
+def test_absent_is_checked(log_of):
+    with pytest.raises(ValueError, match="absent: got 'zero'"):
+        log_of(row(1), absent="zero")
+
+
+def test_polarity(log_of):
+    names = ["thumbs_down", "regenerate", "dislike", "downvote", "report", "Thumbs-Down", "like", "reports"]
+    declared = {"report": 1, "like": -1}
+    log = log_of(row(1, feedback=dict.fromkeys(names, 0), preference=1), polarity=declared)
+    assert log.polarity == (-1, -1, -1, -1, 1, -1, -1, 1)
+
+
+def test_polarity_is_checked(log_of):
+    for sign in (0, 2, "+", True):
+        with pytest.raises(ValueError, match=r"polarity: got .* for 'click'; expected 1 or -1"):
+            log_of(row(1), row(2), polarity={"click": sign})
+    with pytest.raises(DataError, match="polarity: the log has no signal 'clik'; did you mean 'click'"):
+        log_of(row(1), row(2), polarity={"clik": 1})
+
+
+def test_misclick_allows_contradictions(log_of):
+    rows = [row(1, preference=0), row(2, feedback={"click": 1, "copy": 1}), row(4, preference=1)]
+    with pytest.raises(DataError) as raised:
+        log_of(*rows, polarity={"copy": -1})
+    assert raised.value.total == 2
+    assert len(log_of(*rows, polarity={"copy": -1}, misclick=True)) == 3
+
+
+def test_gzip_bom_blank_lines_and_carriage_returns(tmp_path):
+    text = "\ufeff" + json.dumps(row(1)) + "\r\n\r\n" + json.dumps(row(2, id=...)) + "\r\n"
+    path = tmp_path / "log.jsonl.gz"
+    path.write_bytes(gzip.compress(text.encode()))
+    assert read_log(path).ids == ["r1", "row-3"]
+
+
+def test_parquet_is_read_as_jsonl_is(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    rows = [
+        row(1, feedback={"click": 1, "copy": None}, weight=2.0, propensity={"click": 0.5}, user_id="u"),
+        row(2, prompt="q", weight=None, user_id=None),
+        row(4, feedback=None, preference=1),
+    ]
+    path = tmp_path / "log[1].parquet"
+    pyarrow.parquet.write_table(pa.Table.from_pylist([{"preference": None} | entry for entry in rows]), path)
+    one, other = read_log(path), read_log(write(tmp_path / "log.jsonl", rows))
+    assert one.messages == other.messages and one.ids == other.ids and one.user_ids == other.user_ids
+    for name in ("feedback", "preference", "weight", "propensity"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+
+
+def test_parquet_errors_name_the_row(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    rows = [row(1, weight=1.0), row(2, weight=math.nan), row(3, weight=1.0)]
+    path = tmp_path / "log.parquet"
+    pyarrow.parquet.write_table(pa.Table.from_pylist(rows), path)
+    with pytest.raises(DataError, match=r"log\.parquet:2: weight: got nan"):
+        read_log(path)
+    pyarrow.parquet.write_table(pa.Table.from_pylist(rows).slice(0, 0), path)
+    with pytest.raises(DataError, match=r"log\.parquet: file: empty"):
+        read_log(path)
+
+
+def test_subset(log_of):
+    log = log_of(*[row(i, weight=i, features={"a": i}, user_id=i) for i in range(6)])
+    for index in (np.array([4, 1]), np.array([False, True, False, False, True, False])):
+        part = log.subset(index)
+        assert sorted(part.ids) == ["r1", "r4"]
+        assert part.weight.tolist() == part.features[:, 0].tolist() == [int(name) for name in part.user_ids]
+        assert [turns[0]["content"][-1] for turns in part.messages] == part.user_ids
+        assert part.feedback.shape == (2, 2) and len(part.preference) == 2
+
+
+def test_split_keeps_prompts_and_users_together(log_of):
+    rng = np.random.default_rng(0)
+    prompts, users = rng.integers(0, 150, 300), rng.integers(0, 60, 300)
+    rows = [row(i, prompt=f"q{prompts[i]}", user_id=int(users[i])) for i in range(300)]
+    log = log_of(*rows)
+    with pytest.warns(UserWarning, match="split by prompt alone"):  # chance ties most rows together here
+        train, held = log.split(0.2, seed=1)
+    assert not {m[0]["content"] for m in train.messages} & {m[0]["content"] for m in held.messages}
+
+    log = log_of(*[entry | {"user_id": f"u{prompts[i] // 3}"} for i, entry in enumerate(rows)])
+    train, held = log.split(0.2, seed=1)
+    assert not set(train.user_ids) & set(held.user_ids)
+    assert not {m[0]["content"] for m in train.messages} & {m[0]["content"] for m in held.messages}
+    assert sorted(train.ids + held.ids) == sorted(log.ids) and 50 <= len(held) <= 60
+    assert held.ids == log.split(0.2, seed=1)[1].ids != log.split(0.2, seed=2)[1].ids
+
+
+def test_split_that_cannot_be(log_of):
+    log = log_of(*[row(i, prompt="the same") for i in range(10)])
+    with pytest.raises(ValueError, match="one prompt"):
+        log.split(0.1, seed=0)
+    with pytest.raises(ValueError, match="fraction"):
+        log.split(1.5, seed=0)
+
+
+def test_group_rows():
+    groups = group_rows(["a", "b", "a", None, None], [None, 1, None, 1, 2])
+    assert groups[0] == groups[2] and groups[1] == groups[3] and len(set(groups.tolist())) == 3
+
+
+@pytest.mark.parametrize("fraction", [0.001, 0.3, 0.5, 0.999])
+def test_hold_out_leaves_both_sides(fraction):
+    groups = np.repeat(np.arange(7), 3)
+    held = hold_out(groups, fraction, seed=3)
+    assert 0 < held.sum() < len(held)
+    assert all(len(set(held[groups == g].tolist())) == 1 for g in range(7))
+    if 0.2 < fraction < 0.8:
+        assert abs(held.mean() - fraction) <= 3 / 21
+
+
+def test_validate(tmp_path):
+    rows = [
+        row(1, user_id="u"),
+        row(2, user_id="u", prompt="question 1", completion="answer 1"),
+        row(3, id="r1", user_id="v"),
+        row(4, feedback={"click": None, "copy": 1, "dislike": 1}),
+        row(5, weight=-1),
+        row(6, feedback={"click": 0}, preference=1),
+    ]
+    report = validate(write(tmp_path / "log.jsonl", rows))
+    assert json.loads(json.dumps(report)) == report
+    assert report["rows"] == 6 and report["valid_rows"] == 5
+    assert report["signals"]["click"] == {
+        "polarity": 1, "acted": 2, "silent": 2, "missing": 1, "absent": 0, "rate": 0.5,
+    }  # fmt: skip
+    assert report["signals"]["copy"]["absent"] == 1
+    assert report["signals"]["dislike"]["polarity"] == -1
+    assert report["rows_with_preference"] == report["preferred"] == 1
+    assert report["contradictions"] == report["duplicate_ids"] == report["duplicate_texts"] == 1
+    assert report["users"] == 2 and report["rows_per_user"] == {"min": 1, "median": 1.5, "max": 2}
+    fields = [problem.split(": ")[1] for problem in report["problems"]]
+    assert sorted(fields) == [
+        "feedback", "feedback.copy", "feedback.dislike", "feedback.dislike", "id", "weight",
+    ]  # fmt: skip
+    text = format_validation(report)
+    assert "click" in text and "50.00%" in text and "problems: 6" in text
+    assert report["problems"][-1] in text
+
+
+def test_validate_a_good_log(tmp_path):
+    report = validate(write(tmp_path / "log.jsonl", [row(1), row(2)]))
+    assert report["problems"] == [] and report["rows_per_user"] is None
+    assert "no problems found" in format_validation(report)
+
+
+def test_validate_an_empty_file(tmp_path):
+    report = validate(write(tmp_path / "log.jsonl", []))
+    assert report["rows"] == 0 and "empty" in format_validation(report)
+    with pytest.raises(DataError, match="not found"):
+        validate(tmp_path / "absent.jsonl")
+
+
+def test_signal_notes(log_of):
+    def rows(*columns):
+        table = zip(*(6 * column for column in columns), strict=True)  # five actions a column make the 30 needed
+        return [row(i, feedback=dict(zip("abc", entry, strict=False)), preference=1) for i, entry in enumerate(table)]
+
+    outer, inner = [1] * 6 + [0] * 4, [1] * 5 + [0] * 5
+    assert signal_notes(log_of(*rows(outer, inner[::-1]))) == []
+    assert signal_notes(log_of(*rows(outer, [1] * 4 + [0] * 6))) == [], "24 actions are too few"
+    [note] = signal_notes(log_of(*rows(inner, outer)))
+    assert note.startswith("a acts only where b acts (30 times): independence given the response cannot hold")
+    [same] = signal_notes(log_of(*rows(outer, outer)))
+    assert same.startswith("a and b act in the same rows (36 times)")
+    # Where the other is not recorded, nothing is known of it.
+    assert len(signal_notes(log_of(*rows([1] * 6 + [0, 0, 0, 1], [1] * 8 + [0, None])))) == 1
+    dead, *nested = signal_notes(log_of(*rows(inner, [0] * 10, outer)))
+    assert dead == "b: never acts: it says nothing, and train leaves it out" and len(nested) == 1
+    assert signal_notes(log_of(row(1, feedback=..., preference=1))) == []
+
+
+def test_notes_are_no_problems(tmp_path):
+    path = write(tmp_path / "log.jsonl", [row(1), row(2)])
+    report = validate(path)
+    assert report["problem_count"] == 0 and [note.split(":")[0] for note in report["notes"]] == ["copy"]
+    assert "note: copy: never acts" in format_validation(report)
+    result = CliRunner().invoke(app, ["validate", str(path)])
+    assert result.exit_code == 0 and "note: copy: never acts" in result.stdout
+
+
+def test_the_command_allows_misclicks(tmp_path):
+    path = write(tmp_path / "log.jsonl", [row(1, preference=0), row(2)])
+    assert CliRunner().invoke(app, ["validate", str(path)]).exit_code == 1
+    result = CliRunner().invoke(app, ["validate", str(path), "--misclick"])
+    assert result.exit_code == 0 and "contradictions: 1 rows" in result.stdout
+
+
+def score_command(data, out):
+    return CliRunner().invoke(app, ["score", "--model", "nowhere", "--data", str(data), "--out", str(out)])
+
+
+def test_score_checks_its_output_first(tmp_path):
+    path = write(tmp_path / "log.jsonl", [row(1)])
+    before = path.read_bytes()
+    assert "is the input" in score_command(path, path).stderr and path.read_bytes() == before
+    assert "no such folder" in score_command(path, tmp_path / "none" / "out.jsonl").stderr
+
+
+def test_score_writes_null_for_nan(tmp_path, monkeypatch):
+    import irm_fast.evaluation
+
+    monkeypatch.setattr(irm_fast.evaluation, "load", lambda folder: None)
+    monkeypatch.setattr(irm_fast.evaluation, "score", lambda *_, **__: np.array([math.nan, 0.5]))
+    out = tmp_path / "out.jsonl"
+    assert score_command(write(tmp_path / "log.jsonl", [row(1), row(2)]), out).exit_code == 0
+    assert out.read_text().splitlines() == ['{"id": "r1", "reward": null}', '{"id": "r2", "reward": 0.5}']

@@ -1,0 +1,402 @@
+"""EmbeddingRewardModel as a scikit-learn estimator, its checks of what it is given, and its files."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+import irm_fast
+from irm_fast.embeddings.estimator import EmbeddingRewardModel
+from tests.embeddings.embedding_cases import SMALL_NETWORK, Case, make, model
+
+LABELS = "the check labels rows 1 and 2, or with words; feedback is 1 acted, 0 silent, -1 missing"
+REFUSED_CHECKS = {
+    "check_estimators_dtypes": LABELS,
+    "check_sample_weights_pandas_series": LABELS,
+    "check_sample_weights_not_an_array": LABELS,
+    "check_sample_weights_shape": LABELS,
+    "check_sample_weights_not_overwritten": LABELS,
+    "check_classifier_data_not_an_array": LABELS,
+    "check_classifiers_classes": LABELS,
+    "check_fit2d_1feature": LABELS,
+    "check_supervised_y_2d": "(N, 1) is one signal of (N, K), not a mistake to warn of",
+    "check_sample_weight_equivalence_on_dense_data": "a row repeated can stand in two folds, a row of weight 2 cannot",
+}
+
+
+@parametrize_with_checks(
+    [EmbeddingRewardModel((4,), n_folds=2, max_epochs=20, learning_rate=0.1, batch_size=64, device="cpu")],
+    expected_failed_checks=lambda _: REFUSED_CHECKS,
+    xfail_strict=True,
+)
+def test_scikit_learn_checks(estimator: Any, check: Callable) -> None:
+    check(estimator)
+
+
+@pytest.fixture(scope="module")
+def case() -> Case:
+    return make(600, 5)
+
+
+@pytest.fixture(scope="module")
+def fitted(case: Case) -> EmbeddingRewardModel:
+    return model().fit(case.x, case.feedback)
+
+
+# --- manners -------------------------------------------------------------------------------------------------------
+
+
+def test_the_package_offers_it() -> None:
+    assert irm_fast.EmbeddingRewardModel is EmbeddingRewardModel
+    with pytest.raises(AttributeError, match="no attribute 'Embedding'"):
+        irm_fast.Embedding  # noqa: B018
+
+
+def test_parameters() -> None:
+    one = model(propensity="hidden", n_folds=3)
+    assert clone(one).get_params() == one.get_params()
+    assert one.set_params(n_folds=4).get_params()["n_folds"] == 4
+    with pytest.raises(NotFittedError):
+        one.predict(np.zeros((2, 3)))
+
+
+def test_pipeline_and_grid_search(case: Case) -> None:
+    pipeline = make_pipeline(StandardScaler(), model()).fit(case.x, case.feedback)
+    alone = model().fit(case.x, case.feedback)
+    np.testing.assert_allclose(pipeline.decision_function(case.x), alone.decision_function(case.x), atol=0.05)
+
+    def held_out(estimator: EmbeddingRewardModel, x: np.ndarray, y: np.ndarray) -> float:
+        return -estimator.held_out_nll_
+
+    search = GridSearchCV(model(n_folds=2), {"propensity": ["constant", "hidden"]}, scoring=held_out, cv=2)
+    search.fit(case.x, case.feedback)
+    assert search.best_params_ == {"propensity": "hidden"} and np.isfinite(search.cv_results_["mean_test_score"]).all()
+
+
+@pytest.mark.parametrize("settings", [{}, SMALL_NETWORK])
+def test_the_same_random_state_gives_the_same_bits(case: Case, settings: dict) -> None:
+    def fit(state: Any) -> np.ndarray:
+        return model(**settings, random_state=state).fit(case.x, case.feedback).decision_function(case.x)
+
+    first = fit(7)
+    torch.manual_seed(11)
+    np.testing.assert_array_equal(fit(7), first)
+    np.testing.assert_array_equal(fit(np.random.RandomState(7)), first)
+    assert (fit(8) != first).any()
+
+
+@pytest.mark.parametrize("settings", [{}, SMALL_NETWORK])
+def test_global_generators_are_left_alone(case: Case, settings: dict) -> None:
+    torch.manual_seed(3), np.random.seed(3)
+    expected = torch.rand(1).item(), np.random.rand()
+    torch.manual_seed(3), np.random.seed(3)
+    model(**settings).fit(case.x, case.feedback)
+    assert (torch.rand(1).item(), np.random.rand()) == expected
+
+
+def test_fit_leaves_its_arguments_alone(case: Case) -> None:
+    given = {"sample_weight": np.arange(600.0), "preference": np.full(600, -1), "propensity_features": case.m.copy()}
+    kept = {name: value.copy() for name, value in given.items()}
+    x, feedback = case.x.astype(np.float64), case.feedback.copy()
+    model().fit(x, feedback, **given)
+    np.testing.assert_array_equal(x, case.x), np.testing.assert_array_equal(feedback, case.feedback)
+    for name, value in kept.items():
+        np.testing.assert_array_equal(given[name], value)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        lambda x: x.astype(np.float64),
+        np.asfortranarray,
+        lambda x: np.repeat(x, 2, axis=0)[::2],
+        lambda x: x.tolist(),
+        lambda x: pytest.importorskip("pandas").DataFrame(x, columns=[f"e{i}" for i in range(x.shape[1])]),
+    ],
+    ids=["float64", "columns", "stride", "list", "frame"],
+)
+def test_embeddings_in_any_form(case: Case, fitted: EmbeddingRewardModel, layout: Callable) -> None:
+    x = layout(case.x)
+    other = model().fit(x, case.feedback)
+    np.testing.assert_allclose(other.decision_function(x), fitted.decision_function(case.x), atol=1e-5)
+
+
+def test_feedback_in_any_form(case: Case, fitted: EmbeddingRewardModel) -> None:
+    frame = pytest.importorskip("pandas").DataFrame(case.feedback, columns=["copy", "share"])
+    for feedback in (case.feedback.tolist(), case.feedback.astype(float), case.feedback == 1, frame):
+        other = model().fit(case.x, feedback)
+        np.testing.assert_array_equal(other.decision_function(case.x), fitted.decision_function(case.x))
+    one = [model().fit(case.x, y).decision_function(case.x) for y in (case.feedback[:, 0], case.feedback[:, :1])]
+    np.testing.assert_array_equal(*one)
+
+
+# --- predictions ---------------------------------------------------------------------------------------------------
+
+
+def test_predictions_agree(case: Case, fitted: EmbeddingRewardModel) -> None:
+    logit, proba = fitted.decision_function(case.x), fitted.predict_proba(case.x)
+    assert logit.shape == (600,) and proba.shape == (600, 2)
+    np.testing.assert_allclose(proba.sum(axis=1), 1, atol=1e-15)
+    np.testing.assert_allclose(proba[:, 1], 1 / (1 + np.exp(-logit.astype(float))), rtol=1e-12)
+    assert (np.diff(proba[np.argsort(logit), 1]) >= 0).all()
+    np.testing.assert_array_equal(fitted.predict(case.x), (logit > 0).astype(int))
+    assert 0 < fitted.predict(case.x).mean() < 1
+    m = fitted.predict_propensity(case.x)
+    assert m.shape == (600, 2) and (m > 0).all() and (m < 1).all()
+    far = model().fit(case.x, case.feedback).predict_proba(case.x * 1e4)
+    assert np.isfinite(far).all() and far.min() >= 0
+
+
+def test_coefficients_are_of_the_embeddings_as_given(case: Case) -> None:
+    x = case.x * [1, 10, 100, 0.1, 1] + [0, 3, 0, 2, 50]
+    one = model().fit(x, case.feedback)
+    assert one.coef_.shape == (5,) and isinstance(one.intercept_, float)
+    np.testing.assert_allclose(x @ one.coef_.astype(float) + one.intercept_, one.decision_function(x), atol=1e-4)
+
+
+def test_a_refit_forgets_the_coefficients(case: Case) -> None:
+    one = model().fit(case.x, case.feedback)
+    one.set_params(**SMALL_NETWORK).fit(case.x, case.feedback)
+    assert not one.is_linear_
+    for name in ("coef_", "intercept_"):
+        with pytest.raises(AttributeError, match=name):
+            getattr(one, name)
+
+
+def test_held_out_loss_is_of_rows_not_fitted_to() -> None:
+    """Pure noise: a fit to 60 rows of 60 features knows their labels, and no more than chance of rows held out."""
+    losses = []
+    for seed in range(5):
+        random = np.random.default_rng(seed)
+        x, labels = random.normal(size=(60, 60)), random.integers(0, 2, 60)
+        one = model().fit(x, np.empty((60, 0)), preference=labels)
+        losses.append([-np.log(one.predict_proba(x)[np.arange(60), labels]).mean(), one.held_out_nll_])
+    own, held_out = np.mean(losses, axis=0)
+    assert own < 0.63 < 0.67 < held_out
+
+
+def test_a_constant_column_has_no_say(case: Case, fitted: EmbeddingRewardModel) -> None:
+    wide = np.column_stack([case.x, np.full(600, 1234.567)])
+    one = model().fit(wide, case.feedback)
+    assert one.coef_[5] == 0
+    wide[:, 5] = 0
+    np.testing.assert_allclose(one.decision_function(wide), fitted.decision_function(case.x), atol=0.1)
+    assert np.isfinite(one.predict_propensity(wide)).all()
+
+
+# --- weights and groups --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("settings", [{}, {"estimator": "joint", "propensity": "hidden"}, SMALL_NETWORK])
+def test_rows_of_weight_0_are_as_good_as_absent(case: Case, fitted: EmbeddingRewardModel, settings: dict) -> None:
+    kept = np.arange(600) % 3 > 0
+    more = {"preference": np.where(case.g > 0.9, case.preferred, -1), "propensity_features": case.m, "users": None}
+    more["users"] = [f"user {i // 4}" for i in range(600)]
+    labels = more["preference"]
+    labels[case.feedback.any(axis=1) & kept] = -1
+    labels[np.flatnonzero(~kept & (case.feedback == 1).any(axis=1))] = 0  # contradictory, but without weight
+
+    def part(value: Any) -> Any:
+        return [v for v, keep in zip(value, kept, strict=True) if keep] if isinstance(value, list) else value[kept]
+
+    strange = np.where(kept[:, None], case.x, 1000 * case.x)
+    weighted = model(**settings).fit(strange, case.feedback, sample_weight=kept, **more)
+    absent = model(**settings).fit(part(case.x), part(case.feedback), **{k: part(v) for k, v in more.items()})
+    np.testing.assert_array_equal(weighted.decision_function(case.x), absent.decision_function(case.x))
+    np.testing.assert_array_equal(
+        weighted.predict_propensity(case.x, case.m), absent.predict_propensity(case.x, case.m)
+    )
+    assert weighted.held_out_nll_ == absent.held_out_nll_
+    assert str(weighted.diagnosis_) == str(absent.diagnosis_)
+
+
+def test_weights_shift_the_fit(case: Case) -> None:
+    """Where preferred rows weigh four times as much, the mean preference is that of a log with four times as many."""
+    weight = np.where(case.preferred, 4.0, 1.0)
+    labels = {"preference": case.preferred, "y": np.empty((600, 0))}
+    mean = model().fit(case.x, **labels, sample_weight=weight).predict_proba(case.x)[:, 1]
+    assert np.average(mean, weights=weight) == pytest.approx(np.average(case.preferred, weights=weight), abs=0.02)
+    heavy = model().fit(case.x, case.feedback, sample_weight=np.where(case.feedback[:, 0] == 1, 3.0, 1.0))
+    plain = model().fit(case.x, case.feedback)
+    assert (heavy.predict_propensity(case.x)[:, 0] > plain.predict_propensity(case.x)[:, 0] + 0.1).mean() > 0.9
+
+
+def test_rows_of_a_group_are_held_out_together(case: Case) -> None:
+    """Every row stands in the log five times, with one label of pure chance: only groups keep it from being guessed."""
+    random = np.random.default_rng(0)
+    x, labels = random.normal(size=(40, 30)), random.integers(0, 2, 40)
+    rows = np.repeat(np.arange(40), 5)
+    known = {"y": np.empty((200, 0)), "preference": labels[rows]}
+    alone, together, by_user = (
+        model().fit(x[rows], **known, **more).held_out_nll_ for more in ({}, {"groups": rows}, {"users": rows.tolist()})
+    )
+    assert alone < 0.5 < np.log(2) < together and by_user == together
+
+
+# --- refused -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"n_folds": 1}, "n_folds: got 1; expected a whole number from 2"),
+        ({"batch_size": 0}, "batch_size: got 0"),
+        ({"max_epochs": 2.5}, "max_epochs: got 2.5"),
+        ({"learning_rate": 0}, "learning_rate: got 0; expected a number above 0"),
+        ({"propensity_sd": -1}, "propensity_sd: got -1"),
+        ({"estimator": "two step"}, "estimator: got 'two step'; expected auto, two-step or joint"),
+        ({"hidden_layers": "big"}, "hidden_layers: got 'big'"),
+        ({"propensity": "free"}, "propensity: got 'free'; expected one of auto, constant, hidden, features, known"),
+        ({"propensity": ("hidden",)}, "propensity: got .*or 2 of them"),
+        ({"propensity": "known"}, "propensity: none given; the 'known' design"),
+        ({"propensity": "features"}, "propensity_features: none given"),
+        ({"polarity": (1, 0)}, "polarity: got .1, 0.; expected 1 or -1"),
+        ({"polarity": (1, 1, 1)}, "polarity: got .*; expected one number, or 2"),
+        ({"misclick_rate": 1.0}, "misclick_rate: got"),
+        ({"polarity": (1, -1)}, "row .* has evidence for both sides"),
+    ],
+)
+def test_settings_that_are_refused(case: Case, settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        model(**settings).fit(case.x, case.feedback)
+
+
+def changed(value: np.ndarray, number: float) -> np.ndarray:
+    value = value.astype(float)
+    value[3] = number
+    return value
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: {"X": changed(c.x, np.nan)}, "NaN"),
+        (lambda c: {"X": changed(c.x, np.inf)}, "infinity"),
+        (lambda c: {"y": c.feedback[1:]}, r"feedback: got shape \(599, 2\); expected \(600, 2\)"),
+        (lambda c: {"y": changed(c.feedback, 2)}, "feedback: Unknown label type: got .2"),
+        (lambda c: {"y": changed(c.feedback, np.nan)}, "feedback: Unknown label type"),
+        (lambda c: {"y": c.feedback * 0}, "only one class; expected actions"),
+        (lambda c: {"y": c.feedback[:, :, None]}, r"feedback: got shape \(600, 2, 1\)"),
+        (lambda c: {"propensity": changed(c.m, 0)}, r"propensity: got values outside \(0, 1\]"),
+        (lambda c: {"propensity": c.m[:, :1]}, "propensity: got shape"),
+        (lambda c: {"propensity_features": changed(c.m, np.nan)}, "propensity_features: got shape .* finite"),
+        (lambda c: {"preference": c.preferred[1:]}, "preference: got shape"),
+        (lambda c: {"preference": c.preferred * 0}, "evidence for both sides"),
+        (lambda c: {"sample_weight": np.ones(599)}, "sample_weight: got shape"),
+        (lambda c: {"sample_weight": changed(np.ones(600), -1)}, "sample_weight: got negative"),
+        (lambda c: {"sample_weight": np.zeros(600)}, "sample_weight"),
+        (lambda c: {"sample_weight": ~c.feedback.any(axis=1)}, "only one class; expected actions"),
+        (lambda c: {"users": ["a"] * 599}, "users: got 599; expected 600"),
+        (lambda c: {"groups": ["a"] * 600}, "groups: got 1 group"),
+    ],
+)
+def test_data_that_are_refused(case: Case, change: Callable, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        model().fit(**{"X": case.x, "y": case.feedback, **change(case)})
+
+
+def test_nan_stands_where_nothing_was_recorded(case: Case) -> None:
+    feedback, m = case.feedback.copy(), case.m.copy()
+    feedback[:100, 0], m[:100, 0] = -1, np.nan
+    assert np.isfinite(model(propensity="known").fit(case.x, feedback, propensity=m).coef_).all()
+    m[200, 1] = np.nan
+    with pytest.raises(ValueError, match="propensity: NaN where the feedback is recorded"):
+        model(propensity="known").fit(case.x, feedback, propensity=m)
+
+
+# --- files ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=["linear", "network", "features", "activity", "labels"])
+def saved(request: pytest.FixtureRequest, case: Case) -> tuple[EmbeddingRewardModel, dict]:
+    """A model of every form that is kept, and what its propensities read beside the embeddings."""
+    if request.param == "linear":
+        return model(propensity=("hidden", "constant"), polarity=(1, 1)).fit(case.x, case.feedback), {}
+    if request.param == "network":
+        return model(**SMALL_NETWORK).fit(case.x, case.feedback), {}
+    if request.param == "features":
+        features = {"propensity_features": case.m + 1}
+        return model(propensity=("hidden", "features")).fit(case.x, case.feedback, **features), features
+    if request.param == "labels":
+        return model().fit(case.x, np.empty((600, 0)), preference=case.preferred), {}
+    users = np.repeat(np.arange(300), 10)
+    active = make(3000, 5, activity=3 * np.random.default_rng(2).normal(size=300)[users])
+    return model(random_state=np.random.RandomState(0)).fit(active.x, active.feedback, users=users), {}
+
+
+def assert_equal(one: EmbeddingRewardModel, other: EmbeddingRewardModel, x: np.ndarray, features: dict) -> None:
+    np.testing.assert_array_equal(one.decision_function(x), other.decision_function(x))
+    np.testing.assert_array_equal(one.predict_propensity(x, **features), other.predict_propensity(x, **features))
+    for name in ("classes_", "n_features_in_", "propensity_designs_", "is_linear_", "held_out_nll_", "activity_"):
+        np.testing.assert_equal(getattr(one, name), getattr(other, name))
+    assert str(one.diagnosis_) == str(other.diagnosis_) and one.diagnosis_.to_dict() == other.diagnosis_.to_dict()
+    assert hasattr(one, "coef_") == hasattr(other, "coef_") == one.is_linear_
+    if one.is_linear_:
+        np.testing.assert_array_equal(one.coef_, other.coef_)
+        assert one.intercept_ == other.intercept_
+
+
+def test_saved_and_read(saved: tuple, case: Case, tmp_path: Path) -> None:
+    one, features = saved
+    one.save(tmp_path / "deep" / "folder")
+    other = EmbeddingRewardModel.load(tmp_path / "deep" / "folder")
+    assert_equal(one, other, case.x, features)
+    expected = {**one.get_params(), "random_state": 0 if one.random_state == 0 else None}
+    assert other.get_params() == expected
+    again = clone(other).fit(case.x, case.feedback, propensity_features=case.m)
+    assert again.decision_function(case.x).shape == (600,)
+    other.save(tmp_path)
+    assert_equal(one, EmbeddingRewardModel.load(tmp_path), case.x, features)
+
+
+def test_pickled(saved: tuple, case: Case) -> None:
+    one, features = saved
+    assert_equal(one, pickle.loads(pickle.dumps(one)), case.x, features)
+    assert len(pickle.dumps(one)) < 60_000  # the rows are not kept
+
+
+def test_the_activity_is_kept(saved: tuple) -> None:
+    assert (saved[0].activity_ is not None) == isinstance(saved[0].random_state, np.random.RandomState)
+
+
+def spoil_json(folder: Path, change: Callable[[dict], Any]) -> None:
+    record = json.loads((folder / "embedding_model.json").read_text())
+    change(record)
+    (folder / "embedding_model.json").write_text(json.dumps(record))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: (f / "embedding_model.json").unlink(), "not found; expected a folder that"),
+        (lambda f: (f / "embedding_model.json").write_text("{"), "damaged, not readable as JSON"),
+        (lambda f: (f / "embedding_model.json").write_text("[1]"), "damaged"),
+        (lambda f: spoil_json(f, lambda r: r.update(format=2)), "format: got 2; expected 1; upgrade irm-fast"),
+        (lambda f: spoil_json(f, lambda r: r.pop("fitted")), "damaged"),
+        (lambda f: spoil_json(f, lambda r: r["settings"].update(colour=1)), "damaged"),
+        (lambda f: spoil_json(f, lambda r: r["networks"].update(reward=[[5, 8, 1]])), "damaged"),
+        (lambda f: spoil_json(f, lambda r: r.update(fitted=[])), "damaged"),
+        (lambda f: spoil_json(f, lambda r: r.pop("diagnosis")), "damaged"),
+        (lambda f: (f / "embedding_model.safetensors").unlink(), "damaged"),
+        (lambda f: (f / "embedding_model.safetensors").write_bytes(b"12345678"), "damaged"),
+    ],
+)
+def test_damaged_files(fitted: EmbeddingRewardModel, damage: Callable, message: str, tmp_path: Path) -> None:
+    fitted.save(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(ValueError, match=message) as caught:
+        EmbeddingRewardModel.load(tmp_path)
+    assert str(tmp_path) in str(caught.value)

@@ -1,0 +1,101 @@
+"""The example of identification: its worlds are what they say, and a small part of it runs from end to end."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.special import logit
+
+from examples.identification import assumptions, worlds
+from examples.identification.compare import KNOWN, NAIVE, Method, measure, table
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_synthetic_world_draws_what_its_probabilities_say() -> None:
+    train, test = worlds.synthetic(40_000, 4000).draw(0)
+    assert train.X.shape == (40_000, 32) and test.X.shape == (4000, 32)
+    rate = train.g[:, None] * train.m
+    assert np.abs((train.feedback - rate).mean(axis=0)).max() < 0.01
+    assert np.abs(train.preference - train.g).mean() == pytest.approx(2 * (train.g * (1 - train.g)).mean(), abs=0.01)
+    both = (train.g * train.m.prod(axis=1)).mean()
+    assert train.feedback.all(axis=1).mean() == pytest.approx(both, abs=0.005)  # independent given the preference
+    assert not (train.feedback.any(axis=1) & (train.preference == 0)).any()
+
+
+def test_published_world_has_the_chances_it_claims_and_a_rating_that_the_signals_share() -> None:
+    world = worlds.published(20_000, 32)
+    preference, feedback = (
+        np.mean(many, axis=0) for many in zip(*map(world.truth, map(np.random.default_rng, range(40))), strict=True)
+    )
+    assert preference.mean() == pytest.approx(0.4, abs=0.01)  # two of five levels
+    for low, high in ((0.1, 0.4), (0.4, 0.7), (0.7, 1)):
+        part = (world.g > low) & (world.g <= high)
+        assert preference[part].mean() == pytest.approx(world.g[part].mean(), abs=0.01)
+        assert feedback[part, 0].mean() == pytest.approx((world.g * world.m[:, 0])[part].mean(), abs=0.01)
+    assert world.activity.mean() == pytest.approx(0.2) and world.activity[4] == pytest.approx(2 * world.activity[3])
+
+
+def test_text_world_meets_its_rates_and_ties_propensities_to_length() -> None:
+    rng = np.random.default_rng(0)
+    X, features = rng.normal(size=(4000, 70)).astype(np.float32), rng.normal(size=(4000, 5)).clip(-3, 3)
+    for reward in (worlds.smooth, worlds.quadratic):
+        world = worlds.on_text(X, features, reward, 4.0, test=1000)
+        assert world.g.mean() == pytest.approx(0.5, abs=1e-6)
+        assert (world.g[:, None] * world.m).mean(axis=0) == pytest.approx([0.13, 0.13], abs=1e-6)
+        assert np.polyfit(features[:, 0], logit(world.m[:, 0]), 1)[0] == pytest.approx(1.5)
+    train, test = world.sized(500).draw(3)
+    assert len(train.X) == 500 and len(test.X) == 1000
+    again = world.draw(3)[1]
+    assert np.array_equal(test.X, again.X) and not np.array_equal(test.X, world.draw(4)[1].X)
+
+
+def test_ties_between_signals() -> None:
+    _, _, free, users = assumptions.preferences_and_actions(5000, 0)
+    rng = np.random.default_rng(0)
+    tied = {how: assumptions.tie(free, how, rng) for how in assumptions.SIGNALS}
+    assert np.array_equal(tied["independent"], free)
+    assert not tied["one menu"].all(axis=1).any()
+    assert np.array_equal(tied["one menu"].any(axis=1), free.any(axis=1))  # a choice is made all the same
+    assert (tied["nested"][:, 1] <= tied["nested"][:, 0]).all() and tied["nested"][:, 1].any()
+    assert np.array_equal(*tied["duplicated"].T)
+    assert np.bincount(users).tolist() == [10] * 500
+
+
+def test_identification_pays_and_the_table_says_so() -> None:
+    world = worlds.synthetic(4000, 2000)
+    settings = {"hidden_layers": ()}
+    methods = [
+        Method(NAIVE, "any", settings),
+        Method("two-step", "actions", settings),
+        Method(KNOWN, "known", settings),
+    ]
+    results = {method.name: [measure(world, method, seed) for seed in (0, 1)] for method in methods}
+    naive, two_step, known = ([redraw["mae_g"] for redraw in redraws] for redraws in results.values())
+    assert max(two_step) < min(naive) and max(known) < min(naive)
+    last = [line.split("|")[-2].strip() for line in table(results).splitlines()]
+    assert last[0] == "closed" and last[2] == "0%" and last[4] == "100%" and 30 <= int(last[3].rstrip("%")) <= 130
+
+
+def test_small_run_from_end_to_end(tmp_path) -> None:
+    command = [sys.executable, "-m", "examples.identification", "--output", tmp_path, "--pictures", tmp_path, "--quick"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*map(str, command), "--redraws", "1", "--only", "signals tied"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "results.json").read_text())["signals tied"]
+    assert {redraw["verdict"] for redraw in found["duplicated"]} == {"contradicted"}
+    assert {redraw["verdict"] for redraw in found["independent"]} == {"conditional"}
+    drawn = sorted(path.name for path in tmp_path.glob("*.png"))
+    assert drawn == ["identification-one-signal.png", "identification-tied.png"]

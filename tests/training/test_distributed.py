@@ -1,0 +1,184 @@
+"""One process or several, one micro-batch or several, interrupted or not: the same steps on the same rows."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from irm_fast.models.reward_model import ImplicitRewardModel
+from irm_fast.training import distributed
+from irm_fast.training.config import TrainConfig
+from irm_fast.training.distributed import check_same_lengths, check_same_log
+
+ROWS = 78
+finished: dict[tuple, Run] = {}
+SCRIPT = Path(__file__).with_name("recorded_run.py")
+
+
+class Run:
+    """What a finished run left: parameters, logged losses, and the rows of each step."""
+
+    def __init__(self, config: TrainConfig, record: Path) -> None:
+        model = ImplicitRewardModel.load(config.output)
+        self.parameters = torch.cat([p.detach().flatten() for p in model.parameters()])
+        lines = list(map(json.loads, (Path(config.output) / "metrics.jsonl").read_text().splitlines()))
+        self.evaluations = [line["eval_nll"] for line in lines if "eval_nll" in line]
+        self.log = [line for line in lines if "loss" in line]
+        self.losses = torch.tensor([line["loss"] for line in self.log])
+        self.rows = Counter()
+        for path in record.parent.glob(f"{record.name}.*.jsonl"):
+            for step, rows, self.sharded in map(json.loads, path.read_text().splitlines()):
+                self.rows.update((step, row) for row in rows if row >= 0)
+
+    def rows_of_epoch(self, epoch: int, steps: int) -> list[int]:
+        return sorted(row for step, row in self.rows.elements() if step // steps == epoch)
+
+
+@pytest.fixture
+def start(make_log, make_config, tmp_path):
+    """A function that trains on the same log, by so many processes, and returns a `Run`; or dies at a step."""
+    log, data = make_log(ROWS), tmp_path / "log.jsonl"
+    with data.open("w") as file:
+        for name, turns, given in zip(log.ids, log.messages, log.feedback.tolist(), strict=True):
+            row = {"id": name, "messages": turns, "feedback": dict(zip(log.signals, given, strict=True))}
+            file.write(json.dumps(row) + "\n")
+
+    def run(name: str, processes: int = 1, kill_at: int = -1, launcher: tuple = (), **settings) -> Run:
+        key = (processes, launcher, *sorted(settings.items()))
+        if kill_at >= 0 or "resume" in settings:
+            return run_anew(name, processes, kill_at, launcher, **settings)
+        if key not in finished:  # the same for all tests
+            finished[key] = run_anew(name, processes, kill_at, launcher, **settings)
+        return finished[key]
+
+    def run_anew(name: str, processes: int, kill_at: int, launcher: tuple, optimizer: str = "sgd", **settings) -> Run:
+        config = make_config(name, data=str(data), epochs=4, validation_fraction=0, propensity="hidden")
+        config = replace(config, **settings)
+        config.save(tmp_path / f"{name}.yaml")
+        if processes > 1 and not launcher:
+            launcher = ("-m", "torch.distributed.run", "--nproc-per-node", str(processes))
+        arguments = [tmp_path / f"{name}.yaml", tmp_path / f"{name}.rows", optimizer, str(kill_at)]
+        command = [sys.executable, *launcher, SCRIPT, *arguments]
+        paths = [str(SCRIPT.parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        if kill_at >= 0:
+            assert done.returncode == (-signal.SIGKILL if processes == 1 else 1)
+            return None  # type: ignore[return-value]
+        assert done.returncode == 0, done.stderr
+        return Run(config, tmp_path / f"{name}.rows")
+
+    return run
+
+
+def same(one: Run, other: Run) -> None:
+    torch.testing.assert_close(one.losses, other.losses, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(one.parameters, other.parameters, rtol=0, atol=1e-6)
+
+
+def test_processes_and_micro_batches_do_not_change_a_step(start):
+    """Twenty steps of 16 rows, the last of each epoch of 14."""
+    one = start("one", batch_size=16)
+    two = start("two", processes=2, batch_size=8)
+    halves = start("halves", batch_size=8, gradient_accumulation=2)
+    padded = start("padded", batch_size=16, attn="sdpa")
+    assert len(one.losses) == 20
+    assert (one.losses[0] - one.losses[-1]).abs() > 1e-3
+    same(one, two)
+    same(one, halves)
+    assert one.rows == two.rows == halves.rows
+    assert one.rows != padded.rows  # there rows of similar length meet
+    for run in (one, two, halves, padded):
+        assert all(run.rows_of_epoch(epoch, 5) == list(range(ROWS)) for epoch in range(4))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_fsdp_computes_the_same(start, precision):
+    settings = {"processes": 2, "batch_size": 8} | ({} if precision == "float32" else {"precision": precision})
+    whole, sharded = start("whole", **settings), start("sharded", fsdp=True, **settings)
+    assert (whole.sharded, sharded.sharded) == (False, True)
+    if precision == "float32":
+        same(whole, sharded)
+    else:  # the norm of the gradient is summed in another order, and weights on the edge of bfloat16 fall either way
+        torch.testing.assert_close(whole.losses[:2], sharded.losses[:2], rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(whole.losses, sharded.losses, rtol=2e-2, atol=2e-2)
+
+
+def test_held_out_rows_over_processes(start):
+    """Their packs hold other numbers of rows on each process; the best checkpoint and the design follow from them."""
+    settings = {"validation_fraction": 0.25, "propensity": "auto", "epochs": 3}
+    one = start("one", batch_size=16, **settings)
+    sharded = start("sharded", processes=2, batch_size=8, fsdp=True, **settings)
+    same(one, sharded)
+    assert one.evaluations == pytest.approx(sharded.evaluations, rel=1e-6)
+    assert len(one.evaluations) == 6
+
+
+@pytest.mark.parametrize(("file", "sharded"), [("ddp", False), ("fsdp2", True)])
+def test_shipped_accelerate_configs(start, file, sharded):
+    path = SCRIPT.parents[2] / "examples" / "accelerate" / f"{file}.yaml"
+    launcher = ("-m", "accelerate.commands.launch", "--config_file", str(path), "--num_processes", "2")
+    launched = start("launched", launcher=launcher, batch_size=8, gradient_checkpointing=True)
+    assert launched.sharded == sharded
+    same(start("one", batch_size=16), launched)
+
+
+@pytest.mark.parametrize("fsdp", [False, True])
+def test_killed_and_resumed_on_two_processes(start, tmp_path, fsdp):
+    """Packs of a token budget under AdamW; the checkpoint is in the middle of an epoch."""
+    settings = {"token_budget": 500, "eval_steps": 3, "fsdp": fsdp, "optimizer": "own"}
+    settings |= {"token_budget": 250, "gradient_accumulation": 2} if fsdp else {}
+    whole = start("whole", processes=2, **settings)
+    start("cut", processes=2, kill_at=8, **settings)
+    before = [json.loads(line) for rank in (0, 1) for line in (tmp_path / f"cut.rows.{rank}.jsonl").open()]
+    assert max(step for step, *_ in before) == 7
+    for rank in (0, 1):  # the two steps after the checkpoint at 6 are done again
+        path = tmp_path / f"cut.rows.{rank}.jsonl"
+        kept = [line for line in path.read_text().splitlines(keepends=True) if json.loads(line)[0] < 6]
+        path.write_text("".join(kept))
+    resumed = start("cut", processes=2, resume=True, **settings)
+    assert resumed.rows == whole.rows
+    same(whole, resumed)
+    steps = len(whole.losses) // 4
+    assert steps % 3  # so that the checkpoint is not at an epoch's end
+    assert all(resumed.rows_of_epoch(epoch, steps) == list(range(ROWS)) for epoch in range(4))
+
+
+def test_token_budget_over_processes_or_micro_batches(start):
+    two = start("two", processes=2, token_budget=500)
+    halves = start("halves", gradient_accumulation=2, token_budget=500)
+    same(two, halves)
+    assert two.rows == halves.rows
+    speed = two.log[1]
+    assert speed["non_padding"] == 1
+    assert speed["tokens_per_second"] > speed["examples_per_second"] > 0
+    assert not {"mfu", "peak_memory_gb"} & speed.keys()
+
+
+def test_processes_that_read_different_logs(monkeypatch):
+    mine = {"rows": 40, "sha256": "a"}
+    check_same_log(mine)
+    monkeypatch.setattr(distributed, "gather_object", lambda own: [*own, {"rows": 40, "sha256": "b"}])
+    with pytest.raises(RuntimeError, match=r"different logs: process 0 has 40 rows, process 1 has 40, or others"):
+        check_same_log(mine)
+
+
+def test_processes_that_see_different_lengths():
+    def gather(mine):
+        return torch.cat([mine, torch.tensor([[40, 1, 3, 2]])])
+
+    accelerator = SimpleNamespace(device="cpu", gather=gather)
+    with pytest.raises(RuntimeError, match=r"process 0 has 2 and 0 .*process 1 has 40 and 3"):
+        check_same_lengths(accelerator, [{"length": [3, 4]}, None])
+    accelerator.gather = lambda mine: torch.cat([mine, mine])
+    check_same_lengths(accelerator, [{"length": [3, 4]}, None])

@@ -1,0 +1,215 @@
+"""Training on embeddings: checkpoints that equal the estimator, folders that are none, and what is refused."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from irm_fast.cli.commands import app
+from irm_fast.data.features import text_features
+from irm_fast.data.read import read_log
+from irm_fast.embeddings.embedder import Embedder, write_embeddings
+from irm_fast.embeddings.store import read_embeddings
+from irm_fast.embeddings.text_model import EmbeddedRewardModel
+from irm_fast.evaluation.evaluation import evaluate
+from irm_fast.evaluation.scoring import load, score
+from irm_fast.models.record import read_record
+from irm_fast.training.config import TrainConfig
+from irm_fast.training.on_embeddings import train_on_embeddings
+
+
+def run(*arguments: object, code: int = 0):
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == code, result.output + repr(result.exception)
+    return result
+
+
+@pytest.fixture(scope="module")
+def data(make_log, tmp_path_factory):
+    """A log of 400 rows, two signals that depend on one feature each way, and known propensities."""
+    path = tmp_path_factory.mktemp("data") / "log.jsonl"
+    log, rng = make_log(400), np.random.default_rng(1)
+    with path.open("w") as file:
+        for i, (question, answer) in enumerate(log.messages):
+            row = {"id": f"r{i}", "prompt": question["content"], "completion": answer["content"]}
+            row["feedback"] = dict(zip(log.signals, log.feedback[i].tolist(), strict=True))
+            row["propensity"] = dict.fromkeys(log.signals, 0.6)
+            row["features"] = {"position": int(rng.integers(4))}
+            file.write(json.dumps(row) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def vectors(data, tiny_model, tmp_path_factory):
+    """Paths of embeddings of the log by pooling."""
+    folder, log = tmp_path_factory.mktemp("vectors"), read_log(data)
+    paths = {}
+    for pooling in ("last", "mean"):
+        paths[pooling] = folder / f"{pooling}.safetensors"
+        write_embeddings(log.ids, log.messages, Embedder(tiny_model, pooling=pooling), paths[pooling])
+    return paths
+
+
+@pytest.fixture
+def settings(data, vectors, tmp_path):
+    """A function that makes settings for a quick training run on embeddings."""
+
+    def make(pooling: str = "last", **more) -> TrainConfig:
+        base = {"data": data, "embeddings": vectors[pooling], "output": tmp_path / "out", "hidden_layers": "linear"}
+        return TrainConfig.from_mapping({**base, "propensity": "constant", **more})
+
+    return make
+
+
+@pytest.mark.parametrize("design", ["constant", "hidden", "features", "known"])
+def test_checkpoint_equals_the_estimator(settings, vectors, data, tmp_path, design):
+    result = train_on_embeddings(settings(propensity=design))
+    model = result.model
+    assert model.is_checkpoint
+    assert result.design == design
+    saved, log = load(tmp_path / "out"), read_log(data)
+    inputs = read_embeddings(vectors["last"], log.ids, log.messages)
+    logit = model.estimator.decision_function(inputs)
+    assert np.std(logit) > 0.5
+    rewards = score(saved, log.messages)
+    np.testing.assert_allclose(rewards, logit - model.estimator.intercept_, rtol=1e-4, atol=1e-4)
+    assert float(saved.reward_bias.detach()) == pytest.approx(model.estimator.intercept_)
+    if design == "hidden":
+        features = text_features(log.messages)
+        assert model.estimator.predict_propensity(inputs, features).std(0).min() > 0.01
+    # Likelihood and action rates: the propensities are those of the estimator too.
+    losses, logits = model.predict(inputs, log)
+    metrics = evaluate(tmp_path / "out", data)
+    assert metrics["nll"] == pytest.approx(float(losses.mean()), rel=1e-4)
+    own, m = 1 / (1 + np.exp(-logits[:, :1])), 1 / (1 + np.exp(-logits[:, 1:]))
+    assert [metrics[f"{name}_predicted"] for name in log.signals] == pytest.approx((own * m).mean(0).tolist(), rel=1e-4)
+
+
+def test_checkpoint_is_an_ordinary_classifier(settings, data, tmp_path):
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    result = train_on_embeddings(settings())
+    log, folder = read_log(data), tmp_path / "out"
+    classifier, tokenizer = (
+        kind.from_pretrained(folder) for kind in (AutoModelForSequenceClassification, AutoTokenizer)
+    )
+    inputs = tokenizer.apply_chat_template(log.messages[:8], return_tensors="pt", return_dict=True, padding=True)
+    with torch.no_grad():
+        logits = classifier(**inputs).logits[:, 0]
+    np.testing.assert_allclose(logits, score(result.model, log.messages[:8]), rtol=1e-4, atol=1e-4)
+    record = read_record(folder)
+    assert record["diagnosis"]["kind"]
+    assert record["training"]["embeddings"].endswith("last.safetensors")
+    assert record["metrics"]["nll"] == pytest.approx(result.metrics["nll"])
+    assert record["max_length"] == 256
+
+
+@pytest.mark.parametrize("more", [{"pooling": "mean"}, {"hidden_layers": "8"}])
+def test_other_rewards_are_scored_by_the_same_commands(settings, data, tmp_path, more):
+    result = train_on_embeddings(settings(**more))
+    assert isinstance(result.model, EmbeddedRewardModel)
+    out, scores = tmp_path / "out", tmp_path / "scores.jsonl"
+    log = read_log(data)
+    run("score", "--model", out, "--data", data, "--out", scores)
+    rewards = [json.loads(line)["reward"] for line in scores.read_text().splitlines()]
+    vectors, _ = result.model.embedder.embed(log.messages)
+    np.testing.assert_allclose(rewards, result.model.estimator.decision_function(vectors), rtol=1e-4, atol=1e-4)
+    losses, _ = result.model.predict(vectors.numpy(), log)
+    metrics = json.loads(run("evaluate", "--model", out, "--data", data, "--json").stdout)
+    assert metrics["nll"] == pytest.approx(float(losses.mean()), rel=1e-4)
+    rated = tmp_path / "rated.jsonl"
+    rows = [{"prompt": q["content"], "completion": a["content"], "rating": len(a["content"])} for q, a in log.messages]
+    rated.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert json.loads(run("evaluate", "--model", out, "--data", rated, "--json").stdout)["n"] == 400
+    run("diagnose", "--data", data, "--model", out)
+
+
+def test_commands_from_log_to_scores(data, tiny_model, tmp_path):
+    vectors, out = tmp_path / "e.safetensors", tmp_path / "out"
+    run("embed", "--data", data, "--model", tiny_model, "--out", vectors)
+    command = ["train", "--data", data, "--embeddings", vectors, "--output", out, "--hidden-layers", "linear"]
+    trained = run(*command)
+    assert "held-out nll" in trained.stdout
+    assert "ordinary sequence classifier" in trained.stdout
+    assert "identified" in trained.stdout
+    assert "holds a finished run; --overwrite" in run(*command, code=2).stderr
+    run(*command, "--overwrite")
+    run("score", "--model", out, "--data", data, "--out", tmp_path / "scores.jsonl")
+
+
+def test_a_better_ranking_than_chance(settings, data):
+    """The text says which responses are good; embeddings of a random model hold some of it."""
+    result = train_on_embeddings(settings(propensity="auto", hidden_layers="auto"))
+    log = read_log(data)
+    good = np.array([answer["content"].startswith("good") for _, answer in log.messages])
+    rewards = score(result.model, log.messages)
+    assert (rewards[good][:, None] > rewards[~good]).mean() > 0.9
+
+
+def test_explicit_preferences_alone(data, vectors, settings, tmp_path):
+    log = read_log(data)
+    path = tmp_path / "labelled.jsonl"
+    with path.open("w") as file:
+        for name, (question, answer) in zip(log.ids, log.messages, strict=True):
+            row = {"id": name, "prompt": question["content"], "completion": answer["content"]}
+            file.write(json.dumps({**row, "preference": int(answer["content"].startswith("good"))}) + "\n")
+    result = train_on_embeddings(settings(data=path))
+    assert result.model.spec.signals == ()
+    assert result.metrics["nll"] < 0.6
+    assert evaluate(tmp_path / "out", path)["nll"] < 0.6
+
+
+def test_without_a_held_out_part(settings):
+    result = train_on_embeddings(settings(validation_fraction=0))
+    assert result.metrics == {}
+    assert result.diagnosis is not None
+
+
+def test_moved_and_changed_models(settings, tiny_model, tmp_path, save_llama, save_tokenizer):
+    import shutil
+
+    moved, other = tmp_path / "moved", tmp_path / "other"
+    shutil.copytree(tiny_model, moved)
+    save_llama(other, save_tokenizer(other), seed=3)
+    assert train_on_embeddings(settings(model=moved)).model.is_checkpoint
+    for name, words in ((other, "not those that made the embeddings"), (tmp_path / "gone", "no such folder")):
+        with pytest.raises(ValueError, match=words):
+            train_on_embeddings(settings(model=name, output=tmp_path / "again"))
+    assert not (tmp_path / "again").exists()
+
+
+def test_embeddings_of_another_log(settings, data, tmp_path):
+    changed = tmp_path / "changed.jsonl"
+    changed.write_text(data.read_text().replace("question 7 ", "question seven ", 1))
+    with pytest.raises(ValueError, match=r"no embedding of row 'r7'.*1 of 400"):
+        train_on_embeddings(settings(data=changed))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"epochs": 5}, "epochs: got 5, which has no effect with embeddings"),
+        ({"learning_rate": 1e-3}, "learning_rate"),
+        ({"resume": True}, "resume: got True"),
+        ({"hidden_layers": "wide"}, "hidden_layers: got 'wide'; expected auto, linear, or widths"),
+        ({"hidden_layers": "0"}, "hidden_layers: got '0'"),
+        ({"embeddings": "", "model": "m"}, "hidden_layers: got 'linear', which has no effect without embeddings"),
+    ],
+)
+def test_settings_without_effect_are_refused(settings, more, words):
+    with pytest.raises(ValueError, match=words):
+        settings(**more)
+
+
+def test_widths(settings):
+    assert [settings(hidden_layers=given).hidden_layers for given in (128, "128,64", [128, 64], "auto")] == [
+        "128",
+        "128,64",
+        "128,64",
+        "auto",
+    ]
+    assert replace(settings()).model == ""
