@@ -12,7 +12,6 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -20,12 +19,11 @@ from irm_fast.data.files import DataError, Problems, closest, read_rows, shown
 from irm_fast.data.log import Log
 from irm_fast.data.rated import Rated, read_rated
 from irm_fast.data.rows import LogRow, check_ids, log_row
-from irm_fast.data.signals import contradictions, signal_notes
+from irm_fast.data.signals import Absent, contradictions, signal_notes
 from irm_fast.losses.signal_tables import MAX_SIGNALS
 
 __all__ = ["DataError", "Log", "Rated", "read_log", "read_rated", "signal_notes"]
 
-Absent = Literal["error", "silent", "missing"]
 NEGATIVE_SIGNALS = {"thumbs_down", "regenerate", "dislike", "downvote", "report"}
 
 

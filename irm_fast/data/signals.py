@@ -1,16 +1,81 @@
-"""RewardSpec: what a log must have for it; its action rates; the one list of designs"""
+"""What a signal is to a reward model: its polarity, misclick rate and propensity design, and what a log must have."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import numpy as np
 
 from irm_fast.data.log import Log
 
-DESIGNS = ("auto", "constant", "hidden", "features", "known")
+if TYPE_CHECKING:  # config.py reads the designs from here, and help should not wait for torch
+    from torch import Tensor
+
+Design = Literal["constant", "hidden", "features", "known"]
+DesignChoice = Literal["auto", "constant", "hidden", "features", "known"]
+Absent = Literal["error", "silent", "missing"]  # the meaning of a feedback key that some rows lack
+DESIGNS: tuple[Design, ...] = get_args(Design)
+DESIGN_CHOICES: tuple[DesignChoice, ...] = get_args(DesignChoice)
+Numbers = TypeVar("Numbers", np.ndarray, "Tensor")
+
+
+@dataclass(frozen=True)
+class RewardSpec:
+    """What a reward model explains and how: all that rebuilds it beside its weights.
+
+    Args:
+        design: The propensity design, one of `DESIGNS`.
+        signals: Names of the K signals.
+        polarity: +1 or -1 for each signal.
+        misclick_rate: A rate in [0, 1) for each signal.
+        feature_names: Names of the features that the design `features` reads.
+        max_length: The number of tokens of a row, at most.
+    """
+
+    design: str
+    signals: tuple[str, ...] = ()
+    polarity: tuple[int, ...] = ()
+    misclick_rate: tuple[float, ...] = ()
+    feature_names: tuple[str, ...] = ()
+    max_length: int = 1024
+
+    @property
+    def columns(self) -> int:
+        """Columns of the propensity logits: one for each signal, or one that is always missing."""
+        return max(1, len(self.signals))
+
+    @property
+    def loss_options(self) -> dict[str, Any]:
+        """The keywords of `implicit_rm_loss` that belong to the signals rather than to a batch."""
+        return {"polarity": self.polarity, "misclick_rate": self.misclick_rate} if self.signals else {}
+
+    def action_rates(self, reward: Tensor, propensity: Tensor) -> Tensor:
+        """Predicted action rates (N, K), from reward logits (N,) and propensity logits (N, K)."""
+        sides, misclick_rate = reward.new_tensor(self.polarity or (1,)), reward.new_tensor(self.misclick_rate or (0,))
+        return action_rate((reward[:, None] * sides).sigmoid(), propensity.sigmoid(), misclick_rate)
+
+
+def action_rate(own: Numbers, propensity: Numbers, misclick_rate: Any) -> Numbers:
+    """The probability that a signal acts.
+
+    Args:
+        own: The probability that the preference is on the side that the signal speaks for.
+        propensity: The probability that an active user of that side acts.
+        misclick_rate: The share of it with which users of the other side act.
+    """
+    return propensity * (own + misclick_rate * (1 - own))
+
+
+def known_logits(propensity: Tensor) -> Tensor:
+    """Propensity logits, float32, of known probabilities in (0, 1].
+
+    A probability of 1 would have an infinite logit and gets that of 1 - 1e-12; NaN, which stands where the feedback is
+    missing, gets 0.
+    """
+    return propensity.double().clamp(max=1 - 1e-12).logit().float().nan_to_num(0.0)
 
 
 def align(log: Log, spec: RewardSpec) -> Log:
@@ -123,20 +188,3 @@ def signal_notes(log: Log) -> list[str]:
             what = f"{log.signals[inner]} acts only where {log.signals[outer]} acts"
         notes.append(f"{what} ({both[i, j]} times): independence given the response cannot hold: keep one of them")
     return notes
-
-
-@dataclass(frozen=True)
-class RewardSpec:
-    """What a reward model explains and how: all that rebuilds it beside its weights."""
-
-    design: str
-    signals: tuple[str, ...] = ()
-    polarity: tuple[int, ...] = ()
-    misclick_rate: tuple[float, ...] = ()
-    feature_names: tuple[str, ...] = ()
-    max_length: int = 1024
-
-    @property
-    def columns(self) -> int:
-        """Columns of the propensity logits: one for each signal, or one that is always missing."""
-        return max(1, len(self.signals))

@@ -11,6 +11,7 @@ import numpy as np
 from scipy.special import expit
 from scipy.stats import norm
 
+from irm_fast.data.signals import DESIGNS, action_rate
 from irm_fast.diagnostics import counts, residuals, text
 from irm_fast.diagnostics.calibration import logit, refit
 from irm_fast.diagnostics.counts import (
@@ -27,7 +28,6 @@ from irm_fast.diagnostics.counts import (
 from irm_fast.diagnostics.cross_row import CrossRow, cross_row_dependence
 from irm_fast.diagnostics.sensitivity import SharedActivity, rank_correlation, refit_agreement, sample, shared_activity
 
-DESIGNS = ("constant", "hidden", "features", "known")
 ACTIVITY = (0.5, 1.0, 2.0)  # standard deviations on the logit
 FOR_GOOD_FITS = ("inequality", "pairwise agreement", "third signal")
 USERS = 30  # with several rows; fewer decide nothing
@@ -211,7 +211,7 @@ def _with_predictions(log: Signals, reward: np.ndarray, propensity: np.ndarray, 
     predicted = np.isfinite(reward) & (np.isfinite(propensity) | (log.feedback < 0)).all(axis=1)
     m = np.where(np.isfinite(m), m, 0.5)  # of entries that are missing in the log as well
     rates = np.full(m.shape, np.nan)
-    raw = m * (own + log.misclick * (1 - own))
+    raw = action_rate(own, m, log.misclick)
     features = logit(np.column_stack([own[:, :1], m]))
     for k in range(m.shape[1]):
         recorded = predicted & (log.feedback[:, k] >= 0)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import chi2, norm, poisson
 
+from irm_fast.data.signals import action_rate
 from irm_fast.diagnostics.calibration import calibrate, logit, refit
 from irm_fast.diagnostics.counts import (
     ENOUGH,
@@ -194,7 +195,7 @@ def _given(log: Signals, first: int, others: list[int]) -> tuple[np.ndarray, np.
     m, own = part.propensity[:, index], part.own[:, first]  # type: ignore[index]
     e, f = part.misclick[index], part.feedback[:, index]
     pleased = own / (own + e[0] * (1 - own))  # P(own side | first acted)
-    expected = m[:, 1:] * (pleased[:, None] + e[1:] * (1 - pleased[:, None]))
+    expected = action_rate(pleased[:, None], m[:, 1:], e[1:])
     features = logit(np.column_stack([own, m]))
     rate = np.column_stack([refit(f[:, 1 + k], expected[:, k], features) for k in range(2)])
     explained = pleased * (1 - pleased) * (m[:, 1:] * (1 - e[1:])).prod(axis=1)
@@ -212,7 +213,7 @@ def calibration(log: Signals) -> Test:
         acted, own = log.feedback[rows, k], log.own[rows, k]
         if acted.sum() < ENOUGH:
             continue
-        found = calibrate(acted, log.propensity[rows, k] * (own + log.misclick[k] * (1 - own)))
+        found = calibrate(acted, action_rate(own, log.propensity[rows, k], log.misclick[k]))
         gap = np.abs(found.observed - found.predicted)
         worst = int(gap.argmax())
         tail = float(chi2.sf(found.statistic, len(gap)))

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from irm_fast.data.signals import action_rate
 from irm_fast.diagnostics.cross_row import cross_row_dependence
 from irm_fast.embeddings.evidence import Evidence
 from irm_fast.embeddings.observed import Observed
@@ -71,7 +72,7 @@ def measure(seen: Observed, reward: Tensor, propensity: Tensor) -> Activity | No
         return None
     own = torch.sigmoid(reward[:, None] * torch.tensor(seen.polarity, device=reward.device))
     misclick = torch.tensor(seen.misclick_rate, device=reward.device)
-    rates = torch.sigmoid(propensity) * (own + misclick * (1 - own))
+    rates = action_rate(own, torch.sigmoid(propensity), misclick)
     crossed = cross_row_dependence(seen.feedback, rates.double().cpu().numpy(), seen.users)
     if not crossed.z > SIGNIFICANT:
         return None

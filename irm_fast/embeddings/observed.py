@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from irm_fast.data.log import group_rows
-
-DESIGNS = ("auto", "constant", "hidden", "features", "known")
+from irm_fast.data.signals import DESIGN_CHOICES, known_logits
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,8 @@ class Observed:
     """N rows, K signals.
 
     feedback: (N, K) int8.  preference: (N,) int8, -1 unknown, or None.  weight: (N,) float32.  polarity,
-    misclick_rate: K.  designs: K of DESIGNS.  propensity: (N, K) float64 or None.  features: (N, F) float32 or None.
+    misclick_rate: K.  designs: K of DESIGN_CHOICES.  propensity: (N, K) float64 or None.
+    features: (N, F) float32 or None.
     groups: (N,) of names; rows of one group are held out together.  users: N names, None if unknown, or None at all.
     """
 
@@ -42,9 +43,7 @@ class Observed:
         known = np.array([design == "known" for design in self.designs])
         if self.propensity is None:
             return np.zeros(self.feedback.shape, np.float32)
-        # A propensity of 1 would have an infinite logit; NaN stands where the feedback is missing.
-        m = np.minimum(np.where(known & ~np.isnan(self.propensity), self.propensity, 0.5), 1 - 1e-12)
-        return (np.log(m) - np.log1p(-m)).astype(np.float32)
+        return known_logits(torch.from_numpy(np.where(known, self.propensity, np.nan))).numpy()
 
     def counted(self) -> Observed:
         """The rows whose weight is above 0."""
@@ -218,8 +217,10 @@ def _features(value: Any, rows: int) -> np.ndarray:
 
 def _designs(value: Any, signals: int) -> tuple[str, ...]:
     designs = (value,) * signals if isinstance(value, str) else tuple(value)
-    if len(designs) != signals or not set(designs) <= set(DESIGNS):
-        raise ValueError(f"propensity: got {value!r}; expected one of {', '.join(DESIGNS)}, or {signals} of them")
+    if len(designs) != signals or not set(designs) <= set(DESIGN_CHOICES):
+        raise ValueError(
+            f"propensity: got {value!r}; expected one of {', '.join(DESIGN_CHOICES)}, or {signals} of them"
+        )
     return designs
 
 

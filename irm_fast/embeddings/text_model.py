@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from irm_fast.data.features import text_features
-from irm_fast.data.signals import RewardSpec
+from irm_fast.data.signals import RewardSpec, known_logits
 from irm_fast.embeddings.embedder import Embedder
 from irm_fast.embeddings.store import Source
 from irm_fast.losses.implicit import implicit_rm_loss
@@ -52,15 +52,6 @@ class EmbeddedRewardModel:
         """() what to add to `rewards` before the sigmoid."""
         return torch.tensor(self.estimator.intercept_ if self.is_checkpoint else 0.0)
 
-    @property
-    def evidence(self) -> dict[str, Any]:
-        """As `ImplicitRewardModel.evidence`."""
-        return ImplicitRewardModel.evidence.fget(self)  # type: ignore[attr-defined, no-any-return]
-
-    def action_rates(self, reward: Tensor, propensity: Tensor) -> Tensor:
-        """As `ImplicitRewardModel.action_rates`, which reads nothing but the spec."""
-        return ImplicitRewardModel.action_rates(self, reward, propensity)  # type: ignore[arg-type]
-
     @cached_property
     def embedder(self) -> Embedder:
         """The language model. Raises ValueError if it does not load or its weights are others than in training."""
@@ -80,8 +71,7 @@ class EmbeddedRewardModel:
         """Weighted losses (N,) and logits (N, 1 + K), float32, of a log whose embeddings (N, D) are given."""
         reward = torch.as_tensor(self.estimator.decision_function(vectors), dtype=torch.float32)
         chance = log.propensity if self.spec.design == "known" else self._propensity(vectors, log)
-        # A propensity of 1 would have an infinite logit; NaN stands where the feedback is missing.
-        logits = torch.logit(torch.as_tensor(chance, dtype=torch.float64), eps=1e-12).float().nan_to_num(0.0)
+        logits = known_logits(torch.as_tensor(chance))
         missing = torch.full((len(log), 1), -1)  # the loss takes no empty signal axis
         loss = implicit_rm_loss(
             reward,
@@ -90,7 +80,7 @@ class EmbeddedRewardModel:
             preference=torch.from_numpy(log.preference),
             weight=torch.ones(len(log)) if log.weight is None else torch.from_numpy(log.weight),
             reduction="none",
-            **self.evidence,
+            **self.spec.loss_options,
         )
         return loss.numpy(), torch.cat([reward[:, None], logits], dim=1).numpy()
 

@@ -66,7 +66,7 @@ def predict_log(model: RewardModel, log: Log, batch_size: int) -> tuple[np.ndarr
 def action_rates(core: RewardModel, logits: np.ndarray) -> np.ndarray:
     """Predicted action rates (N, K) of logits (N, 1 + K), as of `heldout_step`."""
     values = torch.from_numpy(logits)
-    return core.action_rates(values[:, 0], values[:, 1:]).numpy()
+    return core.spec.action_rates(values[:, 0], values[:, 1:]).numpy()
 
 
 def heldout_step(model: Any, core: ImplicitRewardModel, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
@@ -82,7 +82,7 @@ def heldout_step(model: Any, core: ImplicitRewardModel, batch: Mapping[str, Any]
         preference=batch["preference"],
         weight=batch["weight"],
         reduction="none",
-        **core.evidence,
+        **core.spec.loss_options,
     )
     return loss, torch.cat([reward[:, None], propensity], dim=1)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from irm_fast.data.signals import RewardSpec
+from irm_fast.data.signals import RewardSpec, known_logits
 from irm_fast.losses.linear import linear_implicit_rm_loss
 
 
@@ -87,8 +87,7 @@ class KnownPropensity(nn.Module):
     def heads(self, propensity: Tensor | None, features: Tensor | None) -> dict[str, Tensor]:
         if propensity is None:
             raise ValueError("propensity: got none; a model of the 'known' design needs those of the log")
-        # A propensity of 1 would have an infinite logit; NaN stands where the feedback is missing.
-        return {"propensity_logits": torch.logit(propensity.double().clamp(max=1 - 1e-12)).float().nan_to_num(0.0)}
+        return {"propensity_logits": known_logits(propensity)}
 
 
 PROPENSITIES: dict[str, Any] = {

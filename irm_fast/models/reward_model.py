@@ -94,7 +94,7 @@ class ImplicitRewardModel(nn.Module):
             preference=preference,
             weight=weight,
             normalizer=normalizer,
-            **self.evidence,
+            **self.spec.loss_options,
         )
 
     @contextmanager
@@ -164,20 +164,6 @@ class ImplicitRewardModel(nn.Module):
     def propensity(self) -> nn.Module:
         """The propensity design of the heads."""
         return self.heads.propensity
-
-    @property
-    def evidence(self) -> dict[str, Any]:
-        """The keywords of `implicit_rm_loss` that belong to the signals rather than to a batch."""
-        if not self.spec.signals:
-            return {}
-        return {"polarity": self.spec.polarity, "misclick_rate": self.spec.misclick_rate}
-
-    def action_rates(self, reward: Tensor, propensity: Tensor) -> Tensor:
-        """P(signal k acts) (N, K), from reward logits (N,) and propensity logits (N, K)."""
-        sides = torch.tensor(self.spec.polarity or (1,), device=reward.device)
-        misclick = torch.tensor(self.spec.misclick_rate or (0.0,), device=reward.device)
-        own = torch.sigmoid(reward[:, None] * sides)
-        return torch.sigmoid(propensity) * (own + misclick * (1 - own))
 
     def scalar_parameters(self) -> set[str]:
         """Names of the heads' parameters that are not maps of the hidden state."""

@@ -8,11 +8,11 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from irm_fast.data.signals import DESIGNS
+from irm_fast.data.signals import DESIGN_CHOICES
 from irm_fast.models.attention import ATTENTIONS
 
 _CHOICES = {
-    "propensity": DESIGNS,
+    "propensity": DESIGN_CHOICES,
     "objective": ("marginal", "stratified"),
     "stratification": ("current", "ema", "frozen"),
     "absent": ("error", "silent", "missing"),

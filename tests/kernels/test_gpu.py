@@ -1,4 +1,7 @@
-"""Triton kernels and packed training on a real GPU: `IRM_FAST_GPU_TESTS=1 pytest tests/kernels/test_gpu.py`, no interpreter."""
+"""Triton kernels and packed training on a real GPU, without the interpreter.
+
+IRM_FAST_GPU_TESTS=1 pytest tests/kernels/test_gpu.py
+"""
 
 from __future__ import annotations
 

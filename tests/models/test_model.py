@@ -139,7 +139,7 @@ def test_action_rates(tiny_model):
     reward, propensity = torch.tensor([1.0]), torch.tensor([[0.5, -0.5]])
     g, m = torch.sigmoid(reward), torch.sigmoid(propensity)[0]
     expected = torch.stack([g[0] * m[0], (1 - g[0]) * m[1] + g[0] * 0.1 * m[1]])
-    torch.testing.assert_close(model.action_rates(reward, propensity)[0], expected)
+    torch.testing.assert_close(model.spec.action_rates(reward, propensity)[0], expected)
 
 
 def test_start_at_the_observed_rates(tiny_model):

@@ -1,8 +1,9 @@
 """A training run of one or several processes, which writes down what rows each step saw.
 
-python tests/training/recorded_run.py CONFIG.yaml RECORD sgd|own KILL_AT_STEP, perhaps under torchrun. RECORD.<rank>.jsonl gets
-a line for each micro-batch: the step, the numbers of its rows, and whether the weights are sharded. sgd: plain, in the
-place of the trainer's own optimiser. At step KILL_AT_STEP, if it comes, every process kills itself.
+python tests/training/recorded_run.py CONFIG.yaml RECORD sgd|own KILL_AT_STEP, perhaps under torchrun.
+RECORD.<rank>.jsonl gets a line for each micro-batch: the step, the numbers of its rows, and whether the weights are
+sharded. sgd: plain, in the place of the trainer's own optimiser. At step KILL_AT_STEP, if it comes, every process kills
+itself.
 """
 
 import json

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from irm_fast.data.signals import known_logits
 from irm_fast.diagnostics.metrics import reward_metrics
 from irm_fast.embeddings.estimator import EmbeddingRewardModel
 from irm_fast.embeddings.evidence import Evidence
@@ -91,8 +92,7 @@ class Bounds(Facts):
 
     def __init__(self, field: Field, feedback: np.ndarray, truth: Truth) -> None:
         super().__init__(field, feedback)
-        m = np.clip(truth.propensity[:, : self.width], 1e-12, 1 - 1e-12)
-        self.known = torch.from_numpy(np.log(m) - np.log1p(-m)).float()
+        self.known = known_logits(torch.from_numpy(truth.propensity[:, : self.width]))
         self.preference = torch.from_numpy(truth.preference).float()
 
 
