@@ -23,8 +23,10 @@ install: $(VENV)/.installed  ## make .venv and install everything into it
 demo: $(VENV)/.installed  ## the main job end to end, offline, on a made log with known truth
 	$(BIN)/irm-fast demo --output demo
 
-test: $(VENV)/.installed  ## run the tests
-	$(BIN)/python -m pytest -q $(TESTS)
+# One worker a core, of one thread each: two threads of one process stall whenever another process wants a core.
+test: export OMP_NUM_THREADS ?= 1
+test: $(VENV)/.installed  ## run the tests; TESTS="tests/data -k parquet" runs a part, in one process
+	$(BIN)/python -m pytest -q $(or $(TESTS),-n logical --maxprocesses 8 --dist worksteal)
 
 lint: $(VENV)/.installed  ## linters and type checker
 	$(BIN)/ruff check .

@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time the table below 
     from irm_fast.losses.implicit import implicit_rm_loss as implicit_rm_loss
     from irm_fast.losses.implicit import stratify as stratify
     from irm_fast.losses.linear import linear_implicit_rm_loss as linear_implicit_rm_loss
+    from irm_fast.training.config import EmbeddingTrainConfig as EmbeddingTrainConfig
     from irm_fast.training.config import TrainConfig as TrainConfig
     from irm_fast.training.run import train as train
     from irm_fast.training.run import train_log as train_log
@@ -32,6 +33,7 @@ __version__ = "0.1.0"
 _HOME = {  # name: the module that defines it, or that it is
     "Diagnosis": "irm_fast.diagnostics",
     "EmbeddingRewardModel": "irm_fast.embeddings.estimator",
+    "EmbeddingTrainConfig": "irm_fast.training.config",
     "ImplicitRMLoss": "irm_fast.losses.implicit",
     "Log": "irm_fast.data.log",
     "TrainConfig": "irm_fast.training.config",

@@ -111,7 +111,7 @@ def make_config(tiny_model, tmp_path):
 
     def make(output: str = "out", **settings) -> TrainConfig:
         quick = {"epochs": 2, "batch_size": 8, "learning_rate": 1e-3, "progress": False}
-        quick |= {"validation_fraction": 0.25, "propensity": "constant"}
+        quick |= {"validation_fraction": 0.25, "propensity_design": "constant"}
         return TrainConfig(model=tiny_model, output=str(tmp_path / output), **{**quick, **settings})
 
     return make

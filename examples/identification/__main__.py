@@ -27,10 +27,10 @@ from examples.identification.compare import KNOWN, NAIVE, TRUTH, Method, measure
 from examples.identification.worlds import World
 
 LINEAR: dict[str, Any] = {"hidden_layers": ()}
-JOINT: dict[str, Any] = {"propensity": "hidden", "estimator": "joint"}
+JOINT: dict[str, Any] = {"propensity_design": "hidden", "estimator": "joint"}
 MADE = (
     Method(NAIVE, "any"),
-    Method("constant propensities", settings={"propensity": "constant"}),
+    Method("constant propensities", settings={"propensity_design": "constant"}),
     Method("joint likelihood", settings=JOINT),
     Method("two-step (default)"),
     Method(KNOWN, "known"),
@@ -51,7 +51,7 @@ PROTOCOL = (
 )
 TEXT = (
     Method(NAIVE, "any"),
-    Method("constant propensities", settings={"propensity": "constant"}),
+    Method("constant propensities", settings={"propensity_design": "constant"}),
     Method("joint likelihood, linear reward", settings=JOINT | LINEAR),
     Method("joint likelihood", settings=JOINT),
     Method("two-step, linear reward", settings=LINEAR),

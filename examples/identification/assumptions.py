@@ -60,7 +60,7 @@ def fit_tied(how: str, seed: int, rows: int) -> dict[str, Any]:
     feedback = tie(feedback, how, np.random.default_rng([seed, 3]))
     naive = np.full_like(feedback, -1)
     labels = {"preference": feedback[:rows].any(axis=1).astype(int), "propensity": np.full((rows, 2), 0.5)}
-    model = EmbeddingRewardModel(propensity="known", random_state=seed).fit(X[:rows], naive[:rows], **labels)
+    model = EmbeddingRewardModel(propensity_design="known", random_state=seed).fit(X[:rows], naive[:rows], **labels)
     found = _fit(X, preference, feedback, None, seed, rows)
     return found | {"naive_auroc": model.score(X[rows:], preference[rows:]), "true_mean_g": 0.5}
 

@@ -64,9 +64,9 @@ def _predict(train: Draw, test: Draw, method: Method, seed: int) -> np.ndarray:
     if method.evidence in ("any", "labels"):
         labels = train.feedback.any(axis=1).astype(int) if method.evidence == "any" else train.preference
         y = np.full_like(train.feedback, -1)
-        fit, settings["propensity"] = {"preference": labels, "propensity": np.full(y.shape, 0.5)}, "known"
+        fit, settings["propensity_design"] = {"preference": labels, "propensity": np.full(y.shape, 0.5)}, "known"
     elif method.evidence == "known":
-        fit, settings["propensity"] = {"propensity": train.m}, "known"
+        fit, settings["propensity_design"] = {"propensity": train.m}, "known"
     if method.features:
         fit["propensity_features"] = train.features
     return EmbeddingRewardModel(random_state=seed, **settings).fit(train.X, y, **fit).decision_function(test.X)

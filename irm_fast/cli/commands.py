@@ -12,15 +12,22 @@ from typing import Annotated, Any
 import typer
 
 from irm_fast.cli.options import Commands, with_settings
-from irm_fast.training.config import TrainConfig
+from irm_fast.data.signals import Absent, DesignChoice
+from irm_fast.training.config import EmbeddingTrainConfig, TrainConfig, load_config, parse_polarity
 
-app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # its tables cut names at 80 columns
+)
 
 Data = Annotated[Path, typer.Option("--data", help="A .jsonl, .jsonl.gz or .parquet file.")]
 Model = Annotated[Path, typer.Option("--model", help="A folder that irm-fast train wrote.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Rows per forward pass.")]
-Absent = Annotated[str, typer.Option(help="A key that some rows lack: error, silent or missing.")]
+AbsentKeys = Annotated[Absent, typer.Option("--absent", help="The meaning of a feedback key that some rows lack.")]
 Polarity = Annotated[str | None, typer.Option(help="NAME=1 or NAME=-1, comma separated.")]
 
 
@@ -52,7 +59,7 @@ def _options(
 @app.command()
 def validate(
     data: Annotated[Path, typer.Argument(help="The log: .jsonl, .jsonl.gz or .parquet.")],
-    absent: Absent = "error",
+    absent: AbsentKeys = "error",
     polarity: Polarity = None,
     misclick: Annotated[
         bool, typer.Option("--misclick", help="Actions may be misclicks: evidence for both sides is allowed.")
@@ -63,8 +70,7 @@ def validate(
     from irm_fast.data.validation import format_validation
     from irm_fast.data.validation import validate as check
 
-    signs = TrainConfig(model="", output="", absent=absent, polarity=polarity).polarity  # type: ignore[arg-type]
-    report = check(data, absent=absent, polarity=signs, misclick=misclick)  # type: ignore[arg-type]
+    report = check(data, absent=absent, polarity=parse_polarity(polarity), misclick=misclick)
     typer.echo(json.dumps(report, indent=2) if as_json else format_validation(report))
     raise typer.Exit(bool(report["problem_count"]))
 
@@ -116,27 +122,27 @@ def train(
     **settings: Any,
 ) -> None:
     """Train a reward model on a log. Each option is also a key of the YAML file."""
-    run = TrainConfig.load(config, **settings)
+    run = load_config(config, **settings)
     from irm_fast.training.run import train as run_training
     from irm_fast.training.run_folder import can_resume
 
     try:
         result = run_training(run)
     except KeyboardInterrupt:
-        if can_resume(run):
+        if isinstance(run, TrainConfig) and can_resume(run):
             raise KeyboardInterrupt("--resume goes on from the last checkpoint") from None
         raise
     if os.environ.get("RANK", "0") != "0":  # torchrun: one process reports
         return
-    typer.echo(f"wrote {run.output}: propensity {result.design}")
-    if run.embeddings:
+    typer.echo(f"wrote {run.output}: propensity design {result.design}")
+    if isinstance(run, EmbeddingTrainConfig):
         from irm_fast.training.on_embeddings import what_was_written
 
         typer.echo(f"  {what_was_written(result)}")
     for name, value in result.metrics.items():
         typer.echo(f"  held-out {name}: {value:.4f}")
     for design, value in result.designs.items() if len(result.designs) > 1 else ():
-        typer.echo(f"  held-out nll with propensity {design}: {value:.4f}")
+        typer.echo(f"  held-out nll with propensity design {design}: {value:.4f}")
     if result.truncated:
         length = result.model.spec.max_length
         typer.echo(f"  {result.truncated} rows were longer than {length} tokens and lost their beginning")
@@ -169,8 +175,8 @@ def evaluate(model: Model, data: Data, batch_size: BatchSize = 32, as_json: AsJs
 def diagnose(
     data: Data,
     model: Annotated[Path | None, typer.Option(help="A folder that irm-fast train wrote on another log.")] = None,
-    propensity: Annotated[str, typer.Option(help="Without a model: the design to judge.")] = "auto",
-    absent: Absent | None = None,
+    propensity_design: Annotated[DesignChoice, typer.Option(help="Without a model: the design to judge.")] = "auto",
+    absent: Annotated[Absent | None, typer.Option(help="The meaning of a feedback key that some rows lack.")] = None,
     polarity: Polarity = None,
     labels_ignorable: Annotated[
         bool, typer.Option("--labels-ignorable", help="Which rows have a preference does not depend on it.")
@@ -184,13 +190,12 @@ def diagnose(
     """
     from irm_fast.evaluation.log_diagnosis import diagnose_file
 
-    settings = TrainConfig(model="", output="", absent=absent or "error", propensity=propensity, polarity=polarity)  # type: ignore[arg-type]
     found = diagnose_file(
         data,
         model,
-        design=settings.propensity,
+        propensity_design=propensity_design,
         absent=absent,
-        polarity=settings.polarity,
+        polarity=parse_polarity(polarity),
         labels_ignorable=labels_ignorable,
         batch_size=batch_size,
     )

@@ -5,12 +5,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import fields
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 from typer.core import TyperGroup
 
-from irm_fast.training.config import MISSING, TrainConfig
+from irm_fast.training.config import MISSING, EmbeddingTrainConfig, RunConfig, TrainConfig
 
 
 class Commands(TyperGroup):
@@ -32,23 +32,41 @@ class Commands(TyperGroup):
 
 
 def with_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """One option for each field of TrainConfig in the place of `**settings`; None stands for not given."""
+    """One option for each setting of both programs in the place of `**settings`; None stands for not given."""
     parameters = inspect.signature(command, eval_str=True).parameters.values()
     given = [parameter for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
-    hints = get_type_hints(TrainConfig)
-    for setting in fields(TrainConfig):
-        kinds = get_args(hints[setting.name]) or (hints[setting.name],)
-        kind = kinds[0] if len(kinds) == 1 or kinds[0] is int else str  # mappings are parsed by TrainConfig
-        shown = "" if kind is bool or setting.default in (MISSING, None) else str(setting.default)
-        option = typer.Option(help=setting.metadata["help"], show_default=shown or False)
-        given.append(
-            inspect.Parameter(
-                setting.name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=None,
-                annotation=Annotated[kind | None, option],
+    shared = {setting.name for setting in fields(RunConfig)}
+    done: set[str] = set()
+    for panel, program in PANELS.items():
+        hints = get_type_hints(program)
+        for setting in fields(program):
+            if setting.name in done or (program is not RunConfig and setting.name in shared):
+                continue
+            done.add(setting.name)
+            default = None if setting.default is MISSING else setting.default
+            shown = default is not None and not isinstance(default, bool) and default != ""
+            option = typer.Option(
+                help=setting.metadata["help"], show_default=str(default) if shown else False, rich_help_panel=panel
             )
-        )
+            annotation = Annotated[_option_type(hints[setting.name]) | None, option]  # type: ignore[valid-type]
+            given.append(
+                inspect.Parameter(setting.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+            )
     command.__signature__ = inspect.Signature(given)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in given}
     return command
+
+
+PANELS = {  # of `train --help`; a setting of both programs that is not shared, such as the model, stands in the first
+    "Settings": RunConfig,
+    "Training a language model": TrainConfig,
+    "On embeddings": EmbeddingTrainConfig,
+}
+
+
+def _option_type(hint: Any) -> Any:
+    """The type that the command line parses: choices and numbers; mappings stay text, which the config parses."""
+    if get_origin(hint) is Literal:
+        return hint
+    kinds = [kind for kind in get_args(hint) or (hint,) if kind is not type(None)]
+    return kinds[0] if len(kinds) == 1 and kinds[0] in (bool, int, float, str) else str

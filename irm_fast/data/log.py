@@ -118,7 +118,7 @@ def hold_out(groups: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     return drawn[groups]
 
 
-def _groups(log: Log) -> np.ndarray:
+def row_groups(log: Log) -> np.ndarray:
     """(N,) group numbers: one prompt or user in one group; prompts alone where those tie most rows together."""
     prompts = [prompt_key(messages) for messages in log.messages]
     groups = group_rows(prompts, log.user_ids or [])

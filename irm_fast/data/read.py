@@ -20,7 +20,7 @@ from irm_fast.data.log import Log
 from irm_fast.data.rated import Rated, read_rated
 from irm_fast.data.rows import LogRow, check_ids, log_row
 from irm_fast.data.signals import Absent, contradictions, signal_notes
-from irm_fast.losses.signal_tables import MAX_SIGNALS
+from irm_fast.losses.checks import MAX_SIGNALS
 
 __all__ = ["DataError", "Log", "Rated", "read_log", "read_rated", "signal_notes"]
 

@@ -23,7 +23,7 @@ PASSED, FAILED, NOT_TESTABLE, TOO_FEW = "passed", "failed", "not testable", "too
 
 
 @dataclass(frozen=True)
-class Test:
+class Check:
     """One test of a log: `passed`, `failed`, `not testable` or `too few data`, and why in words.
 
     about: `identification` (a failure contradicts what identifies the reward) or `fit` (it does not).
@@ -42,7 +42,7 @@ class Test:
 
 
 @dataclass(frozen=True)
-class Signals:
+class Observations:
     """K signals in N rows.
 
     feedback: (N, K), 1 acted, 0 silent, -1 missing.  polarity: (K,) of +1 and -1.  misclick: (K,) in [0, 1).
@@ -72,14 +72,14 @@ class Signals:
         """(N,) bool: all of these are recorded."""
         return np.all(self.feedback[:, list(signals)] >= 0, axis=1)
 
-    def predicted(self) -> Signals | None:
+    def predicted(self) -> Observations | None:
         """The rows that have predictions, or None if none has."""
         if self.rates is None or self.own is None or self.propensity is None:
             return None
         rows = np.isfinite(self.rates).all(axis=1)
         return self.subset(rows) if rows.any() else None
 
-    def subset(self, rows: np.ndarray) -> Signals:
+    def subset(self, rows: np.ndarray) -> Observations:
         """The rows that an index or a mask selects."""
         parts: dict[str, Any] = {}
         for name in ("feedback", "users", "known", "own", "propensity", "rates"):
@@ -97,25 +97,25 @@ class Signals:
         return int((both == 1).all(axis=1).sum()), bool((silent >= ENOUGH).all())
 
 
-def coactions(log: Signals) -> Test:
+def coactions(log: Observations) -> Check:
     """Whether two signals of one polarity act together often enough to tell preference from propensity."""
     name = "co-actions"
     pairs = list(log.pairs())
     if not pairs:
-        return Test(name, NOT_TESTABLE, "needs two signals of one polarity")
+        return Check(name, NOT_TESTABLE, "needs two signals of one polarity")
     counts = {pair: log.telling(*pair) for pair in pairs}
     (j, k), (count, varied) = max(counts.items(), key=lambda item: item[1][0] * item[1][1])
     what = f"{log.names[j]} and {log.names[k]}"
     if not log.recorded(j, k).any():
-        return Test(name, TOO_FEW, "no two signals of one polarity are recorded in the same rows", 0.0)
+        return Check(name, TOO_FEW, "no two signals of one polarity are recorded in the same rows", 0.0)
     if not varied:
         text = f"{what}: one is recorded only where the other acts ({count} times), which tells nothing"
-        return Test(name, TOO_FEW, text, float(count))
+        return Check(name, TOO_FEW, text, float(count))
     text = f"{what} act together in {count} of {log.recorded(j, k).sum()} rows"
-    return Test(name, PASSED if count >= ENOUGH else TOO_FEW, f"{text} (at least {ENOUGH} wanted)", float(count))
+    return Check(name, PASSED if count >= ENOUGH else TOO_FEW, f"{text} (at least {ENOUGH} wanted)", float(count))
 
 
-def nesting(log: Signals) -> Test:
+def nesting(log: Observations) -> Check:
     """Whether one signal acts only where another does, apart from a few errors, or two are one.
 
     Under independence, P(outer=1 | inner=1) is the outer signal's propensity m. Nesting looks exactly like m=1, and no
@@ -133,7 +133,7 @@ def nesting(log: Signals) -> Test:
             tail = float(binom.sf(count - 1, rows.sum(), limit)) if rows.any() else 1.0
             cases.append((tail, 1 - count / max(1, rows.sum()), inner, outer))
     if not cases:
-        return Test(name, NOT_TESTABLE, "needs two signals of one polarity, recorded in the same rows")
+        return Check(name, NOT_TESTABLE, "needs two signals of one polarity, recorded in the same rows")
     level = LEVEL / len(cases)
     tail, apart, inner, outer = min(cases)
     one, other, share = log.names[inner], log.names[outer], 1 - apart
@@ -142,11 +142,11 @@ def nesting(log: Signals) -> Test:
     if tail < level:
         back = next(case for case in cases if case[2:] == (outer, inner))
         what = f"{one} and {other} act in the same rows" if back[0] < level else f"{one} acts only where {other} acts"
-        return Test(name, FAILED, f"{what}: {text}", share, p_value)
-    return Test(name, TOO_FEW if share > NESTED_ABOVE else PASSED, text, share, p_value)
+        return Check(name, FAILED, f"{what}: {text}", share, p_value)
+    return Check(name, TOO_FEW if share > NESTED_ABOVE else PASSED, text, share, p_value)
 
 
-def opposites(log: Signals) -> Test:
+def opposites(log: Observations) -> Check:
     """Whether signals of opposite polarity act together more often than the declared misclicks explain.
 
     P(f_j=1, f_k=1) = g m_j e_k m_k + (1-g) e_j m_j m_k <= e_k P(f_j) + e_j P(f_k): free of predictions.
@@ -163,12 +163,12 @@ def opposites(log: Signals) -> Test:
         normal = float(norm.sf(excess.sum() / spread)) if spread else 1.0
         cases.append((max(normal, float(poisson.sf(count - 1, allowed))) if allowed else float(not count), j, k, count))
     if not cases:
-        return Test(name, NOT_TESTABLE, "all signals have one polarity")
+        return Check(name, NOT_TESTABLE, "all signals have one polarity")
     p_value, j, k, count = min(cases)
     text = f"{log.names[j]} and {log.names[k]} act together {count} times"
     failed = p_value * len(cases) < LEVEL
     why = ", more often than the declared misclicks explain" if failed else ""
-    return Test(name, FAILED if failed else PASSED, text + why, float(count), min(1.0, p_value * len(cases)))
+    return Check(name, FAILED if failed else PASSED, text + why, float(count), min(1.0, p_value * len(cases)))
 
 
 def by_user(values: np.ndarray, users: np.ndarray) -> np.ndarray:

@@ -22,8 +22,8 @@ from irm_fast.diagnostics.counts import (
     NOT_TESTABLE,
     PASSED,
     TOO_FEW,
-    Signals,
-    Test,
+    Check,
+    Observations,
 )
 from irm_fast.diagnostics.cross_row import CrossRow, cross_row_dependence
 from irm_fast.diagnostics.sensitivity import SharedActivity, rank_correlation, refit_agreement, sample, shared_activity
@@ -57,15 +57,20 @@ class Sensitivity:
 class Diagnosis:
     """Whether the reward is identified, and on what that rests.
 
-    kind: `identified`, `conditional`, `not identified` or `contradicted`; verdict: the same in text.
-    assumed: what has to be believed for this design.  remedies: the cheapest for each problem.
-    cross_row: dependence between rows of one user, where users repeat and there are predictions.
+    Attributes:
+        kind: `identified`, `conditional`, `not identified` or `contradicted`.
+        verdict: The same in words.
+        assumed: What has to be believed for this propensity design.
+        tests: What was tested, and its result.
+        sensitivity: How far scale and ranking would move if assumptions failed.
+        remedies: The cheapest remedy for each problem.
+        cross_row: Dependence between rows of one user, where users repeat and there are predictions.
     """
 
     kind: str
     verdict: str
     assumed: tuple[str, ...]
-    tests: tuple[Test, ...]
+    tests: tuple[Check, ...]
     sensitivity: Sensitivity
     remedies: tuple[str, ...] = ()
     cross_row: CrossRow | None = field(default=None, repr=False)
@@ -89,7 +94,7 @@ class Diagnosis:
             kind=content["kind"],
             verdict=content["verdict"],
             assumed=tuple(content["assumed"]),
-            tests=tuple(Test(**entry) for entry in content["tests"]),
+            tests=tuple(Check(**entry) for entry in content["tests"]),
             sensitivity=Sensitivity(**sensitivity, shared_activity=moved, mean_g_range=span and tuple(span)),
             remedies=tuple(content["remedies"]),
             cross_row=cross
@@ -110,7 +115,7 @@ def diagnose(
     signals: Sequence[str] | None = None,
     polarity: Sequence[int] | np.ndarray | None = None,
     misclick_rate: Sequence[float] | np.ndarray | None = None,
-    design: str | Sequence[str],
+    propensity_design: str | Sequence[str],
     reward_logits: np.ndarray | None = None,
     propensity_logits: np.ndarray | None = None,
     preference: np.ndarray | None = None,
@@ -122,50 +127,55 @@ def diagnose(
 ) -> Diagnosis:
     """Diagnose a log, and a fit to it where predictions are given.
 
-    feedback: (N, K) of 1 acted, 0 silent, -1 missing.  signals, polarity (+1 or -1), misclick_rate: (K,).
-    design: constant, hidden, features or known, for all signals or for each.
-    reward_logits: (N,), with the bias, and propensity_logits: (N, K), of a model that was not trained on these rows;
-    NaN in rows without such a prediction. None: only what the log alone shows.
-    preference: (N,) of explicit labels 1, 0, -1 unknown; labels_ignorable: the user's word that the choice of rows to
-    label does not depend on the preference.  users: (N,), None where unknown.
-    weight: (N,); rows of weight 0 are left out, otherwise weights change no test: all are conditional on the response.
-    fold_rewards: (F, N) reward logits of refits on the same rows.  feature_names: what the `features` design reads.
+    Predictions may be somewhat off, see `residuals`. Together the tests reject what holds about once in 60 logs. A
+    failed calibration says that the fit is poor, not that an assumption is wrong: it never contradicts.
 
-    Takes predictions that are somewhat off: see `residuals`. Together the tests reject what holds about once in 60
-    logs. A failed calibration says that the fit is poor, not that an assumption is wrong: it never contradicts.
+    Args:
+        feedback: (N, K) of 1 acted, 0 silent, -1 missing.
+        signals: K names; default "signal 1", "signal 2", ...
+        polarity: (K,) of +1 and -1; default all +1.
+        misclick_rate: (K,) in [0, 1); default all 0.
+        propensity_design: constant, hidden, features or known, for all signals or one for each.
+        reward_logits: (N,), with the bias, of a model that was not trained on these rows; NaN in rows without such a
+            prediction. None: only what the log alone shows.
+        propensity_logits: (N, K) of the same model.
+        preference: (N,) explicit labels 1, 0, -1 unknown.
+        labels_ignorable: The user's word that the choice of rows to label does not depend on the preference.
+        weight: (N,); rows of weight 0 are left out, otherwise weights change no test: all are conditional on the
+            response.
+        users: (N,) names, None where unknown.
+        fold_rewards: (F, N) reward logits of refits on the same rows.
+        feature_names: Names of what the `features` design reads.
 
     Raises:
-        ValueError: an argument has the wrong shape or an unknown value.
-    """
-    feedback = np.asarray(feedback)
-    if feedback.ndim != 2 or not np.isin(feedback, (-1, 0, 1)).all():
-        got = f"{feedback.shape}" if feedback.ndim != 2 else "other values"
-        raise ValueError(f"feedback: got {got}; expected (N, K) of 1 acted, 0 silent, -1 missing")
-    rows, count = feedback.shape
-    designs = (design,) * count if isinstance(design, str) else tuple(design)
-    if not set(designs) <= set(DESIGNS) or len(designs) != count:
-        raise ValueError(f"design: got {design!r}; expected one of {', '.join(DESIGNS)}, or {count} of them")
-    given = {
-        "signals": (signals, (count,)),
-        "polarity": (polarity, (count,)),
-        "misclick_rate": (misclick_rate, (count,)),
-        "reward_logits": (reward_logits, (rows,)),
-        "propensity_logits": (propensity_logits, (rows, count)),
-        "preference": (preference, (rows,)),
-        "weight": (weight, (rows,)),
-    }
-    for name, (value, shape) in given.items():
-        if value is not None and np.shape(value) != shape:
-            raise ValueError(f"{name}: got shape {np.shape(value)}; expected {shape}, as the feedback's")
-    if users is not None and len(users) != rows:
-        raise ValueError(f"users: got {len(users)}; expected {rows}, as the feedback's rows")
-    if (reward_logits is None) != (propensity_logits is None):
-        raise ValueError("reward_logits and propensity_logits: got one of the two; expected both or none")
+        ValueError: An argument has the wrong shape or an unknown value.
 
+    Examples:
+        >>> import numpy as np, irm_fast
+        >>> feedback = np.random.default_rng(0).integers(0, 2, (200, 1))
+        >>> irm_fast.diagnose(feedback, propensity_design="constant").kind
+        'conditional'
+    """
+    # Arguments
+    feedback = np.asarray(feedback)
+    designs = _check_arguments(
+        feedback,
+        propensity_design,
+        users,
+        signals=signals,
+        polarity=polarity,
+        misclick_rate=misclick_rate,
+        reward_logits=reward_logits,
+        propensity_logits=propensity_logits,
+        preference=preference,
+        weight=weight,
+    )
+
+    # Rows that count, with predictions where there are any
+    rows, count = feedback.shape
     kept = np.ones(rows, bool) if weight is None else np.asarray(weight) > 0
-    names = tuple(signals) if signals is not None else tuple(f"signal {k + 1}" for k in range(count))
-    log = Signals(
-        names=names,
+    log = Observations(
+        names=tuple(signals) if signals is not None else tuple(f"signal {k + 1}" for k in range(count)),
         feedback=feedback.astype(np.int64),
         polarity=np.ones(count, int) if polarity is None else np.asarray(polarity, int),
         misclick=np.zeros(count) if misclick_rate is None else np.asarray(misclick_rate, float),
@@ -178,19 +188,11 @@ def diagnose(
     labels = np.full(rows, -1) if preference is None else np.asarray(preference)
     named = None if users is None else [user for user, keep in zip(users, kept, strict=True) if keep]
 
+    # Tests
     crossed, cross_test = _cross_row(log, named)
-    tests = [
-        counts.coactions(log),
-        counts.nesting(log),
-        counts.opposites(log),
-        residuals.inequality(log),
-        residuals.agreement(log),
-        residuals.triples(log),
-        cross_test,
-        residuals.calibration(log),
-    ]
-    if "constant" in designs and tests[-1].result == FAILED:
-        tests = [_undecided(test) if test.name in FOR_GOOD_FITS else test for test in tests]
+    tests = _tests(log, designs, cross_test)
+
+    # Verdict
     labelled = min((labels[kept] == 1).sum(), (labels[kept] == 0).sum()) >= ENOUGH
     kind, verdict = text.verdict(log, designs, tests, labelled, labels_ignorable, feature_names)
     return Diagnosis(
@@ -204,7 +206,54 @@ def diagnose(
     )
 
 
-def _with_predictions(log: Signals, reward: np.ndarray, propensity: np.ndarray, designs: Sequence[str]) -> Signals:
+def _check_arguments(
+    feedback: np.ndarray,
+    design: str | Sequence[str],
+    users: Sequence[Hashable | None] | np.ndarray | None,
+    **given: Any,
+) -> tuple[str, ...]:
+    """The propensity design of every signal. Raises ValueError as `diagnose`."""
+    if feedback.ndim != 2 or not np.isin(feedback, (-1, 0, 1)).all():
+        got = f"{feedback.shape}" if feedback.ndim != 2 else "other values"
+        raise ValueError(f"feedback: got {got}; expected (N, K) of 1 acted, 0 silent, -1 missing")
+    rows, count = feedback.shape
+    designs = (design,) * count if isinstance(design, str) else tuple(design)
+    if not set(designs) <= set(DESIGNS) or len(designs) != count:
+        expected = f"one of {', '.join(DESIGNS)}, or {count} of them"
+        raise ValueError(f"propensity_design: got {design!r}; expected {expected}")
+    shapes = {"reward_logits": (rows,), "preference": (rows,), "weight": (rows,), "propensity_logits": (rows, count)}
+    for name, value in given.items():
+        shape = shapes.get(name, (count,))
+        if value is not None and np.shape(value) != shape:
+            raise ValueError(f"{name}: got shape {np.shape(value)}; expected {shape}, as the feedback's")
+    if users is not None and len(users) != rows:
+        raise ValueError(f"users: got {len(users)}; expected {rows}, as the feedback's rows")
+    if (given["reward_logits"] is None) != (given["propensity_logits"] is None):
+        raise ValueError("reward_logits and propensity_logits: got one of the two; expected both or none")
+    return designs
+
+
+def _tests(log: Observations, designs: Sequence[str], cross_test: Check) -> list[Check]:
+    """All tests, in the order of the report."""
+    calibration = residuals.calibration(log)
+    tests = [
+        counts.coactions(log),
+        counts.nesting(log),
+        counts.opposites(log),
+        residuals.inequality(log),
+        residuals.agreement(log),
+        residuals.triples(log),
+        cross_test,
+        calibration,
+    ]
+    if "constant" in designs and calibration.result == FAILED:
+        tests = [_undecided(test) if test.name in FOR_GOOD_FITS else test for test in tests]
+    return tests
+
+
+def _with_predictions(
+    log: Observations, reward: np.ndarray, propensity: np.ndarray, designs: Sequence[str]
+) -> Observations:
     """The signals with predicted probabilities, action rates refitted on the rows that have a prediction."""
     own, m = expit(reward[:, None] * log.polarity), expit(propensity)
     known = np.where(np.array(designs) == "known", m, np.nan)
@@ -219,7 +268,7 @@ def _with_predictions(log: Signals, reward: np.ndarray, propensity: np.ndarray, 
         if recorded.any():
             rates[recorded, k] = refit(log.feedback[recorded, k], raw[recorded, k], features[recorded])
     own = np.where(predicted[:, None], own, np.nan)
-    return Signals(log.names, log.feedback, log.polarity, log.misclick, log.users, known, own, m, rates)
+    return Observations(log.names, log.feedback, log.polarity, log.misclick, log.users, known, own, m, rates)
 
 
 def _numbers(users: Sequence[Hashable | None] | np.ndarray | None, rows: int) -> np.ndarray:
@@ -230,17 +279,17 @@ def _numbers(users: Sequence[Hashable | None] | np.ndarray | None, rows: int) ->
     return np.array([i if user is None else numbers.setdefault(user, rows + i) for i, user in enumerate(users)], int)
 
 
-def _cross_row(log: Signals, users: Sequence[Hashable | None] | None) -> tuple[CrossRow | None, Test]:
+def _cross_row(log: Observations, users: Sequence[Hashable | None] | None) -> tuple[CrossRow | None, Check]:
     """The statistic of users who repeat, and the test that they do not differ."""
     name = "users alike"
     if users is None or len(log.names) < 2:
         why = "needs user ids" if users is None else "one signal assumes nothing about users"
-        return None, Test(name, NOT_TESTABLE, why)
+        return None, Check(name, NOT_TESTABLE, why)
     if log.rates is None:
-        return None, Test(name, NOT_TESTABLE, NEEDS_PREDICTIONS)
+        return None, Check(name, NOT_TESTABLE, NEEDS_PREDICTIONS)
     found = cross_row_dependence(log.feedback, log.rates, users)
     if found.users < USERS or not math.isfinite(found.z):
-        return None, Test(name, TOO_FEW, f"{found.users} users have several rows (at least {USERS} wanted)")
+        return None, Check(name, TOO_FEW, f"{found.users} users have several rows (at least {USERS} wanted)")
     beyond = cross_row_dependence(log.feedback, log.rates, users, slack=ACROSS_ROWS)
     p_value = float(norm.sf(beyond.z))
     same = [pair for pair in log.pairs()] or [(0, 1)]
@@ -252,10 +301,10 @@ def _cross_row(log: Signals, users: Sequence[Hashable | None] | None) -> tuple[C
     )
     if p_value < LEVEL:
         said += "; users share an activity, or some are easier to please, or each sees responses of one kind"
-    return found, Test(name, FAILED if p_value < LEVEL else PASSED, said, found.z, p_value, (low, high))
+    return found, Check(name, FAILED if p_value < LEVEL else PASSED, said, found.z, p_value, (low, high))
 
 
-def _undecided(test: Test) -> Test:
+def _undecided(test: Check) -> Check:
     """A test that failed under propensities taken as constant: if they are not, it fails as well."""
     if test.result != FAILED:
         return test
@@ -263,7 +312,7 @@ def _undecided(test: Test) -> Test:
     return replace(test, result=NOT_TESTABLE, text=test.text + why)
 
 
-def _sensitivity(log: Signals, crossed: CrossRow | None, refits: np.ndarray | None) -> Sensitivity:
+def _sensitivity(log: Observations, crossed: CrossRow | None, refits: np.ndarray | None) -> Sensitivity:
     agreement = None if refits is None else refit_agreement(np.asarray(refits, float))
     if log.own is None or log.propensity is None or not np.isfinite(log.own).any():
         return Sensitivity(refit_agreement=agreement)

@@ -23,8 +23,8 @@ from irm_fast.diagnostics.counts import (
     NOT_TESTABLE,
     PASSED,
     TOO_FEW,
-    Signals,
-    Test,
+    Check,
+    Observations,
     by_user,
 )
 
@@ -33,7 +33,7 @@ SLACK_GIVEN = 0.07  # the same where one acted: an activity that three signals s
 STRATA = 5
 
 
-def inequality(log: Signals) -> Test:
+def inequality(log: Observations) -> Check:
     """P(f_j, f_k | x) >= P(f_j | x) P(f_k | x) for one polarity, the reverse for two: it follows from 0 <= g <= 1.
 
     Residual covariance relative to the product of the rates, overall and in strata of the predicted rates. Where
@@ -43,7 +43,7 @@ def inequality(log: Signals) -> Test:
     part = log.predicted()
     pairs = [(*pair, sign) for same, sign in ((True, 1), (False, -1)) for pair in log.pairs(same)]
     if not pairs or part is None:
-        return Test(name, NOT_TESTABLE, "needs two signals" if not pairs else NEEDS_PREDICTIONS)
+        return Check(name, NOT_TESTABLE, "needs two signals" if not pairs else NEEDS_PREDICTIONS)
     cases = []
     for j, k, sign in pairs:
         rows = part.recorded(j, k)
@@ -65,11 +65,11 @@ def inequality(log: Signals) -> Test:
     )
     few = max(case[3] for case in cases) < ENOUGH
     result = FAILED if p_value < LEVEL else TOO_FEW if few else PASSED
-    return Test(name, result, text, 1 + ratio, p_value, interval, details=_strata(part, cases))
+    return Check(name, result, text, 1 + ratio, p_value, interval, details=_strata(part, cases))
 
 
 def _strata(
-    log: Signals, cases: Sequence[tuple[float, float, float, float, int, int]]
+    log: Observations, cases: Sequence[tuple[float, float, float, float, int, int]]
 ) -> tuple[Mapping[str, Any], ...]:
     """One mapping for each pair and stratum, the whole first: co-actions over those of unrelated signals, interval."""
     return tuple(
@@ -83,7 +83,7 @@ def _strata(
     )
 
 
-def _covariance(log: Signals, j: int, k: int, sign: int, rows: np.ndarray) -> tuple[float, float, float, float]:
+def _covariance(log: Observations, j: int, k: int, sign: int, rows: np.ndarray) -> tuple[float, float, float, float]:
     """(tail probability, relative covariance, its standard error, co-actions expected of unrelated signals)."""
     p, f = log.rates[rows], log.feedback[rows]  # type: ignore[index]
     product, base = (f[:, j] - p[:, j]) * (f[:, k] - p[:, k]), p[:, j] * p[:, k]
@@ -101,7 +101,7 @@ def _covariance(log: Signals, j: int, k: int, sign: int, rows: np.ndarray) -> tu
     return max(normal, counted), ratio, error, expected
 
 
-def agreement(log: Signals) -> Test:
+def agreement(log: Observations) -> Check:
     """Three signals: the preference that each two imply, P_j P_k / P_jk = g, must be one.
 
     Relative residual covariances E[e_j e_k]/(p_j p_k) = 1/g - 1 of the three pairs, each row with the same weight in
@@ -112,10 +112,10 @@ def agreement(log: Signals) -> Test:
     part = log.predicted()
     triples = [t for t in combinations(range(len(log.names)), 3) if len(set(log.polarity[list(t)])) == 1]
     if not triples or part is None:
-        return Test(name, NOT_TESTABLE, "needs three signals of one polarity" if not triples else NEEDS_PREDICTIONS)
+        return Check(name, NOT_TESTABLE, "needs three signals of one polarity" if not triples else NEEDS_PREDICTIONS)
     cases = [case for triple in triples if (case := _pairs_of(part, triple)) is not None]
     if not cases:
-        return Test(name, TOO_FEW, f"fewer than {ENOUGH} co-actions in a pair of every three signals")
+        return Check(name, TOO_FEW, f"fewer than {ENOUGH} co-actions in a pair of every three signals")
     tail, apart, implied, triple = min(cases, key=lambda case: case[0])
     shown = ", ".join(
         f"{log.names[j]}+{log.names[k]} {value:.2f}"
@@ -124,10 +124,10 @@ def agreement(log: Signals) -> Test:
     p_value = min(1.0, tail * len(cases))
     failed = p_value < LEVEL
     text = f"mean preference that the pairs imply: {shown}"
-    return Test(name, FAILED if failed else PASSED, text, apart, p_value)
+    return Check(name, FAILED if failed else PASSED, text, apart, p_value)
 
 
-def _pairs_of(log: Signals, triple: tuple[int, ...]) -> tuple[float, float, list[float], tuple[int, ...]] | None:
+def _pairs_of(log: Observations, triple: tuple[int, ...]) -> tuple[float, float, list[float], tuple[int, ...]] | None:
     """(tail probability, relative spread of 1/g beyond the slack, implied g of the pairs, triple), or None: too few."""
     rows, index = log.recorded(*triple), list(triple)
     f, p, own = log.feedback[rows][:, index], log.rates[rows][:, index], log.own[rows][:, index]  # type: ignore[index]
@@ -153,7 +153,7 @@ def _pairs_of(log: Signals, triple: tuple[int, ...]) -> tuple[float, float, list
     return float(chi2.sf(statistic * left**2, 2)), float(np.expm1(apart)), list(1 / ratio), triple
 
 
-def triples(log: Signals) -> Test:
+def triples(log: Observations) -> Check:
     """Three signals: where one acted the response pleased, so that there the two others must be unrelated given x.
 
     Residual covariance of the others on those rows, relative to the product of their rates there (refitted on those
@@ -163,7 +163,7 @@ def triples(log: Signals) -> Test:
     part = log.predicted()
     found = [t for t in combinations(range(len(log.names)), 3) if len(set(log.polarity[list(t)])) == 1]
     if not found or part is None:
-        return Test(name, NOT_TESTABLE, "needs three signals of one polarity" if not found else NEEDS_PREDICTIONS)
+        return Check(name, NOT_TESTABLE, "needs three signals of one polarity" if not found else NEEDS_PREDICTIONS)
     cases = []
     for triple in found:
         parts = [p for first in triple if (p := _given(part, first, [k for k in triple if k != first])) is not None]
@@ -176,17 +176,17 @@ def triples(log: Signals) -> Test:
         error = float(np.sqrt((by_user(product - ratio * base, users) ** 2).sum()) / base.sum())
         cases.append((float(2 * norm.sf(max(0.0, abs(ratio) - SLACK_GIVEN) / error)), ratio, error, triple))
     if not cases:
-        return Test(name, TOO_FEW, f"fewer than {ENOUGH} actions of every three signals together expected")
+        return Check(name, TOO_FEW, f"fewer than {ENOUGH} actions of every three signals together expected")
     tail, ratio, error, triple = min(cases, key=lambda case: case[0])
     p_value, interval = min(1.0, tail * len(cases)), (ratio - 1.96 * error, ratio + 1.96 * error)
     text = (
         f"where one of {', '.join(log.names[k] for k in triple)} acted, the relative covariance of the two others is "
         f"{ratio:.2f} ({interval[0]:.2f} to {interval[1]:.2f}); within {SLACK_GIVEN} is expected"
     )
-    return Test(name, FAILED if p_value < LEVEL else PASSED, text, ratio, p_value, interval)
+    return Check(name, FAILED if p_value < LEVEL else PASSED, text, ratio, p_value, interval)
 
 
-def _given(log: Signals, first: int, others: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+def _given(log: Observations, first: int, others: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
     """Products of the others' residuals, products of their rates, and users, in the rows where `first` acted."""
     part = log.subset(log.recorded(first, *others) & (log.feedback[:, first] == 1))
     if len(part.feedback) < 3 * ENOUGH:
@@ -202,11 +202,11 @@ def _given(log: Signals, first: int, others: list[int]) -> tuple[np.ndarray, np.
     return (f[:, 1:] - rate).prod(axis=1) - explained, rate.prod(axis=1), part.users
 
 
-def calibration(log: Signals) -> Test:
+def calibration(log: Observations) -> Check:
     """Predicted against observed rates by decile: a test of the fit, which identifies nothing."""
     name = "fit: calibration"
     if log.own is None or log.propensity is None:
-        return Test(name, NOT_TESTABLE, NEEDS_PREDICTIONS, about="fit")
+        return Check(name, NOT_TESTABLE, NEEDS_PREDICTIONS, about="fit")
     cases, details = [], []
     for k, signal in enumerate(log.names):
         rows = (log.feedback[:, k] >= 0) & np.isfinite(log.own[:, k])
@@ -222,9 +222,9 @@ def calibration(log: Signals) -> Test:
             details.append({"signal": signal, **decile})
         cases.append((tail, signal, found.observed[worst], found.predicted[worst], found.statistic))
     if not cases:
-        return Test(name, TOO_FEW, f"no signal acts {ENOUGH} times in rows with predictions", about="fit")
+        return Check(name, TOO_FEW, f"no signal acts {ENOUGH} times in rows with predictions", about="fit")
     tail, signal, observed, predicted, statistic = min(cases)
     tail = min(1.0, tail * len(cases))
     text = f"{signal}: in the decile that is furthest off {observed:.3f} acted, {predicted:.3f} were predicted"
     result = FAILED if tail < LEVEL else PASSED
-    return Test(name, result, text, float(statistic), tail, about="fit", details=tuple(details))
+    return Check(name, result, text, float(statistic), tail, about="fit", details=tuple(details))

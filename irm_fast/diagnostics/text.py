@@ -8,16 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from irm_fast.diagnostics.counts import ENOUGH, FAILED, PASSED, TOO_FEW, Signals, Test
+from irm_fast.diagnostics.counts import ENOUGH, FAILED, PASSED, TOO_FEW, Check, Observations
 
 IDENTIFIED, CONDITIONAL, OPEN, CONTRADICTED = "identified", "conditional", "not identified", "contradicted"
 INDEPENDENT = "identified if the signals are independent given the response"
 
 
 def verdict(
-    log: Signals,
+    log: Observations,
     designs: Sequence[str],
-    tests: Sequence[Test],
+    tests: Sequence[Check],
     labelled: bool,
     ignorable: bool,
     features: Sequence[str],
@@ -41,7 +41,7 @@ def verdict(
     return OPEN, f"not identified without assuming {_belief(log, designs, features)}"
 
 
-def _belief(log: Signals, designs: Sequence[str], features: Sequence[str]) -> str:
+def _belief(log: Observations, designs: Sequence[str], features: Sequence[str]) -> str:
     """What a log that identifies nothing by itself leaves to belief."""
     kinds = set(designs) - {"known"}
     one = len(designs) == 1
@@ -58,7 +58,7 @@ def _belief(log: Signals, designs: Sequence[str], features: Sequence[str]) -> st
 
 
 def assumptions(
-    log: Signals, designs: Sequence[str], labels: bool, ignorable: bool, features: Sequence[str]
+    log: Observations, designs: Sequence[str], labels: bool, ignorable: bool, features: Sequence[str]
 ) -> tuple[str, ...]:
     """What has to be believed for these designs, a sentence each."""
     found = []
@@ -107,7 +107,7 @@ USER_IDS = "Log user ids: users with several rows show whether some just act mor
 RANDOMISE = "Show a button at random in 1% of the traffic: that makes its propensity known."
 
 
-def remedies(log: Signals, kind: str, tests: Sequence[Test]) -> tuple[str, ...]:
+def remedies(log: Observations, kind: str, tests: Sequence[Check]) -> tuple[str, ...]:
     """The cheapest remedy for each problem, the worst first."""
     found = [REMEDIES[test.name] for test in tests if test.result == FAILED and test.name in REMEDIES]
     state = {test.name: test.result for test in tests}

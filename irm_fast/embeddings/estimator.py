@@ -38,8 +38,8 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
     Args:
         hidden_layers: widths of the networks, () for linear heads, "auto": linear, or (128,) where that is better held
             out by more than one standard error.
-        propensity: design, for all signals or a sequence for each: "constant"; "hidden", a function of the embedding,
-            and of `propensity_features` where given; "features", linear in these alone; "known"; "auto": hidden where
+        propensity_design: for all signals or a sequence for each: "constant"; "hidden", a function of the embedding, and
+            of `propensity_features` where given; "features", linear in these alone; "known"; "auto": hidden where
             at least 10 co-actions show it and it predicts held-out actions better than a constant, else constant.
         estimator: "two-step", "joint" (all propensities and a linear reward by one likelihood), or "auto": two-step
             for the signals with at least 10 co-actions, joint for the rest.
@@ -59,7 +59,7 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
     def __init__(
         self,
         hidden_layers: str | Sequence[int] = "auto",
-        propensity: str | Sequence[str] = "auto",
+        propensity_design: str | Sequence[str] = "auto",
         *,
         estimator: str = "auto",
         polarity: int | Sequence[int] | None = None,
@@ -75,7 +75,7 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
         random_state: Any = None,
     ) -> None:
         self.hidden_layers = hidden_layers
-        self.propensity = propensity
+        self.propensity_design = propensity_design
         self.estimator = estimator
         self.polarity = polarity
         self.misclick_rate = misclick_rate
@@ -119,7 +119,7 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
         seen = observe(
             len(embeddings),
             y,
-            design=self.propensity,
+            design=self.propensity_design,
             polarity=self.polarity,
             misclick_rate=self.misclick_rate,
             propensity=propensity,
@@ -204,7 +204,7 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
             seen.feedback,
             polarity=seen.polarity,
             misclick_rate=seen.misclick_rate,
-            design=self.propensity_designs_,
+            propensity_design=self.propensity_designs_,
             reward_logits=self._reward.held_out.cpu().numpy(),
             propensity_logits=propensity,
             preference=seen.preference,

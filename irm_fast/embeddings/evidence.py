@@ -12,7 +12,7 @@ from torch import Tensor
 from irm_fast.embeddings.observed import Observed
 from irm_fast.losses.implicit import implicit_rm_loss
 from irm_fast.losses.linear import linear_implicit_rm_loss
-from irm_fast.losses.reduction import Reduction
+from irm_fast.losses.operator import Reduction
 
 
 @dataclass(frozen=True)

@@ -219,7 +219,7 @@ def _designs(value: Any, signals: int) -> tuple[str, ...]:
     designs = (value,) * signals if isinstance(value, str) else tuple(value)
     if len(designs) != signals or not set(designs) <= set(DESIGN_CHOICES):
         raise ValueError(
-            f"propensity: got {value!r}; expected one of {', '.join(DESIGN_CHOICES)}, or {signals} of them"
+            f"propensity_design: got {value!r}; expected one of {', '.join(DESIGN_CHOICES)}, or {signals} of them"
         )
     return designs
 

@@ -63,7 +63,10 @@ def load(kind: type[EmbeddingRewardModel], folder: Path) -> EmbeddingRewardModel
     record = _read_record(folder / RECORD)
     try:
         tensors = load_file(folder / TENSORS)
-        model = kind(**{name: _tuple(value) for name, value in record["settings"].items()})
+        settings = {name: _tuple(value) for name, value in record["settings"].items()}
+        if "propensity" in settings:  # the name before it was settled
+            settings["propensity_design"] = settings.pop("propensity")
+        model = kind(**settings)
         _restore(model, record, tensors)
     except (OSError, SafetensorError, KeyError, TypeError, RuntimeError) as error:
         raise ValueError(f"{folder}: damaged: {error}; expected what EmbeddingRewardModel.save wrote") from error

@@ -20,6 +20,7 @@ from irm_fast.embeddings.embedder import Embedder
 from irm_fast.embeddings.store import Source
 from irm_fast.losses.implicit import implicit_rm_loss
 from irm_fast.models.backbone import quiet_transformers
+from irm_fast.models.heldout import HeldOut
 from irm_fast.models.record import FORMAT, RECORD, read_record
 from irm_fast.models.reward_model import ImplicitRewardModel
 
@@ -62,27 +63,28 @@ class EmbeddedRewardModel:
         vectors, _ = self.embedder.embed(conversations, batch_size=batch_size)
         return self.estimator.decision_function(vectors.numpy()) - self.reward_bias.numpy()
 
-    def predict_log(self, log: Log, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    def predict_log(self, log: Log, batch_size: int) -> HeldOut:
         """As `evaluation.predict_log`."""
         vectors, _ = self.embedder.embed(log.messages, batch_size=batch_size)
         return self.predict(vectors.numpy(), log)
 
-    def predict(self, vectors: np.ndarray, log: Log) -> tuple[np.ndarray, np.ndarray]:
-        """Weighted losses (N,) and logits (N, 1 + K), float32, of a log whose embeddings (N, D) are given."""
+    def predict(self, vectors: np.ndarray, log: Log) -> HeldOut:
+        """Predictions, float32, for a log whose embeddings (N, D) are given."""
         reward = torch.as_tensor(self.estimator.decision_function(vectors), dtype=torch.float32)
         chance = log.propensity if self.spec.design == "known" else self._propensity(vectors, log)
         logits = known_logits(torch.as_tensor(chance))
         missing = torch.full((len(log), 1), -1)  # the loss takes no empty signal axis
+        weight = torch.ones(len(log)) if log.weight is None else torch.from_numpy(log.weight)
         loss = implicit_rm_loss(
             reward,
             logits if log.signals else torch.zeros(len(log), 1),
             torch.from_numpy(log.feedback) if log.signals else missing,
             preference=torch.from_numpy(log.preference),
-            weight=torch.ones(len(log)) if log.weight is None else torch.from_numpy(log.weight),
+            weight=weight,
             reduction="none",
             **self.spec.loss_options,
         )
-        return loss.numpy(), torch.cat([reward[:, None], logits], dim=1).numpy()
+        return HeldOut(loss.numpy(), weight.numpy(), reward.numpy(), logits.numpy())
 
     def _propensity(self, vectors: np.ndarray, log: Log) -> np.ndarray:
         features = None
@@ -112,6 +114,10 @@ class EmbeddedRewardModel:
         with torch.no_grad():
             whole.classifier.score.weight.copy_(torch.as_tensor(self.estimator.coef_)[None])
         return whole.cpu()
+
+    def load_checkpoint(self) -> None:
+        """Load the language model now, if the reward is a checkpoint of it. Raises ValueError as `embedder`."""
+        _ = self.checkpoint
 
     @classmethod
     def load(cls, directory: str | Path) -> EmbeddedRewardModel:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +10,10 @@ import torch
 
 from irm_fast.data.log import Log
 from irm_fast.data.read import _sign_of_a_log
-from irm_fast.data.signals import align
+from irm_fast.data.signals import RewardSpec, align
 from irm_fast.diagnostics.metrics import reward_metrics
-from irm_fast.evaluation.scoring import RewardModel, action_rates, load, predict_log, score
+from irm_fast.evaluation.scoring import RewardModel, load, predict_log, score
+from irm_fast.models.heldout import HeldOut
 from irm_fast.models.record import read_record
 
 if TYPE_CHECKING:
@@ -60,22 +60,23 @@ def evaluate_rated(model: RewardModel, rated: Rated, *, batch_size: int = 32) ->
 def evaluate_log(model: RewardModel, log: Log, *, batch_size: int = 32) -> dict[str, float]:
     """Held-out likelihood and calibration on a log: the keys of `heldout_metrics`, and `n`."""
     log = align(log, model.spec)
-    losses, logits = predict_log(model, log, batch_size)
-    weight = np.ones(len(log)) if log.weight is None else log.weight
-    rates = action_rates(model, logits)
-    return {**heldout_metrics(model.spec.signals, losses, weight, rates, log.feedback), "n": len(log)}
+    return {**heldout_metrics(model.spec, predict_log(model, log, batch_size), log.feedback), "n": len(log)}
 
 
-def heldout_metrics(
-    signals: Sequence[str], loss: np.ndarray, weight: np.ndarray, rates: np.ndarray, feedback: np.ndarray
-) -> dict[str, float]:
+def heldout_metrics(spec: RewardSpec, heldout: HeldOut, feedback: np.ndarray) -> dict[str, float]:
     """`nll`, the implicit negative log-likelihood per example, and observed and predicted rates per signal.
 
-    Shapes: `loss` (N,), already multiplied by `weight` (N,); `rates` and `feedback` (N, K). The rates are
-    means over the rows in which the signal is recorded (NaN where there is none).
+    The rates are means over the rows in which the signal is recorded, NaN where there is none.
+
+    Args:
+        spec: What the model explains, with K signals.
+        heldout: Predictions for N rows.
+        feedback: (N, K) of the same rows.
     """
-    metrics = {"nll": float(loss.sum(dtype=np.float64) / weight.sum(dtype=np.float64))}
-    for k, name in enumerate(signals):
+    metrics = {"nll": float(heldout.loss.sum(dtype=np.float64) / heldout.weight.sum(dtype=np.float64))}
+    logits = (torch.as_tensor(values, dtype=torch.float32) for values in (heldout.reward, heldout.propensity))
+    rates = spec.action_rates(*logits).numpy()
+    for k, name in enumerate(spec.signals):
         recorded = feedback[:, k] >= 0
         observed, predicted = feedback[recorded, k], rates[recorded, k]
         metrics[f"{name}_observed"] = float(observed.mean()) if recorded.any() else float("nan")

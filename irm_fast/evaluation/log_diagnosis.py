@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from irm_fast.data.log import Log
-from irm_fast.data.signals import RewardSpec, align
+from irm_fast.data.read import read_log
+from irm_fast.data.signals import Absent, DesignChoice, RewardSpec, align
 from irm_fast.diagnostics import Diagnosis, diagnose
-from irm_fast.evaluation.scoring import load, predict_log
+from irm_fast.evaluation.scoring import load, predict_log, row_weights
+from irm_fast.models.heldout import HeldOut
 from irm_fast.models.record import read_record
 
 
@@ -18,54 +20,65 @@ def diagnose_file(
     data: str | Path,
     model_dir: str | Path | None = None,
     *,
-    design: str = "auto",
-    absent: str | None = None,
+    propensity_design: DesignChoice = "auto",
+    absent: Absent | None = None,
     polarity: Mapping[str, int] | None = None,
     labels_ignorable: bool = False,
     batch_size: int = 32,
 ) -> Diagnosis:
     """`diagnostics.diagnose` of the log at `data`, with a saved model's predictions or without a model.
 
-    design, polarity: without a model; with one they are the model's. `auto` is known if every recorded entry has a
-    propensity, else constant for one signal and hidden for several.  absent: None: as the model was trained, or error.
+    Args:
+        data: The path of the log.
+        model_dir: The folder of a saved model, or None.
+        propensity_design: Without a model, the design to judge. `auto` is known if every recorded entry has a
+            propensity, else constant for one signal and hidden for several.
+        absent: The meaning of a key that some rows lack. None: as the model was trained, or "error".
+        polarity: Without a model, +1 or -1 by signal.
+        labels_ignorable: Whether which rows have a label does not depend on the preference.
+        batch_size: Rows per forward pass of the model.
 
-    Raises ValueError: what is no saved model or no readable log, or the log lacks a signal of the model's.
+    Raises:
+        ValueError: There is no saved model or no readable log, or the log lacks a signal of the model's.
     """
-    from irm_fast.data.read import read_log
-
     if model_dir is None:
         # Evidence for both sides is no error here: a test reports it.
-        log = read_log(data, absent=absent or "error", polarity=polarity, misclick=True)  # type: ignore[arg-type]
-        spec = _spec(log, design)
+        log = read_log(data, absent=absent or "error", polarity=polarity, misclick=True)
+        spec = _spec(log, propensity_design)
         return diagnose_rows([log], spec, labels_ignorable=labels_ignorable)
     model = load(model_dir)
     absent = absent or read_record(model_dir).get("training", {}).get("absent", "error")
-    log = align(read_log(data, absent=absent, misclick=True), model.spec)  # type: ignore[arg-type]
-    _, logits = predict_log(model, log, batch_size)
-    return diagnose_rows([log], model.spec, logits, labels_ignorable=labels_ignorable)
+    log = align(read_log(data, absent=absent, misclick=True), model.spec)
+    heldout = predict_log(model, log, batch_size)
+    return diagnose_rows([log], model.spec, heldout, labels_ignorable=labels_ignorable)
 
 
 def diagnose_rows(
-    logs: Sequence[Log], spec: RewardSpec, logits: np.ndarray | None = None, *, labels_ignorable: bool = False
+    logs: Sequence[Log], spec: RewardSpec, heldout: HeldOut | None = None, *, labels_ignorable: bool = False
 ) -> Diagnosis:
     """`diagnostics.diagnose` on the rows of logs whose signals are those of the spec, in its order.
 
-    logits: (N, 1 + K) of `evaluation.heldout_step` for the N rows of the last log; None: what the logs alone show.
+    Args:
+        logs: One log or more.
+        spec: What the model explains.
+        heldout: Predictions for the rows of the last log; None: what the logs alone show.
+        labels_ignorable: Whether which rows have a label does not depend on the preference.
     """
     feedback, preference = (np.concatenate([getattr(log, name) for log in logs]) for name in ("feedback", "preference"))
-    weight = np.concatenate([np.ones(len(log)) if log.weight is None else log.weight for log in logs])
+    weight = np.concatenate([row_weights(log) for log in logs])
     users = [user for log in logs for user in log.user_ids or [None] * len(log)]
     reward, propensity = None, None
-    if logits is not None:
-        whole = np.full((len(feedback), 1 + feedback.shape[1]), np.nan)
-        whole[len(whole) - len(logits) :] = logits[:, : whole.shape[1]]  # without a signal there is a spare column
-        reward, propensity = whole[:, 0], whole[:, 1:]
+    if heldout is not None:
+        reward, propensity = np.full(len(feedback), np.nan), np.full(feedback.shape, np.nan)
+        last = len(feedback) - len(heldout.reward)
+        reward[last:] = heldout.reward
+        propensity[last:] = heldout.propensity[:, : feedback.shape[1]]  # without a signal there is a spare column
     return diagnose(
         feedback,
         signals=spec.signals,
         polarity=spec.polarity,
         misclick_rate=spec.misclick_rate,
-        design=spec.design,
+        propensity_design=spec.design,
         reward_logits=reward,
         propensity_logits=propensity,
         preference=preference,

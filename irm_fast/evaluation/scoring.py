@@ -1,30 +1,25 @@
-"""Score."""
+"""Rewards and held-out predictions of saved models."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
-
-from irm_fast.data.log import Log
-from irm_fast.embeddings.text_model import EmbeddedRewardModel
-from irm_fast.models.batches import Collator
-from irm_fast.models.reward_model import ImplicitRewardModel
-
-if TYPE_CHECKING:
-    from irm_fast.data.rows import Messages
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate.utils import send_to_device
 from torch import Tensor
 
-from irm_fast.embeddings.text_model import SOURCE
+from irm_fast.data.log import Log
+from irm_fast.data.rows import Messages
+from irm_fast.embeddings.text_model import SOURCE, EmbeddedRewardModel
 from irm_fast.losses.implicit import implicit_rm_loss
-from irm_fast.models.batches import as_dataset
+from irm_fast.models.batches import Collator, as_dataset
+from irm_fast.models.heldout import HeldOut
 from irm_fast.models.packing import by_length
 from irm_fast.models.record import read_record
+from irm_fast.models.reward_model import ImplicitRewardModel
 from irm_fast.models.tokens import tokenise
 
 RewardModel = ImplicitRewardModel | EmbeddedRewardModel
@@ -52,27 +47,33 @@ def score(model: RewardModel, conversations: Sequence[Messages], *, batch_size: 
     return rewards
 
 
-def predict_log(model: RewardModel, log: Log, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Weighted losses (N,) and logits (N, 1 + K), as of `heldout_step`, of a log as `align` returns it."""
+def predict_log(model: RewardModel, log: Log, batch_size: int) -> HeldOut:
+    """Predictions of a model for a log as `align` returns it."""
     if isinstance(model, EmbeddedRewardModel):
         return model.predict_log(log, batch_size)
     input_ids, _ = tokenise(model.tokenizer, log.messages, model.spec.max_length)
-    losses, logits = (np.empty((len(log), *shape), np.float32) for shape in ((), (1 + model.spec.columns,)))
+    rows, columns = len(log), model.spec.columns
+    loss, reward, propensity = (np.empty((rows, *shape), np.float32) for shape in ((), (), (columns,)))
     for index, batch in _batches(model, as_dataset(log, input_ids).to_list(), batch_size):
-        losses[index], logits[index] = (part.cpu().numpy() for part in heldout_step(model, model, batch))
-    return losses, logits
+        step = heldout_step(model, model, batch)
+        loss[index], reward[index], propensity[index] = (part.cpu().numpy() for part in step)
+    return HeldOut(loss, row_weights(log), reward, propensity)
 
 
-def action_rates(core: RewardModel, logits: np.ndarray) -> np.ndarray:
-    """Predicted action rates (N, K) of logits (N, 1 + K), as of `heldout_step`."""
-    values = torch.from_numpy(logits)
-    return core.spec.action_rates(values[:, 0], values[:, 1:]).numpy()
+def row_weights(log: Log) -> np.ndarray:
+    """Weights (N,) of the rows, 1 where the log has none."""
+    return np.ones(len(log)) if log.weight is None else log.weight
 
 
-def heldout_step(model: Any, core: ImplicitRewardModel, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-    """Weighted marginal loss (N,), and reward and propensity logits (N, 1 + K), of one batch.
+def heldout_step(
+    model: Callable[..., Any], core: ImplicitRewardModel, batch: Mapping[str, Any]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Weighted marginal loss (N,), reward logits (N,) and propensity logits (N, K) of one batch.
 
-    model: what to call, perhaps a distributed wrapper of `core`.
+    Args:
+        model: What to call: `core`, or a distributed wrapper of it.
+        core: The model itself.
+        batch: A batch of the collator.
     """
     reward, propensity = model(**logit_inputs(batch))
     loss = implicit_rm_loss(
@@ -84,7 +85,7 @@ def heldout_step(model: Any, core: ImplicitRewardModel, batch: Mapping[str, Any]
         reduction="none",
         **core.spec.loss_options,
     )
-    return loss, torch.cat([reward[:, None], propensity], dim=1)
+    return loss, reward, propensity
 
 
 def logit_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:

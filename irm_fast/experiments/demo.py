@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from irm_fast.data.log import Log
+from irm_fast.data.signals import DesignChoice
 from irm_fast.data.simulation import Simulation, simulate, write_simulation
 
 PROMPTS, TEST_FRACTION, TARGET = 6000, 0.2, 0.5
@@ -78,7 +79,7 @@ def make_simulation(seed: int, prompts: int = PROMPTS) -> Simulation:
     return simulate(rated, protocol="feature", signals=2, target=TARGET, seed=seed, test_fraction=TEST_FRACTION)
 
 
-def methods(simulation: Simulation) -> Iterator[tuple[str, Log, str]]:
+def methods(simulation: Simulation) -> Iterator[tuple[str, Log, DesignChoice]]:
     """Name, the log that the method sees, propensity design. All see the same rows and actions."""
     log = simulation.log
     one = replace(log, signals=log.signals[:1], polarity=(1,), feedback=log.feedback[:, :1])
@@ -119,7 +120,7 @@ def compare(
     with tempfile.TemporaryDirectory() as scratch, quiet_transformers():
         for name, log, design in methods(simulation):
             folder = Path(scratch) / name
-            config = TrainConfig(model=str(decoder), output=str(folder), propensity=design, **settings)
+            config = TrainConfig(model=str(decoder), output=str(folder), propensity_design=design, **settings)
             result = train_log(log, config)
             metrics[name] = evaluate_rated(result.model, simulation.test)
             print(f"  {name:<20} {result.design:<9} AUROC {metrics[name]['auroc']:.3f}", flush=True)

@@ -30,8 +30,8 @@ from torch.nn.functional import logsigmoid
 
 from irm_fast.losses import checks
 from irm_fast.losses.implicit import implicit_rm_loss
+from irm_fast.losses.operator import Reduction, divided
 from irm_fast.losses.pointwise import pointwise_loss
-from irm_fast.losses.reduction import Reduction, check_reduction, divided
 
 __all__ = [
     "causalrm_loss",
@@ -126,7 +126,7 @@ def nnpu_loss(
     if not beta >= 0:
         raise ValueError(f"beta must be 0 or more, got {beta}")
     n = reward_logits.shape[0]
-    check_reduction(n, reward_logits.device, "mean", normalizer)
+    checks.check_reduction(n, reward_logits.device, "mean", normalizer)
     nothing = torch.zeros_like(positive)
     liked = pointwise_loss(reward_logits, positive, nothing, reduction="sum", backend=backend)
     rest = pointwise_loss(reward_logits, nothing, recorded - positive, reduction="sum", backend=backend)
@@ -211,9 +211,10 @@ def sar_em_loss(
     """
     f, recorded = _feedback(reward_logits, feedback, weight)
     checks.check_logits("propensity_logits", propensity_logits, reward_logits.shape, reward_logits.device)
-    if stratification is None:
-        stratification = reward_logits, propensity_logits
-    s, t = checks.check_stratification(stratification, reward_logits, propensity_logits)
+    posterior = reward_logits.detach(), propensity_logits.detach()
+    if stratification is not None:
+        posterior = checks.check_stratification(stratification, reward_logits, propensity_logits)  # type: ignore[assignment]
+    s, t = posterior
     acted, counted = (feedback == 1).to(f.dtype), recorded != 0
     # P(r* = 1 | silent) = g (1 - m) / (1 - g m), in logits
     q = f + (recorded - f) * torch.sigmoid(s.to(f.dtype) + logsigmoid(-t.to(f.dtype)))

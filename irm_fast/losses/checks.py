@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from irm_fast.losses.signal_tables import MAX_SIGNALS
+from irm_fast.losses.operator import REDUCTIONS
 
+MAX_SIGNALS = 16
 LOGIT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 CODE_DTYPES = (torch.bool, torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
 
@@ -136,8 +140,11 @@ def check_weight(weight: Tensor, reward_logits: Tensor) -> Tensor:
 
 
 def check_stratification(
-    stratification: tuple[Tensor, Tensor], reward_logits: Tensor, propensity_logits: Tensor
-) -> tuple[Tensor, Tensor]:
+    stratification: tuple[Tensor, Tensor] | None, reward_logits: Tensor, propensity_logits: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    """The logits of a separate stratification model, as constants; None twice where there is none."""
+    if stratification is None:
+        return None, None
     if not isinstance(stratification, Sequence) or len(stratification) != 2:
         raise ValueError("stratification must be a pair (reward_logits, propensity_logits), or None")
     reward, propensity = stratification
@@ -147,3 +154,69 @@ def check_stratification(
     if torch.float64 not in (reward_logits.dtype, propensity_logits.dtype):  # the kernels read float32 at most
         reward, propensity = (x.float() if x.dtype == torch.float64 else x for x in (reward, propensity))
     return reward.detach(), propensity.detach()
+
+
+def check_options(
+    first: Tensor, weight: Tensor | None, reduction: str, normalizer: float | Tensor | None
+) -> Tensor | None:
+    """Reduction and normalizer for the rows of `first`, (N, ...); returns the weight as the kernels read it."""
+    check_reduction(first.shape[0], first.device, reduction, normalizer)
+    return None if weight is None else check_weight(weight, first)
+
+
+def check_reduction(n: int, device: torch.device, reduction: str, normalizer: float | Tensor | None) -> None:
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction must be one of {REDUCTIONS}, got {reduction!r}")
+    if normalizer is not None:
+        if reduction != "mean":
+            raise ValueError(f'normalizer replaces N under reduction="mean"; it means nothing with {reduction!r}')
+        check_normalizer(normalizer, device)
+    elif n == 0 and reduction == "mean":
+        raise ValueError('reduction="mean" over no rows (N=0): give a normalizer, or use "sum"')
+
+
+def check_normalizer(normalizer: float | Tensor, device: torch.device) -> None:
+    """A finite number above 0, or a 0-dim tensor on the device, whose value is not looked at."""
+    if isinstance(normalizer, Tensor):
+        if normalizer.dim() or normalizer.requires_grad:
+            raise ValueError(f"normalizer must be 0-dim and a constant, got shape {tuple(normalizer.shape)}")
+        if normalizer.device not in (device, torch.device("cpu")):
+            raise ValueError(f"normalizer is on {normalizer.device}, the first argument on {device}")
+    elif not isinstance(normalizer, Real):
+        raise TypeError(f"normalizer must be a number or a 0-dim tensor, got {type(normalizer).__name__}")
+    elif not 0 < normalizer < math.inf:
+        raise ValueError(f"normalizer must be finite and above 0, got {normalizer}")
+
+
+def signal_constants(polarity: Any, misclick_rate: Any, n_signals: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Polarity and misclick rate of every signal, as numbers."""
+    if polarity is None and misclick_rate is None:
+        return _PLAIN[n_signals]
+    sign = per_signal("polarity", polarity, 1.0, n_signals)
+    rate = per_signal("misclick_rate", misclick_rate, 0.0, n_signals)
+    if any(p not in (1, -1) for p in sign):
+        raise ValueError(f"polarity must be +1 or -1 for every signal, got {sign}")
+    if not all(0 <= e < 1 for e in rate):
+        raise ValueError(f"misclick_rate must lie in [0, 1), got {rate}")
+    return sign, rate
+
+
+_PLAIN = [((1.0,) * k, (0.0,) * k) for k in range(MAX_SIGNALS + 1)]
+
+
+def per_signal(name: str, value: Any, default: float, n_signals: int) -> tuple[float, ...]:
+    """A number, a sequence or a CPU tensor as a tuple of K numbers."""
+    if value is None:
+        return (default,) * n_signals
+    if isinstance(value, Tensor) and value.device.type != "cpu":
+        raise ValueError(f"{name} is on {value.device}: give numbers or a CPU tensor (no waiting for the device)")
+    if hasattr(value, "tolist"):  # torch, numpy
+        value = value.tolist()
+    if isinstance(value, Real):
+        return (float(value),) * n_signals
+    if not isinstance(value, Sequence) or not all(isinstance(entry, Real) for entry in value):
+        raise TypeError(f"{name} must be a number, a sequence of numbers or a CPU tensor, got {value!r}")
+    value = tuple(float(entry) for entry in value)
+    if len(value) != n_signals:
+        raise ValueError(f"{name} has {len(value)} entries for {n_signals} signal(s)")
+    return value

@@ -1,40 +1,57 @@
-"""Which implementation computes: Triton on GPUs, C++ on CPUs, or the float64 reference.
+"""The choice of the backend: Triton on GPUs, C++ on CPUs, or the float64 reference.
 
-Each backend has a module for each operation, with the same functions: `implicit_rm`, `linear_implicit_rm`, `pointwise`.
+Every backend has a module for each operation, with the same functions: `implicit_rm`, `linear_implicit_rm`,
+`pointwise`.
 """
 
 from __future__ import annotations
 
-import importlib
 import os
+from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 BACKENDS = ("triton", "cpu", "reference")
-_PACKAGES = {
-    "triton": "irm_fast.kernels.triton",
-    "cpu": "irm_fast.kernels.cpu",
-    "reference": "irm_fast.kernels.reference",
-}
+Results = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
+
+
+class Backend(NamedTuple):
+    """The functions of a backend."""
+
+    implicit_rm_forward: Callable[..., Results]
+    linear_implicit_rm_forward: Callable[..., Results]
+    linear_hidden_grad: Callable[..., Tensor]
+    linear_weight_grad: Callable[..., Tensor]
+    pointwise_forward: Callable[..., tuple[Tensor, Tensor | None]]
 
 
 def backends() -> dict[str, str]:
-    """What can compute the loss here: backend name -> "available", or why not."""
+    """State of the backends of the losses on this machine: name -> "available", or why it is not.
+
+    Examples:
+        >>> import irm_fast
+        >>> irm_fast.backends()["reference"]
+        'available'
+    """
     return {name: _why_not(name) or "available" for name in BACKENDS}
 
 
-def choose_backend(name: str | None, device: torch.device, is_double: bool, operation: str = "implicit_rm") -> Any:
-    """The module of an operation in the backend asked for, or in the best one for this device and dtype.
-
-    Raises ValueError for an unknown name or a dtype the backend does not take, RuntimeError where it cannot be had.
-    """
-    return _choose(name, device.type, is_double, operation)
-
-
 @cache
-def _choose(name: str | None, device_type: str, is_double: bool, operation: str) -> Any:
+def choose_backend(name: str | None, device_type: str, is_double: bool) -> Backend:
+    """The backend asked for, or the best one for this kind of device and dtype.
+
+    Args:
+        name: The name of a backend, or None.
+        device_type: The kind of device that holds the tensors, such as "cuda".
+        is_double: Whether any logits are float64, which the reference alone computes.
+
+    Raises:
+        ValueError: The name is unknown, or the backend does not take the dtype.
+        RuntimeError: The backend is not available.
+    """
     if name is None:
         name = _default_backend(device_type, is_double)
     elif name not in BACKENDS:
@@ -45,7 +62,7 @@ def _choose(name: str | None, device_type: str, is_double: bool, operation: str)
         raise RuntimeError(f"backend 'cpu' was asked for, the tensors are on {device_type}")
     elif name == "triton" and device_type == "cpu" and not _interpreting():
         raise RuntimeError("backend 'triton' runs on GPU tensors (on CPU tensors only with TRITON_INTERPRET=1)")
-    return _load(name, operation)
+    return _load(name)
 
 
 def _default_backend(device_type: str, is_double: bool) -> str:
@@ -57,18 +74,30 @@ def _default_backend(device_type: str, is_double: bool) -> str:
     return "triton" if device_type == "cuda" else "reference"
 
 
-def _load(name: str, operation: str) -> Any:
+def _load(name: str) -> Backend:
     try:
-        return importlib.import_module(f"{_PACKAGES[name]}.{operation}")
+        if name == "triton":
+            from irm_fast.kernels.triton import implicit_rm, linear_implicit_rm, pointwise
+        elif name == "cpu":
+            from irm_fast.kernels.cpu import implicit_rm, linear_implicit_rm, pointwise
+        else:
+            from irm_fast.kernels.reference import implicit_rm, linear_implicit_rm, pointwise
     except (ImportError, OSError) as error:
-        raise RuntimeError(f"backend {name!r} cannot be had: {error}") from error
+        raise RuntimeError(f"backend {name!r} is not available: {error}") from error
+    return Backend(
+        implicit_rm.implicit_rm_forward,
+        linear_implicit_rm.linear_implicit_rm_forward,
+        linear_implicit_rm.linear_hidden_grad,
+        linear_implicit_rm.linear_weight_grad,
+        pointwise.pointwise_forward,
+    )
 
 
 def _why_not(name: str) -> str | None:
     if name == "triton" and not (torch.cuda.is_available() or _interpreting()):
         return "no GPU"
     try:
-        _load(name, "implicit_rm")
+        _load(name)
     except RuntimeError as error:
         return str(error)
     return None

@@ -1,4 +1,4 @@
-"""The public operations: argument checks, choice of backend, thin autograd below (ops.py).
+"""`implicit_rm_loss` and `stratify`: argument checks, then one operation (operator.py) on one batch (kernels/batch.py).
 
 Method: ImplicitRM, arXiv:2603.23184, section 3, extended to several signals, labels and misclicks. A user prefers the
 response with probability g = sigmoid(reward logit) and, independently, is active on signal k with probability
@@ -7,36 +7,64 @@ m_k = sigmoid(propensity logit); a signal is recorded when both hold.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
 
 import torch
 from torch import Tensor, nn
 
+from irm_fast.kernels.batch import Batch
+from irm_fast.kernels.reference.values import check_values as check_values_of
 from irm_fast.losses import checks
-from irm_fast.losses import operator as ops
 from irm_fast.losses.dispatch import choose_backend
-from irm_fast.losses.operator import (
-    Evidence,
-    Settings,
-    bound_options,
-    compute_dtype,
-    flatten,
-    refuse_double_backward,
-    scaled,
-    unflatten,
-)
-from irm_fast.losses.reduction import Reduction, check_options, divided, mean_over
-from irm_fast.losses.signal_tables import signal_constants
+from irm_fast.losses.operator import Operation, Reduction, divided, mean_over, scaled
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+PerSignal = float | Sequence[float] | Tensor  # one number for all signals, or K of them
 
 
+class LossOptions(TypedDict, total=False):
+    """The keywords of the losses beside `return_groups`, for type checkers."""
+
+    preference: Tensor | None
+    polarity: PerSignal | None
+    misclick_rate: PerSignal | None
+    stratification: tuple[Tensor, Tensor] | None
+    weight: Tensor | None
+    reduction: Reduction
+    normalizer: float | Tensor | None
+    check_values: bool
+    backend: str | None
+
+
+@overload
+def implicit_rm_loss(
+    reward_logits: Tensor,
+    propensity_logits: Tensor,
+    feedback: Tensor,
+    *,
+    return_groups: Literal[False] = False,
+    **options: Unpack[LossOptions],
+) -> Tensor: ...
+@overload
+def implicit_rm_loss(
+    reward_logits: Tensor,
+    propensity_logits: Tensor,
+    feedback: Tensor,
+    *,
+    return_groups: Literal[True],
+    **options: Unpack[LossOptions],
+) -> tuple[Tensor, Tensor]: ...
 def implicit_rm_loss(
     reward_logits: Tensor,
     propensity_logits: Tensor,
     feedback: Tensor,
     *,
     preference: Tensor | None = None,
-    polarity=None,
-    misclick_rate=None,
+    polarity: PerSignal | None = None,
+    misclick_rate: PerSignal | None = None,
     stratification: tuple[Tensor, Tensor] | None = None,
     weight: Tensor | None = None,
     reduction: Reduction = "mean",
@@ -44,26 +72,30 @@ def implicit_rm_loss(
     return_groups: bool = False,
     check_values: bool = False,
     backend: str | None = None,
-) -> Any:
+) -> Tensor | tuple[Tensor, Tensor]:
     """Unbiased reward-model loss on implicit feedback: four-group posterior, loss and gradients in one launch.
 
     Without `stratification` it is the negative log-likelihood of the log, `-log(g m)` where the user acted and
     `-log(1 - g m)` where not (one signal). With it, the two cross-entropies of the paper against the posterior that the
     given logits imply, which is held constant. With equal logits both have the same gradients.
 
+    Evidence that contradicts itself (a click and a thumbs-down where no misclick is allowed) has likelihood zero: its
+    loss is +inf and its gradients are NaN. A logit that is not finite gives NaN. Inputs are never written to. Double
+    backward and `torch.func.vmap` are not supported and raise; `torch.func.grad` is.
+
     Args:
         reward_logits: (N,) float32, bfloat16 or float16; float64 selects the reference backend.
         propensity_logits: (N,), or (N, K) for K signals, at most 16; same dtypes.
-        feedback: shape of `propensity_logits`, bool or integer: 1 acted, 0 silent, -1 missing (contributes nothing).
+        feedback: Shaped like `propensity_logits`, bool or integer: 1 acted, 0 silent, -1 missing (contributes nothing).
         preference: (N,) explicit labels, bool or integer: 1 preferred, 0 not preferred, -1 unknown.
         polarity: (K,) of +1 (caused by pleasure: click, copy) and -1 (by displeasure: thumbs-down); default all +1.
-        misclick_rate: number or (K,) in [0, 1): the chance that an active user acts although r* speaks against it.
+        misclick_rate: A number or (K,) in [0, 1): the chance that an active user acts although r* speaks against it.
         stratification: (reward_logits', propensity_logits') of a separate stratification model, shapes as above.
         weight: (N,) row weights >= 0. A row of weight 0 contributes nothing, whatever it holds.
         reduction: "mean" is sum(weight * loss) / N, as in PyTorch; "sum"; "none" gives weight * loss, (N,).
-        normalizer: a number or 0-dim tensor that replaces N under "mean": the examples of the whole optimiser step.
-        return_groups: also return the posterior, see `stratify`; it comes from the same launch and carries no gradient.
-        check_values: look at the values too and raise ValueError on impossible ones. Waits for the device. The CPU
+        normalizer: A number or 0-dim tensor that replaces N under "mean": the examples of the whole optimiser step.
+        return_groups: Also return the posterior, see `stratify`; it comes from the same launch and carries no gradient.
+        check_values: Look at the values too and raise ValueError on impossible ones. Waits for the device. The CPU
             and reference backends always look; on a GPU an impossible value otherwise gives NaN.
         backend: "triton", "cpu" or "reference"; None chooses by device and dtype.
 
@@ -71,30 +103,38 @@ def implicit_rm_loss(
         The loss, float32 (float64 for float64 logits): () or, for "none", (N,). With `return_groups` the pair
         (loss, groups). Gradients come in the dtype of their logits, rounded once.
 
-    Evidence that contradicts itself (a click and a thumbs-down where no misclick is allowed) has likelihood zero: its
-    loss is +inf and its gradients are NaN. A logit that is not finite gives NaN. Inputs are never written to, and
-    double backward is not supported.
-
     Raises:
-        TypeError: logits that are not floating point, feedback or preference that is.
-        ValueError: shapes, devices, or values that do not fit; "mean" over no rows without a normalizer.
-        RuntimeError: a backend that cannot be had here; a second differentiation.
-    """
-    checks.check_batch(reward_logits, propensity_logits, feedback, preference)
-    n = reward_logits.shape[0]
-    if stratification is not None:
-        stratification = checks.check_stratification(stratification, reward_logits, propensity_logits)
-    weight = check_options(n, reward_logits, weight, reduction, normalizer, feedback, preference, check_values)
+        TypeError: Logits are not floating point, or feedback or preference is.
+        ValueError: Shapes, devices or values do not fit, or "mean" is taken over no rows without a normalizer.
+        RuntimeError: The backend is not available, or a second derivative or `vmap` was asked for.
 
-    scale, divide_by = mean_over(reduction, normalizer)
+    Examples:
+        >>> import torch, irm_fast
+        >>> reward_logits = torch.zeros(4, requires_grad=True)
+        >>> propensity_logits = torch.zeros(4, 2, requires_grad=True)
+        >>> feedback = torch.tensor([[1, 0], [0, 0], [0, -1], [1, 1]])
+        >>> loss = irm_fast.implicit_rm_loss(reward_logits, propensity_logits, feedback)
+        >>> loss.backward()
+        >>> print(f"{loss.item():.4f}")
+        1.2296
+    """
+    # Arguments
+    checks.check_batch(reward_logits, propensity_logits, feedback, preference)
     n_signals = propensity_logits.shape[1] if propensity_logits.dim() == 2 else 1
-    signals = signal_constants(polarity, misclick_rate, n_signals)
-    evidence = ops.Evidence(feedback, preference, weight, stratification)
-    settings = ops.Settings(*signals, scale, reduction == "none", return_groups, backend)
-    loss, groups = implicit_rm(reward_logits, propensity_logits, evidence, settings)
-    if divide_by is not None:
-        loss = divided(loss, divide_by)
-    return (loss, groups) if return_groups else loss
+    sides, rates = checks.signal_constants(polarity, misclick_rate, n_signals)
+    posterior = checks.check_stratification(stratification, reward_logits, propensity_logits)
+    weight = checks.check_options(reward_logits, weight, reduction, normalizer)
+    if check_values:
+        check_values_of(feedback, preference, weight)
+
+    # One batch, one launch
+    scale, divide_by = mean_over(reduction, normalizer)
+    batch = Batch(
+        feedback, preference, weight, *posterior, sides, rates, scale, reduction == "none", return_groups, backend
+    )
+    loss, groups = implicit_rm(reward_logits, propensity_logits, options=batch)
+    loss = divided(loss, divide_by)
+    return (loss, groups) if return_groups else loss  # type: ignore[return-value]
 
 
 def stratify(
@@ -103,25 +143,42 @@ def stratify(
     feedback: Tensor,
     *,
     preference: Tensor | None = None,
-    polarity=None,
-    misclick_rate=None,
+    polarity: PerSignal | None = None,
+    misclick_rate: PerSignal | None = None,
 ) -> Tensor:
     """Posterior over the four latent groups of every row and signal.
 
     PA: preferred and active, NA: not preferred and active, PP: preferred and passive, NP: not preferred and passive.
-
-    Arguments as in `implicit_rm_loss`. Returns (N, 4), or (N, K, 4) for two-dimensional propensities, in the dtype of
-    `propensity_logits`, in the order PA, NA, PP, NP; every four sum to one. No gradient flows through it. Rows whose
-    evidence contradicts itself, or whose logits are not finite, are NaN. Raises as `implicit_rm_loss` does.
+    No gradient flows through it. Rows whose evidence contradicts itself, or whose logits are not finite, are NaN.
     Source: arXiv:2603.23184, Table 1 (the labels of NA and PP are interchanged in its equation 6).
+
+    Args:
+        reward_logits: (N,), as in `implicit_rm_loss`.
+        propensity_logits: (N,) or (N, K), as in `implicit_rm_loss`.
+        feedback: Shaped like `propensity_logits`: 1 acted, 0 silent, -1 missing.
+        preference: (N,) explicit labels, as in `implicit_rm_loss`.
+        polarity: (K,) of +1 and -1; default all +1.
+        misclick_rate: A number or (K,) in [0, 1).
+
+    Returns:
+        (N, 4), or (N, K, 4) for two-dimensional propensities, in the dtype of `propensity_logits`, in the order PA, NA,
+        PP, NP; every four sum to one.
+
+    Raises:
+        TypeError: As `implicit_rm_loss`.
+        ValueError: As `implicit_rm_loss`.
+
+    Examples:
+        >>> import torch, irm_fast
+        >>> irm_fast.stratify(torch.zeros(1), torch.zeros(1), torch.tensor([0]))
+        tensor([[0.0000, 0.3333, 0.3333, 0.3333]])
     """
     checks.check_batch(reward_logits, propensity_logits, feedback, preference)
     n_signals = propensity_logits.shape[1] if propensity_logits.dim() == 2 else 1
-    signals = signal_constants(polarity, misclick_rate, n_signals)
-    evidence = ops.Evidence(feedback, preference, None, None)
-    settings = ops.Settings(*signals, 1.0, False, True, None)
+    sides, rates = checks.signal_constants(polarity, misclick_rate, n_signals)
+    batch = Batch(feedback, preference, None, None, None, sides, rates, 1.0, False, True, None)
     with torch.no_grad():
-        _, groups = implicit_rm(reward_logits, propensity_logits, evidence, settings)
+        _, groups = implicit_rm(reward_logits, propensity_logits, options=batch)
     assert groups is not None
     return groups
 
@@ -129,19 +186,29 @@ def stratify(
 class ImplicitRMLoss(nn.Module):
     """`irm_fast.implicit_rm_loss` with the settings of a log bound once. It has no parameters.
 
-    Args:
-        polarity, misclick_rate, reduction, backend: as in `implicit_rm_loss`.
-
     Call it as `loss_fn(reward_logits, propensity_logits, feedback)` with, per batch, the keywords `preference`,
     `weight`, `stratification`, `normalizer`, `return_groups`, `check_values` of `implicit_rm_loss`, which also lists
     shapes, dtypes and errors.
+
+    Args:
+        polarity: As in `implicit_rm_loss`.
+        misclick_rate: As in `implicit_rm_loss`.
+        reduction: As in `implicit_rm_loss`.
+        backend: As in `implicit_rm_loss`.
     """
 
-    def __init__(self, *, polarity=None, misclick_rate=None, reduction: Reduction = "mean", backend: str | None = None):
+    def __init__(
+        self,
+        *,
+        polarity: PerSignal | None = None,
+        misclick_rate: PerSignal | None = None,
+        reduction: Reduction = "mean",
+        backend: str | None = None,
+    ) -> None:
         super().__init__()
         self.polarity = polarity
         self.misclick_rate = misclick_rate
-        self.reduction = reduction
+        self.reduction: Reduction = reduction
         self.backend = backend
 
     def forward(self, reward_logits: Tensor, propensity_logits: Tensor, feedback: Tensor, **batch: Any) -> Any:
@@ -160,110 +227,40 @@ class ImplicitRMLoss(nn.Module):
         return f"polarity={self.polarity}, misclick_rate={self.misclick_rate}, reduction={self.reduction!r}"
 
 
-def implicit_rm(
-    reward: Tensor, propensity: Tensor, evidence: Evidence, settings: Settings
-) -> tuple[Tensor, Tensor | None]:
-    """Loss and groups."""
-    grad_enabled = torch.is_grad_enabled()
-    need_grads = (grad_enabled and reward.requires_grad, grad_enabled and propensity.requires_grad)
-    if torch.compiler.is_compiling():
-        loss, _, _, groups = implicit_rm_op(reward, propensity, *flatten(evidence), *settings, *need_grads)
-        return loss, groups.detach()
-    if True in need_grads:
-        return _ImplicitRM.apply(reward, propensity, evidence, settings, need_grads)  # type: ignore[no-any-return]
-    loss, _, _, groups = _implicit_rm_forward(reward, propensity, evidence, settings, need_grads)
-    return loss, groups
+def _run(reward: Tensor, propensity: Tensor, batch: Batch, need: tuple[bool, bool]) -> tuple[Tensor | None, ...]:
+    """Loss, groups, and float32 gradients of both logits."""
+    dtype = propensity.dtype
+    backend = choose_backend(batch.backend, reward.device.type, torch.float64 in (reward.dtype, dtype))
+    loss, grad_reward, grad_propensity, groups = backend.implicit_rm_forward(reward, propensity, batch, need)
+    return loss, None if groups is None else groups.to(dtype), grad_reward, grad_propensity
 
 
-def _implicit_rm_forward(
-    reward: Tensor, propensity: Tensor, evidence: Evidence, settings: Settings, need_grads: tuple[bool, bool]
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    device, dtype = reward.device, propensity.dtype
-    is_double = torch.float64 in (reward.dtype, dtype)
-    run = choose_backend(settings.backend, device, is_double).implicit_rm_forward
-    options = bound_options(evidence, settings, device, is_double)
-    loss, grad_reward, grad_propensity, groups = run(
-        reward, propensity, evidence.feedback, need_grads=need_grads, **options
+def _fake(reward: Tensor, propensity: Tensor, batch: Batch, need: tuple[bool, bool]) -> tuple[Tensor, ...]:
+    empty = reward.new_empty
+    dtype = torch.float64 if torch.float64 in (reward.dtype, propensity.dtype) else torch.float32
+    return (
+        empty(reward.shape if batch.per_row else (), dtype=dtype),
+        empty((*propensity.shape, 4), dtype=propensity.dtype) if batch.need_groups else empty(0, dtype=dtype),
+        empty(reward.shape if need[0] else 0, dtype=dtype),
+        empty(propensity.shape if need[1] else 0, dtype=dtype),
     )
-    return loss, grad_reward, grad_propensity, None if groups is None else groups.to(dtype)
 
 
-class _ImplicitRM(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, reward, propensity, evidence, settings, need_grads):
-        loss, grad_reward, grad_propensity, groups = _implicit_rm_forward(
-            reward, propensity, evidence, settings, need_grads
-        )
-        ctx.save_for_backward(grad_reward, grad_propensity)
-        ctx.dtypes = reward.dtype, propensity.dtype
-        if groups is not None:
-            ctx.mark_non_differentiable(groups)
-        return loss, groups
-
-    @staticmethod
-    def backward(ctx, upstream, _):
-        return *_gradients(ctx, upstream), None, None, None
-
-
-def _gradients(ctx, upstream: Tensor) -> list[Tensor | None]:
-    """Of both logits, where needed."""
-    refuse_double_backward("implicit_rm_loss")
+def _gradients(ctx: Any, upstream: Tensor) -> list[Tensor | None]:
+    """Gradients of the reward logits and the propensity logits, where needed."""
     return [
         scaled(grad, upstream, dtype) if needed else None
         for grad, needed, dtype in zip(ctx.saved_tensors, ctx.needs_input_grad[:2], ctx.dtypes, strict=True)
     ]
 
 
-@torch.library.custom_op("irm_fast::implicit_rm", mutates_args=())
-def implicit_rm_op(
-    reward: Tensor,
-    propensity: Tensor,
-    feedback: Tensor,
-    preference: Tensor | None,
-    weight: Tensor | None,
-    reward_strat: Tensor | None,
-    propensity_strat: Tensor | None,
-    polarity: list[float],
-    misclick_rate: list[float],
-    scale: float | None,
-    per_row: bool,
-    need_groups: bool,
-    backend: str | None,
-    need_reward_grad: bool,
-    need_propensity_grad: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Loss, float32 gradients of both logits, and groups; empty where not needed."""
-    evidence = unflatten(feedback, preference, weight, reward_strat, propensity_strat)
-    settings = Settings(tuple(polarity), tuple(misclick_rate), scale, per_row, need_groups, backend)
-    need_grads = (need_reward_grad, need_propensity_grad)
-    loss, *results = _implicit_rm_forward(reward, propensity, evidence, settings, need_grads)
-    grad_reward, grad_propensity, groups = (loss.new_empty(0) if x is None else x for x in results)
-    return loss, grad_reward, grad_propensity, groups
-
-
-@implicit_rm_op.register_fake
-def _(
-    reward, propensity, feedback, preference, weight, reward_strat, propensity_strat, polarity, misclick_rate, scale,
-    per_row, need_groups, backend, need_reward_grad, need_propensity_grad,
-):  # fmt: skip
-    dtype = compute_dtype(reward, propensity)
-    empty = reward.new_empty
-    return (
-        empty(reward.shape if per_row else (), dtype=dtype),
-        empty(reward.shape if need_reward_grad else 0, dtype=dtype),
-        empty(propensity.shape if need_propensity_grad else 0, dtype=dtype),
-        empty((*propensity.shape, 4) if need_groups else 0, dtype=propensity.dtype if need_groups else dtype),
-    )
-
-
-def _setup_context(ctx, inputs, output):
-    reward, propensity = inputs[:2]
-    ctx.dtypes = reward.dtype, propensity.dtype
-    ctx.save_for_backward(output[1], output[2])
-
-
-def _backward(ctx, upstream, *_):
-    return *_gradients(ctx, upstream), *(None,) * 13
-
-
-implicit_rm_op.register_autograd(_backward, setup_context=_setup_context)
+implicit_rm = Operation(
+    "implicit_rm",
+    loss="implicit_rm_loss",
+    inputs=("reward", "propensity"),
+    options=Batch,
+    run=_run,
+    fake=_fake,
+    results=4,
+    gradients=_gradients,
+)

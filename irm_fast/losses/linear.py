@@ -1,28 +1,57 @@
-"""`linear_implicit_rm_loss`: reward head, propensity heads and loss in one read of the hidden states."""
+"""`linear_implicit_rm_loss`: reward head, propensity heads and loss in one read of the hidden states.
+
+The forward pass reads the hidden states once, for the loss, the gradients of the logits and those of the heads. The
+gradient of the hidden states is an outer product of logit gradients and heads: it is written in backward, where the
+upstream gradient is known, so that nothing of the size of the hidden states is held in between or scaled afterwards.
+"""
 
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor
 
+from irm_fast.kernels.batch import Batch
+from irm_fast.kernels.reference.values import check_values as check_values_of
 from irm_fast.losses import checks
 from irm_fast.losses.dispatch import choose_backend
-from irm_fast.losses.operator import (
-    Evidence,
-    Settings,
-    bound_options,
-    flatten,
-    refuse_double_backward,
-    scaled,
-    unflatten,
-)
-from irm_fast.losses.reduction import Reduction, check_options, divided, mean_over
-from irm_fast.losses.signal_tables import signal_constants
+from irm_fast.losses.implicit import LossOptions, PerSignal
+from irm_fast.losses.operator import Operation, Reduction, divided, mean_over, scaled
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+Need = tuple[bool, bool, bool, bool]  # of hidden, heads, bias and propensity
 
 
+@overload
+def linear_implicit_rm_loss(
+    hidden: Tensor,
+    reward_weight: Tensor,
+    feedback: Tensor,
+    *,
+    reward_bias: Tensor | None = None,
+    propensity_weight: Tensor | None = None,
+    propensity_bias: Tensor | None = None,
+    propensity_logits: Tensor | None = None,
+    return_groups: Literal[False] = False,
+    **options: Unpack[LossOptions],
+) -> Tensor: ...
+@overload
+def linear_implicit_rm_loss(
+    hidden: Tensor,
+    reward_weight: Tensor,
+    feedback: Tensor,
+    *,
+    reward_bias: Tensor | None = None,
+    propensity_weight: Tensor | None = None,
+    propensity_bias: Tensor | None = None,
+    propensity_logits: Tensor | None = None,
+    return_groups: Literal[True],
+    **options: Unpack[LossOptions],
+) -> tuple[Tensor, Tensor]: ...
 def linear_implicit_rm_loss(
     hidden: Tensor,
     reward_weight: Tensor,
@@ -33,8 +62,8 @@ def linear_implicit_rm_loss(
     propensity_bias: Tensor | None = None,
     propensity_logits: Tensor | None = None,
     preference: Tensor | None = None,
-    polarity=None,
-    misclick_rate=None,
+    polarity: PerSignal | None = None,
+    misclick_rate: PerSignal | None = None,
     stratification: tuple[Tensor, Tensor] | None = None,
     weight: Tensor | None = None,
     reduction: Reduction = "mean",
@@ -42,7 +71,7 @@ def linear_implicit_rm_loss(
     return_groups: bool = False,
     check_values: bool = False,
     backend: str | None = None,
-) -> Any:
+) -> Tensor | tuple[Tensor, Tensor]:
     """Linear heads on hidden states, and `implicit_rm_loss` of their logits, in one read of the hidden states.
 
     The same value as `implicit_rm_loss(hidden @ reward_weight + reward_bias, hidden @ propensity_weight.T +
@@ -60,20 +89,41 @@ def linear_implicit_rm_loss(
         reward_weight: (H,) weight of the reward head.
         feedback: (N,), or (N, K) for K signals, at most 16: 1 acted, 0 silent, -1 missing.
         reward_bias: () bias of the reward head.
-        propensity_weight, propensity_bias: (K, H) and (K,) propensity heads on the same hidden states; or
-        propensity_logits: instead of propensity heads, (K,) constants, or logits shaped like `feedback`.
-        preference, polarity, misclick_rate, stratification, weight, reduction, normalizer, return_groups,
-        check_values, backend: as in `implicit_rm_loss`. A row of weight 0 contributes nothing, whatever its hidden
-            state holds.
+        propensity_weight: (K, H) weights of propensity heads on the same hidden states.
+        propensity_bias: (K,) biases of the propensity heads.
+        propensity_logits: Instead of propensity heads: (K,) constants, or logits shaped like `feedback`.
+        preference: As in `implicit_rm_loss`.
+        polarity: As in `implicit_rm_loss`.
+        misclick_rate: As in `implicit_rm_loss`.
+        stratification: As in `implicit_rm_loss`.
+        weight: As in `implicit_rm_loss`. A row of weight 0 contributes nothing, whatever its hidden state holds.
+        reduction: As in `implicit_rm_loss`.
+        normalizer: As in `implicit_rm_loss`.
+        return_groups: As in `implicit_rm_loss`.
+        check_values: As in `implicit_rm_loss`.
+        backend: As in `implicit_rm_loss`.
 
     Returns:
         The loss, float32: () or, for "none", (N,); with `return_groups` the pair (loss, groups), groups float32 with
         the shape of `feedback` and 4 at its end. Gradients come in the dtypes of their tensors, rounded once.
 
     Raises:
-        TypeError, ValueError, RuntimeError: as `implicit_rm_loss`; ValueError unless exactly one of
-            `propensity_weight` and `propensity_logits` is given.
+        TypeError: As `implicit_rm_loss`.
+        ValueError: As `implicit_rm_loss`, and unless exactly one of `propensity_weight` and `propensity_logits` is
+            given.
+        RuntimeError: As `implicit_rm_loss`.
+
+    Examples:
+        >>> import torch, irm_fast
+        >>> hidden = torch.ones(4, 8, requires_grad=True)
+        >>> feedback = torch.tensor([[1, 0], [0, 0], [0, -1], [1, 1]])
+        >>> heads = torch.zeros(8, requires_grad=True), torch.zeros(2, 8, requires_grad=True)
+        >>> loss = irm_fast.linear_implicit_rm_loss(hidden, heads[0], feedback, propensity_weight=heads[1])
+        >>> loss.backward()
+        >>> print(f"{loss.item():.4f}")
+        1.2296
     """
+    # Arguments
     checks.check_hidden(hidden, feedback)
     n, n_signals = hidden.shape[0], feedback.shape[1] if feedback.dim() == 2 else 1
     checks.check_heads(hidden, n_signals, reward_weight, reward_bias, propensity_weight, propensity_bias)
@@ -83,21 +133,34 @@ def linear_implicit_rm_loss(
         propensity_logits = checks.check_given_propensity(propensity_logits, hidden, feedback)
     if preference is not None:
         checks.check_codes("preference", preference, hidden.shape[:1], hidden.device)
-    if stratification is not None:
-        stratification = checks.check_stratification(stratification, hidden[:, 0], feedback)
-        stratification = (stratification[0], stratification[1].reshape(n, n_signals))
-    weight = check_options(n, hidden, weight, reduction, normalizer, feedback, preference, check_values)
+    sides, rates = checks.signal_constants(polarity, misclick_rate, n_signals)
+    reward_posterior, propensity_posterior = checks.check_stratification(stratification, hidden[:, 0], feedback)
+    if propensity_posterior is not None:
+        propensity_posterior = propensity_posterior.reshape(n, n_signals)
+    weight = checks.check_options(hidden, weight, reduction, normalizer)
+    if check_values:
+        check_values_of(feedback, preference, weight)
 
+    # One batch, one launch
     scale, divide_by = mean_over(reduction, normalizer)
-    signals = signal_constants(polarity, misclick_rate, n_signals)
-    evidence = Evidence(feedback.reshape(n, n_signals), preference, weight, stratification)
-    settings = Settings(*signals, scale, reduction == "none", return_groups, backend)
+    batch = Batch(
+        feedback.reshape(n, n_signals),
+        preference,
+        weight,
+        reward_posterior,
+        propensity_posterior,
+        sides,
+        rates,
+        scale,
+        reduction == "none",
+        return_groups,
+        backend,
+    )
     heads, bias = _stack_heads(hidden, reward_weight, reward_bias, propensity_weight, propensity_bias)
     if hidden.stride(1) != 1:
         hidden = hidden.contiguous()
-    loss, groups = linear_implicit_rm(hidden, heads, bias, propensity_logits, evidence, settings)
-    if divide_by is not None:
-        loss = divided(loss, divide_by)
+    loss, groups = linear_implicit_rm(hidden, heads, bias, propensity_logits, options=batch)
+    loss = divided(loss, divide_by)
     return loss if groups is None or not return_groups else (loss, groups.reshape(*feedback.shape, 4))
 
 
@@ -120,89 +183,71 @@ def _stack_heads(
     return torch.cat(weights), torch.cat(bias)
 
 
-def linear_implicit_rm(
-    hidden: Tensor, heads: Tensor, bias: Tensor, propensity: Tensor | None, evidence: Evidence, settings: Settings
-) -> tuple[Tensor, Tensor | None]:
-    """Loss and groups. Shapes: hidden (N, H), heads (M, H), bias (M,), propensity (N, K) or None, feedback (N, K)."""
-    inputs = (hidden, heads, bias, propensity)
-    needed = tuple(torch.is_grad_enabled() and x is not None and x.requires_grad for x in inputs)
-    # One upstream gradient for the whole batch scales the gradient of the heads; one a row needs a second read.
-    need_weight_grad = needed[1] and not settings.per_row
-    need_logit_grads = needed[0] or needed[2] or needed[3] or (needed[1] and settings.per_row)
-    need_grads = (need_logit_grads, need_weight_grad)
-    if torch.compiler.is_compiling():
-        arguments = (*flatten(evidence), *settings, *need_grads)
-        loss, _, _, groups = linear_implicit_rm_op(hidden, heads, bias, propensity, *arguments)
-        return loss, groups.detach()
-    if any(needed):
-        return _LinearImplicitRM.apply(*inputs, evidence, settings, need_grads)  # type: ignore[no-any-return]
-    loss, _, _, groups = _forward(*inputs, evidence, settings, need_grads)
-    return loss, groups
+def _wanted(batch: Batch, need: Need) -> tuple[bool, bool]:
+    """Whether the forward pass computes the gradients of the logits, and that of the heads.
+
+    One upstream gradient for the whole batch scales the gradient of the heads; one a row needs a second read.
+    """
+    hidden, heads, bias, propensity = need
+    return hidden or bias or propensity or (heads and batch.per_row), heads and not batch.per_row
 
 
-def _backend(hidden: Tensor, computed: Tensor, name: str | None) -> Any:
-    """The module that works where hidden is, in the dtype of `computed`: heads, or gradients."""
-    return choose_backend(name, hidden.device, computed.dtype == torch.float64, "linear_implicit_rm")
+def _run(
+    hidden: Tensor, heads: Tensor, bias: Tensor, propensity: Tensor | None, batch: Batch, need: Need
+) -> tuple[Tensor | None, ...]:
+    """Loss, groups, and gradients of the logits (N, K+1) and of the heads (M, H).
+
+    Shapes: hidden (N, H), heads (M, H), bias (M,), propensity (N, K) or None, feedback (N, K).
+    """
+    backend = choose_backend(batch.backend, hidden.device.type, heads.dtype == torch.float64)
+    loss, grad_logits, grad_heads, groups = backend.linear_implicit_rm_forward(
+        hidden, heads, bias, propensity, batch, _wanted(batch, need)
+    )
+    return loss, groups, grad_logits, grad_heads
 
 
-def _forward(
-    hidden: Tensor,
-    heads: Tensor,
-    bias: Tensor,
-    propensity: Tensor | None,
-    evidence: Evidence,
-    settings: Settings,
-    need_grads: tuple[bool, bool],
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    return _backend(hidden, heads, settings.backend).linear_implicit_rm_forward(
-        hidden,
-        heads,
-        bias,
-        propensity,
-        evidence.feedback,
-        need_logit_grads=need_grads[0],
-        need_weight_grad=need_grads[1],
-        **bound_options(evidence, settings, hidden.device, heads.dtype == torch.float64),
+def _fake(
+    hidden: Tensor, heads: Tensor, bias: Tensor, propensity: Tensor | None, batch: Batch, need: Need
+) -> tuple[Tensor, ...]:
+    n, n_signals = batch.feedback.shape
+    logits_wanted, heads_wanted = _wanted(batch, need)
+    return (
+        heads.new_empty(n if batch.per_row else ()),
+        heads.new_empty((n, n_signals, 4) if batch.need_groups else 0),
+        heads.new_empty((n, n_signals + 1) if logits_wanted else 0),
+        heads.new_empty(heads.shape if heads_wanted else 0),
     )
 
 
-class _LinearImplicitRM(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, hidden, heads, bias, propensity, evidence, settings, need_grads):
-        loss, grad_logits, grad_heads, groups = _forward(
-            hidden, heads, bias, propensity, evidence, settings, need_grads
-        )
-        again = hidden if ctx.needs_input_grad[1] and grad_heads is None else None
-        ctx.save_for_backward(grad_logits, grad_heads, heads, again, None if again is None else evidence.weight)
-        ctx.dtypes = hidden.dtype, None if propensity is None else propensity.dtype
-        ctx.backend = _backend(hidden, heads, settings.backend)
-        if groups is not None:
-            ctx.mark_non_differentiable(groups)
-        return loss, groups
-
-    @staticmethod
-    def backward(ctx, upstream, _):
-        return *_gradients(ctx, upstream, ctx.backend), None, None, None
+def _keep(
+    inputs: tuple[Tensor, ...], batch: Batch, need: Need, saved: tuple[Tensor | None, Tensor | None]
+) -> tuple[Tensor | None, ...]:
+    """Gradients of logits and heads, the heads, and for a second read the hidden states and the weight."""
+    hidden, heads = inputs[:2]
+    grad_logits, grad_heads = saved
+    if need[1] and batch.per_row:
+        return grad_logits, None, heads, hidden, batch.weight
+    return grad_logits, grad_heads if need[1] else None, heads, None, None
 
 
-def _gradients(ctx, upstream: Tensor, backend: Any) -> tuple[Tensor | None, ...]:
-    """Of hidden, heads, bias and propensity, where needed."""
-    refuse_double_backward("linear_implicit_rm_loss")
+def _gradients(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    """Gradients of hidden, heads, bias and propensity, where needed."""
     grad_logits, grad_heads, heads, hidden, weight = ctx.saved_tensors
     need_hidden, need_heads, need_bias, need_propensity = ctx.needs_input_grad[:4]
-    hidden_dtype, propensity_dtype = ctx.dtypes
+    hidden_dtype, _, _, propensity_dtype = ctx.dtypes
     n_heads, dtype = len(heads), heads.dtype
     grad_hidden = grad_bias = grad_propensity = None
     device = upstream.device.type
     # Products of matrices stay in float32.
     with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
         if need_hidden:
-            grad_hidden = backend.linear_hidden_grad(grad_logits, upstream, heads, hidden_dtype)
+            arguments = (grad_logits, upstream, heads, hidden_dtype, ctx.backend)
+            grad_hidden = ctx.call(_hidden_grad, _hidden_grad_operator, *arguments)
         if need_heads and grad_heads is not None:
             grad_heads = grad_heads * upstream
         elif need_heads:
             rows = scaled(grad_logits, upstream, dtype)
-            grad_heads = backend.linear_weight_grad(hidden, rows, weight, n_heads)
+            grad_heads = ctx.call(_weight_grad, _weight_grad_operator, hidden, rows, weight, n_heads, ctx.backend)
         if need_bias:
             grad_bias = scaled(grad_logits[:, :n_heads], upstream, dtype).sum(0)
         if need_propensity:
@@ -210,99 +255,41 @@ def _gradients(ctx, upstream: Tensor, backend: Any) -> tuple[Tensor | None, ...]
     return grad_hidden, grad_heads if need_heads else None, grad_bias, grad_propensity
 
 
-@torch.library.custom_op("irm_fast::linear_implicit_rm", mutates_args=())
-def linear_implicit_rm_op(
-    hidden: Tensor,
-    heads: Tensor,
-    bias: Tensor,
-    propensity: Tensor | None,
-    feedback: Tensor,
-    preference: Tensor | None,
-    weight: Tensor | None,
-    reward_strat: Tensor | None,
-    propensity_strat: Tensor | None,
-    polarity: list[float],
-    misclick_rate: list[float],
-    scale: float | None,
-    per_row: bool,
-    need_groups: bool,
-    backend: str | None,
-    need_logit_grads: bool,
-    need_weight_grad: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Loss, gradients of the logits (N, K+1) and of the heads (M, H), and groups; empty where not needed."""
-    evidence = unflatten(feedback, preference, weight, reward_strat, propensity_strat)
-    settings = Settings(tuple(polarity), tuple(misclick_rate), scale, per_row, need_groups, backend)
-    need_grads = (need_logit_grads, need_weight_grad)
-    loss, *results = _forward(hidden, heads, bias, propensity, evidence, settings, need_grads)
-    grad_logits, grad_heads, groups = (loss.new_empty(0) if x is None else x for x in results)
-    return loss, grad_logits, grad_heads, groups
-
-
-@linear_implicit_rm_op.register_fake
-def _(
-    hidden, heads, bias, propensity, feedback, preference, weight, reward_strat, propensity_strat, polarity,
-    misclick_rate, scale, per_row, need_groups, backend, need_logit_grads, need_weight_grad,
-):  # fmt: skip
-    n, n_signals = feedback.shape
-    empty = heads.new_empty
-    return (
-        empty(n if per_row else ()),
-        empty((n, n_signals + 1) if need_logit_grads else 0),
-        empty(heads.shape if need_weight_grad else 0),
-        empty((n, n_signals, 4) if need_groups else 0),
-    )
-
-
-@torch.library.custom_op("irm_fast::linear_hidden_grad", mutates_args=())
-def linear_hidden_grad_op(
+def _hidden_grad(
     grad_logits: Tensor, upstream: Tensor, heads: Tensor, dtype: torch.dtype, backend: str | None
 ) -> Tensor:
-    return _backend(grad_logits, heads, backend).linear_hidden_grad(grad_logits, upstream, heads, dtype)
+    chosen = choose_backend(backend, grad_logits.device.type, heads.dtype == torch.float64)
+    return chosen.linear_hidden_grad(grad_logits, upstream, heads, dtype)
 
 
-@linear_hidden_grad_op.register_fake
-def _(grad_logits, upstream, heads, dtype, backend):
+def _weight_grad(
+    hidden: Tensor, grad_logits: Tensor, weight: Tensor | None, n_heads: int, backend: str | None
+) -> Tensor:
+    chosen = choose_backend(backend, hidden.device.type, grad_logits.dtype == torch.float64)
+    return chosen.linear_weight_grad(hidden, grad_logits, weight, n_heads)
+
+
+linear_implicit_rm = Operation(
+    "linear_implicit_rm",
+    loss="linear_implicit_rm_loss",
+    inputs=("hidden", "heads", "bias", "propensity?"),
+    options=Batch,
+    run=_run,
+    fake=_fake,
+    results=4,
+    gradients=_gradients,
+    keep=_keep,
+)
+# The two halves of the backward pass, for graphs of torch.compile.
+_hidden_grad_operator = torch.library.custom_op("irm_fast::linear_hidden_grad", _hidden_grad, mutates_args=())
+_weight_grad_operator = torch.library.custom_op("irm_fast::linear_weight_grad", _weight_grad, mutates_args=())
+
+
+@_hidden_grad_operator.register_fake
+def _(grad_logits: Tensor, upstream: Tensor, heads: Tensor, dtype: torch.dtype, backend: str | None) -> Tensor:
     return heads.new_empty((grad_logits.shape[0], heads.shape[1]), dtype=dtype)
 
 
-@torch.library.custom_op("irm_fast::linear_weight_grad", mutates_args=())
-def linear_weight_grad_op(
-    hidden: Tensor, grad_logits: Tensor, weight: Tensor | None, n_heads: int, backend: str | None
-) -> Tensor:
-    return _backend(hidden, grad_logits, backend).linear_weight_grad(hidden, grad_logits, weight, n_heads)
-
-
-@linear_weight_grad_op.register_fake
-def _(hidden, grad_logits, weight, n_heads, backend):
+@_weight_grad_operator.register_fake
+def _(hidden: Tensor, grad_logits: Tensor, weight: Tensor | None, n_heads: int, backend: str | None) -> Tensor:
     return grad_logits.new_empty((n_heads, hidden.shape[1]))
-
-
-class _Traced:
-    """The backward functions of a backend, as operators."""
-
-    def __init__(self, name: str | None):
-        self.name = name
-
-    def linear_hidden_grad(self, grad_logits, upstream, heads, dtype):
-        return linear_hidden_grad_op(grad_logits, upstream, heads, dtype, self.name)
-
-    def linear_weight_grad(self, hidden, grad_logits, weight, n_heads):
-        return linear_weight_grad_op(hidden, grad_logits, weight, n_heads, self.name)
-
-
-def _setup_context(ctx, inputs, output):
-    hidden, heads, _, propensity, _, _, weight = inputs[:7]
-    ctx.backend, need_weight_grad = inputs[-3], inputs[-1]
-    again = hidden if ctx.needs_input_grad[1] and not need_weight_grad else None
-    ctx.save_for_backward(
-        output[1], output[2] if need_weight_grad else None, heads, again, None if again is None else weight
-    )
-    ctx.dtypes = hidden.dtype, None if propensity is None else propensity.dtype
-
-
-def _backward(ctx, upstream, *_):
-    return *_gradients(ctx, upstream, _Traced(ctx.backend)), *(None,) * 13
-
-
-linear_implicit_rm_op.register_autograd(_backward, setup_context=_setup_context)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from irm_fast.kernels.batch import PointwiseBatch
 from irm_fast.losses import checks
 from irm_fast.losses.dispatch import choose_backend
-from irm_fast.losses.operator import compute_dtype, refuse_double_backward, scaled
-from irm_fast.losses.reduction import Reduction, check_reduction, divided, mean_over
+from irm_fast.losses.operator import Operation, Reduction, divided, mean_over, scaled
 
 
 def pointwise_loss(
@@ -28,35 +28,35 @@ def pointwise_loss(
     y give binary cross-entropy with weights y and 1 - y; other weights give what corrects it: inverse propensities, or
     the positive-unlabelled risks, whose unbiased form has weights below zero and so a loss without a lower bound.
 
+    Weights are read as float32 unless the logits are float64. A logit that is not finite gives NaN, a weight that is
+    not finite NaN or infinity. Inputs are never written to. Double backward and `torch.func.vmap` are not supported.
+
     Args:
         reward_logits: (N,) float32, bfloat16 or float16; float64 selects the reference backend.
         positive_weight: (N,) floating-point weights of softplus(-s), of any sign; constants of the loss.
         negative_weight: (N,) weights of softplus(s), likewise. A row whose weights are both 0 contributes nothing,
             whatever its logit holds.
         reduction: "mean" is the sum over N, as in PyTorch; "sum"; "none" gives (N,).
-        normalizer: a number or 0-dim tensor that replaces N under "mean": the examples of the whole optimiser step.
+        normalizer: A number or 0-dim tensor that replaces N under "mean": the examples of the whole optimiser step.
         backend: "triton", "cpu" or "reference"; None chooses by device and dtype.
 
     Returns:
         The loss, float32 (float64 for float64 logits): () or, for "none", (N,). The gradient comes in the dtype of the
         logits, rounded once.
 
-    Weights are read as float32 unless the logits are float64. A logit that is not finite gives NaN, a weight that is
-    not finite NaN or infinity. Inputs are never written to, and double backward is not supported.
-
     Raises:
-        TypeError: logits or weights that are not floating point.
-        ValueError: shapes or devices that do not fit, weights that require a gradient; "mean" over no rows without a
+        TypeError: Logits or weights are not floating point.
+        ValueError: Shapes or devices do not fit, weights require a gradient, or "mean" is taken over no rows without a
             normalizer.
-        RuntimeError: a backend that cannot be had here; a second differentiation.
+        RuntimeError: The backend is not available, or a second derivative or `vmap` was asked for.
     """
     checks.check_rewards(reward_logits)
     positive_weight = _check_side("positive_weight", positive_weight, reward_logits)
     negative_weight = _check_side("negative_weight", negative_weight, reward_logits)
-    check_reduction(reward_logits.shape[0], reward_logits.device, reduction, normalizer)
+    checks.check_reduction(reward_logits.shape[0], reward_logits.device, reduction, normalizer)
     scale, divide_by = mean_over(reduction, normalizer)
-    loss = pointwise(reward_logits, positive_weight, negative_weight, scale, reduction == "none", backend)
-    return loss if divide_by is None else divided(loss, divide_by)
+    options = PointwiseBatch(positive_weight, negative_weight, scale, reduction == "none", backend)
+    return divided(pointwise(reward_logits, options=options)[0], divide_by)
 
 
 def _check_side(name: str, weight: Tensor, reward_logits: Tensor) -> Tensor:
@@ -68,92 +68,32 @@ def _check_side(name: str, weight: Tensor, reward_logits: Tensor) -> Tensor:
     return weight.to(dtype).contiguous()
 
 
-class Settings(NamedTuple):
-    scale: float | None  # None: 1/N
-    per_row: bool
-    backend: str | None
+def _run(reward: Tensor, batch: PointwiseBatch, need: tuple[bool]) -> tuple[Tensor | None, ...]:
+    """Loss, no groups, and the float32 gradient of the reward logits."""
+    backend = choose_backend(batch.backend, reward.device.type, reward.dtype == torch.float64)
+    loss, grad = backend.pointwise_forward(reward, batch, need)
+    return loss, None, grad
 
 
-def pointwise(
-    reward: Tensor,
-    positive_weight: Tensor,
-    negative_weight: Tensor,
-    scale: float | None,
-    per_row: bool,
-    backend: str | None,
-) -> Tensor:
-    """The loss, () or, if `per_row`, (N,); times `scale`, where None is 1/N."""
-    need_grad = torch.is_grad_enabled() and reward.requires_grad
-    settings = Settings(scale, per_row, backend)
-    if torch.compiler.is_compiling():
-        loss, _ = pointwise_op(reward, positive_weight, negative_weight, *settings, need_grad)
-        return loss
-    if need_grad:
-        return _Pointwise.apply(reward, positive_weight, negative_weight, settings)  # type: ignore[no-any-return]
-    return _pointwise_forward(reward, positive_weight, negative_weight, settings, need_grad)[0]
+def _fake(reward: Tensor, batch: PointwiseBatch, need: tuple[bool]) -> tuple[Tensor, ...]:
+    dtype = torch.float64 if reward.dtype == torch.float64 else torch.float32
+    shapes = (reward.shape if batch.per_row else (), 0, reward.shape if need[0] else 0)
+    return tuple(reward.new_empty(shape, dtype=dtype) for shape in shapes)
 
 
-def _pointwise_forward(
-    reward: Tensor, positive_weight: Tensor, negative_weight: Tensor, settings: Settings, need_grad: bool
-) -> tuple[Tensor, Tensor | None]:
-    scale, per_row, backend = settings
-    run = choose_backend(backend, reward.device, reward.dtype == torch.float64, "pointwise").pointwise_forward
-    scale = 1.0 / (len(reward) or 1) if scale is None else scale
-    return run(  # type: ignore[no-any-return]
-        reward, positive_weight, negative_weight, scale=scale, per_row=per_row, need_grad=need_grad
-    )
-
-
-class _Pointwise(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, reward, positive_weight, negative_weight, settings):
-        loss, grad = _pointwise_forward(reward, positive_weight, negative_weight, settings, need_grad=True)
-        ctx.save_for_backward(grad)
-        ctx.dtype = reward.dtype
-        return loss
-
-    @staticmethod
-    def backward(ctx, upstream):
-        return _gradient(ctx, upstream), None, None, None
-
-
-def _gradient(ctx, upstream: Tensor) -> Tensor | None:
-    """Of the reward logits, where needed."""
-    refuse_double_backward("pointwise_loss")
+def _gradients(ctx: Any, upstream: Tensor) -> tuple[Tensor | None]:
+    """Gradient of the reward logits, where needed."""
     (grad,) = ctx.saved_tensors
-    return scaled(grad, upstream, ctx.dtype) if ctx.needs_input_grad[0] else None
+    return (scaled(grad, upstream, ctx.dtypes[0]) if ctx.needs_input_grad[0] else None,)
 
 
-@torch.library.custom_op("irm_fast::pointwise", mutates_args=())
-def pointwise_op(
-    reward: Tensor,
-    positive_weight: Tensor,
-    negative_weight: Tensor,
-    scale: float | None,
-    per_row: bool,
-    backend: str | None,
-    need_grad: bool,
-) -> tuple[Tensor, Tensor]:
-    """Loss and float32 gradient of the reward logits; empty where not needed."""
-    settings = Settings(scale, per_row, backend)
-    loss, grad = _pointwise_forward(reward, positive_weight, negative_weight, settings, need_grad)
-    return loss, loss.new_empty(0) if grad is None else grad
-
-
-@pointwise_op.register_fake
-def _(reward, positive_weight, negative_weight, scale, per_row, backend, need_grad):
-    dtype = compute_dtype(reward)
-    loss = reward.new_empty(reward.shape if per_row else (), dtype=dtype)
-    return loss, reward.new_empty(reward.shape if need_grad else 0, dtype=dtype)
-
-
-def _setup_context(ctx, inputs, output):
-    ctx.dtype = inputs[0].dtype
-    ctx.save_for_backward(output[1])
-
-
-def _backward(ctx, upstream, _):
-    return _gradient(ctx, upstream), *(None,) * 6
-
-
-pointwise_op.register_autograd(_backward, setup_context=_setup_context)
+pointwise = Operation(
+    "pointwise",
+    loss="pointwise_loss",
+    inputs=("reward",),
+    options=PointwiseBatch,
+    run=_run,
+    fake=_fake,
+    results=3,
+    gradients=_gradients,
+)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-pass
+from irm_fast.models import ATTENTIONS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,7 +36,7 @@ def set_attention(
 ) -> str:
     """Make `model` run with the attention that is wanted, and return its name.
 
-    wanted: one of `config.ATTENTIONS`. "auto" takes the first that can be had of flash attention 4, 3 and 2 (packages),
+    wanted: one of `models.ATTENTIONS`. "auto" takes the first that can be had of flash attention 4, 3 and 2 (packages),
     "varlen" (flash kernels inside torch on a GPU, grouped calls on a CPU), "sdpa" and "eager". Those in `PACKED`
     take packed sequences, the others padded batches. device, dtype: where, and in what precision, it will compute.
     unpackable: tells why this very model cannot take packs, None if it can; asked only where all else allows them.
@@ -159,6 +159,3 @@ def _register() -> str:
 
     AttentionInterface.register(_REGISTERED, varlen_attention)
     return _REGISTERED
-
-
-ATTENTIONS = ("auto", "flash_attention_4", "flash_attention_3", "flash_attention_2", "varlen", "sdpa", "eager")

@@ -18,7 +18,7 @@ from irm_fast.training.run_folder import read_metrics, write_metrics
 
 
 class IsolationCheck(TrainerCallback):
-    """`isolation.check_isolation` before the first step: now the model is where, and as, it will be trained.
+    """`packed.check_isolation` before the first step: now the model is where, and as, it will be trained.
 
     precision: a function that gives the context of a training pass.
     """
@@ -73,10 +73,10 @@ class MetricsFile(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            others = [line for line in read_metrics(self.path) if line["propensity"] != self.design]
-            own = [{"propensity": self.design, **entry} for entry in state.log_history]
+            others = [line for line in read_metrics(self.path) if line["propensity_design"] != self.design]
+            own = [{"propensity_design": self.design, **entry} for entry in state.log_history]
             write_metrics(self.path, [*others, *own], append=False)
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero and state.log_history:
-            write_metrics(self.path, [{"propensity": self.design, **state.log_history[-1]}], append=True)
+            write_metrics(self.path, [{"propensity_design": self.design, **state.log_history[-1]}], append=True)

@@ -1,4 +1,8 @@
-"""The settings of one training run: a dataclass that YAML files and the command line fill in."""
+"""The settings of a training run: dataclasses that Python, YAML files and the command line fill in alike.
+
+A setting is one field: its type, its default, its bounds, and the line of help that the command line prints. Nothing
+else lists it. Importing this module takes no torch, so that help comes at once.
+"""
 
 from __future__ import annotations
 
@@ -6,30 +10,13 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from irm_fast.data.signals import DESIGN_CHOICES
-from irm_fast.models.attention import ATTENTIONS
+from irm_fast.data.signals import Absent, DesignChoice
+from irm_fast.models import Attention
 
-_CHOICES = {
-    "propensity": DESIGN_CHOICES,
-    "objective": ("marginal", "stratified"),
-    "stratification": ("current", "ema", "frozen"),
-    "absent": ("error", "silent", "missing"),
-    "precision": ("float32", "bfloat16"),
-    "overlong": ("truncate", "drop"),
-    "attn": ATTENTIONS,
-}
-_ONLY_WITH_EMBEDDINGS = ("hidden_layers", "estimator")
-_NOT_WITH_EMBEDDINGS = (
-    *("objective", "stratification", "ema_decay", "epochs", "batch_size", "token_budget", "gradient_accumulation"),
-    *("learning_rate", "head_learning_rate", "weight_decay", "warmup_ratio", "max_length", "overlong", "eval_steps"),
-    *("patience", "precision", "attn", "compile", "gradient_checkpointing", "fsdp", "report_to", "resume"),
-)
-_COUNTS = ("epochs", "batch_size", "token_budget", "gradient_accumulation", "max_length", "eval_steps")
-_RATES = ("learning_rate", "head_learning_rate")
-_FRACTIONS = ("ema_decay", "warmup_ratio", "validation_fraction")  # in [0, 1)
-_AT_LEAST_ZERO = ("weight_decay", "patience", "seed")
+Config = TypeVar("Config", bound="RunConfig")
+NOT_KEPT = ("resume", "overwrite", "progress")  # no settings of the result: a file of settings does not hold them
 _EXPECTED = {
     bool: "true or false",
     int: "a whole number",
@@ -41,124 +28,144 @@ _EXPECTED = {
 }
 
 
-def option(default: Any, help: str) -> Any:
-    """A field of `TrainConfig` with the line that `irm-fast train --help` prints for it."""
-    return field(default=default, metadata={"help": help})
+def option(
+    default: Any, help: str, *, above: float | None = None, at_least: float | None = None, below: float | None = None
+) -> Any:
+    """A setting: its default, what `irm-fast train --help` says of it, and the bounds of its value."""
+    return field(default=default, metadata={"help": help, "above": above, "at_least": at_least, "below": below})
 
 
-@dataclass
-class TrainConfig:
-    """Everything that decides a training run.
+@dataclass(kw_only=True)
+class RunConfig:
+    """The settings that training a language model and fitting a reward on embeddings share.
 
     Values are converted and checked on construction; numbers may be text, as YAML reads `1e-5` as text.
 
     Raises:
-        ValueError: a field has the wrong type or is out of range: which, what was got, and what is expected.
+        ValueError: A field has the wrong type or is out of range. The message says which, what it got, and what is
+            expected.
     """
 
-    model: str = option(MISSING, "Folder or hub id of a decoder language model with its tokenizer.")
+    program: ClassVar[str]  # for messages
+
     output: str = option(MISSING, "Folder for the checkpoint; must be new or empty.")
     data: str = option("", "The log: JSONL, JSONL.gz or Parquet.")
-    embeddings: str = option("", "Train on what irm-fast embed wrote of the log, not on its text; no model needed.")
-    hidden_layers: str = option("auto", "With embeddings, layers of the reward: auto, linear, or widths as 128,64.")
-    estimator: str = option("auto", "With embeddings, how propensities are estimated; auto by held-out likelihood.")
-    propensity: str = option("auto", "Propensity design: auto, constant, hidden, features or known.")
-    objective: str = option("marginal", "marginal (a likelihood) or stratified (the published form).")
-    stratification: str = option("current", "Posteriors of the stratified form: current, ema or frozen.")
-    ema_decay: float = option(0.99, "Decay per optimiser step of the ema stratification model.")
+    propensity_design: DesignChoice = option("auto", "How propensities depend on the response; see docs.")
     misclick_rate: float | Mapping[str, float] = option(0.0, "In [0, 1): a number, or NAME=RATE,...")
     polarity: Mapping[str, int] | None = option(None, "Polarity of signals: NAME=1 or NAME=-1, ...")
-    absent: str = option("error", "A feedback key that some rows lack: error, silent or missing.")
-    epochs: int = option(3, "Passes over the training part of the log.")
-    batch_size: int | None = option(None, "Rows per device and forward pass, on average; 16 without a token budget.")
-    token_budget: int | None = option(None, "Tokens per device and forward pass: as many rows as they hold.")
-    gradient_accumulation: int = option(1, "Forward passes per optimiser step.")
-    learning_rate: float = option(2e-5, "Peak learning rate of all that reads or makes hidden states.")
-    head_learning_rate: float = option(3e-2, "Peak learning rate of the reward bias and propensity scalars.")
-    weight_decay: float = option(0.0, "AdamW weight decay of the backbone's matrices.")
-    warmup_ratio: float = option(0.05, "Share of the steps in which the learning rate rises; then it falls.")
-    max_length: int = option(1024, "Tokens per row; what is longer is truncated, or dropped.")
-    overlong: str = option("truncate", "Longer rows: truncate (they lose their beginning) or drop.")
-    validation_fraction: float = option(0.1, "Share of the log held out for evaluation; 0 for none.")
-    eval_steps: int | None = option(None, "Evaluate and checkpoint every so many steps, not epochs.")
-    patience: int = option(2, "Stop after so many evaluations without a better held-out likelihood; 0 never.")
-    precision: str = option("float32", "float32, or bfloat16 (mixed: weights and heads stay float32).")
-    attn: str = option("auto", f"Attention: {', '.join(ATTENTIONS)}; auto: the fastest there is.")
-    compile: bool = option(False, "Run the language model through torch.compile.")
-    fsdp: bool = option(False, "Shard weights, gradients and optimiser over the processes (FSDP2).")
-    gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass to save memory.")
-    seed: int = option(0, "Seed of the split, the new weights and the order of rows.")
-    report_to: str = option("none", "Tracker known to transformers: none, tensorboard, wandb, ...")
+    absent: Absent = option("error", "A feedback key that some rows lack.")
+    validation_fraction: float = option(
+        0.1, "Share of the log held out for evaluation; 0 for none.", at_least=0, below=1
+    )
+    seed: int = option(0, "Seed of the split, the new weights and the order of rows.", at_least=0)
     progress: bool = option(True, "Show transformers' progress bar.")
-    resume: bool = option(False, "Go on with the interrupted run in the output folder.")
     overwrite: bool = option(False, "Delete what the earlier run wrote to the output folder, and start anew.")
 
     def __post_init__(self) -> None:
-        for name, kind in get_type_hints(TrainConfig).items():
-            setattr(self, name, _convert(name, getattr(self, name), kind))
-        self._check()
-
-    @property
-    def rows_per_pass(self) -> int | None:
-        """`batch_size`, or its default: 16, and no limit beside a token budget."""
-        return 16 if self.batch_size is None and self.token_budget is None else self.batch_size
-
-    @classmethod
-    def from_mapping(cls, values: Mapping[str, Any], source: str = "config") -> TrainConfig:
-        """A config from a mapping; `source` names it in errors.
-
-        Raises:
-            ValueError: an unknown key (with the closest known one), a missing required key, or a bad value.
-        """
-        if values.get("embeddings"):  # their file names the model
-            values = {"model": "", **values}
-        known = [f.name for f in fields(cls)]
-        for key in values:
-            if key not in known:
-                close = difflib.get_close_matches(str(key), known, n=1)
-                hint = f"did you mean {close[0]!r}?" if close else f"known settings: {', '.join(known)}"
-                raise ValueError(f"{source}: unknown setting {key!r}; {hint}")
-        missing = [f.name for f in fields(cls) if f.default is MISSING and f.name not in values]
-        if missing:
-            raise ValueError(f"{source}: no value for {' and '.join(missing)}; set it here or in a YAML file")
-        return cls(**values)
-
-    @classmethod
-    def load(cls, path: str | Path | None, **overrides: Any) -> TrainConfig:
-        """Read a YAML file, if any, and let `overrides` that are not None replace what it says.
-
-        Raises:
-            ValueError: the file is not a YAML mapping, or as `from_mapping`.
-            OSError: the file cannot be read.
-        """
-        given = {key: value for key, value in overrides.items() if value is not None}
-        if path is None:
-            return cls.from_mapping(given, source="command line")
-        return cls.from_mapping({**_read_yaml(path), **given}, source=str(path))
-
-    def save(self, path: Path) -> None:
-        """Write the settings as YAML that `load` reads."""
-        import yaml
-
-        path.write_text(yaml.safe_dump(asdict(self), sort_keys=False), encoding="utf-8")
-
-    def _check(self) -> None:
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name}: got {getattr(self, name)!r}; expected one of {', '.join(choices)}")
-        for names, fits, expected in (
-            ((*_COUNTS, *_RATES), lambda value: value is None or value > 0, "a number above 0"),
-            (_FRACTIONS, lambda value: 0 <= value < 1, "a number in [0, 1)"),
-            (_AT_LEAST_ZERO, lambda value: value >= 0, "0 or more"),
-        ):
-            for name in names:
-                if not fits(getattr(self, name)):
-                    raise ValueError(f"{name}: got {getattr(self, name)}; expected {expected}")
+        kinds = get_type_hints(type(self))
+        for setting in fields(self):
+            value = _convert(setting.name, getattr(self, setting.name), kinds[setting.name])
+            setattr(self, setting.name, value)
+            _check_bounds(setting.name, value, **{k: v for k, v in setting.metadata.items() if k != "help"})
         rates = self.misclick_rate if isinstance(self.misclick_rate, Mapping) else {"": self.misclick_rate}
         if not all(0 <= rate < 1 for rate in rates.values()):
             raise ValueError(f"misclick_rate: got {self.misclick_rate}; expected numbers in [0, 1)")
-        if self.polarity and not set(self.polarity.values()) <= {1, -1}:
-            raise ValueError(f"polarity: got {self.polarity}; expected 1 or -1 for every signal")
+
+    @classmethod
+    def from_mapping(cls: type[Config], values: Mapping[str, Any], source: str = "config") -> Config:
+        """A config from a mapping; `source` names it in errors.
+
+        Raises:
+            ValueError: A key is unknown (the message has the closest known one) or belongs to the other program, a
+                required key is missing, or a value is bad.
+        """
+        known = {f.name: f for f in fields(cls)}
+        others = {f.name: f.default for kind in PROGRAMS if kind is not cls for f in fields(kind)}
+        given = {}
+        for key, value in values.items():
+            if key in known:
+                given[key] = value
+            elif key not in others:
+                close = difflib.get_close_matches(str(key), known, n=1)
+                hint = f"did you mean {close[0]!r}?" if close else f"known settings: {', '.join(known)}"
+                raise ValueError(f"{source}: unknown setting {key!r}; {hint}")
+            elif value != others[key]:
+                raise ValueError(f"{key}: got {value!r}, which has no effect {cls.program}; leave it out")
+        missing = [name for name, f in known.items() if f.default is MISSING and name not in given]
+        if missing:
+            raise ValueError(f"{source}: no value for {' and '.join(missing)}; set it here or in a YAML file")
+        return cls(**given)
+
+    @classmethod
+    def load(cls: type[Config], path: str | Path | None, **overrides: Any) -> Config:
+        """Read a YAML file, if any, and let `overrides` that are not None replace what it says.
+
+        Raises:
+            ValueError: The file is not a YAML mapping, or as `from_mapping`.
+            OSError: The file cannot be read.
+        """
+        values, source = _merged(path, overrides)
+        return cls.from_mapping(values, source)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings of the result: without those that only say how to go about it, such as `overwrite`."""
+        return {name: value for name, value in asdict(self).items() if name not in NOT_KEPT}
+
+    def save(self, path: Path) -> None:
+        """Write the settings of the result as YAML that `load` reads."""
+        import yaml
+
+        path.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False), encoding="utf-8")
+
+
+@dataclass(kw_only=True)
+class TrainConfig(RunConfig):
+    """The settings of training a language model on a log.
+
+    Raises:
+        ValueError: As `RunConfig`, or settings contradict each other.
+
+    Examples:
+        >>> from irm_fast import TrainConfig
+        >>> config = TrainConfig(model="PATH_OR_HUB_ID", data="log.jsonl", output="reward_model", epochs="2")
+        >>> config.epochs, config.propensity_design
+        (2, 'auto')
+    """
+
+    program: ClassVar[str] = "without embeddings"
+
+    model: str = option(MISSING, "Folder or hub id of a decoder language model with its tokenizer.")
+    objective: Literal["marginal", "stratified"] = option("marginal", "A likelihood, or the published form.")
+    stratification: Literal["current", "ema", "frozen"] = option("current", "Posteriors of the stratified form.")
+    ema_decay: float = option(0.99, "Decay per optimiser step of the ema stratification model.", at_least=0, below=1)
+    epochs: int = option(3, "Passes over the training part of the log.", above=0)
+    batch_size: int | None = option(
+        None, "Rows per device and forward pass, on average; 16 without a token budget.", above=0
+    )
+    token_budget: int | None = option(None, "Tokens per device and forward pass: as many rows as they hold.", above=0)
+    gradient_accumulation: int = option(1, "Forward passes per optimiser step.", above=0)
+    learning_rate: float = option(2e-5, "Peak learning rate of all that reads or makes hidden states.", above=0)
+    head_learning_rate: float = option(3e-2, "Peak learning rate of the reward bias and propensity scalars.", above=0)
+    weight_decay: float = option(0.0, "AdamW weight decay of the backbone's matrices.", at_least=0)
+    warmup_ratio: float = option(
+        0.05, "Share of the steps in which the learning rate rises; then it falls.", at_least=0, below=1
+    )
+    max_length: int = option(1024, "Tokens per row; what is longer is truncated, or dropped.", above=0)
+    overlong: Literal["truncate", "drop"] = option("truncate", "Longer rows lose their beginning, or are left out.")
+    eval_steps: int | None = option(None, "Evaluate and checkpoint every so many steps, not epochs.", above=0)
+    patience: int = option(
+        2, "Stop after so many evaluations without a better held-out likelihood; 0 never.", at_least=0
+    )
+    precision: Literal["float32", "bfloat16"] = option("float32", "bfloat16 is mixed: weights and heads stay float32.")
+    attn: Attention = option("auto", "Attention; auto is the fastest that is available.")
+    compile: bool = option(False, "Run the language model through torch.compile.")
+    fsdp: bool = option(False, "Shard weights, gradients and optimiser over the processes (FSDP2).")
+    gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass to save memory.")
+    report_to: str = option("none", "Tracker known to transformers: none, tensorboard, wandb, ...")
+    resume: bool = option(False, "Go on with the interrupted run in the output folder.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.stratification != "current" and self.objective != "stratified":
             raise ValueError(
                 f"stratification: {self.stratification!r} has no effect on the marginal objective; "
@@ -166,11 +173,85 @@ class TrainConfig:
             )
         if self.resume and self.overwrite:
             raise ValueError("resume and overwrite: both are set; choose one")
-        where, without = ("with", _NOT_WITH_EMBEDDINGS) if self.embeddings else ("without", _ONLY_WITH_EMBEDDINGS)
-        for setting in fields(self):
-            value = getattr(self, setting.name)
-            if setting.name in without and value != setting.default:
-                raise ValueError(f"{setting.name}: got {value!r}, which has no effect {where} embeddings; leave it out")
+
+    @property
+    def rows_per_pass(self) -> int | None:
+        """`batch_size`, or its default: 16, and no limit beside a token budget."""
+        return 16 if self.batch_size is None and self.token_budget is None else self.batch_size
+
+
+@dataclass(kw_only=True)
+class EmbeddingTrainConfig(RunConfig):
+    """The settings of fitting a reward on embeddings that `irm-fast embed` wrote.
+
+    Raises:
+        ValueError: As `RunConfig`.
+
+    Examples:
+        >>> from irm_fast import EmbeddingTrainConfig
+        >>> config = EmbeddingTrainConfig(embeddings="log.safetensors", data="log.jsonl", output="reward_model")
+        >>> config.hidden_layers
+        'auto'
+    """
+
+    program: ClassVar[str] = "with embeddings"
+
+    embeddings: str = option(MISSING, "Train on what irm-fast embed wrote of the log, not on its text.")
+    model: str = option("", "The language model of the embeddings, where it is no longer at the place that they name.")
+    hidden_layers: str = option("auto", "Layers of the reward: auto, linear, or widths as 128,64.")
+    estimator: Literal["auto", "two-step", "joint"] = option("auto", "How propensities are estimated.")
+
+
+PROGRAMS: tuple[type[RunConfig], ...] = (TrainConfig, EmbeddingTrainConfig)
+
+
+def load_config(path: str | Path | None, **overrides: Any) -> TrainConfig | EmbeddingTrainConfig:
+    """The config of either program: that of embeddings where `embeddings` is given.
+
+    Args:
+        path: A YAML file of settings, or None.
+        overrides: Settings that replace those of the file, unless they are None.
+
+    Raises:
+        ValueError: As `RunConfig.load`.
+        OSError: The file cannot be read.
+    """
+    values, source = _merged(path, overrides)
+    kind = EmbeddingTrainConfig if values.get("embeddings") else TrainConfig
+    return kind.from_mapping(values, source)
+
+
+def parse_polarity(value: str | Mapping[str, Any] | None) -> dict[str, int] | None:
+    """The polarity of signals from a mapping or from NAME=1,NAME=-1; None stays None.
+
+    Raises:
+        ValueError: The value is something else, or a polarity is neither 1 nor -1.
+    """
+    if value is None:
+        return None
+    try:
+        signs = _by_name(value, int)
+    except (ValueError, TypeError, AttributeError):
+        raise ValueError(f"polarity: got {value!r}; expected {_EXPECTED['polarity']}") from None
+    if not set(signs.values()) <= {1, -1}:
+        raise ValueError(f"polarity: got {signs}; expected 1 or -1 for every signal")
+    return signs
+
+
+def _merged(path: str | Path | None, overrides: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """The settings of a file under those that were given, and how errors name their source."""
+    given = {key: value for key, value in overrides.items() if value is not None}
+    if path is None:
+        return given, "command line"
+    values = _read_yaml(path)
+    for name in ("resume", "overwrite"):
+        if values.pop(name, False):
+            raise ValueError(
+                f"{path}: {name}: it belongs to one start of a run, not to its settings: a file that is used again "
+                f"would {'delete' if name == 'overwrite' else 'go on with'} a run unasked. Remove it here and say "
+                f"--{name}, or {name}=True"
+            )
+    return {**values, **given}, str(path)
 
 
 def _read_yaml(path: str | Path) -> dict[str, Any]:
@@ -207,12 +288,16 @@ def _given_twice(node: Any) -> Any:
 
 def _convert(name: str, value: Any, kind: Any) -> Any:
     """`value` as the type that the field declares; YAML and the command line may bring text."""
+    if get_origin(kind) is Literal:
+        if value not in get_args(kind):
+            raise ValueError(f"{name}: got {value!r}; expected one of {', '.join(get_args(kind))}")
+        return value
+    if name == "polarity":
+        return parse_polarity(value)
     kinds = get_args(kind) or (kind,)
     if value is None and type(None) in kinds:
         return None
     try:
-        if name == "polarity":
-            return _by_name(value, int)
         if name == "misclick_rate":
             named = isinstance(value, Mapping) or (isinstance(value, str) and "=" in value)
             return _by_name(value, float) if named else _number(value, float)
@@ -228,6 +313,20 @@ def _convert(name: str, value: Any, kind: Any) -> Any:
     except (ValueError, TypeError, AttributeError):
         expected = _EXPECTED.get(name) or _EXPECTED[kinds[0]]
         raise ValueError(f"{name}: got {value!r}; expected {expected}") from None
+
+
+def _check_bounds(
+    name: str, value: Any, above: float | None = None, at_least: float | None = None, below: float | None = None
+) -> None:
+    """Raise ValueError for a number outside its bounds; NaN is outside of all."""
+    if value is None:
+        return
+    if above is not None and not value > above:
+        raise ValueError(f"{name}: got {value}; expected a number above {above}")
+    if at_least is not None and below is not None and not at_least <= value < below:
+        raise ValueError(f"{name}: got {value}; expected a number in [{at_least}, {below})")
+    if at_least is not None and below is None and not value >= at_least:
+        raise ValueError(f"{name}: got {value}; expected {at_least} or more")
 
 
 def _widths(value: Any) -> str:

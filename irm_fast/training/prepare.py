@@ -1,20 +1,97 @@
-"""What of a log is trained on, and how: signals, propensity designs, rows; each checked before any work is done."""
+"""Everything that is checked and decided before a run begins: signals, propensity designs, rows, the output folder.
+
+Nothing is written here and no model is trained: what can be refused is refused before it costs anything.
+"""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from irm_fast.data.log import Log
-from irm_fast.data.signals import RewardSpec, keep_signals, signal_notes
+from irm_fast.data.read import read_log
+from irm_fast.data.signals import RewardSpec, check_design, check_evidence, keep_signals, signal_notes
 from irm_fast.evaluation.log_diagnosis import diagnose_rows
 from irm_fast.models.backbone import count_tokens
-from irm_fast.training.config import TrainConfig
+from irm_fast.training.config import RunConfig, TrainConfig
+from irm_fast.training.distributed import check_same_log
+from irm_fast.training.run_folder import check_output, describe
 
 
-def check_misclick_names(log: Log, config: TrainConfig) -> None:
+@dataclass(frozen=True)
+class Prepared:
+    """A log that may be trained on.
+
+    Attributes:
+        log: The training part, with the signals that act.
+        heldout: The part to evaluate on, or None.
+        specs: What the model of each propensity design to try is to explain.
+        dropped: The number of rows that were left out as too long.
+        data: The fingerprint of the whole log, see `run_folder.describe`.
+    """
+
+    log: Log
+    heldout: Log | None
+    specs: Sequence[RewardSpec]
+    dropped: int
+    data: Mapping[str, Any]
+
+
+def read_data(config: RunConfig) -> Log:
+    """The log at `config.data`.
+
+    Raises:
+        ValueError: No path is given, or the log has problems (`DataError`).
+    """
+    if not config.data:
+        raise ValueError("data: none given; expected the path of a log")
+    misclick = bool(config.misclick_rate)
+    return read_log(config.data, absent=config.absent, polarity=config.polarity, misclick=misclick)
+
+
+def prepare(log: Log, config: RunConfig, heldout: Log | None = None) -> Prepared:
+    """Check a log against the settings and the output folder, and part it.
+
+    Raises:
+        ValueError: What is wrong with the log, the settings or the output folder.
+        RuntimeError: Several processes read different logs.
+    """
+    # The log: known by its content, the same in every process
+    data = describe(log, heldout)
+    if isinstance(config, TrainConfig):
+        check_same_log(data)
+    check_misclick_names(log, config)
+
+    # Its rows and signals
+    rows = len(log)
+    if isinstance(config, TrainConfig) and config.overlong == "drop":
+        log = without_overlong(log, config)
+        heldout = None if heldout is None else without_overlong(heldout, config)
+    dropped = rows - len(log)
+    log, heldout = live_signals(log, heldout)
+
+    # What is to be explained, by each propensity design
+    specs = [spec_of(log, config, design) for design in designs_to_try(log, config, heldout)]
+    for spec in specs:
+        if spec.design != "auto":  # the estimator on embeddings chooses by itself
+            check_design(spec.design, log)
+    check_evidence(specs[0], log)
+    if isinstance(config, TrainConfig):
+        warn_of_identification(specs[0], log)
+
+    # The output folder, and the two parts
+    check_output(config, data)
+    if heldout is None and config.validation_fraction:
+        log, heldout = log.split(config.validation_fraction, config.seed)
+    check_parts(log, heldout)
+    return Prepared(log, heldout, specs, dropped, data)
+
+
+def check_misclick_names(log: Log, config: RunConfig) -> None:
     """Raise ValueError if a misclick rate is given for a signal that the log does not have."""
     rates = config.misclick_rate
     unknown = sorted(rates.keys() - set(log.signals)) if isinstance(rates, Mapping) else ()
@@ -27,7 +104,7 @@ def live_signals(log: Log, heldout: Log | None) -> tuple[Log, Log | None]:
     """Both logs without the signals that never act in the first; warnings say which, and which are nested."""
     live = [name for k, name in enumerate(log.signals) if (log.feedback[:, k] == 1).any()]
     for note in signal_notes(log):
-        warnings.warn(note, stacklevel=3)
+        warnings.warn(note, stacklevel=4)
     if len(live) == len(log.signals):
         return log, heldout
     if heldout is not None:
@@ -36,18 +113,18 @@ def live_signals(log: Log, heldout: Log | None) -> tuple[Log, Log | None]:
     return keep_signals(log, live), heldout
 
 
-def designs_to_try(log: Log, config: TrainConfig, heldout: Log | None) -> list[str]:
+def designs_to_try(log: Log, config: RunConfig, heldout: Log | None) -> list[str]:
     """The propensity designs to train: more than one only where held-out likelihood is to choose."""
-    if config.propensity != "auto":
-        return [config.propensity]
+    if config.propensity_design != "auto" or not isinstance(config, TrainConfig):
+        return [config.propensity_design]
     if len(log.signals) < 2:
         return ["constant"]
     if heldout is None and not config.validation_fraction:
-        raise ValueError("propensity: 'auto' chooses by held-out likelihood; set validation_fraction")
+        raise ValueError("propensity_design: 'auto' chooses by held-out likelihood; set validation_fraction")
     return ["constant", "hidden"]
 
 
-def spec_of(log: Log, config: TrainConfig, design: str) -> RewardSpec:
+def spec_of(log: Log, config: RunConfig, design: str) -> RewardSpec:
     """What a model of this propensity design is to explain."""
     rates = config.misclick_rate
     return RewardSpec(
@@ -58,7 +135,7 @@ def spec_of(log: Log, config: TrainConfig, design: str) -> RewardSpec:
             float(rates.get(name, 0.0) if isinstance(rates, Mapping) else rates) for name in log.signals
         ),
         feature_names=log.feature_names if design == "features" else (),
-        max_length=config.max_length,
+        max_length=config.max_length if isinstance(config, TrainConfig) else RewardSpec.max_length,
     )
 
 
@@ -66,14 +143,15 @@ def warn_of_identification(spec: RewardSpec, log: Log) -> None:
     """Warn where one signal alone meets a propensity that is free to take any part of it."""
     if len(spec.signals) == 1 and spec.design in ("hidden", "features"):
         verdict = diagnose_rows([log], spec).verdict
-        warnings.warn(f"propensity {spec.design!r}, signal {spec.signals[0]!r}: the reward is {verdict}", stacklevel=3)
+        text = f"propensity_design {spec.design!r}, signal {spec.signals[0]!r}: the reward is {verdict}"
+        warnings.warn(text, stacklevel=4)
 
 
 def without_overlong(log: Log, config: TrainConfig) -> Log:
     """The rows that need no truncation.
 
     Raises:
-        ValueError: there are none.
+        ValueError: There are none.
     """
     tokens, limit = count_tokens(config.model, log.messages, config.max_length)
     fits = np.flatnonzero(tokens <= limit)

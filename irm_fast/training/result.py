@@ -1,32 +1,54 @@
-"""Result."""
+"""The result of a training run."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from irm_fast.diagnostics import Diagnosis
+from irm_fast.embeddings.text_model import EmbeddedRewardModel
 from irm_fast.models.reward_model import ImplicitRewardModel
+from irm_fast.training.config import RunConfig
+from irm_fast.training.run_folder import plain
 
 
 @dataclass(frozen=True)
 class TrainResult:
     """A trained reward model, in evaluation mode on the CPU, and how it came about.
 
-    design: the propensity design of the model.  metrics: of the held-out part at the best evaluation, keys as
-    of `evaluation.heldout_metrics`; empty without a held-out part.  truncated: training rows that were longer
-    than `max_length` and lost their beginning.  dropped: rows of the log that were left out for it.
-    designs: `nll` of every design that was tried.  attention: what the backbone ran with.
-    throughput: keys of `Throughput.report`, medians of the run.  Under FSDP only the first process has the model.
-    diagnosis: what the reward rests on: counts of the whole log, predictions for the held-out part.
+    Attributes:
+        model: The model: of a language model, or on embeddings. Under FSDP only the first process has it whole.
+        design: The propensity design of the model.
+        metrics: Metrics of the held-out part at the best evaluation, with the keys of `evaluation.heldout_metrics`;
+            empty without a held-out part.
+        truncated: The number of training rows that were longer than `max_length` and lost their beginning.
+        dropped: The number of rows of the log that were left out for it.
+        designs: Held-out loss (`nll`) of every design that was tried.
+        attention: The attention that the backbone ran with.
+        throughput: Medians of the run, with the keys of `Throughput.report`.
+        diagnosis: What the reward rests on: counts of the whole log, predictions for the held-out part.
     """
 
-    model: ImplicitRewardModel
+    model: ImplicitRewardModel | EmbeddedRewardModel
     design: str
     metrics: Mapping[str, float]
-    truncated: int
+    truncated: int = 0
     dropped: int = 0
     designs: Mapping[str, float] = field(default_factory=dict)
     attention: str | None = None
     throughput: Mapping[str, float] = field(default_factory=dict)
     diagnosis: Diagnosis | None = None
+
+    def record(self, config: RunConfig) -> dict[str, Any]:
+        """The entries of `irm_fast.json` beside the model's own spec."""
+        return {
+            "diagnosis": None if self.diagnosis is None else self.diagnosis.to_dict(),
+            "metrics": plain(self.metrics),
+            "designs": dict(self.designs),
+            "truncated": self.truncated,
+            "dropped": self.dropped,
+            "attention": self.attention,
+            "throughput": dict(self.throughput),
+            "training": config.to_dict(),
+        }

@@ -1,13 +1,13 @@
-"""The main job: a log of implicit feedback in, a reward model out."""
+"""The main job, as a recipe: a log of implicit feedback in, a reward model out."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,36 +15,26 @@ from accelerate import PartialState
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 
 from irm_fast.data.log import Log
-from irm_fast.data.read import read_log
-from irm_fast.data.signals import RewardSpec, align, check_design, check_evidence
+from irm_fast.data.signals import RewardSpec, align
 from irm_fast.diagnostics.metrics import paired_difference
 from irm_fast.evaluation.log_diagnosis import diagnose_rows
 from irm_fast.models.batches import as_dataset
 from irm_fast.models.heads import FeaturePropensity
+from irm_fast.models.heldout import HeldOut
 from irm_fast.models.record import RECORD, read_record
 from irm_fast.models.reward_model import ImplicitRewardModel
 from irm_fast.models.tokens import tokenise
 from irm_fast.training.callbacks import MetricsFile
-from irm_fast.training.config import TrainConfig
-from irm_fast.training.distributed import check_same_log, whole_state
-from irm_fast.training.prepare import (
-    check_misclick_names,
-    check_parts,
-    designs_to_try,
-    live_signals,
-    spec_of,
-    warn_of_identification,
-    without_overlong,
-)
+from irm_fast.training.config import EmbeddingTrainConfig, TrainConfig
+from irm_fast.training.distributed import whole_state
+from irm_fast.training.prepare import Prepared, prepare, read_data
 from irm_fast.training.result import TrainResult
 from irm_fast.training.run_folder import (
     CHECKPOINTS,
     METRICS,
     begin_run,
-    check_output,
     check_plan,
     close_run,
-    describe,
     keep_plan,
     last_checkpoint,
     plain,
@@ -52,148 +42,165 @@ from irm_fast.training.run_folder import (
 from irm_fast.training.throughput import typical
 from irm_fast.training.trainer import ImplicitTrainer, training_arguments
 
-__all__ = ["ImplicitTrainer", "TrainResult", "train", "train_log"]
-
-
 _KEPT = ("truncated", "attention", "throughput")  # of a design that is trained, while others are
 
 
-def train(config: TrainConfig) -> TrainResult:
+def train(config: TrainConfig | EmbeddingTrainConfig) -> TrainResult:
     """Train a reward model on the log at `config.data` and write it to `config.output`.
 
-    With `config.embeddings` the language model stays as it is, see `embedding.training`.
+    With an `EmbeddingTrainConfig` the language model stays as it is, see `training.on_embeddings`.
+
+    Args:
+        config: The settings of either program.
 
     Raises:
-        ValueError: what is wrong with the log (`DataError`), the model, the settings or the output folder.
-        RuntimeError: one process sees several GPUs, processes see different data, rows of a pack see each other, or
+        ValueError: What is wrong with the log (`DataError`), the model, the settings or the output folder.
+        RuntimeError: One process sees several GPUs, processes see different data, rows of a pack see each other, or
             the training diverged.
+
+    Examples:
+        >>> import irm_fast
+        >>> config = irm_fast.TrainConfig(model="PATH_OR_HUB_ID", data="log.jsonl", output="reward_model")
+        >>> result = irm_fast.train(config)  # doctest: +SKIP
     """
-    if config.embeddings:
+    if isinstance(config, EmbeddingTrainConfig):
         from irm_fast.training.on_embeddings import train_on_embeddings
 
         return train_on_embeddings(config)
-    if not config.data:
-        raise ValueError("data: none given; expected the path of a log")
-    return train_log(
-        read_log(
-            config.data,
-            absent=config.absent,  # type: ignore[arg-type]
-            polarity=config.polarity,
-            misclick=bool(config.misclick_rate),
-        ),
-        config,
-    )
+    return train_log(read_data(config), config)
 
 
 def train_log(log: Log, config: TrainConfig, *, heldout: Log | None = None) -> TrainResult:
     """`train` on a log in memory; `config.data`, `absent` and `polarity` have no effect.
 
-    heldout: what to evaluate on, instead of a part split from the log. The output folder gets the checkpoint
-    of the best evaluation, `irm_fast.json`, `propensity.safetensors`, `metrics.jsonl`, `train.yaml` and
-    `train_data.json`, by which a resumed run knows its log. A signal that never acts is left out with a warning.
+    The output folder gets the checkpoint of the best evaluation, `irm_fast.json`, `propensity.safetensors`,
+    `metrics.jsonl`, `train.yaml` and `train_data.json`, by which a resumed run knows its log. A signal that never acts
+    is left out with a warning.
+
+    Args:
+        log: The log to train on.
+        config: The settings.
+        heldout: The log to evaluate on, instead of a part split from `log`.
+
+    Raises:
+        ValueError: As `train`.
+        RuntimeError: As `train`.
     """
-    data = describe(log, heldout)
-    check_same_log(data)
-    check_misclick_names(log, config)
-    rows = len(log)
-    if config.overlong == "drop":
-        log = without_overlong(log, config)
-        heldout = None if heldout is None else without_overlong(heldout, config)
-    dropped = rows - len(log)
-    log, heldout = live_signals(log, heldout)
-    specs = [spec_of(log, config, design) for design in designs_to_try(log, config, heldout)]
-    for spec in specs:
-        check_design(spec.design, log)
-    check_evidence(specs[0], log)
-    warn_of_identification(specs[0], log)
-    check_output(config, data)
-    if heldout is None and config.validation_fraction:
-        log, heldout = log.split(config.validation_fraction, config.seed)
-    check_parts(log, heldout)
+    # Prepare: what can be refused is refused here
+    prepared = prepare(log, config, heldout)
+
+    # Fit each propensity design, from the same weights on the same rows
     fits: list[_Fit] = []
-    for spec in specs:
-        fits.append(_finished(config, spec) or _fit(log, heldout, config, spec, data, len(specs), len(fits)))
-    designs = {fit.result.design: fit.result.metrics["nll"] for fit in fits if fit.result.metrics}
+    for spec in prepared.specs:
+        fit = _finished(config, spec)
+        if fit is None:
+            fit = _fit(prepared, spec, config, first=not fits)
+        if spec is not prepared.specs[-1]:
+            _keep(fit, config)
+        fits.append(fit)
+
+    # Choose by held-out likelihood
     best = _choose(fits)
-    spec = best.result.model.spec
-    parts, logits = ([log], None) if heldout is None else ([log, align(heldout, spec)], best.heldout[2:].T)
-    result = replace(best.result, dropped=dropped, designs=designs, diagnosis=diagnose_rows(parts, spec, logits))
+    designs = {fit.result.design: fit.result.metrics["nll"] for fit in fits if fit.result.metrics}
+
+    # Diagnose: what does the reward rest on?
+    spec, parts = best.spec, [prepared.log]
+    if prepared.heldout is not None:
+        parts.append(align(prepared.heldout, spec))
+    diagnosis = diagnose_rows(parts, spec, best.heldout)
+    result = replace(best.result, dropped=prepared.dropped, designs=designs, diagnosis=diagnosis)
+
+    # Save
     with _main_process() as is_main:
         if is_main:
-            result.model.save(config.output, _record(result, config))
+            stratification = config.stratification if config.objective == "stratified" else None
+            objective = {"objective": config.objective, "stratification": stratification}
+            best.model.save(config.output, objective | result.record(config))
             close_run(config)
     return result
+
+
+class _Fit(NamedTuple):
+    """One trained design."""
+
+    result: TrainResult
+    model: ImplicitRewardModel
+    heldout: HeldOut | None  # predictions for the held-out rows, in the log's order
+
+    @property
+    def spec(self) -> RewardSpec:
+        return self.model.spec
 
 
 def _choose(fits: Sequence[_Fit]) -> _Fit:
     """The first design, unless a later one's held-out loss is lower by more than one standard error."""
     best = fits[0]
     for fit in fits[1:]:
-        gain, error = paired_difference(best.heldout[0], fit.heldout[0], fit.heldout[1])
+        assert best.heldout is not None and fit.heldout is not None  # several designs are tried with a held-out part
+        gain, error = paired_difference(best.heldout.loss, fit.heldout.loss, fit.heldout.weight)
         best = fit if gain > error else best
     return best
 
 
-@dataclass(frozen=True)
-class _Fit:
-    """One trained design.  heldout: of `ImplicitTrainer.heldout_predictions`, in the log's order; or empty."""
-
-    result: TrainResult
-    heldout: np.ndarray
-
-
-def _fit(
-    log: Log,
-    heldout: Log | None,
-    config: TrainConfig,
-    spec: RewardSpec,
-    data: Mapping[str, Any],
-    designs: int,
-    number: int,
-) -> _Fit:
-    """Train design `number` of `designs`; unless it is the last, leave it among the checkpoints for a resumed run.
-
-    data: of `run_folder.describe`.
-    """
-    folder = Path(config.output) / CHECKPOINTS / spec.design
+def _fit(prepared: Prepared, spec: RewardSpec, config: TrainConfig, *, first: bool) -> _Fit:
+    """Train one propensity design; the first one to be trained begins the run."""
+    # Model
     set_seed(config.seed)
-    model = _new_model(log, config, spec)
-    args = training_arguments(config, folder, evaluate=heldout is not None)
+    model = _new_model(prepared.log, config, spec)
+    folder = _folder(config, spec)
+    args = training_arguments(config, folder, evaluate=prepared.heldout is not None)
     dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
     with model.attention(config.attn, args.device, dtype) as attention:
         if args.device.type == "cuda" and not model.packed:
             remedy = "; --precision bfloat16 might let them be packed" if dtype == torch.float32 else ""
-            warnings.warn(f"attention {attention}: rows are padded, which is slower{remedy}", stacklevel=3)
-        trainer, truncated = _trainer(log, heldout, config, model, args)
+            warnings.warn(f"attention {attention}: rows are padded, which is slower{remedy}", stacklevel=4)
+
+        # Loop
+        trainer, truncated = _trainer(prepared.log, prepared.heldout, config, model, args)
         plan = trainer.packs.plan
         if config.resume:
             check_plan(folder, plan)
         with _main_process() as is_main:
-            if is_main and number == 0:  # only now: a run that cannot start writes nothing
-                begin_run(config, data)
+            if is_main and first:  # only now: a run that cannot start writes nothing
+                begin_run(config, prepared.data)
             if is_main:
                 keep_plan(folder, plan)
         trainer.train(resume_from_checkpoint=last_checkpoint(folder) if config.resume else None)
-        metrics = _best_metrics(trainer) if heldout is not None else {}
-        predictions = np.empty((2, 0)) if heldout is None else trainer.heldout_predictions()
+
+        # Judgement
+        has_heldout = prepared.heldout is not None
+        metrics = _best_metrics(trainer) if has_heldout else {}
+        heldout = trainer.heldout_predictions() if has_heldout else None
     speed = typical(trainer.state.log_history)
-    plain_model = _plain_model(trainer, log, config)
-    result = TrainResult(plain_model, spec.design, metrics, truncated, attention=attention, throughput=speed)
-    if number + 1 < designs and trainer.is_world_process_zero():
-        record = {name: getattr(result, name) for name in _KEPT}
-        record |= {"metrics": plain(metrics), "heldout": predictions.tolist()}
-        plain_model.save(folder / "model", record)
-    return _Fit(result, predictions)
+    trained = _plain_model(trainer, prepared.log, config)
+    result = TrainResult(trained, spec.design, metrics, truncated, attention=attention, throughput=speed)
+    return _Fit(result, trained, heldout)
+
+
+def _folder(config: TrainConfig, spec: RewardSpec) -> Path:
+    """The checkpoints of a design."""
+    return Path(config.output) / CHECKPOINTS / spec.design
+
+
+def _keep(fit: _Fit, config: TrainConfig) -> None:
+    """Leave a trained design among the checkpoints, for a run that is resumed while others are trained."""
+    folder = _folder(config, fit.spec) / "model"
+    with _main_process() as is_main:
+        if is_main and not (folder / RECORD).is_file():
+            record = {name: getattr(fit.result, name) for name in _KEPT} | {"metrics": plain(fit.result.metrics)}
+            if fit.heldout is not None:
+                record["heldout"] = {name: values.tolist() for name, values in fit.heldout._asdict().items()}
+            fit.model.save(folder, record)
 
 
 def _finished(config: TrainConfig, spec: RewardSpec) -> _Fit | None:
-    """What `_fit` left of this design before the run was interrupted."""
-    folder = Path(config.output) / CHECKPOINTS / spec.design / "model"
+    """What `_keep` left of this design before the run was interrupted."""
+    folder = _folder(config, spec) / "model"
     if not config.resume or not (folder / RECORD).is_file():
         return None
     record, model = read_record(folder), ImplicitRewardModel.load(folder)
-    kept = {name: record[name] for name in _KEPT}
-    return _Fit(TrainResult(model, spec.design, record["metrics"], **kept), np.array(record["heldout"]))
+    result = TrainResult(model, spec.design, record["metrics"], **{name: record[name] for name in _KEPT})
+    return _Fit(result, model, HeldOut(**{name: np.array(values) for name, values in record["heldout"].items()}))
 
 
 @contextmanager
@@ -262,19 +269,3 @@ def _best_metrics(trainer: ImplicitTrainer) -> dict[str, float]:
     signals = trainer.core.spec.signals
     names = ["nll", *(f"{name}_{kind}" for name in signals for kind in ("observed", "predicted"))]
     return {name: entry[f"eval_{name}"] for name in names}
-
-
-def _record(result: TrainResult, config: TrainConfig) -> dict[str, Any]:
-    """What irm_fast.json says beside the model's own spec."""
-    return {
-        "objective": config.objective,
-        "stratification": config.stratification if config.objective == "stratified" else None,
-        "diagnosis": None if result.diagnosis is None else result.diagnosis.to_dict(),
-        "metrics": plain(result.metrics),
-        "designs": dict(result.designs),
-        "truncated": result.truncated,
-        "dropped": result.dropped,
-        "attention": result.attention,
-        "throughput": dict(result.throughput),
-        "training": asdict(config),
-    }

@@ -13,15 +13,17 @@ from typing import Any
 
 from irm_fast.data.log import Log
 from irm_fast.models.record import RECORD
-from irm_fast.training.config import TrainConfig
+from irm_fast.training.config import NOT_KEPT, RunConfig, load_config
 
 SETTINGS, METRICS, CHECKPOINTS, DATA = "train.yaml", "metrics.jsonl", "checkpoints", "train_data.json"
 PLAN = "packs.json"  # among the checkpoints of a design
-_NO_RESULT = {"resume", "overwrite", "progress", "report_to", "output"}  # may differ when a run goes on
+TRACKERS = "trackers"  # events of TensorBoard and others that write beside the checkpoints, by design
+_OF_A_DESIGN = (PLAN, "checkpoint-*", "model")  # all that lies among the checkpoints of a design but trackers' files
+_NO_RESULT = {*NOT_KEPT, "report_to", "output"}  # may differ when a run goes on
 _WHOLE = "checkpoint-*/trainer_state.json"  # a checkpoint that was written to its end: this comes last
 
 # What a run writes, with the names that transformers gives to models and tokenizers. Nothing else is ever deleted.
-_OWN_FOLDERS = (CHECKPOINTS, "additional_chat_templates")
+_OWN_FOLDERS = (CHECKPOINTS, TRACKERS, "additional_chat_templates")
 _OWN_FILES = (
     *(SETTINGS, METRICS, DATA, RECORD),
     *("embedding_model.safetensors", "embedding_model.json"),  # of EmbeddingRewardModel
@@ -45,7 +47,7 @@ def describe(log: Log, heldout: Log | None) -> dict[str, Any]:
     return {"rows": sum(map(len, logs)), "sha256": digest.hexdigest()}
 
 
-def check_output(config: TrainConfig, data: Mapping[str, Any]) -> None:
+def check_output(config: RunConfig, data: Mapping[str, Any]) -> None:
     """See that a run may begin in the output folder, or go on there; writes nothing.
 
     data: as `describe` gives it.
@@ -59,7 +61,7 @@ def check_output(config: TrainConfig, data: Mapping[str, Any]) -> None:
         raise ValueError(f"output {folder}: is a file; expected a new or empty folder")
     if not any(path.is_file() for path in folder.rglob("*")):  # transformers makes folders before a run can start
         return
-    for name, source in (("data", config.data), ("model", config.model), ("embeddings", config.embeddings)):
+    for name, source in ((name, getattr(config, name, "")) for name in ("data", "model", "embeddings")):
         path = Path(source).expanduser()
         if source and path.exists() and path.resolve().is_relative_to(folder.resolve()):
             raise ValueError(f"output {folder}: holds {name} {source}; expected a folder that the run does not read")
@@ -75,14 +77,14 @@ def check_output(config: TrainConfig, data: Mapping[str, Any]) -> None:
         return
     if (folder / RECORD).is_file():
         raise ValueError(f"output {folder}: not empty, it holds a finished run; --overwrite deletes it")
-    if not config.resume:
+    if not getattr(config, "resume", False):
         choice = "--resume goes on with it, --overwrite starts anew"
         raise ValueError(f"output {folder}: holds an interrupted run; {choice}")
-    _check_same(TrainConfig.load(folder / SETTINGS), config, folder)
+    _check_same(load_config(folder / SETTINGS), config, folder)
     _check_data(data, folder)
 
 
-def begin_run(config: TrainConfig, data: Mapping[str, Any]) -> None:
+def begin_run(config: RunConfig, data: Mapping[str, Any]) -> None:
     """Make the folder that `check_output` has passed, and write there the run's settings and what tells its log."""
     folder = Path(config.output)
     if config.overwrite and folder.is_dir():
@@ -93,12 +95,19 @@ def begin_run(config: TrainConfig, data: Mapping[str, Any]) -> None:
     config.save(folder / SETTINGS)
 
 
-def close_run(config: TrainConfig) -> None:
-    """Remove the checkpoints of a run that has written its model."""
-    shutil.rmtree(Path(config.output) / CHECKPOINTS)
+def close_run(config: RunConfig) -> None:
+    """Remove the checkpoints of a run that has written its model; what trackers wrote among them is kept."""
+    folder = Path(config.output)
+    for design in (folder / CHECKPOINTS).iterdir():
+        for path in design.iterdir():
+            if not any(fnmatch(path.name, pattern) for pattern in _OF_A_DESIGN):
+                target = folder / TRACKERS / design.name
+                target.mkdir(parents=True, exist_ok=True)
+                shutil.move(path, target / path.name)
+    shutil.rmtree(folder / CHECKPOINTS)
 
 
-def can_resume(config: TrainConfig) -> bool:
+def can_resume(config: RunConfig) -> bool:
     """Whether the output folder holds a checkpoint from which an interrupted run can go on."""
     folder = Path(config.output) / CHECKPOINTS
     return any(any(folder.glob(pattern)) for pattern in (f"*/{_WHOLE}", f"*/model/{RECORD}"))
@@ -113,8 +122,8 @@ def _is_own(path: Path) -> bool:
     return any(fnmatch(path.name, pattern) for pattern in _OWN_FILES)
 
 
-def _check_same(earlier: TrainConfig, config: TrainConfig, folder: Path) -> None:
-    for name in (f.name for f in fields(TrainConfig) if f.name not in _NO_RESULT):
+def _check_same(earlier: RunConfig, config: RunConfig, folder: Path) -> None:
+    for name in (f.name for f in fields(config) if f.name not in _NO_RESULT):
         was, now = getattr(earlier, name), getattr(config, name)
         if was != now:
             raise ValueError(
@@ -156,8 +165,8 @@ def check_plan(folder: Path, plan: Mapping[str, Any]) -> None:
     for name, now in plan.items():
         if earlier.get(name) != now:
             raise ValueError(
-                f"resume: {name}: got {now}; the interrupted run had {earlier.get(name)}, on which its order of rows "
-                "hangs; expected the same here, or --overwrite"
+                f"resume: {name}: got {now}; the interrupted run had {earlier.get(name)}, which decided its order of "
+                "rows; expected the same here, or --overwrite"
             )
 
 

@@ -16,8 +16,9 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
 from irm_fast.evaluation.evaluation import heldout_metrics
-from irm_fast.evaluation.scoring import action_rates, heldout_step, logit_inputs
+from irm_fast.evaluation.scoring import heldout_step, logit_inputs
 from irm_fast.models.batches import Collator
+from irm_fast.models.heldout import HeldOut
 from irm_fast.models.packing import PackSampler, by_length, check_budget
 from irm_fast.models.reward_model import ImplicitRewardModel
 from irm_fast.training.callbacks import EpochOfPacks, IsolationCheck, StratificationModel
@@ -218,29 +219,30 @@ class ImplicitTrainer(Trainer):
     ) -> EvalLoopOutput:
         """As transformers', which cannot gather packs: their numbers of rows differ between processes.
 
-        The predictions are (N, 2 + K): weighted loss, reward and propensity logits, in the data set's order.
+        The predictions are a `HeldOut`, in the data set's order.
         """
         model = self.model_wrapped.eval()
-        parts: list[np.ndarray] = []
+        parts: list[dict[str, np.ndarray]] = []
         for batch in dataloader:
             with torch.no_grad(), self.compute_loss_context_manager():
-                losses, both = heldout_step(model, self.core, batch)
-            columns = (batch["row"], batch["weight"], losses, *both.T, *batch["feedback"].T)
-            parts.append(np.stack([column.cpu().double().numpy() for column in columns], axis=1))
+                loss, reward, propensity = heldout_step(model, self.core, batch)
+            columns = {"loss": loss, "weight": batch["weight"], "reward": reward, "propensity": propensity}
+            columns |= {"row": batch["row"], "feedback": batch["feedback"]}
+            parts.append({name: column.cpu().double().numpy() for name, column in columns.items()})
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
-        table = np.concatenate(gather_object(parts))
-        table = table[table[:, 0] >= 0]  # without fillers
-        places = np.cumsum([1, 1, 1, 1 + self.core.spec.columns])
-        _, weight, loss, logits, feedback = np.split(table[np.argsort(table[:, 0])], places, axis=1)
-        rates = action_rates(self.core, logits.astype(np.float32))
-        metrics = heldout_metrics(self.core.spec.signals, loss[:, 0], weight[:, 0], rates, feedback)
+        gathered = gather_object(parts)
+        table = {name: np.concatenate([part[name] for part in gathered]) for name in gathered[0]}
+        order = np.argsort(table["row"])
+        order = order[table["row"][order] >= 0]  # without fillers
+        heldout = HeldOut(*(table[name][order] for name in HeldOut._fields))
+        feedback = table["feedback"][order]
+        metrics = heldout_metrics(self.core.spec, heldout, feedback)
         named = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
-        predictions = np.concatenate([loss, weight, logits], axis=1)
-        return EvalLoopOutput(predictions=predictions, label_ids=feedback, metrics=named, num_samples=len(loss))
+        return EvalLoopOutput(predictions=heldout, label_ids=feedback, metrics=named, num_samples=len(order))  # type: ignore[arg-type]
 
-    def heldout_predictions(self) -> np.ndarray:
-        """(3 + K, N): loss, weight and logits of the held-out rows, now, in the data set's order."""
-        return self.evaluation_loop(self.get_eval_dataloader(), "Prediction").predictions.T  # type: ignore[union-attr]
+    def heldout_predictions(self) -> HeldOut:
+        """Predictions for the held-out rows, now, in the data set's order."""
+        return self.evaluation_loop(self.get_eval_dataloader(), "Prediction").predictions  # type: ignore[return-value]
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """AdamW in which the few scalars of the heads have a rate of their own.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 
 import torch
+from irm_fast.kernels.batch import Batch
 from irm_fast.kernels.cpu.library import LOGIT_TYPES, UNSIGNED, bind, raise_status, require_storage
 from torch import Tensor
 
@@ -12,6 +13,7 @@ from torch import Tensor
 # weight, signals, has_misclick, scale, five results, threads.
 ARGUMENTS = struct.Struct("=2q 16q 10q 3q d 5q q")
 _run = bind("irm_implicit_rm", ARGUMENTS)
+CPU = torch.device("cpu")
 NO_LOGITS = (0, 0, 0, 0)
 _NO_CODES = (0, 0, 0, 0, 0)
 
@@ -36,32 +38,27 @@ def pack_arguments(
     shape: tuple[int, int],
     reward: tuple[int, int, int, int],
     propensity: tuple[int, int, int, int],
-    feedback: Tensor,
-    preference: Tensor | None,
-    weight: Tensor | None,
-    stratification: tuple[Tensor, Tensor] | None,
-    signals: Tensor,
-    has_misclick: bool,
-    scale: float,
-    per_row: bool,
+    batch: Batch,
     results: tuple[Tensor, Tensor | None, Tensor | None, Tensor | None],
 ) -> bytes:
     """`struct Arguments` of a batch of shape (N, K), from views of its logits; results in the kernel's order."""
     loss, grad_reward, grad_propensity, groups = results
+    preference = batch.preference
+    posterior_reward, posterior_propensity = batch.posterior_reward, batch.posterior_propensity
     return ARGUMENTS.pack(
         *shape,
         *reward,
         *propensity,
-        *(NO_LOGITS if stratification is None else logits_view(stratification[0])),
-        *(NO_LOGITS if stratification is None else logits_view(stratification[1])),
-        *codes_view(feedback),
+        *(NO_LOGITS if posterior_reward is None else logits_view(posterior_reward)),
+        *(NO_LOGITS if posterior_propensity is None else logits_view(posterior_propensity)),
+        *codes_view(batch.feedback),
         *(_NO_CODES if preference is None else codes_view(preference)),
-        address(weight),
-        signals.data_ptr(),
-        has_misclick,
-        scale,
-        loss.data_ptr() if per_row else 0,
-        0 if per_row else loss.data_ptr(),
+        address(batch.weight),
+        batch.signal_table(CPU).data_ptr(),
+        batch.has_misclick,
+        batch.factor,
+        loss.data_ptr() if batch.per_row else 0,
+        0 if batch.per_row else loss.data_ptr(),
         address(grad_reward),
         address(grad_propensity),
         address(groups),
@@ -70,27 +67,16 @@ def pack_arguments(
 
 
 def implicit_rm_forward(
-    reward: Tensor,
-    propensity: Tensor,
-    feedback: Tensor,
-    *,
-    preference: Tensor | None,
-    weight: Tensor | None,
-    stratification: tuple[Tensor, Tensor] | None,
-    signals: Tensor,
-    has_misclick: bool,
-    scale: float,
-    per_row: bool,
-    need_grads: tuple[bool, bool],
-    need_groups: bool,
+    reward: Tensor, propensity: Tensor, batch: Batch, need: tuple[bool, bool]
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """Loss, both gradients and groups of a batch in one pass; all results float32. Shapes as in the Triton twin."""
-    shape, empty = propensity.shape, signals.new_empty  # float32 whatever torch's defaults are, and half the price
+    shape = propensity.shape
     n = shape[0]
-    loss = empty(n if per_row else ())
-    grad_reward = empty(n) if need_grads[0] else None
-    grad_propensity = empty(shape) if need_grads[1] else None
-    groups = empty((*shape, 4)) if need_groups else None
+    empty = batch.signal_table(CPU).new_empty  # float32 whatever torch's defaults are, and half the price
+    loss = empty(n if batch.per_row else ())
+    grad_reward = empty(n) if need[0] else None
+    grad_propensity = empty(shape) if need[1] else None
+    groups = empty((*shape, 4)) if batch.need_groups else None
     reward_view = logits_view(reward)
     if n:
         require_storage(reward_view[0])
@@ -98,14 +84,7 @@ def implicit_rm_forward(
         (n, shape[1] if len(shape) == 2 else 1),
         reward_view,
         logits_view(propensity),
-        feedback,
-        preference,
-        weight,
-        stratification,
-        signals,
-        has_misclick,
-        scale,
-        per_row,
+        batch,
         (loss, grad_reward, grad_propensity, groups),
     )
     status = _run(arguments)

@@ -10,7 +10,8 @@ from __future__ import annotations
 import struct
 
 import torch
-from irm_fast.kernels.cpu.implicit_rm import ARGUMENTS, NO_LOGITS, address, logits_view, pack_arguments
+from irm_fast.kernels.batch import Batch
+from irm_fast.kernels.cpu.implicit_rm import ARGUMENTS, CPU, NO_LOGITS, address, logits_view, pack_arguments
 from irm_fast.kernels.cpu.library import LOGIT_TYPES, bind, raise_status, require_storage
 from torch import Tensor
 
@@ -23,51 +24,26 @@ _run_hidden_grad = bind("irm_linear_hidden_grad", _HIDDEN_GRAD)
 
 
 def linear_implicit_rm_forward(
-    hidden: Tensor,
-    heads: Tensor,
-    bias: Tensor,
-    propensity: Tensor | None,
-    feedback: Tensor,
-    *,
-    preference: Tensor | None,
-    weight: Tensor | None,
-    stratification: tuple[Tensor, Tensor] | None,
-    signals: Tensor,
-    has_misclick: bool,
-    scale: float,
-    per_row: bool,
-    need_logit_grads: bool,
-    need_weight_grad: bool,
-    need_groups: bool,
+    hidden: Tensor, heads: Tensor, bias: Tensor, propensity: Tensor | None, batch: Batch, need: tuple[bool, bool]
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """Loss, gradients of all logits (N, K+1), gradient of the heads (M, H) and groups; all results float32.
 
     `heads` holds the reward head, then the K propensity heads; or the reward head alone, and `propensity` the logits.
-    Rows of weight 0 reach no gradient, whatever their hidden state holds.
+    `need` tells whether the gradients of the logits and of the heads are wanted. Rows of weight 0 reach no gradient,
+    whatever their hidden state holds.
     """
-    (n, width), n_signals, n_heads = hidden.shape, feedback.shape[1], heads.shape[0]
-    empty = signals.new_empty  # float32 whatever torch's defaults are
-    loss = empty(n if per_row else ())
-    grad_logits = empty((n, n_signals + 1)) if need_logit_grads else None
-    grad_heads = empty((n_heads, width)) if need_weight_grad else None
-    groups = empty((n, n_signals, 4)) if need_groups else None
+    (n, width), n_signals, n_heads = hidden.shape, batch.feedback.shape[1], heads.shape[0]
+    empty = batch.signal_table(CPU).new_empty  # float32 whatever torch's defaults are
+    loss = empty(n if batch.per_row else ())
+    grad_logits = empty((n, n_signals + 1)) if need[0] else None
+    grad_heads = empty((n_heads, width)) if need[1] else None
+    groups = empty((n, n_signals, 4)) if batch.need_groups else None
     hidden_view = logits_view(hidden)
     if n:
         require_storage(hidden_view[0])
-    arguments = pack_arguments(
-        (n, n_signals),
-        NO_LOGITS,
-        NO_LOGITS if propensity is None else logits_view(propensity),
-        feedback,
-        preference,
-        weight,
-        stratification,
-        signals,
-        has_misclick,
-        scale,
-        per_row,
-        (loss, None, None, groups),
-    ) + _HEADS.pack(
+    propensity_view = NO_LOGITS if propensity is None else logits_view(propensity)
+    arguments = pack_arguments((n, n_signals), NO_LOGITS, propensity_view, batch, (loss, None, None, groups))
+    arguments += _HEADS.pack(
         *hidden_view, heads.data_ptr(), bias.data_ptr(), n_heads, width, address(grad_logits), address(grad_heads)
     )
     status = _run(arguments)

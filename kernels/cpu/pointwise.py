@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 
 import torch
+from irm_fast.kernels.batch import PointwiseBatch
 from irm_fast.kernels.cpu.implicit_rm import address, logits_view
 from irm_fast.kernels.cpu.library import bind, raise_status, require_storage
 from torch import Tensor
@@ -15,19 +16,11 @@ ARGUMENTS = struct.Struct("=q 4q 2q d 3q q")
 _run = bind("irm_pointwise", ARGUMENTS)
 
 
-def pointwise_forward(
-    reward: Tensor,
-    positive_weight: Tensor,
-    negative_weight: Tensor,
-    *,
-    scale: float,
-    per_row: bool,
-    need_grad: bool,
-) -> tuple[Tensor, Tensor | None]:
+def pointwise_forward(reward: Tensor, batch: PointwiseBatch, need: tuple[bool]) -> tuple[Tensor, Tensor | None]:
     """Loss and gradient of a batch in one pass, both float32. Shapes as in the Triton twin."""
-    n, empty = reward.shape[0], positive_weight.new_empty  # float32 whatever torch's defaults are
-    loss = empty(n if per_row else ())
-    grad_reward = empty(n) if need_grad else None
+    n, empty = reward.shape[0], batch.positive_weight.new_empty  # float32 whatever torch's defaults are
+    loss = empty(n if batch.per_row else ())
+    grad_reward = empty(n) if need[0] else None
     reward_view = logits_view(reward)
     if n:
         require_storage(reward_view[0])
@@ -35,11 +28,11 @@ def pointwise_forward(
         ARGUMENTS.pack(
             n,
             *reward_view,
-            positive_weight.data_ptr(),
-            negative_weight.data_ptr(),
-            scale,
-            loss.data_ptr() if per_row else 0,
-            0 if per_row else loss.data_ptr(),
+            batch.positive_weight.data_ptr(),
+            batch.negative_weight.data_ptr(),
+            batch.factor,
+            loss.data_ptr() if batch.per_row else 0,
+            0 if batch.per_row else loss.data_ptr(),
             address(grad_reward),
             torch.get_num_threads(),
         )

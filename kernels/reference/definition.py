@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 
-class Evidence(NamedTuple):
-    """What one batch of the log says about the latent variables."""
+class LogLikelihoods(NamedTuple):
+    """Log-likelihoods of the recorded feedback on both sides of the preference, and posteriors of activity."""
 
     log_p_preferred: Tensor  # (N,)  A = sum_k log P(f_k | r* = 1); -inf where the label says r* = 0
     log_p_other: Tensor  # (N,)  C = sum_k log P(f_k | r* = 0); -inf where the label says r* = 1
@@ -44,12 +44,12 @@ def implicit_rm_loss(
     `misclick_rate` a number or (K,). Arguments mean what they mean in `irm_fast.implicit_rm_loss`.
     """
     s, t = _finite(reward_logits), _finite(propensity_logits)
-    evidence = (preference, polarity, misclick_rate)
+    options = (preference, polarity, misclick_rate)
     if stratification is None:
-        return -torch.logsumexp(_joint(s, _evidence(t, feedback, *evidence)), dim=0)
+        return -torch.logsumexp(_joint(s, _log_likelihoods(t, feedback, *options)), dim=0)
 
     with torch.no_grad():  # posteriors are constants
-        e = _evidence(_finite(stratification[1]), feedback, *evidence)
+        e = _log_likelihoods(_finite(stratification[1]), feedback, *options)
         q, not_q = torch.softmax(_joint(_finite(stratification[0]), e), dim=0)
         active = q[:, None] * e.active_preferred + not_q[:, None] * e.active_other  # p_k = PA + NA
         impossible = torch.isinf(e.log_p_preferred) & torch.isinf(e.log_p_other)
@@ -103,7 +103,7 @@ def stratify(
     PA: preferred and active, NA: not preferred and active, PP: preferred and passive, NP: not preferred and passive.
     """
     s, t = _finite(reward_logits), _finite(propensity_logits)
-    e = _evidence(t, feedback, preference, polarity, misclick_rate)
+    e = _log_likelihoods(t, feedback, preference, polarity, misclick_rate)
     q, not_q = torch.softmax(_joint(s, e), dim=0)[..., None]
     return torch.stack(
         [
@@ -121,12 +121,12 @@ def cross_entropy(target: Tensor, logit: Tensor) -> Tensor:
     return -(target * logsigmoid(logit) + (1 - target) * logsigmoid(-logit))
 
 
-def _joint(s: Tensor, e: Evidence) -> Tensor:
+def _joint(s: Tensor, e: LogLikelihoods) -> Tensor:
     """log P(f, r* = 1) and log P(f, r* = 0), (2, N)."""
     return torch.stack([logsigmoid(s) + e.log_p_preferred, logsigmoid(-s) + e.log_p_other])
 
 
-def _evidence(t: Tensor, feedback: Tensor, preference: Tensor | None, polarity, misclick_rate) -> Evidence:
+def _log_likelihoods(t: Tensor, feedback: Tensor, preference: Tensor | None, polarity, misclick_rate) -> LogLikelihoods:
     acted, missing = feedback == 1, feedback == -1
     e = torch.as_tensor(0.0 if misclick_rate is None else misclick_rate, dtype=t.dtype, device=t.device)
     speaks_for_preferred = torch.as_tensor(1 if polarity is None else polarity).to(t.device) > 0
@@ -143,7 +143,7 @@ def _evidence(t: Tensor, feedback: Tensor, preference: Tensor | None, polarity, 
     if preference is not None:
         log_p_preferred = log_p_preferred.masked_fill(preference == 0, -torch.inf)
         log_p_other = log_p_other.masked_fill(preference == 1, -torch.inf)
-    return Evidence(
+    return LogLikelihoods(
         log_p_preferred,
         log_p_other,
         torch.where(speaks_for_preferred, active_own, active_other),

@@ -3,37 +3,24 @@
 from __future__ import annotations
 
 import torch
+from irm_fast.kernels.batch import Batch
 from irm_fast.kernels.reference.implicit_rm import implicit_rm_forward
 from torch import Tensor
 
 
 def linear_implicit_rm_forward(
-    hidden: Tensor,
-    heads: Tensor,
-    bias: Tensor,
-    propensity: Tensor | None,
-    feedback: Tensor,
-    *,
-    weight: Tensor | None,
-    need_logit_grads: bool,
-    need_weight_grad: bool,
-    need_groups: bool,
-    **options,
+    hidden: Tensor, heads: Tensor, bias: Tensor, propensity: Tensor | None, batch: Batch, need: tuple[bool, bool]
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """Loss, gradients of all logits (N, K+1), gradient of the heads (M, H) and groups, in the dtype of the heads."""
     logits = hidden.double() @ heads.double().T + bias.double()
     reward, propensity = logits[:, 0], logits[:, 1:] if propensity is None else propensity.double()
-    need_grads = need_logit_grads or need_weight_grad
-    loss, grad_reward, grad_propensity, groups = implicit_rm_forward(
-        reward, propensity, feedback,
-        weight=weight, need_grads=(need_grads, need_grads), need_groups=need_groups, **options,
-    )  # fmt: skip
+    loss, grad_reward, grad_propensity, groups = implicit_rm_forward(reward, propensity, batch, (any(need), any(need)))
     grad_logits = grad_heads = None
-    if need_grads:
+    if any(need):
         assert grad_reward is not None and grad_propensity is not None
         grad_logits = torch.cat([grad_reward[:, None], grad_propensity], 1)
-        if need_weight_grad:
-            grad_heads = linear_weight_grad(hidden.double(), grad_logits, weight, len(heads)).to(heads.dtype)
+        if need[1]:
+            grad_heads = linear_weight_grad(hidden.double(), grad_logits, batch.weight, len(heads)).to(heads.dtype)
         grad_logits = grad_logits.to(heads.dtype)
     groups = None if groups is None else groups.to(heads.dtype)
     return loss.to(heads.dtype), grad_logits, grad_heads, groups

@@ -1,4 +1,4 @@
-"""Values."""
+"""Checks of values, which wait for the device: of codes and weights."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def check_values(feedback: Tensor, preference: Tensor | None, weight: Tensor | None) -> None:
-    """Looks at the values themselves, which waits for the device. Raises ValueError naming the first bad row."""
+    """Raise ValueError, naming the first bad row, if a value is impossible. Waits for the device."""
     impossible = {"feedback": (_not_a_code(feedback), "1 (acted), 0 (silent) or -1 (missing)")}
     if preference is not None:
         impossible["preference"] = (_not_a_code(preference), "1, 0 or -1 (unknown)")

@@ -1,12 +1,13 @@
 """The implicit reward-model loss on GPUs: posterior, loss and gradients of a batch in one pass.
 
-irm_fast/reference.py defines what is computed and docs/numerics.md derives the forms used here, which keep float32
-accurate in the tails. The C++ twin is kernels/cpu/implicit_rm.cpp: the same quantities under the same names.
+kernels/reference/definition.py defines what is computed and docs/numerics.md derives the forms used here, which keep
+float32 accurate in the tails. The C++ twin is kernels/cpu/implicit_rm.cpp: the same quantities under the same names.
 """
 
 import torch
 import triton
 import triton.language as tl
+from irm_fast.kernels.batch import Batch
 from irm_fast.kernels.triton.four_groups import four_groups_tile, load_logits
 from irm_fast.kernels.triton.launch import INTERPRETED, as_codes, on_device_of, strides
 from torch import Tensor
@@ -91,36 +92,21 @@ def implicit_rm_fwd_kernel(
 
 
 def implicit_rm_forward(
-    reward: Tensor,
-    propensity: Tensor,
-    feedback: Tensor,
-    *,
-    preference: Tensor | None,
-    weight: Tensor | None,
-    stratification: tuple[Tensor, Tensor] | None,
-    signals: Tensor,
-    has_misclick: bool,
-    scale: float,
-    per_row: bool,
-    need_grads: tuple[bool, bool],
-    need_groups: bool,
+    reward: Tensor, propensity: Tensor, batch: Batch, need: tuple[bool, bool]
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """Loss, both gradients and groups of a batch in one launch; all results float32.
 
     Args:
-        reward, propensity, feedback: (N,), then (N,) or (N, K) twice; any strides.
-        preference, weight: (N,) or None; the weight is contiguous float32.
-        stratification: logits of the stratification model, shaped like reward and propensity, or None.
-        signals: (4, K) float32: polarity, misclick rate e, -log e, log1p(-e).
-        scale: multiplies loss and gradients.
-        per_row: (N,) losses instead of their sum.
-        need_grads, need_groups: what to compute of the gradients of reward and propensity, and of the groups.
+        reward: (N,) logits, any stride.
+        propensity: (N,) or (N, K) logits, any strides.
+        batch: Everything that carries no gradient; feedback is shaped like the propensity.
+        need: Whether the gradients of reward and propensity are wanted.
 
     Returns:
         loss, reward gradient, propensity gradient (of the propensity's shape), groups (that shape, 4); None where
         not needed. The sum is taken in two deterministic stages: one partial a program, then those.
     """
-    n, shape, device, n_signals = reward.shape[0], propensity.shape, reward.device, signals.shape[1]
+    n, shape, device, n_signals = reward.shape[0], propensity.shape, reward.device, len(batch.polarity)
     block_k = triton.next_power_of_2(n_signals)
     block_n = TILE // block_k
     n_programs = triton.cdiv(n, block_n)
@@ -128,13 +114,14 @@ def implicit_rm_forward(
     def empty(*size: int) -> Tensor:
         return torch.empty(size, device=device, dtype=torch.float32)
 
-    loss = empty(n if per_row else n_programs)
-    grad_reward = empty(n) if need_grads[0] else None
-    grad_propensity = empty(*shape) if need_grads[1] else None
-    groups = empty(*shape, 4) if need_groups else None
-    reward_strat, propensity_strat = stratification or (None, None)
+    loss = empty(n if batch.per_row else n_programs)
+    grad_reward = empty(n) if need[0] else None
+    grad_propensity = empty(*shape) if need[1] else None
+    groups = empty(*shape, 4) if batch.need_groups else None
+    reward_strat, propensity_strat = batch.posterior_reward, batch.posterior_propensity
+    feedback, preference = batch.feedback, batch.preference
     if n == 0:
-        return (loss if per_row else loss.sum()), grad_reward, grad_propensity, groups
+        return (loss if batch.per_row else loss.sum()), grad_reward, grad_propensity, groups
     with on_device_of(reward):
         implicit_rm_fwd_kernel[(n_programs,)](
             reward,
@@ -143,14 +130,14 @@ def implicit_rm_forward(
             propensity_strat,
             as_codes(feedback),
             as_codes(preference),
-            weight,
-            signals,
+            batch.weight,
+            batch.signal_table(device),
             loss,
             grad_reward,
             grad_propensity,
             groups,
             n,
-            scale,
+            batch.factor,
             reward.stride(0),
             *strides(propensity),
             0 if reward_strat is None else reward_strat.stride(0),
@@ -160,8 +147,8 @@ def implicit_rm_forward(
             K=n_signals,
             BLOCK_N=block_n,
             BLOCK_K=block_k,
-            HAS_MISCLICK=has_misclick,
-            PER_ROW=per_row,
+            HAS_MISCLICK=batch.has_misclick,
+            PER_ROW=batch.per_row,
             enable_fp_fusion=True,  # said because the default changes in Triton 3.10
         )
-    return (loss if per_row else loss.sum()), grad_reward, grad_propensity, groups
+    return (loss if batch.per_row else loss.sum()), grad_reward, grad_propensity, groups

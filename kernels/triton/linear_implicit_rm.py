@@ -10,13 +10,14 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
+from irm_fast.kernels.batch import Batch
 from irm_fast.kernels.triton.four_groups import four_groups_tile, load_logits
 from irm_fast.kernels.triton.heads import add_columns, add_rows, load_heads, load_hidden, store_heads
 from irm_fast.kernels.triton.launch import INTERPRETED, as_codes, device_limits, on_device_of, strides
 from irm_fast.kernels.triton.linear_gradients import linear_hidden_grad, linear_weight_grad
 from torch import Tensor
 
-__all__ = ["linear_hidden_grad", "linear_implicit_rm_forward"]
+__all__ = ["linear_hidden_grad", "linear_implicit_rm_forward", "linear_weight_grad"]
 
 ONE_READ_LIMIT = 16384  # entries of the heads, padded to powers of two, that registers hold beside their gradient
 
@@ -142,54 +143,40 @@ def linear_implicit_rm_fwd_kernel(
 
 
 def linear_implicit_rm_forward(
-    hidden: Tensor,
-    heads: Tensor,
-    bias: Tensor,
-    propensity: Tensor | None,
-    feedback: Tensor,
-    *,
-    preference: Tensor | None,
-    weight: Tensor | None,
-    stratification: tuple[Tensor, Tensor] | None,
-    signals: Tensor,
-    has_misclick: bool,
-    scale: float,
-    per_row: bool,
-    need_logit_grads: bool,
-    need_weight_grad: bool,
-    need_groups: bool,
+    hidden: Tensor, heads: Tensor, bias: Tensor, propensity: Tensor | None, batch: Batch, need: tuple[bool, bool]
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """Loss, gradients of the logits and of the heads, and groups of a batch; all results float32.
 
     Args:
         hidden: (N, H), last stride 1.
-        heads, bias: (M, H) and (M,), contiguous float32: the reward head, then K propensity heads or none.
+        heads: (M, H) contiguous float32: the reward head, then K propensity heads or none.
+        bias: (M,) contiguous float32.
         propensity: (N, K) logits where there are no propensity heads, any strides; else None.
-        feedback: (N, K).
-        need_logit_grads, need_weight_grad, need_groups: what to compute.
-        The others are those of `implicit_rm_forward`.
+        batch: Everything that carries no gradient; feedback is (N, K).
+        need: Whether the gradients of the logits and of the heads are wanted.
 
     Returns:
         loss, gradient of the K+1 logits (N, K+1), gradient of the heads (M, H), groups (N, K, 4); None where not
         needed. Sums are taken in two deterministic stages: one partial a program, then those.
     """
-    (n, width), (n_heads, _), n_signals, device = hidden.shape, heads.shape, signals.shape[1], hidden.device
+    (n, width), (n_heads, _), n_signals, device = hidden.shape, heads.shape, len(batch.polarity), hidden.device
     processors, shared = device_limits(hidden)
-    has_options = any(x is not None for x in (preference, weight, stratification)) or has_misclick
-    has_options = has_options or per_row or need_groups or feedback.element_size() == 8
+    feedback, preference, weight = batch.feedback, batch.preference, batch.weight
+    reward_strat, propensity_strat = batch.posterior_reward, batch.posterior_propensity
+    has_options = any(x is not None for x in (preference, weight, reward_strat)) or batch.has_misclick
+    has_options = has_options or batch.per_row or batch.need_groups or feedback.element_size() == 8
     aligned = hidden.stride(0) % 16 == 0 and hidden.data_ptr() % 16 == 0
     tile = forward_tile(n_heads, n_signals, width, hidden.element_size(), shared, has_options, aligned)
     n_programs = min(triton.cdiv(n, tile.BLOCK_N), tile.programs * processors)
-    second_read = need_weight_grad and not tile.ONE_READ
+    second_read = need[1] and not tile.ONE_READ
 
     def empty(*size: int) -> Tensor:
         return torch.empty(size, device=device, dtype=torch.float32)
 
-    loss = empty(n if per_row else n_programs)
-    grad_logits = empty(n, n_signals + 1) if need_logit_grads or second_read else None
-    partial = empty(n_programs, n_heads, width) if need_weight_grad and tile.ONE_READ else None
-    groups = empty(n, n_signals, 4) if need_groups else None
-    reward_strat, propensity_strat = stratification or (None, None)
+    loss = empty(n if batch.per_row else n_programs)
+    grad_logits = empty(n, n_signals + 1) if need[0] or second_read else None
+    partial = empty(n_programs, n_heads, width) if need[1] and tile.ONE_READ else None
+    groups = empty(n, n_signals, 4) if batch.need_groups else None
     if n:
         with on_device_of(hidden):
             linear_implicit_rm_fwd_kernel[(n_programs,)](
@@ -202,13 +189,13 @@ def linear_implicit_rm_forward(
                 as_codes(feedback),
                 as_codes(preference),
                 weight,
-                signals,
+                batch.signal_table(device),
                 loss,
                 grad_logits,
                 partial,
                 groups,
                 n,
-                scale,
+                batch.factor,
                 hidden.stride(0),
                 *strides(propensity),
                 0 if reward_strat is None else reward_strat.stride(0),
@@ -223,17 +210,17 @@ def linear_implicit_rm_forward(
                 BLOCK_H=tile.BLOCK_H,
                 BLOCK_M=tile.BLOCK_M,
                 BLOCK_K=tile.BLOCK_K,
-                HAS_MISCLICK=has_misclick,
-                PER_ROW=per_row,
+                HAS_MISCLICK=batch.has_misclick,
+                PER_ROW=batch.per_row,
                 STAGES=tile.STAGES,
                 num_warps=tile.num_warps,
                 enable_fp_fusion=True,  # said because the default changes in Triton 3.10
             )
     grad_heads = None
-    if need_weight_grad:
+    if need[1]:
         grad_heads = partial.sum(0) if tile.ONE_READ else linear_weight_grad(hidden, grad_logits, weight, n_heads)
-    loss = loss if per_row else loss.sum()
-    return loss, grad_logits if need_logit_grads else None, grad_heads, groups
+    loss = loss if batch.per_row else loss.sum()
+    return loss, grad_logits if need[0] else None, grad_heads, groups
 
 
 class Tile(NamedTuple):

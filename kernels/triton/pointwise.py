@@ -6,6 +6,7 @@ The C++ twin is kernels/cpu/pointwise.cpp: the same quantities under the same na
 import torch
 import triton
 import triton.language as tl
+from irm_fast.kernels.batch import PointwiseBatch
 from irm_fast.kernels.triton.four_groups import load_logits, not_finite
 from irm_fast.kernels.triton.launch import INTERPRETED, on_device_of
 from irm_fast.kernels.triton.math import sigmoid_softplus
@@ -47,23 +48,13 @@ def pointwise_fwd_kernel(
         tl.store(loss_ptr + pid, tl.sum(b_loss))
 
 
-def pointwise_forward(
-    reward: Tensor,
-    positive_weight: Tensor,
-    negative_weight: Tensor,
-    *,
-    scale: float,
-    per_row: bool,
-    need_grad: bool,
-) -> tuple[Tensor, Tensor | None]:
+def pointwise_forward(reward: Tensor, batch: PointwiseBatch, need: tuple[bool]) -> tuple[Tensor, Tensor | None]:
     """Loss and gradient of a batch in one launch, both float32.
 
     Args:
         reward: (N,) logits s, any stride.
-        positive_weight, negative_weight: (N,) contiguous float32, of softplus(-s) and of softplus(s).
-        scale: multiplies loss and gradient.
-        per_row: (N,) losses instead of their sum.
-        need_grad: whether the gradient is wanted.
+        batch: The weights of softplus(-s) and softplus(s), and everything else that carries no gradient.
+        need: Whether the gradient is wanted.
 
     Returns:
         loss, and the gradient in the logits or None. The sum is taken in two deterministic stages: one partial a
@@ -71,21 +62,21 @@ def pointwise_forward(
     """
     n, device = reward.shape[0], reward.device
     n_programs = triton.cdiv(n, TILE)
-    loss = torch.empty(n if per_row else n_programs, device=device, dtype=torch.float32)
-    grad_reward = torch.empty(n, device=device, dtype=torch.float32) if need_grad else None
+    loss = torch.empty(n if batch.per_row else n_programs, device=device, dtype=torch.float32)
+    grad_reward = torch.empty(n, device=device, dtype=torch.float32) if need[0] else None
     if n:
         with on_device_of(reward):
             pointwise_fwd_kernel[(n_programs,)](
                 reward,
-                positive_weight,
-                negative_weight,
+                batch.positive_weight,
+                batch.negative_weight,
                 loss,
                 grad_reward,
                 n,
-                scale,
+                batch.factor,
                 reward.stride(0),
                 BLOCK_N=TILE,
-                PER_ROW=per_row,
+                PER_ROW=batch.per_row,
                 enable_fp_fusion=True,  # said because the default changes in Triton 3.10
             )
-    return (loss if per_row else loss.sum()), grad_reward
+    return (loss if batch.per_row else loss.sum()), grad_reward

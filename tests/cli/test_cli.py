@@ -43,7 +43,7 @@ def test_from_ratings_to_scores(rated, tiny_model, tmp_path):
     settings = tmp_path / "run.yaml"
     settings.write_text(f"model: {tiny_model}\nlearning_rate: 1e-3\nepochs: 30\nvalidation_fraction: 0.25\n")
     common = ["--config", settings, "--data", log, "--output", model, "--no-progress"]
-    trained = run("train", *common, "--epochs", 2, "--propensity", "constant")
+    trained = run("train", *common, "--epochs", 2, "--propensity-design", "constant")
     assert "held-out nll" in trained.stdout
     assert "The reward is" in trained.stdout
     assert json.loads((model / "irm_fast.json").read_text())["training"]["epochs"] == 2
@@ -69,7 +69,7 @@ def test_from_ratings_to_scores(rated, tiny_model, tmp_path):
     [
         (["--model", "/nowhere/at/all"], ["'/nowhere/at/all'", "no such folder"]),
         (["--data", "nowhere.jsonl"], ["nowhere.jsonl", "not found"]),
-        (["--propensity", "known"], ["propensity.click", "known"]),
+        (["--propensity-design", "known"], ["propensity.click", "known"]),
         (["--epochs", "0"], ["epochs", "above 0"]),
         (["--misclick-rate", "click=2"], ["misclick_rate", "[0, 1)"]),
         (["--config", "nowhere.yaml"], ["nowhere.yaml"]),

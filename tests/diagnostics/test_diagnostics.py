@@ -25,10 +25,14 @@ class Made:
     feedback: np.ndarray
     users: np.ndarray
 
-    def diagnose(self, design="hidden", users=False, **options):
+    def diagnose(self, propensity_design="hidden", users=False, **options):
         options = {"users": self.users.tolist()} if users else {} | options
         return diagnose(
-            self.feedback, design=design, reward_logits=self.reward, propensity_logits=self.propensity, **options
+            self.feedback,
+            propensity_design=propensity_design,
+            reward_logits=self.reward,
+            propensity_logits=self.propensity,
+            **options,
         )
 
 
@@ -130,12 +134,12 @@ def test_what_holds_is_not_contradicted(case):
 def test_nested_signals_need_no_predictions():
     made = make(0)
     nested(made, np.random.default_rng(0))
-    alone = diagnose(made.feedback, design="hidden", signals=("click", "copy"))
+    alone = diagnose(made.feedback, propensity_design="hidden", signals=("click", "copy"))
     assert alone.kind == "contradicted"
     assert "copy acts only where click acts" in str(alone)
-    twice = diagnose(made.feedback[:, [0, 0]], design="hidden", signals=("click", "copy"))
+    twice = diagnose(made.feedback[:, [0, 0]], propensity_design="hidden", signals=("click", "copy"))
     assert "act in the same rows" in str(twice)
-    few = diagnose(made.feedback[:200], design="hidden")
+    few = diagnose(made.feedback[:200], propensity_design="hidden")
     assert few.kind == "conditional"
     assert few.tests[1].result == "too few data"
 
@@ -181,7 +185,9 @@ def test_one_signal_is_never_identified(design, words):
     found = made.diagnose(design, feature_names=("device", "hour"))
     assert found.kind == "not identified"
     assert found.verdict.startswith("not identified without assuming")
-    assert words in diagnose(made.feedback, design=design, feature_names=("device", "hour")).verdict
+    assert (
+        words in diagnose(made.feedback, propensity_design=propensity_design, feature_names=("device", "hour")).verdict
+    )
     low, high = found.sensitivity.mean_g_range
     assert low == pytest.approx((sigmoid(made.reward) * sigmoid(made.propensity[:, 0])).mean())
     assert high == 1
@@ -194,17 +200,26 @@ def test_identified_only_by_known_propensities_or_ignorable_labels():
     labels = np.full(ROWS, -1)
     labels[:100] = np.arange(100) % 2
     assert made.diagnose("known").kind == "identified"
-    assert diagnose(made.feedback, design="hidden", preference=labels).kind == "not identified"
-    assert diagnose(made.feedback, design="hidden", preference=labels, labels_ignorable=True).kind == "identified"
+    assert diagnose(made.feedback, propensity_design="hidden", preference=labels).kind == "not identified"
+    assert (
+        diagnose(made.feedback, propensity_design="hidden", preference=labels, labels_ignorable=True).kind
+        == "identified"
+    )
     few = np.where(np.arange(ROWS) < 15, labels, -1)
-    assert diagnose(made.feedback, design="hidden", preference=few, labels_ignorable=True).kind == "not identified"
+    assert (
+        diagnose(made.feedback, propensity_design="hidden", preference=few, labels_ignorable=True).kind
+        == "not identified"
+    )
     two = make(0)
-    mixed = diagnose(two.feedback, design=("known", "hidden"))
+    mixed = diagnose(two.feedback, propensity_design=("known", "hidden"))
     assert mixed.kind == "conditional"
     nothing = np.empty((ROWS, 0), np.int8)
-    assert diagnose(nothing, design="constant", preference=labels).kind == "not identified"
+    assert diagnose(nothing, propensity_design="constant", preference=labels).kind == "not identified"
     only = {"reward_logits": two.reward, "propensity_logits": np.empty((ROWS, 0))}
-    assert diagnose(nothing, design="constant", preference=labels, labels_ignorable=True, **only).kind == "identified"
+    assert (
+        diagnose(nothing, propensity_design="constant", preference=labels, labels_ignorable=True, **only).kind
+        == "identified"
+    )
 
 
 def opposite(seed, misclick):
@@ -221,12 +236,14 @@ def test_signals_of_opposite_polarity():
     for seed in range(REDRAWS):
         made = opposite(seed, 0.02)
         logits = {"reward_logits": made.reward, "propensity_logits": made.propensity}
-        said = diagnose(made.feedback, design="hidden", misclick_rate=(0.02, 0.02), **given, **logits)
+        said = diagnose(made.feedback, propensity_design="hidden", misclick_rate=(0.02, 0.02), **given, **logits)
         assert said.kind == "not identified"  # one signal of each side
-        assert diagnose(made.feedback, design="hidden", **given, **logits).kind == "contradicted"
+        assert diagnose(made.feedback, propensity_design="hidden", **given, **logits).kind == "contradicted"
         careless = opposite(seed, 0.2).feedback
-        assert diagnose(careless, design="hidden", misclick_rate=(0.02, 0.02), **given).kind == "contradicted"
-    assert diagnose(opposite(0, 0.0).feedback, design="hidden", **given).kind == "not identified"
+        assert (
+            diagnose(careless, propensity_design="hidden", misclick_rate=(0.02, 0.02), **given).kind == "contradicted"
+        )
+    assert diagnose(opposite(0, 0.0).feedback, propensity_design="hidden", **given).kind == "not identified"
 
 
 def test_a_poor_fit_contradicts_nothing():
@@ -247,13 +264,13 @@ def test_rows_without_weight_or_prediction_do_not_count():
     nested(other, np.random.default_rng(0))
     both = np.concatenate([made.feedback, other.feedback])
     weight = np.repeat([1.0, 0.0], ROWS)
-    assert diagnose(both, design="hidden").kind == "conditional"
-    assert diagnose(both, design="hidden", weight=1 - weight).kind == "contradicted"
+    assert diagnose(both, propensity_design="hidden").kind == "conditional"
+    assert diagnose(both, propensity_design="hidden", weight=1 - weight).kind == "contradicted"
     logits = {
         "reward_logits": np.where(weight > 0, np.concatenate([made.reward, made.reward]), np.nan),
         "propensity_logits": np.concatenate([made.propensity, made.propensity]),
     }
-    found, alone = diagnose(both, design="hidden", **logits), made.diagnose()
+    found, alone = diagnose(both, propensity_design="hidden", **logits), made.diagnose()
     for name in ("inequality", "fit: calibration"):
         one, two = (next(t for t in d.tests if t.name == name) for d in (found, alone))
         assert one.statistic == pytest.approx(two.statistic)
@@ -275,7 +292,7 @@ def test_what_is_stored_and_printed():
     made = make(0, signals=3, activity=2.0, per_user=10)
     refits = np.stack([made.reward, made.reward + 0.1 * made.x[:, 2]])
     found = made.diagnose(users=True)
-    refitted = diagnose(made.feedback, design="hidden", fold_rewards=refits)
+    refitted = diagnose(made.feedback, propensity_design="hidden", fold_rewards=refits)
     assert 0.9 < refitted.sensitivity.refit_agreement < 1
     assert "not prove" in str(refitted)
     stored = json.loads(json.dumps(found.to_dict(), allow_nan=False))

@@ -66,7 +66,7 @@ def test_the_package_offers_it() -> None:
 
 
 def test_parameters() -> None:
-    one = model(propensity="hidden", n_folds=3)
+    one = model(propensity_design="hidden", n_folds=3)
     assert clone(one).get_params() == one.get_params()
     assert one.set_params(n_folds=4).get_params()["n_folds"] == 4
     with pytest.raises(NotFittedError):
@@ -311,10 +311,10 @@ def test_data_that_are_refused(case: Case, change: Callable, message: str) -> No
 def test_nan_stands_where_nothing_was_recorded(case: Case) -> None:
     feedback, m = case.feedback.copy(), case.m.copy()
     feedback[:100, 0], m[:100, 0] = -1, np.nan
-    assert np.isfinite(model(propensity="known").fit(case.x, feedback, propensity=m).coef_).all()
+    assert np.isfinite(model(propensity_design="known").fit(case.x, feedback, propensity=m).coef_).all()
     m[200, 1] = np.nan
     with pytest.raises(ValueError, match="propensity: NaN where the feedback is recorded"):
-        model(propensity="known").fit(case.x, feedback, propensity=m)
+        model(propensity_design="known").fit(case.x, feedback, propensity=m)
 
 
 # --- files ---------------------------------------------------------------------------------------------------------
@@ -324,12 +324,12 @@ def test_nan_stands_where_nothing_was_recorded(case: Case) -> None:
 def saved(request: pytest.FixtureRequest, case: Case) -> tuple[EmbeddingRewardModel, dict]:
     """A model of every form that is kept, and what its propensities read beside the embeddings."""
     if request.param == "linear":
-        return model(propensity=("hidden", "constant"), polarity=(1, 1)).fit(case.x, case.feedback), {}
+        return model(propensity_design=("hidden", "constant"), polarity=(1, 1)).fit(case.x, case.feedback), {}
     if request.param == "network":
         return model(**SMALL_NETWORK).fit(case.x, case.feedback), {}
     if request.param == "features":
         features = {"propensity_features": case.m + 1}
-        return model(propensity=("hidden", "features")).fit(case.x, case.feedback, **features), features
+        return model(propensity_design=("hidden", "features")).fit(case.x, case.feedback, **features), features
     if request.param == "labels":
         return model().fit(case.x, np.empty((600, 0)), preference=case.preferred), {}
     users = np.repeat(np.arange(300), 10)

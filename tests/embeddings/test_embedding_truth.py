@@ -43,7 +43,7 @@ def test_two_signals_give_propensities_and_reward(case: Case) -> None:
     assert_calibrated(fitted.predict_proba(case.x)[:, 1], case.g, 0.08)
     assert fitted.predict_proba(case.x)[:, 1].mean() == pytest.approx(case.g.mean(), abs=0.03)
 
-    known = model(propensity="known").fit(case.x, case.feedback, propensity=case.m)
+    known = model(propensity_design="known").fit(case.x, case.feedback, propensity=case.m)
     naive = model().fit(case.x, UNKNOWN, preference=case.feedback.max(axis=1))
     scores = [one.score(case.x, case.preferred) for one in (naive, fitted, known)]
     ceiling = roc_auc_score(case.preferred, case.g)
@@ -54,7 +54,7 @@ def test_two_signals_give_propensities_and_reward(case: Case) -> None:
 
 
 def test_joint_likelihood(case: Case) -> None:
-    fitted = model(estimator="joint", propensity="hidden").fit(case.x, case.feedback)
+    fitted = model(estimator="joint", propensity_design="hidden").fit(case.x, case.feedback)
     assert (correlations(fitted, case) > 0.95).all()
     assert mean_error(fitted, case) < 0.05
     constant = model(estimator="joint").fit(case.x, case.feedback)
@@ -133,7 +133,7 @@ def test_labels_prove_what_a_second_signal_would(case: Case) -> None:
 
 
 def test_designs_mixed_by_signal(case: Case) -> None:
-    fitted = model(propensity=("known", "hidden")).fit(case.x, case.feedback, propensity=case.m)
+    fitted = model(propensity_design=("known", "hidden")).fit(case.x, case.feedback, propensity=case.m)
     m = fitted.predict_propensity(case.x)
     assert np.isnan(m[:, 0]).all() and np.corrcoef(m[:, 1], case.m[:, 1])[0, 1] > 0.95
     assert mean_error(fitted, case) < 0.05
@@ -151,12 +151,14 @@ def test_auto_takes_a_constant_where_the_propensity_is_one() -> None:
 def test_propensities_that_features_explain() -> None:
     features = np.random.default_rng(9).normal(3, 2, size=(8000, 2))
     case = make(features=(features - 3) / 2)
-    fitted = model(propensity="features").fit(case.x, case.feedback, propensity_features=features)
+    fitted = model(propensity_design="features").fit(case.x, case.feedback, propensity_features=features)
     assert fitted.propensity_designs_ == ("features", "features")
     assert (correlations(fitted, case, propensity_features=features) > 0.98).all()
-    both = model(propensity="hidden").fit(case.x, case.feedback, propensity_features=features)
+    both = model(propensity_design="hidden").fit(case.x, case.feedback, propensity_features=features)
     assert (correlations(both, case, propensity_features=features) > 0.9).all()
-    joint = model(propensity="features", estimator="joint").fit(case.x, case.feedback, propensity_features=features)
+    joint = model(propensity_design="features", estimator="joint").fit(
+        case.x, case.feedback, propensity_features=features
+    )
     assert (correlations(joint, case, propensity_features=features) > 0.97).all()
     with pytest.raises(ValueError, match="propensity_features: got them in one of fit and predict_propensity"):
         fitted.predict_propensity(case.x)
@@ -173,7 +175,7 @@ def test_few_coactions_leave_a_constant(case: Case) -> None:
 
 def test_two_step_by_networks_recovers_propensities_too() -> None:
     case = make(4000, 4)
-    fitted = model(**SMALL_NETWORK, propensity="hidden").fit(case.x, case.feedback)
+    fitted = model(**SMALL_NETWORK, propensity_design="hidden").fit(case.x, case.feedback)
     assert not fitted.is_linear_ and (correlations(fitted, case) > 0.9).all()
 
 

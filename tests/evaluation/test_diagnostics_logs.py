@@ -31,7 +31,7 @@ def run(*arguments, code=0) -> str:
 def test_a_run_is_diagnosed_on_its_held_out_rows(make_log, make_config, tmp_path):
     """The stored diagnosis is that of the saved model on the same rows, whatever order training had them in."""
     log, heldout = make_log(160), make_log(120, seed=1)
-    config = make_config(propensity="auto")
+    config = make_config(propensity_design="auto")
     result = train_log(log, config, heldout=heldout)
     stored = json.loads((Path(config.output) / "irm_fast.json").read_text())["diagnosis"]
     assert stored == json.loads(json.dumps(result.diagnosis.to_dict()))
@@ -74,15 +74,15 @@ def test_the_command(make_log, tmp_path):
 
     one = write(replace(log, signals=("copy",), feedback=feedback[:, :1]), tmp_path / "one.jsonl")
     assert "not identified without assuming that the propensity is the same" in run("diagnose", "--data", one)
-    assert "any other split" in run("diagnose", "--data", one, "--propensity", "hidden").replace("\n", " ")
-    run("diagnose", "--data", path, "--propensity", "perhaps", code=2)
+    assert "any other split" in run("diagnose", "--data", one, "--propensity-design", "hidden").replace("\n", " ")
+    run("diagnose", "--data", path, "--propensity-design", "perhaps", code=2)
 
 
 def test_known_propensities_and_labels_in_a_file(make_log, tmp_path):
     log = make_log(600, signals=("copy",))
     known = write(log, tmp_path / "known.jsonl", propensity=[{"copy": 0.6}] * 600)
     assert diagnose_file(known).kind == "identified"
-    assert diagnose_file(known, design="constant").kind == "not identified"
+    assert diagnose_file(known, propensity_design="constant").kind == "not identified"
     labelled = write(log, tmp_path / "labelled.jsonl", preference=[i % 2 if i < 60 else None for i in range(600)])
     assert diagnose_file(labelled).kind == "not identified"
     assert diagnose_file(labelled, labels_ignorable=True).kind == "identified"

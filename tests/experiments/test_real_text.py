@@ -39,7 +39,7 @@ def test_from_pairs_to_rewards(tmp_path) -> None:
     texts = [turn["content"] for messages in truth.messages for turn in messages]
     decoder = make_tiny_decoder(texts, tmp_path / "decoder", hidden_size=32, vocab_size=600)
     quick = ("--max-length", 96, "--epochs", 1, "--learning-rate", 1e-3, "--no-progress")
-    command("train", "--data", log, "--model", decoder, "--output", model, "--propensity", "hidden", *quick)
+    command("train", "--data", log, "--model", decoder, "--output", model, "--propensity-design", "hidden", *quick)
 
     rated = json.loads(command("evaluate", "--model", model, "--data", tmp_path / "log.test.jsonl", "--json"))
     assert 0 < rated["auroc"] < 1 and 0 <= rated["pair_accuracy"] <= 1

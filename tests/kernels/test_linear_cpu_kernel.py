@@ -17,12 +17,13 @@ from irm_fast.kernels.reference import definition as reference
 from torch import Tensor
 
 import irm_fast
-from irm_fast.losses.signal_tables import signal_constants, signal_table
+from irm_fast.losses.checks import signal_constants
 from tests.losses.loss_cases import INF, NAN, options
 
 if irm_fast.backends()["cpu"] != "available":
     pytest.skip(irm_fast.backends()["cpu"], allow_module_level=True)
 
+from irm_fast.kernels.batch import Batch
 from irm_fast.kernels.cpu.linear_implicit_rm import linear_hidden_grad, linear_implicit_rm_forward
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -61,15 +62,22 @@ def every_option(n: int, k: int) -> dict[str, Any]:
 
 
 def run(case: dict[str, Any], **settings: Any) -> tuple[Tensor, ...]:
-    settings = {"polarity": None, "misclick_rate": None, **settings}
-    k = case["feedback"].shape[1]
-    constants = signal_constants(settings.pop("polarity"), settings.pop("misclick_rate"), k)
-    table, has_misclick = signal_table(*constants, CPU, False), any(constants[1])
-    defaults = {"preference": None, "weight": None, "stratification": None, "scale": 1.0, "per_row": True}
-    needs = {"need_logit_grads": True, "need_weight_grad": True, "need_groups": True}
-    return linear_implicit_rm_forward(
-        **case, signals=table, has_misclick=has_misclick, **{**defaults, **needs, **settings}
+    tensors = {**case, **{name: settings.pop(name) for name in case if name in settings}}
+    feedback = tensors.pop("feedback")
+    constants = signal_constants(settings.pop("polarity", None), settings.pop("misclick_rate", None), feedback.shape[1])
+    posterior = settings.pop("stratification", None) or (None, None)
+    need = (settings.pop("need_logit_grads", True), settings.pop("need_weight_grad", True))
+    defaults = {"preference": None, "weight": None, "scale": 1.0, "per_row": True, "need_groups": True}
+    batch = Batch(
+        feedback=feedback,
+        posterior_reward=posterior[0],
+        posterior_propensity=posterior[1],
+        polarity=constants[0],
+        misclick_rate=constants[1],
+        backend=None,
+        **{**defaults, **settings},
     )
+    return linear_implicit_rm_forward(**tensors, batch=batch, need=need)
 
 
 def truth(

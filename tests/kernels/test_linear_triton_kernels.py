@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from irm_fast.kernels.batch import Batch
 from irm_fast.kernels.reference import definition as reference
 from irm_fast.kernels.triton import linear_implicit_rm
 from torch import Tensor
 
-from irm_fast.losses.signal_tables import signal_constants, signal_table
+from irm_fast.losses.checks import signal_constants
 from tests.losses.loss_cases import INF, NAN, make, options
 
 CPU = torch.device("cpu")
@@ -50,12 +51,22 @@ def case(n: int, h: int, k: int, dtype: torch.dtype = torch.float32, *, heads: b
 
 def forward(c: dict, **given: Any) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     polarity, rate = given.pop("polarity", None), given.pop("misclick_rate", None)
-    constants = signal_constants(polarity, rate, c["feedback"].shape[1])
-    signals, has_misclick = signal_table(*constants, CPU, False), any(constants[1])
-    arguments: dict[str, Any] = {"preference": None, "weight": None, "stratification": None}
-    arguments |= {"signals": signals, "has_misclick": has_misclick, "scale": 1.0, "per_row": True}
-    arguments |= {"need_logit_grads": True, "need_weight_grad": True, "need_groups": False}
-    return linear_implicit_rm.linear_implicit_rm_forward(**c, **{**arguments, **given})
+    need = (given.pop("need_logit_grads", True), given.pop("need_weight_grad", True))
+    case = dict(c)
+    feedback = case.pop("feedback")
+    constants = signal_constants(polarity, rate, feedback.shape[1])
+    posterior = given.pop("stratification", None) or (None, None)
+    options: dict[str, Any] = {"preference": None, "weight": None, "scale": 1.0, "per_row": True, "need_groups": False}
+    batch = Batch(
+        feedback=feedback,
+        posterior_reward=posterior[0],
+        posterior_propensity=posterior[1],
+        polarity=constants[0],
+        misclick_rate=constants[1],
+        backend=None,
+        **{**options, **given},
+    )
+    return linear_implicit_rm.linear_implicit_rm_forward(**case, batch=batch, need=need)
 
 
 def truth(

@@ -15,12 +15,11 @@ from unittest.mock import patch
 
 import torch
 import triton
+from irm_fast.kernels.batch import Batch, PointwiseBatch
 from irm_fast.kernels.triton import implicit_rm, linear_gradients, linear_implicit_rm, pointwise
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-
-from irm_fast.losses.signal_tables import signal_constants, signal_table
 
 # Target, and the shared memory that one program can have there.
 TARGETS: dict[str, tuple[GPUTarget, int]] = {
@@ -47,19 +46,18 @@ N = 4096
 
 def launch_loss(k: int, dtype: torch.dtype, everything: bool = False) -> None:
     logits = torch.empty(N, dtype=dtype), torch.empty(N, k, dtype=dtype)
-    arguments = _options(k, dtype, everything) | {"need_grads": (True, True)}
-    implicit_rm.implicit_rm_forward(*logits, **arguments)
+    implicit_rm.implicit_rm_forward(*logits, _batch(k, dtype, everything), (True, True))
 
 
 def launch_linear(k: int, h: int, dtype: torch.dtype, everything: bool = False, heads: bool = True) -> None:
     m = k + 1 if heads else 1
-    arguments = _options(k, dtype, everything) | {"need_logit_grads": True, "need_weight_grad": True}
     linear_implicit_rm.linear_implicit_rm_forward(
         torch.empty(N, h, dtype=dtype),
         torch.empty(m, h),
         torch.empty(m),
         None if heads else torch.empty(k).expand(N, k),
-        **arguments,
+        _batch(k, dtype, everything),
+        (True, True),
     )
 
 
@@ -70,24 +68,24 @@ def launch_hidden_grad(k: int, h: int, dtype: torch.dtype) -> None:
 
 def launch_pointwise(dtype: torch.dtype, per_row: bool = False, step: int = 1) -> None:
     logits = torch.empty(N * step, dtype=dtype)[::step]
-    options = {"scale": 1.0, "per_row": per_row, "need_grad": not per_row}
-    pointwise.pointwise_forward(logits, torch.empty(N), torch.empty(N), **options)
+    batch = PointwiseBatch(torch.empty(N), torch.empty(N), scale=1.0, per_row=per_row, backend=None)
+    pointwise.pointwise_forward(logits, batch, (not per_row,))
 
 
-def _options(k: int, dtype: torch.dtype, everything: bool) -> dict[str, Any]:
-    signals = signal_table(*signal_constants(None, 0.1, k), torch.device("cpu"), False)
-    strat = torch.empty(N, dtype=dtype), torch.empty(N, k, dtype=dtype)
-    return {
-        "feedback": torch.empty(N, k, dtype=torch.int64 if everything else torch.int8),
-        "preference": torch.empty(N, dtype=torch.bool) if everything else None,
-        "weight": torch.empty(N) if everything else None,
-        "stratification": strat if everything else None,
-        "signals": signals,
-        "has_misclick": everything,
-        "scale": 1.0,
-        "per_row": everything,
-        "need_groups": everything,
-    }
+def _batch(k: int, dtype: torch.dtype, everything: bool) -> Batch:
+    return Batch(
+        feedback=torch.empty(N, k, dtype=torch.int64 if everything else torch.int8),
+        preference=torch.empty(N, dtype=torch.bool) if everything else None,
+        weight=torch.empty(N) if everything else None,
+        posterior_reward=torch.empty(N, dtype=dtype) if everything else None,
+        posterior_propensity=torch.empty(N, k, dtype=dtype) if everything else None,
+        polarity=(1.0,) * k,
+        misclick_rate=(0.1 if everything else 0.0,) * k,
+        scale=1.0,
+        per_row=everything,
+        need_groups=everything,
+        backend=None,
+    )
 
 
 CASES: dict[str, Callable[[], None]] = {

@@ -165,10 +165,10 @@ def test_opcheck(per_row: bool, scale: float | None, backend: str) -> None:
     torch.library.opcheck(torch.ops.irm_fast.implicit_rm.default, (s, t, feedback, *rest, True, True))
     (hidden, *_), feedback = linear_inputs(9)
     heads, bias = torch.randn(3, 24, requires_grad=True), torch.randn(3, requires_grad=True)
-    arguments = (hidden, heads, bias, None, feedback, *rest, True, not per_row)
+    arguments = (hidden, heads, bias, None, feedback, *rest, True, True, True, False)
     torch.library.opcheck(torch.ops.irm_fast.linear_implicit_rm.default, arguments)
     one = (hidden, heads[:1].detach().requires_grad_(), bias[:1].detach().requires_grad_(), t, feedback, *rest)
-    torch.library.opcheck(torch.ops.irm_fast.linear_implicit_rm.default, (*one, True, not per_row))
+    torch.library.opcheck(torch.ops.irm_fast.linear_implicit_rm.default, (*one, True, True, True, True))
 
 
 def test_opcheck_of_the_backward_operators(backend: str) -> None:

@@ -15,7 +15,6 @@ from torch import Tensor
 import irm_fast
 from irm_fast.losses import linear as linear_ops
 from irm_fast.losses.dispatch import choose_backend
-from irm_fast.losses.operator import refuse_double_backward
 from tests.losses.loss_cases import NAN
 from tests.losses.test_linear_loss import (
     BF16,
@@ -197,10 +196,11 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     def choose_spy(*args: Any) -> Any:
         module = choose_backend(*args)
 
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            seen.append(("forward", kwargs["need_logit_grads"], kwargs["need_weight_grad"]))
-            assert not kwargs["need_groups"]
-            return module.linear_implicit_rm_forward(*args, **kwargs)
+        def forward(*args: Any) -> Any:
+            *_, batch, need = args
+            seen.append(("forward", *need))
+            assert not batch.need_groups
+            return module.linear_implicit_rm_forward(*args)
 
         def gradient(name: str) -> Callable:
             return lambda *args: (seen.append((name,)), getattr(module, f"linear_{name}_grad")(*args))[1]
@@ -274,7 +274,7 @@ def test_double_backward_is_an_error(name: str, reduction: str, backend: str) ->
 
 def test_what_double_backward_recommends_exists() -> None:
     with pytest.raises(RuntimeError) as raised:
-        refuse_double_backward("linear_implicit_rm_loss")
+        linear_ops.linear_implicit_rm.refuse_second_derivative()
     for name in re.findall(r"irm_fast[\w.]+", str(raised.value)):
         assert pkgutil.resolve_name(name)
 

@@ -29,7 +29,7 @@ def test_text_becomes_numbers():
         ({"misclick_rate": {"copy": 1.0}}, ["misclick_rate", "[0, 1)"]),
         ({"polarity": {"copy": 2}}, ["polarity", "1 or -1"]),
         ({"polarity": "copy"}, ["polarity", "NAME=1"]),
-        ({"propensity": "hiden"}, ["propensity", "'hiden'", "hidden"]),
+        ({"propensity_design": "hiden"}, ["propensity_design", "'hiden'", "hidden"]),
         ({"precision": "float16"}, ["precision", "bfloat16"]),
         ({"resume": "yes"}, ["resume", "true or false"]),
         ({"data": 3}, ["data", "text"]),

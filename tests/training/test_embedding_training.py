@@ -17,7 +17,7 @@ from irm_fast.embeddings.text_model import EmbeddedRewardModel
 from irm_fast.evaluation.evaluation import evaluate
 from irm_fast.evaluation.scoring import load, score
 from irm_fast.models.record import read_record
-from irm_fast.training.config import TrainConfig
+from irm_fast.training.config import EmbeddingTrainConfig
 from irm_fast.training.on_embeddings import train_on_embeddings
 
 
@@ -57,16 +57,16 @@ def vectors(data, tiny_model, tmp_path_factory):
 def settings(data, vectors, tmp_path):
     """A function that makes settings for a quick training run on embeddings."""
 
-    def make(pooling: str = "last", **more) -> TrainConfig:
+    def make(pooling: str = "last", **more) -> EmbeddingTrainConfig:
         base = {"data": data, "embeddings": vectors[pooling], "output": tmp_path / "out", "hidden_layers": "linear"}
-        return TrainConfig.from_mapping({**base, "propensity": "constant", **more})
+        return EmbeddingTrainConfig.from_mapping({**base, "propensity_design": "constant", **more})
 
     return make
 
 
 @pytest.mark.parametrize("design", ["constant", "hidden", "features", "known"])
 def test_checkpoint_equals_the_estimator(settings, vectors, data, tmp_path, design):
-    result = train_on_embeddings(settings(propensity=design))
+    result = train_on_embeddings(settings(propensity_design=design))
     model = result.model
     assert model.is_checkpoint
     assert result.design == design
@@ -142,7 +142,7 @@ def test_commands_from_log_to_scores(data, tiny_model, tmp_path):
 
 def test_a_better_ranking_than_chance(settings, data):
     """The text says which responses are good; embeddings of a random model hold some of it."""
-    result = train_on_embeddings(settings(propensity="auto", hidden_layers="auto"))
+    result = train_on_embeddings(settings(propensity_design="auto", hidden_layers="auto"))
     log = read_log(data)
     good = np.array([answer["content"].startswith("good") for _, answer in log.messages])
     rewards = score(result.model, log.messages)

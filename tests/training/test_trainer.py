@@ -48,7 +48,7 @@ def metrics_of(config) -> list[dict]:
 
 
 def test_learns_and_saves(make_log, make_config):
-    config = make_config(epochs=12, propensity="auto")
+    config = make_config(epochs=12, propensity_design="auto")
     log = make_log(160)
     result = train_log(log, config)
     names = {path.name for path in Path(config.output).iterdir()}
@@ -144,8 +144,8 @@ def test_two_processes_give_the_result_of_one(make_log, make_config, tmp_path):
 
 def test_stratified_by_current_logits_is_the_marginal_form(make_log, make_config, monkeypatch):
     use_sgd(monkeypatch)
-    marginal = train_log(make_log(), make_config("marginal", propensity="hidden"))
-    stratified = train_log(make_log(), make_config("stratified", propensity="hidden", objective="stratified"))
+    marginal = train_log(make_log(), make_config("marginal", propensity_design="hidden"))
+    stratified = train_log(make_log(), make_config("stratified", propensity_design="hidden", objective="stratified"))
     assert largest_difference(marginal, stratified) < 1e-5
 
 
@@ -222,8 +222,8 @@ def test_resume_with_dropout(make_log, make_config, monkeypatch, tmp_path, save_
 
 
 def test_resume_of_auto_keeps_the_first_design(make_log, make_config, monkeypatch, tmp_path):
-    whole = train_log(make_log(), make_config("whole", propensity="auto"))
-    cut = make_config("cut", propensity="auto")
+    whole = train_log(make_log(), make_config("whole", propensity_design="auto"))
+    cut = make_config("cut", propensity_design="auto")
     with monkeypatch.context() as patch:
         interrupt(patch, 6, "hidden")
         with pytest.raises(Interrupted):
@@ -314,7 +314,7 @@ def test_signal_that_never_acts_is_left_out(make_log, make_config):
     feedback = log.feedback.copy()
     feedback[:, 0] = 0
     dead = replace(log, feedback=feedback, propensity=np.full(feedback.shape, 0.6, np.float32))
-    config = make_config(propensity="auto", misclick_rate={"copy": 0.1})
+    config = make_config(propensity_design="auto", misclick_rate={"copy": 0.1})
     with pytest.warns(UserWarning, match="copy: never acts"):
         result = train_log(dead, config)
     assert result.design == "constant"
@@ -334,7 +334,7 @@ def test_hidden_must_be_better_beyond_noise(make_log, make_config, monkeypatch):
     chosen = {}
     for gain, error in [(0.2, 0.1), (0.2, 0.3), (-0.2, 0.1)]:
         monkeypatch.setattr(trainer, "paired_difference", lambda *losses, got=(gain, error): got)
-        config = make_config(f"{gain}-{error}", propensity="auto", epochs=1)
+        config = make_config(f"{gain}-{error}", propensity_design="auto", epochs=1)
         chosen[gain, error] = train_log(make_log(), config).design
     assert list(chosen.values()) == ["hidden", "constant", "constant"]
 
@@ -345,7 +345,7 @@ def test_losses_of_the_kept_model(make_log, make_config, monkeypatch):
 
     seen = []
     monkeypatch.setattr(trainer, "paired_difference", lambda *losses: seen.append(losses) or (0.0, 1.0))
-    result = train_log(make_log(), make_config(propensity="auto"))
+    result = train_log(make_log(), make_config(propensity_design="auto"))
     constant, hidden, weight = seen[0]
     assert constant.sum() / weight.sum() == pytest.approx(result.designs["constant"], rel=1e-5)
     assert hidden.sum() / weight.sum() == pytest.approx(result.designs["hidden"], rel=1e-5)
@@ -374,25 +374,25 @@ def test_early_stopping_keeps_the_best(make_log, make_config):
 def test_known_propensities(make_log, make_config):
     log = make_log(40)
     with pytest.raises(ValueError, match=r"propensity\.copy.*'row-0'.*known"):
-        train_log(log, make_config(propensity="known"))
+        train_log(log, make_config(propensity_design="known"))
     given = np.full(log.feedback.shape, 0.6, np.float32)
     given[3, 1] = np.nan
     with pytest.raises(ValueError, match=r"propensity\.share.*'row-3'.*1 lack"):
-        train_log(replace(log, propensity=given), make_config(propensity="known"))
+        train_log(replace(log, propensity=given), make_config(propensity_design="known"))
     feedback = log.feedback.copy()
     feedback[3, 1] = -1
     log = replace(log, feedback=feedback, propensity=given)
-    assert np.isfinite(train_log(log, make_config(propensity="known")).metrics["nll"])
+    assert np.isfinite(train_log(log, make_config(propensity_design="known")).metrics["nll"])
 
 
 def test_features(make_log, make_config):
     with pytest.raises(ValueError, match="features"):
-        train_log(make_log(), make_config(propensity="features"))
+        train_log(make_log(), make_config(propensity_design="features"))
     log = make_log(signals=("copy",))
     features = np.random.default_rng(0).normal(5, 3, (len(log), 2)).astype(np.float32)
     log = replace(log, features=features, feature_names=("length", "hour"))
     with pytest.warns(UserWarning, match=r"features.*not identified without assuming.*length, hour only"):
-        result = train_log(log, make_config(propensity="features"))
+        result = train_log(log, make_config(propensity_design="features"))
     swapped = replace(log, features=features[:, ::-1], feature_names=("hour", "length"))
     assert evaluate_log(result.model, swapped) == evaluate_log(result.model, log)
     with pytest.raises(ValueError, match=r"features: the log has none"):
@@ -403,12 +403,12 @@ def test_features(make_log, make_config):
 
 def test_one_signal_with_hidden_propensity_warns(make_log, make_config):
     with pytest.warns(UserWarning, match=r"'hidden'.*not identified without assuming that the fit split"):
-        train_log(make_log(signals=("copy",)), make_config(propensity="hidden", epochs=1))
+        train_log(make_log(signals=("copy",)), make_config(propensity_design="hidden", epochs=1))
 
 
 def test_explicit_preferences_only(make_log, make_config):
     log = make_log(160, signals=())
-    result = train_log(log, make_config(epochs=10, propensity="auto"))
+    result = train_log(log, make_config(epochs=10, propensity_design="auto"))
     assert result.design == "constant"
     assert set(result.metrics) == {"nll"}
     assert result.metrics["nll"] < 0.3
@@ -488,7 +488,7 @@ def test_token_budget(make_log, make_config):
 def test_padding_does_not_change_the_steps_of_one_batch(make_log, make_config, monkeypatch):
     """All rows in every step: in whatever form and order, the same loss and gradient."""
     use_sgd(monkeypatch)
-    settings = {"batch_size": 48, "validation_fraction": 0, "propensity": "hidden"}
+    settings = {"batch_size": 48, "validation_fraction": 0, "propensity_design": "hidden"}
     packed = train_log(make_log(), make_config("packed", **settings))
     for attn in ("sdpa", "eager"):
         assert largest_difference(packed, train_log(make_log(), make_config(attn, attn=attn, **settings))) < 1e-6
