@@ -15,10 +15,13 @@ import os
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from benchmarks.bench_training import SHAPES, TrainingCase, make_model
 from benchmarks.report import machine
+from irm_fast.models.batches import TokenizedRows
+from irm_fast.models.packed import packed_attention
 from irm_fast.training.config import TrainConfig
 from irm_fast.training.throughput import in_words, typical
 from irm_fast.training.trainer import ImplicitTrainer, training_arguments
@@ -31,16 +34,15 @@ class Unsaved(ImplicitTrainer):
         pass
 
 
-def make_rows(count: int, longest: int) -> dict[str, list]:
-    """Columns as of `batches.as_dataset`, of the rows that `bench_training` times."""
+def make_rows(count: int, longest: int) -> TokenizedRows:
+    """The rows that `bench_training` times."""
     rows = TrainingCase(count, longest=longest).make_inputs(0)
     columns = {name: [row[name] for row in rows] for name in rows[0]}
-    return columns | {"row": list(range(count)), "length": [len(ids) for ids in columns["input_ids"]]}
+    input_ids = [np.asarray(ids) for ids in columns.pop("input_ids")]
+    return TokenizedRows(input_ids, columns | {"row": list(range(count))})
 
 
 def main() -> None:
-    from datasets import Dataset
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, required=True)
     parser.add_argument("--out", type=Path, required=True)
@@ -60,8 +62,8 @@ def main() -> None:
     dtype = torch.bfloat16 if args.precision == "bfloat16" else torch.float32
     with tempfile.TemporaryDirectory() as folder:
         arguments = training_arguments(config, Path(folder), evaluate=False)
-        with model.attention(config.attn, arguments.device, dtype) as attention:
-            trainer = Unsaved(model, config, arguments, Dataset.from_dict(make_rows(args.rows, args.longest)))
+        with packed_attention(model, config.attn, arguments.device, dtype) as attention:
+            trainer = Unsaved(model, config, arguments, make_rows(args.rows, args.longest))
             trainer.train()
     report = typical(trainer.state.log_history)
     if os.environ.get("RANK", "0") != "0":

@@ -30,7 +30,8 @@ from transformers import AutoModelForSequenceClassification, Qwen3Config
 from benchmarks.cases import DEVICE, Case, Entry, contestants, draw_feedback, four_group_loss
 from benchmarks.harness import clock, show
 from irm_fast.data.signals import RewardSpec
-from irm_fast.models.batches import Collator
+from irm_fast.models.batches import Collator, stack_rows
+from irm_fast.models.packed import packed_attention
 from irm_fast.models.packing import PackSampler, by_length
 from irm_fast.models.reward_model import ImplicitRewardModel
 from irm_fast.training.throughput import flops_of
@@ -152,7 +153,7 @@ def make_model(shape: str) -> ImplicitRewardModel:
 
 def ours(model: ImplicitRewardModel, case: TrainingCase, rows: list[Row]) -> tuple[Tensor, Tensor]:
     packs = PackSampler([len(row["input_ids"]) for row in rows], tokens=case.budget)
-    with model.attention("auto", dtype=case.dtype):
+    with packed_attention(model, "auto", dtype=case.dtype):
         return _through_heads(model, case, rows, _chosen(rows, packs), packed=model.packed)
 
 
@@ -204,7 +205,7 @@ def _step(
     model.train()
     model.zero_grad()
     for rows in batches:
-        batch = collate(rows)
+        batch = collate(stack_rows(rows))
         del batch["counts"]
         batch = {name: x.to(DEVICE) if isinstance(x, Tensor) else x for name, x in batch.items()}
         with torch.autocast(DEVICE, torch.bfloat16, enabled=case.dtype == torch.bfloat16 and not precise):

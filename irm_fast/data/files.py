@@ -159,14 +159,13 @@ def _parse_json(text: str) -> Any:
 
 
 def _parquet_rows(path: Path, problems: Problems) -> Iterator[tuple[int, dict[str, Any]]]:
-    import datasets
     import pyarrow
     import pyarrow.parquet
 
     try:
-        # The table is mapped, not copied, and needs no cache folder.
-        rows = datasets.Dataset(pyarrow.parquet.read_table(path, memory_map=True))
+        table = pyarrow.parquet.read_table(path, memory_map=True)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         problems.add(None, "file", f"cannot be read: {error}; expected a Parquet file")
         return
+    rows = (row for batch in table.to_batches(max_chunksize=1024) for row in batch.to_pylist())
     yield from enumerate(rows, 1)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from irm_fast.data.signals import RewardSpec
 from irm_fast.embeddings.store import Source, check_part, check_target, merge_parts, row_hash, write_part
 from irm_fast.models.backbone import model_config, quiet_transformers
-from irm_fast.models.batches import Collator
+from irm_fast.models.batches import Collator, TokenizedRows
 from irm_fast.models.reward_model import ImplicitRewardModel
 from irm_fast.models.tokens import tokenise
 
@@ -86,12 +86,12 @@ class Embedder:
         """
         ids, truncated = self._tokenise(conversations, self.source.max_length)
         order = np.argsort([-len(row) for row in ids], kind="stable")  # the longest first: memory runs out at once
-        collate = Collator(self.tokenizer.pad_token_id)
+        rows, collate = TokenizedRows(ids), Collator(self.tokenizer.pad_token_id)
         vectors = torch.empty(len(ids), self.width, device=self.device)
         with torch.inference_mode():
             for start in range(0, len(order), batch_size):
                 index = order[start : start + batch_size]
-                batch = collate([{"input_ids": ids[i]} for i in index])
+                batch = collate(rows.__getitems__(index))
                 inputs = (batch[name].to(self.device, non_blocking=True) for name in ("input_ids", "attention_mask"))
                 vectors[torch.from_numpy(index).to(self.device)] = self._pool(*inputs)
                 if done is not None:

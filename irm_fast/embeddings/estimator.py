@@ -38,8 +38,8 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
     Args:
         hidden_layers: widths of the networks, () for linear heads, "auto": linear, or (128,) where that is better held
             out by more than one standard error.
-        propensity_design: for all signals or a sequence for each: "constant"; "hidden", a function of the embedding, and
-            of `propensity_features` where given; "features", linear in these alone; "known"; "auto": hidden where
+        propensity_design: for all signals or a sequence for each: "constant"; "hidden", a function of the embedding
+            and of `propensity_features` where given; "features", linear in these alone; "known"; "auto": hidden where
             at least 10 co-actions show it and it predicts held-out actions better than a constant, else constant.
         estimator: "two-step", "joint" (all propensities and a linear reward by one likelihood), or "auto": two-step
             for the signals with at least 10 co-actions, joint for the rest.

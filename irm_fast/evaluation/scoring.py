@@ -15,8 +15,9 @@ from irm_fast.data.log import Log
 from irm_fast.data.rows import Messages
 from irm_fast.embeddings.text_model import SOURCE, EmbeddedRewardModel
 from irm_fast.losses.implicit import implicit_rm_loss
-from irm_fast.models.batches import Collator, as_dataset
+from irm_fast.models.batches import Collator, TokenizedRows
 from irm_fast.models.heldout import HeldOut
+from irm_fast.models.packed import packed_attention
 from irm_fast.models.packing import by_length
 from irm_fast.models.record import read_record
 from irm_fast.models.reward_model import ImplicitRewardModel
@@ -42,7 +43,7 @@ def score(model: RewardModel, conversations: Sequence[Messages], *, batch_size: 
         return model.rewards(conversations, batch_size=batch_size)
     input_ids, _ = tokenise(model.tokenizer, conversations, model.spec.max_length)
     rewards = np.empty(len(input_ids), dtype=np.float32)
-    for index, batch in _batches(model, [{"input_ids": row} for row in input_ids], batch_size):
+    for index, batch in _batches(model, TokenizedRows(input_ids), batch_size):
         rewards[index] = model.score(model.pool(**batch)).cpu().numpy()
     return rewards
 
@@ -54,7 +55,7 @@ def predict_log(model: RewardModel, log: Log, batch_size: int) -> HeldOut:
     input_ids, _ = tokenise(model.tokenizer, log.messages, model.spec.max_length)
     rows, columns = len(log), model.spec.columns
     loss, reward, propensity = (np.empty((rows, *shape), np.float32) for shape in ((), (), (columns,)))
-    for index, batch in _batches(model, as_dataset(log, input_ids).to_list(), batch_size):
+    for index, batch in _batches(model, TokenizedRows.from_log(log, input_ids), batch_size):
         step = heldout_step(model, model, batch)
         loss[index], reward[index], propensity[index] = (part.cpu().numpy() for part in step)
     return HeldOut(loss, row_weights(log), reward, propensity)
@@ -95,13 +96,13 @@ def logit_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _batches(
-    model: ImplicitRewardModel, rows: Sequence[Mapping[str, Any]], batch_size: int
+    model: ImplicitRewardModel, rows: TokenizedRows, batch_size: int
 ) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
     """(row numbers, batch on the model's device), rows of similar length together, without gradients."""
     model.eval()
-    with torch.no_grad(), model.attention():
+    with torch.no_grad(), packed_attention(model):
         collate, device = Collator(model.tokenizer.pad_token_id, packed=model.packed), model.device
-        for pack in by_length([len(row["input_ids"]) for row in rows], rows=batch_size):
-            batch = collate([rows[i] for i in pack])
+        for pack in by_length(rows.lengths, rows=batch_size):
+            batch = collate(rows.__getitems__(pack))
             del batch["counts"]
             yield np.array(pack), send_to_device(batch, device)

@@ -1,19 +1,16 @@
-"""From a log to batches of tokens: tokenisation and collation, packed or padded."""
+"""From a log to batches of tokens: rows in memory, and their collation, packed or padded."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Dataset
 
-if TYPE_CHECKING:
-    from datasets import Dataset
-
-    from irm_fast.data.log import Log
+from irm_fast.data.log import Log
 
 _DTYPES = {
     "feedback": torch.int8,
@@ -25,78 +22,132 @@ _DTYPES = {
 }
 
 
-def as_dataset(log: Log, input_ids: Sequence[np.ndarray]) -> Dataset:
-    """The rows of a log with their token ids, numbered, as an Arrow table in memory."""
-    from datasets import Dataset
+class Rows(NamedTuple):
+    """n rows, ready to be collated."""
 
-    size = len(log)
-    columns: dict[str, Any] = {
-        "input_ids": input_ids,
-        # The loss takes no empty signal axis: explicit preferences alone get one that is always missing.
-        "feedback": log.feedback if log.signals else np.full((size, 1), -1, dtype=np.int8),
-        "row": range(size),
-        "length": [len(row) for row in input_ids],
-        "preference": log.preference,
-        "weight": np.ones(size, dtype=np.float32) if log.weight is None else log.weight,
-    }
-    for name in ("propensity", "features"):
-        if getattr(log, name) is not None and getattr(log, name).shape[1]:
-            columns[name] = getattr(log, name)
-    return Dataset.from_dict({name: list(values) for name, values in columns.items()})
+    tokens: np.ndarray  # (T,) token ids of all rows, one after the other
+    lengths: np.ndarray  # (n,) number of tokens of each row
+    columns: Mapping[str, Tensor]  # name: (n, ...)
+
+
+class TokenizedRows(Dataset):
+    """The rows of a log with their token ids, as arrays in memory; whole batches are taken out by index.
+
+    Args:
+        input_ids: Token ids of each of N rows.
+        columns: What else the rows have: name -> array or tensor (N, ...).
+
+    Attributes:
+        lengths: (N,) number of tokens of each row.
+    """
+
+    def __init__(self, input_ids: Sequence[np.ndarray], columns: Mapping[str, Any] | None = None) -> None:
+        self.lengths = np.array([len(ids) for ids in input_ids], dtype=np.int64)
+        self.starts = np.concatenate([[0], self.lengths.cumsum()])
+        self.tokens = np.concatenate([np.empty(0, np.int32), *input_ids])
+        self.columns = {name: torch.as_tensor(values, dtype=_DTYPES[name]) for name, values in (columns or {}).items()}
+
+    @classmethod
+    def from_log(cls, log: Log, input_ids: Sequence[np.ndarray]) -> TokenizedRows:
+        """The rows of a log, numbered from 0; a row without a weight gets 1."""
+        size = len(log)
+        columns: dict[str, Any] = {
+            # The loss takes no empty signal axis: explicit preferences alone get one that is always missing.
+            "feedback": log.feedback if log.signals else np.full((size, 1), -1, dtype=np.int8),
+            "row": np.arange(size),
+            "preference": log.preference,
+            "weight": np.ones(size, dtype=np.float32) if log.weight is None else log.weight,
+        }
+        for name in ("propensity", "features"):
+            values = getattr(log, name)
+            if values is not None and values.shape[1]:
+                columns[name] = values
+        return cls(input_ids, columns)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitems__(self, index: Sequence[int] | np.ndarray) -> Rows:
+        """The rows of these numbers; torch's loaders ask for a whole batch at once."""
+        tokens = [self.tokens[self.starts[i] : self.starts[i + 1]] for i in index]
+        chosen = torch.as_tensor(index, dtype=torch.long)
+        return Rows(
+            np.concatenate([self.tokens[:0], *tokens]),
+            self.lengths[chosen.numpy()],
+            {name: values.index_select(0, chosen) for name, values in self.columns.items()},
+        )
+
+    def filler(self, row: int = 0) -> Rows:
+        """The row that stands in a batch of no rows: the last token of a row, with weight 0 and number -1."""
+        first = self.__getitems__([row])
+        columns = {**first.columns, "weight": torch.zeros(1), "row": torch.full((1,), -1)}
+        return Rows(first.tokens[-1:], np.ones(1, np.int64), columns)
+
+
+def stack_rows(rows: Sequence[Mapping[str, Any]]) -> Rows:
+    """Rows that were made one by one: mappings with `input_ids` and the same other entries."""
+    ids = [np.asarray(row["input_ids"]) for row in rows]
+    names = [name for name in rows[0] if name in _DTYPES]
+    columns = {name: torch.tensor([row[name] for row in rows], dtype=_DTYPES[name]) for name in names}
+    return Rows(np.concatenate(ids), np.array([len(row) for row in ids], dtype=np.int64), columns)
 
 
 class Collator:
-    """Makes a batch of N rows of `as_dataset`, packed or padded on the right.
+    """Makes a batch of N rows, packed or padded on the right.
 
     Packed: `input_ids` and `position_ids` (1, T), the ends of the rows as flash attention takes them, `cu_seq_lens_q`
     and `cu_seq_lens_k` (N + 1,) int32, and the longest as `max_length_q` and `max_length_k`, whole numbers. Padded:
     `input_ids` and `attention_mask` (N, T). Beside them `feedback`, `preference`, `weight` and what else the rows have,
     each (N, ...); `row` (N,), their numbers; and `counts`, see `Counts`.
 
-    filler: the row that stands, with weight 0 and number -1, in the batch of no rows: all processes have to take part
-    in every pass.
+    Args:
+        pad_token_id: The token that fills rows up.
+        packed: Whether rows stand one after the other, without padding.
+        filler: The row that stands, with weight 0 and number -1, in the batch of no rows: all processes have to take
+            part in every pass. See `TokenizedRows.filler`.
     """
 
-    def __init__(self, pad_token_id: int, *, packed: bool = False, filler: Mapping[str, Any] | None = None) -> None:
-        self.pad_token_id, self.packed = pad_token_id, packed
-        self.filler = filler and {**filler, "input_ids": filler["input_ids"][-1:], "weight": 0.0, "row": -1}
+    def __init__(self, pad_token_id: int, *, packed: bool = False, filler: Rows | None = None) -> None:
+        self.pad_token_id, self.packed, self.filler = pad_token_id, packed, filler
 
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        examples = len(rows)
-        if not rows:
+    def __call__(self, rows: Rows) -> dict[str, Any]:
+        examples = len(rows.lengths)
+        if not examples:
             assert self.filler is not None
-            rows = [self.filler]
-        ids = [torch.as_tensor(row["input_ids"], dtype=torch.long) for row in rows]
-        lengths = torch.tensor([len(row) for row in ids])
-        batch: dict[str, Any] = _pack(ids, lengths) if self.packed else _pad(ids, self.pad_token_id)
-        for name in rows[0].keys() & _DTYPES.keys():
-            batch[name] = torch.tensor([row[name] for row in rows], dtype=_DTYPES[name])
+            rows = self.filler
+        batch = _pack(rows) if self.packed else _pad(rows, self.pad_token_id)
+        batch |= rows.columns
         # Numbers and not tensors: they stay on the host, and reading them waits for no device.
-        batch["counts"] = Counts(examples, int(lengths.sum()), batch["input_ids"].numel(), int(lengths.square().sum()))
+        tokens, slots = len(rows.tokens), batch["input_ids"].numel()
+        batch["counts"] = Counts(examples, tokens, slots, int(np.square(rows.lengths).sum()))
         return batch
 
 
 class Counts(NamedTuple):
-    """examples: without fillers.  tokens: of the rows.  slots: tokens and padding.  squares: sum of squared lengths."""
+    """The size of a batch."""
 
-    examples: int
-    tokens: int
-    slots: int
-    squares: int
+    examples: int  # without fillers
+    tokens: int  # of the rows
+    slots: int  # tokens and padding
+    squares: int  # sum of squared lengths
 
 
-def _pad(ids: list[Tensor], pad_token_id: int) -> dict[str, Tensor]:
+def _pad(rows: Rows, pad_token_id: int) -> dict[str, Any]:
+    mask = np.arange(rows.lengths.max()) < rows.lengths[:, None]
+    input_ids = np.full(mask.shape, pad_token_id, dtype=np.int64)
+    input_ids[mask] = rows.tokens
+    return {"input_ids": torch.from_numpy(input_ids), "attention_mask": torch.from_numpy(mask.astype(np.int64))}
+
+
+def _pack(rows: Rows) -> dict[str, Any]:
+    ends = np.concatenate([[0], rows.lengths.cumsum()])
+    positions = np.arange(ends[-1]) - np.repeat(ends[:-1], rows.lengths)
+    cu_seq_lens, longest = torch.from_numpy(ends.astype(np.int32)), int(rows.lengths.max())
     return {
-        "input_ids": pad_sequence(ids, batch_first=True, padding_value=pad_token_id),
-        "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
-    }
-
-
-def _pack(ids: list[Tensor], lengths: Tensor) -> dict[str, Any]:
-    ends = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
-    longest = int(lengths.max())
-    return {
-        "input_ids": torch.cat(ids)[None],
-        "position_ids": torch.cat([torch.arange(len(row)) for row in ids])[None],
-        **{"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest},
+        "input_ids": torch.from_numpy(rows.tokens.astype(np.int64))[None],
+        "position_ids": torch.from_numpy(positions)[None],
+        "cu_seq_lens_q": cu_seq_lens,
+        "cu_seq_lens_k": cu_seq_lens,
+        "max_length_q": longest,
+        "max_length_k": longest,
     }

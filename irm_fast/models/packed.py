@@ -1,24 +1,60 @@
-"""Whether a model keeps the rows of a pack apart: found by trying, since neither flags nor errors tell.
+"""Packed rows: the attention that lets a model take them, and whether it keeps them apart, found by trying.
 
-Models hand the ends of the rows down to their attention, or lose them on the way; bring masks of their own; mix tokens
-outside of attention. Where they lose them, rows see each other without a word.
+Neither flags nor errors tell: models hand the ends of the rows down to their attention, or lose them on the way; bring
+masks of their own; mix tokens outside of attention. Where they lose them, rows see each other without a word.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from accelerate.utils import send_to_device
 from torch import Tensor
 
-from irm_fast.models.attention import switch
-from irm_fast.models.batches import Collator
+from irm_fast.models.attention import PACKED, set_attention, switch
+from irm_fast.models.batches import Collator, stack_rows
+from irm_fast.models.reward_model import ImplicitRewardModel
 
-if TYPE_CHECKING:
-    from irm_fast.models.reward_model import ImplicitRewardModel
+_TRIED: WeakKeyDictionary[ImplicitRewardModel, str | None] = WeakKeyDictionary()  # why a model takes no packed rows
+
+
+@contextmanager
+def packed_attention(
+    model: ImplicitRewardModel, wanted: str = "auto", device: Any = None, dtype: torch.dtype = torch.float32
+) -> Iterator[str]:
+    """A context in which the backbone runs with an attention of `set_attention`, packed where it can be; its name.
+
+    `model.packed` tells whether it takes packed rows, and no padded ones. Outside, it takes padded rows, as it was
+    loaded.
+
+    Args:
+        model: The model.
+        wanted: One of `models.ATTENTIONS`.
+        device: The device that it will compute on; None: where it is.
+        dtype: The precision that it will compute in.
+
+    Raises:
+        ValueError: The attention that is wanted is not available.
+    """
+    before = model.classifier.config._attn_implementation
+    name = set_attention(model.classifier, wanted, device or model.device, dtype, lambda: unpackable(model))
+    model.packed = name in PACKED
+    try:
+        yield name
+    finally:
+        model.packed = False
+        switch(model.classifier, before)
+
+
+def unpackable(model: ImplicitRewardModel) -> str | None:
+    """Why rows cannot be packed for this model, or None if they can; tried once."""
+    if model not in _TRIED:
+        _TRIED[model] = why_not_packed(model)
+    return _TRIED[model]
 
 
 def two_rows(model: ImplicitRewardModel, *, packed: bool, changed: bool = False) -> dict[str, Any]:
@@ -29,7 +65,7 @@ def two_rows(model: ImplicitRewardModel, *, packed: bool, changed: bool = False)
     tokens = (torch.arange(12) * 7 % model.classifier.get_input_embeddings().num_embeddings).tolist()
     first, second = tokens[:9], tokens[9:]
     rows = [{"input_ids": [*first[-2::-1], first[-1]] if changed else first}, {"input_ids": second}]
-    batch = Collator(model.tokenizer.pad_token_id, packed=packed)(rows)
+    batch = Collator(model.tokenizer.pad_token_id, packed=packed)(stack_rows(rows))
     del batch["counts"]
     return send_to_device(batch, model.device)
 

@@ -38,7 +38,7 @@ class PackSampler(Sampler[list[int]]):
 
     def __init__(
         self,
-        lengths: Sequence[int],
+        lengths: Sequence[int] | np.ndarray,
         *,
         rows: int | None = None,
         tokens: int | None = None,
@@ -168,7 +168,7 @@ def _halves(step: Step) -> list[Step]:
 
 
 def by_length(
-    lengths: Sequence[int], *, rows: int | None = None, tokens: int | None = None, processes: int = 1
+    lengths: Sequence[int] | np.ndarray, *, rows: int | None = None, tokens: int | None = None, processes: int = 1
 ) -> list[list[int]]:
     """All rows in packs for evaluation, the longest first, as many packs as make a round for all processes.
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
-from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,10 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from irm_fast.data.signals import RewardSpec
-from irm_fast.models.attention import PACKED, set_attention, switch
 from irm_fast.models.backbone import load_backbone, load_classifier, load_tokenizer, quiet_transformers, token_limit
 from irm_fast.models.heads import Heads
-from irm_fast.models.packed import why_not_packed
 from irm_fast.models.record import FORMAT, PROPENSITY_FILE, RECORD, _frozen, read_record
 from irm_fast.models.tokens import check_padding
 
@@ -46,7 +42,7 @@ class ImplicitRewardModel(nn.Module):
         # The layers, for FSDP: of those that the family may have, which this model has.
         kinds = {type(module).__name__ for module in self.modules()}
         self._no_split_modules = sorted(kinds & set(classifier._no_split_modules or ()))
-        self.packed = False  # see `attention`
+        self.packed = False  # whether it takes packed rows, and no padded ones: see `packed.packed_attention`
         check_padding(tokenizer)
 
     @classmethod
@@ -97,32 +93,10 @@ class ImplicitRewardModel(nn.Module):
             **self.spec.loss_options,
         )
 
-    @contextmanager
-    def attention(self, wanted: str = "auto", device: Any = None, dtype: torch.dtype = torch.float32) -> Iterator[str]:
-        """A context in which the backbone runs with an attention of `set_attention`; its name.
-
-        device, dtype: where and in what precision it will compute; default: where the model is, float32. `packed` tells
-        whether it takes packed rows, and no padded ones. Outside, the model takes padded rows, as it was loaded.
-        """
-        before = self.classifier.config._attn_implementation
-        device = device or self.device
-        name = set_attention(self.classifier, wanted, device, dtype, lambda: self.unpackable)
-        self.packed = name in PACKED
-        try:
-            yield name
-        finally:
-            self.packed = False
-            switch(self.classifier, before)
-
     def recompute_activations(self) -> None:
         """Keep the activations of a layer's start alone, and compute the others again in the backward pass."""
         enable = getattr(self.classifier, "activation_checkpointing_enable", None)  # since transformers 5.2x
         (enable or self.classifier.gradient_checkpointing_enable)()
-
-    @cached_property
-    def unpackable(self) -> str | None:
-        """Why rows cannot be packed for this model, or None if they can."""
-        return why_not_packed(self)
 
     def get_input_embeddings(self) -> nn.Module:
         """Of the backbone; by this accelerate finds what FSDP should shard by itself."""

@@ -33,7 +33,7 @@ def check_same_log(data: Mapping[str, Any]) -> None:
 
 def check_same_lengths(accelerator: Accelerator, datasets: Sequence[Any]) -> None:
     """Raise RuntimeError on every process if their rows have other lengths: each would take part in other steps."""
-    lengths = [np.array(dataset["length"] if dataset is not None else [], dtype=np.int64) for dataset in datasets]
+    lengths = [np.array([] if dataset is None else dataset.lengths, dtype=np.int64) for dataset in datasets]
     mine = [number for part in lengths for number in (len(part), zlib.crc32(part.tobytes()))]
     table = accelerator.gather(torch.tensor([mine], device=accelerator.device)).tolist()
     if all(row == table[0] for row in table):

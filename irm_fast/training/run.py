@@ -18,9 +18,10 @@ from irm_fast.data.log import Log
 from irm_fast.data.signals import RewardSpec, align
 from irm_fast.diagnostics.metrics import paired_difference
 from irm_fast.evaluation.log_diagnosis import diagnose_rows
-from irm_fast.models.batches import as_dataset
+from irm_fast.models.batches import TokenizedRows
 from irm_fast.models.heads import FeaturePropensity
 from irm_fast.models.heldout import HeldOut
+from irm_fast.models.packed import packed_attention
 from irm_fast.models.record import RECORD, read_record
 from irm_fast.models.reward_model import ImplicitRewardModel
 from irm_fast.models.tokens import tokenise
@@ -150,7 +151,7 @@ def _fit(prepared: Prepared, spec: RewardSpec, config: TrainConfig, *, first: bo
     folder = _folder(config, spec)
     args = training_arguments(config, folder, evaluate=prepared.heldout is not None)
     dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
-    with model.attention(config.attn, args.device, dtype) as attention:
+    with packed_attention(model, config.attn, args.device, dtype) as attention:
         if args.device.type == "cuda" and not model.packed:
             remedy = "; --precision bfloat16 might let them be packed" if dtype == torch.float32 else ""
             warnings.warn(f"attention {attention}: rows are padded, which is slower{remedy}", stacklevel=4)
@@ -233,11 +234,12 @@ def _trainer(
     evaluation = None
     if heldout is not None:
         heldout = align(heldout, model.spec)
-        evaluation = as_dataset(heldout, tokenise(model.tokenizer, heldout.messages, length)[0])
+        evaluation = TokenizedRows.from_log(heldout, tokenise(model.tokenizer, heldout.messages, length)[0])
     callbacks: list[TrainerCallback] = [MetricsFile(Path(config.output) / METRICS, model.spec.design)]
     if heldout is not None and config.patience:
         callbacks.append(EarlyStoppingCallback(config.patience))
-    trainer = ImplicitTrainer(model, config, args, as_dataset(log, input_ids), evaluation, callbacks)
+    rows = TokenizedRows.from_log(log, input_ids)
+    trainer = ImplicitTrainer(model, config, args, rows, evaluation, callbacks)
     if not config.progress:
         trainer.remove_callback(PrinterCallback)  # transformers prints where it draws no bar
     return trainer, truncated

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from irm_fast.evaluation.evaluation import heldout_metrics
 from irm_fast.evaluation.scoring import heldout_step, logit_inputs
-from irm_fast.models.batches import Collator
+from irm_fast.models.batches import Collator, TokenizedRows
 from irm_fast.models.heldout import HeldOut
 from irm_fast.models.packing import PackSampler, by_length, check_budget
 from irm_fast.models.reward_model import ImplicitRewardModel
@@ -25,9 +25,6 @@ from irm_fast.training.callbacks import EpochOfPacks, IsolationCheck, Stratifica
 from irm_fast.training.config import TrainConfig
 from irm_fast.training.distributed import check_fsdp, check_same_lengths, prepare_fsdp
 from irm_fast.training.throughput import Throughput, flops_of
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 STRATIFICATION_FILE = "stratification.safetensors"
 
@@ -77,7 +74,7 @@ class ImplicitTrainer(Trainer):
     The loss is the sum over rows divided by the rows of the whole optimiser step, over micro-batches and
     processes. Evaluation reports the keys of `heldout_metrics`, always of the marginal form: a likelihood.
 
-    model: within `ImplicitRewardModel.attention`. train_dataset, eval_dataset: as `batches.as_dataset` makes them.
+    model: within `packed_attention`. train_dataset, eval_dataset: rows of two logs.
 
     Raises:
         RuntimeError: one process sees several GPUs (`nn.DataParallel` would split batches and their mean), or the
@@ -92,8 +89,8 @@ class ImplicitTrainer(Trainer):
         model: ImplicitRewardModel,
         config: TrainConfig,
         args: TrainingArguments,
-        train_dataset: Dataset,
-        eval_dataset: Dataset | None = None,
+        train_dataset: TokenizedRows,
+        eval_dataset: TokenizedRows | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         if args.n_gpu > 1:
@@ -104,7 +101,7 @@ class ImplicitTrainer(Trainer):
         check_fsdp(config, args.world_size)
         self.core, self.config = model, config
         self.packs = PackSampler(
-            train_dataset["length"],
+            train_dataset.lengths,
             rows=config.rows_per_pass,
             tokens=config.token_budget,
             processes=args.world_size,
@@ -114,14 +111,15 @@ class ImplicitTrainer(Trainer):
             padded=not model.packed,
         )
         if eval_dataset is not None:
-            check_budget(np.array(eval_dataset["length"]), config.rows_per_pass, config.token_budget)
+            check_budget(eval_dataset.lengths, config.rows_per_pass, config.token_budget)
         # About fifty entries. As a share of all steps, transformers would warn of it whenever a run is resumed.
         args.logging_steps = max(1, round(0.02 * config.epochs * self.packs.steps))
         flops = flops_of(model)
+        collator = Collator(model.tokenizer.pad_token_id, packed=model.packed, filler=train_dataset.filler())
         super().__init__(
             model,
             args,
-            data_collator=Collator(model.tokenizer.pad_token_id, packed=model.packed, filler=train_dataset[0]),
+            data_collator=collator,  # type: ignore[arg-type]  # takes `Rows`, not a list
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             callbacks=callbacks,
@@ -169,7 +167,7 @@ class ImplicitTrainer(Trainer):
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         dataset: Any = self.eval_dataset if eval_dataset is None else eval_dataset
         rows, tokens = self.config.rows_per_pass, self.config.token_budget
-        packs = by_length(dataset["length"], rows=rows, tokens=tokens, processes=self.args.world_size)
+        packs = by_length(dataset.lengths, rows=rows, tokens=tokens, processes=self.args.world_size)
         return self._loader(dataset, packs)
 
     def _loader(self, dataset: Any, packs: Any) -> DataLoader:

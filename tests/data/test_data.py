@@ -457,10 +457,10 @@ def test_score_checks_its_output_first(tmp_path):
 
 
 def test_score_writes_null_for_nan(tmp_path, monkeypatch):
-    import irm_fast.evaluation
+    from irm_fast.evaluation import scoring
 
-    monkeypatch.setattr(irm_fast.evaluation, "load", lambda folder: None)
-    monkeypatch.setattr(irm_fast.evaluation, "score", lambda *_, **__: np.array([math.nan, 0.5]))
+    monkeypatch.setattr(scoring, "load", lambda folder: None)
+    monkeypatch.setattr(scoring, "score", lambda *_, **__: np.array([math.nan, 0.5]))
     out = tmp_path / "out.jsonl"
     assert score_command(write(tmp_path / "log.jsonl", [row(1), row(2)]), out).exit_code == 0
     assert out.read_text().splitlines() == ['{"id": "r1", "reward": null}', '{"id": "r2", "reward": 0.5}']

@@ -185,9 +185,8 @@ def test_one_signal_is_never_identified(design, words):
     found = made.diagnose(design, feature_names=("device", "hour"))
     assert found.kind == "not identified"
     assert found.verdict.startswith("not identified without assuming")
-    assert (
-        words in diagnose(made.feedback, propensity_design=propensity_design, feature_names=("device", "hour")).verdict
-    )
+    without = diagnose(made.feedback, propensity_design=design, feature_names=("device", "hour"))
+    assert words in without.verdict
     low, high = found.sensitivity.mean_g_range
     assert low == pytest.approx((sigmoid(made.reward) * sigmoid(made.propensity[:, 0])).mean())
     assert high == 1
@@ -312,14 +311,14 @@ def test_what_is_stored_and_printed():
     [
         ({"feedback": np.zeros(3, int)}, r"feedback: got \(3,\); expected \(N, K\)"),
         ({"feedback": np.full((3, 2), 2)}, "feedback: got other values"),
-        ({"design": "auto"}, "design: got 'auto'; expected one of constant"),
-        ({"design": ("hidden",)}, "or 2 of them"),
+        ({"propensity_design": "auto"}, "propensity_design: got 'auto'; expected one of constant"),
+        ({"propensity_design": ("hidden",)}, "or 2 of them"),
         ({"polarity": (1,)}, r"polarity: got shape \(1,\); expected \(2,\)"),
         ({"users": ["a"]}, "users: got 1; expected 3"),
         ({"reward_logits": np.zeros(3)}, "expected both or none"),
     ],
 )
 def test_refused(change, message):
-    arguments = {"feedback": np.zeros((3, 2), int), "design": "hidden"} | change
+    arguments = {"feedback": np.zeros((3, 2), int), "propensity_design": "hidden"} | change
     with pytest.raises(ValueError, match=message):
         diagnose(arguments.pop("feedback"), **arguments)

@@ -182,7 +182,7 @@ EXPERIMENT = experiment.Experiment(experiment.MADE, target=0.5, limit=300)
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setattr(run, "semi_synthetic", lambda rows, noise: semi_synthetic(rows, 8, noise))
+    monkeypatch.setattr(experiment, "semi_synthetic", lambda rows, noise: semi_synthetic(rows, 8, noise))
 
 
 def go(output, **more):
@@ -222,7 +222,7 @@ def test_what_must_not_be_mixed(tmp_path, few, small, monkeypatch):
         go(folder, resume=True, overwrite=True)
     with pytest.raises(ValueError, match=r"target: got 0\.3; .* was run with 0\.5"):
         run.run(replace(EXPERIMENT, target=0.3), folder, resume=True)
-    monkeypatch.setattr(run, "semi_synthetic", lambda rows, noise: semi_synthetic(rows, 9, noise))
+    monkeypatch.setattr(experiment, "semi_synthetic", lambda rows, noise: semi_synthetic(rows, 9, noise))
     with pytest.raises(ValueError, match="was run on other ratings or embeddings"):
         go(folder, resume=True)
     (tmp_path / "two").mkdir()
@@ -233,7 +233,7 @@ def test_what_must_not_be_mixed(tmp_path, few, small, monkeypatch):
     with pytest.raises(ValueError, match="is not empty and holds no earlier run"):
         go(tmp_path / "two", overwrite=True)
     (folder / "thesis.tex").write_text("mine")
-    monkeypatch.setattr(run, "semi_synthetic", lambda rows, noise: semi_synthetic(rows, 8, noise))
+    monkeypatch.setattr(experiment, "semi_synthetic", lambda rows, noise: semi_synthetic(rows, 8, noise))
     go(folder, overwrite=True)
     assert (folder / "thesis.tex").exists() and (tmp_path / "two" / "thesis.tex").exists()
     monkeypatch.setattr(folder_of_runs, "__version__", "9.9")
@@ -255,7 +255,7 @@ def test_processes_give_what_one_process_does(tmp_path, small, monkeypatch):
         file = tmp_path / "one" / "redraws" / f"feature-{seed}.jsonl"
         file.write_text("".join(json.dumps(result) + "\n" for result in done))
     monkeypatch.undo()
-    monkeypatch.setattr(run, "semi_synthetic", lambda rows, noise: semi_synthetic(rows, 8, noise))
+    monkeypatch.setattr(experiment, "semi_synthetic", lambda rows, noise: semi_synthetic(rows, 8, noise))
     found = go(tmp_path / "one", resume=True, processes=2)
     assert {(r["redraw"], r["method"], r["signals"]) for r in found} == {
         (seed, *key) for seed in (0, 1) for key in whole

@@ -15,6 +15,7 @@ from torch import Tensor
 import irm_fast
 from irm_fast.losses import baselines
 from irm_fast.losses.pointwise import pointwise_loss
+from irm_fast.models.packed import packed_attention
 from tests.conftest import ON_GPU
 from tests.losses.loss_cases import make, options
 
@@ -223,9 +224,9 @@ FAMILIES_ON_GPU = ("llama", "qwen3", "mistral", "gemma")
 
 def states_of(model: Any, rows: list[dict], packed: bool, precision: torch.dtype) -> Tensor:
     from irm_fast.evaluation.scoring import logit_inputs
-    from irm_fast.models.batches import Collator
+    from irm_fast.models.batches import Collator, stack_rows
 
-    batch = {name: to_gpu(x) for name, x in Collator(0, packed=packed)(rows).items()}
+    batch = {name: to_gpu(x) for name, x in Collator(0, packed=packed)(stack_rows(rows)).items()}
     del batch["counts"]
     with torch.no_grad(), torch.autocast("cuda", precision, enabled=precision != torch.float32):
         return model.pool(**logit_inputs(batch))
@@ -244,7 +245,7 @@ def test_packed_states_are_as_exact_as_padded_ones(family: str) -> None:
     tried = [name for name in PACKED if obstacle(name, model.classifier, device, torch.bfloat16) is None]
     assert "varlen" in tried
     for name in tried:
-        with model.attention(name, dtype=torch.bfloat16):
+        with packed_attention(model, name, dtype=torch.bfloat16):
             packed = states_of(model, rows, True, torch.bfloat16)
             others = [{**row, "input_ids": row["input_ids"][::-1]} for row in rows[:-1]] + rows[-1:]
             changed = states_of(model, others, True, torch.bfloat16)
@@ -254,14 +255,16 @@ def test_packed_states_are_as_exact_as_padded_ones(family: str) -> None:
 
 @pytest.mark.parametrize("family", ("llama", "mistral"))
 def test_packed_gradients_are_as_exact_as_padded_ones(family: str) -> None:
-    from irm_fast.models.batches import Collator
+    from irm_fast.models.batches import Collator, stack_rows
     from tests.models.test_attention import FAMILIES, make_model, make_rows
 
     model, rows = make_model(FAMILIES[family]()).cuda(), make_rows()
 
     def gradient(packed: bool, precision: torch.dtype) -> Tensor:
         batch = {
-            name: to_gpu(x) for name, x in Collator(0, packed=packed)(rows).items() if name not in ("row", "counts")
+            name: to_gpu(x)
+            for name, x in Collator(0, packed=packed)(stack_rows(rows)).items()
+            if name not in ("row", "counts")
         }
         model.zero_grad()
         with torch.autocast("cuda", precision, enabled=precision != torch.float32):
@@ -271,7 +274,7 @@ def test_packed_gradients_are_as_exact_as_padded_ones(family: str) -> None:
     exact = gradient(False, torch.float32)
     assert exact.abs().max() > 0.1
     padded = (gradient(False, torch.bfloat16) - exact).norm()
-    with model.attention("varlen", dtype=torch.bfloat16):
+    with packed_attention(model, "varlen", dtype=torch.bfloat16):
         assert (gradient(True, torch.bfloat16) - exact).norm() <= 2 * padded
 
 
@@ -280,10 +283,11 @@ def test_a_packed_pass_waits_for_nothing() -> None:
     from tests.models.test_attention import FAMILIES, make_model, make_rows
 
     model, rows = make_model(FAMILIES["mistral"]()).cuda(), make_rows()
-    from irm_fast.models.batches import Collator
+    from irm_fast.models.batches import Collator, stack_rows
 
-    batch = {name: to_gpu(x) for name, x in Collator(0, packed=True)(rows).items() if name not in ("row", "counts")}
-    with model.attention("varlen", dtype=torch.bfloat16), torch.autocast("cuda", torch.bfloat16):
+    batch = Collator(0, packed=True)(stack_rows(rows))
+    batch = {name: to_gpu(x) for name, x in batch.items() if name not in ("row", "counts")}
+    with packed_attention(model, "varlen", dtype=torch.bfloat16), torch.autocast("cuda", torch.bfloat16):
         model(**batch).backward()
         torch.cuda.set_sync_debug_mode("error")
         try:

@@ -27,7 +27,8 @@ from transformers import (
 from irm_fast.data.signals import RewardSpec
 from irm_fast.models import attention, varlen
 from irm_fast.models.attention import obstacle
-from irm_fast.models.batches import Collator
+from irm_fast.models.batches import Collator, stack_rows
+from irm_fast.models.packed import packed_attention
 from irm_fast.models.reward_model import ImplicitRewardModel
 from irm_fast.training.callbacks import IsolationCheck
 
@@ -93,7 +94,7 @@ def compute(model: ImplicitRewardModel, batches: list[list[dict]], packed: bool)
     states, rewards, loss = [], [], torch.zeros(())
     model.zero_grad()
     for rows in batches:
-        batch = collate(rows)
+        batch = collate(stack_rows(rows))
         inputs = {name: value for name, value in batch.items() if name not in ("row", "counts")}
         tokens = {name: value for name, value in inputs.items() if name not in ("feedback", "preference", "weight")}
         with torch.no_grad():
@@ -107,7 +108,7 @@ def compute(model: ImplicitRewardModel, batches: list[list[dict]], packed: bool)
 
 
 class InDoublePrecision(TorchFunctionMode):
-    """Computes in float64 what models compute in float32 whatever their weights are: norms, rotations, pooled states."""
+    """Computes in float64 what models compute in float32 whatever their weights: norms, rotations, pooled states."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         def wider(value):
@@ -137,7 +138,7 @@ def test_packed_padded_and_alone_are_the_same(family, dtype):
     with PRECISIONS[dtype]():
         alone = compute(model, [[row] for row in rows], packed=False)
         padded = compute(model, [rows], packed=False)
-        with model.attention("varlen"):
+        with packed_attention(model, "varlen"):
             packed = compute(model, [rows], packed=True)
             in_two = compute(model, [rows[:1], rows[1:]], packed=True)
     assert alone["gradient"].dtype == alone["states"].dtype == dtype
@@ -157,7 +158,7 @@ def test_a_faint_leak_is_no_rounding(monkeypatch, family, dtype, share):
         own, whole = (by_length(query, key, value, scaling, window, e, dropout) for e in (ends, ends[[0, -1]]))
         return own + share * whole
 
-    with PRECISIONS[dtype](), model.attention("varlen"):
+    with PRECISIONS[dtype](), packed_attention(model, "varlen"):
         own = compute(model, [rows], packed=True)
         monkeypatch.setattr(varlen, "_by_length", leaking)
         assert off(compute(model, [rows], packed=True), own) > ROUNDING[dtype]
@@ -170,11 +171,11 @@ def test_rows_of_a_pack_cannot_see_each_other(family):
     collate = Collator(0, packed=True)
 
     def states(rows, **changed):
-        batch = collate(rows)
+        batch = collate(stack_rows(rows))
         names = ("input_ids", "position_ids", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
         return model.pool(**{name: batch[name] for name in names} | changed)
 
-    with torch.no_grad(), model.attention("varlen"):
+    with torch.no_grad(), packed_attention(model, "varlen"):
         before = states(rows)
         for kept in range(len(rows)):
             others = [row if i == kept else {**row, "input_ids": row["input_ids"][::-1]} for i, row in enumerate(rows)]
@@ -189,7 +190,7 @@ def test_rows_of_a_pack_cannot_see_each_other(family):
 def test_the_trainer_notices_rows_that_see_each_other(monkeypatch, family):
     model = make_model(FAMILIES[family]())
     check = IsolationCheck(model)
-    with model.attention("varlen"):
+    with packed_attention(model, "varlen"):
         check.on_train_begin(None, None, None, model=model)
         by_length = varlen._by_length
 
@@ -200,16 +201,16 @@ def test_the_trainer_notices_rows_that_see_each_other(monkeypatch, family):
         with pytest.raises(RuntimeError, match=r"see each other.*--attn sdpa"):
             check.on_train_begin(None, None, None, model=model)
     leaks = make_model(FAMILIES[family]())
-    with leaks.attention("auto") as name:
+    with packed_attention(leaks, "auto") as name:
         assert name == "sdpa"  # found by trying
     with pytest.raises(ValueError, match=r"varlen: \w+ gives packed rows other states than padded ones"):
-        leaks.attention("varlen").__enter__()
+        packed_attention(leaks, "varlen").__enter__()
 
 
 def test_outside_the_context_padded_rows_are_taken():
     model, rows = make_model(FAMILIES["llama"]()), make_rows()
     before = compute(model, [rows], packed=False)
-    with pytest.raises(ZeroDivisionError), model.attention():
+    with pytest.raises(ZeroDivisionError), packed_attention(model):
         assert model.packed
         with pytest.raises(ValueError, match="packed sequences"):
             compute(model, [rows], packed=False)
@@ -222,7 +223,7 @@ def test_outside_the_context_padded_rows_are_taken():
 def test_sequences_of_dropout_are_drawn_in_training_only():
     config = LlamaConfig(**TINY, attention_dropout=0.5)
     model, rows = make_model(config), make_rows()
-    with model.attention("varlen"):
+    with packed_attention(model, "varlen"):
         losses = [compute(model.train(mode), [rows], packed=True)["loss"] for mode in (False, False, True, True)]
     assert losses[0] == losses[1]
     assert losses[2] != losses[3]
@@ -230,13 +231,13 @@ def test_sequences_of_dropout_are_drawn_in_training_only():
 
 def test_what_a_forced_attention_lacks():
     model = make_model(FAMILIES["llama"]())
-    with model.attention() as name:
+    with packed_attention(model) as name:
         assert name == "varlen"
     for name in attention.FLASH:
         with pytest.raises(ValueError, match=rf"attn: cannot be had: {name}: its package is not installed"):
-            model.attention(name).__enter__()
+            packed_attention(model, name).__enter__()
     with pytest.raises(ValueError, match=r"attn: got 'flash'; expected one of auto, flash_attention_4"):
-        model.attention("flash").__enter__()
+        packed_attention(model, "flash").__enter__()
 
 
 def test_flash_packages_by_device_and_precision(monkeypatch):
@@ -284,11 +285,11 @@ def test_flash_packages_by_device_and_precision(monkeypatch):
 def test_families_whose_rows_are_padded(config, name, why):
     """By what they say of themselves, or by trying; they train all the same."""
     model, rows = make_model(config()), make_rows()
-    with model.attention() as chosen:
+    with packed_attention(model) as chosen:
         assert (chosen, model.packed) == (name, False)
         assert compute(model, [rows], packed=False)["gradient"].abs().max() > 0.01
     with pytest.raises(ValueError, match=f"varlen: {type(model.classifier).__name__} {why}"):
-        model.attention("varlen").__enter__()
+        packed_attention(model, "varlen").__enter__()
 
 
 def test_layers_that_carry_something_on():
@@ -308,7 +309,7 @@ def test_mixture_of_experts():
     config = Qwen3MoeConfig(**TINY, head_dim=8, moe_intermediate_size=16, num_experts=4, num_experts_per_tok=2)
     model, rows = make_model(config), make_rows()
     padded = compute(model, [rows], packed=False)
-    with model.attention():
+    with packed_attention(model):
         packed = compute(model, [rows], packed=True)
     assert off(packed, padded) < ROUNDING[torch.float32]  # torch multiplies groups of rows in no wider dtype
 

@@ -3,14 +3,14 @@
 import numpy as np
 import torch
 
-from irm_fast.models.batches import Collator, Counts, as_dataset
+from irm_fast.models.batches import Collator, Counts, TokenizedRows
 
 IDS = [np.arange(5, 5 + n, dtype=np.int32) for n in (2, 4, 1)]
 
 
 def test_padded_on_the_right(make_log):
     log = make_log(3)
-    batch = Collator(pad_token_id=9)(as_dataset(log, IDS).to_list())
+    batch = Collator(pad_token_id=9)(TokenizedRows.from_log(log, IDS).__getitems__([0, 1, 2]))
     assert batch["input_ids"].tolist() == [[5, 6, 9, 9], [5, 6, 7, 8], [5, 9, 9, 9]]
     assert batch["attention_mask"].tolist() == [[1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0]]
     assert (batch["feedback"].numpy() == log.feedback).all()
@@ -20,7 +20,7 @@ def test_padded_on_the_right(make_log):
 
 
 def test_packed(make_log):
-    batch = Collator(pad_token_id=9, packed=True)(as_dataset(make_log(3), IDS).to_list())
+    batch = Collator(pad_token_id=9, packed=True)(TokenizedRows.from_log(make_log(3), IDS).__getitems__([0, 1, 2]))
     assert batch["input_ids"].tolist() == [[5, 6, 5, 6, 7, 8, 5]]
     assert batch["position_ids"].tolist() == [[0, 1, 0, 1, 2, 3, 0]]
     for side in "qk":
@@ -33,9 +33,9 @@ def test_packed(make_log):
 
 
 def test_no_rows_give_a_filler_without_weight(make_log):
-    dataset = as_dataset(make_log(3), IDS)
+    dataset = TokenizedRows.from_log(make_log(3), IDS)
     for packed in (False, True):
-        batch = Collator(9, packed=packed, filler=dataset[1])(dataset.__getitems__([]))
+        batch = Collator(9, packed=packed, filler=dataset.filler(1))(dataset.__getitems__([]))
         assert batch["row"].tolist() == [-1]
         assert batch["weight"].tolist() == [0]
         assert batch["input_ids"].tolist() == [[8]]
@@ -44,5 +44,5 @@ def test_no_rows_give_a_filler_without_weight(make_log):
 
 
 def test_explicit_preferences_get_a_missing_signal(make_log):
-    rows = as_dataset(make_log(2, signals=()), [np.arange(2)] * 2)
-    assert rows["feedback"][:] == [[-1], [-1]]
+    rows = TokenizedRows.from_log(make_log(2, signals=()), [np.arange(2)] * 2)
+    assert rows.columns["feedback"].tolist() == [[-1], [-1]]
