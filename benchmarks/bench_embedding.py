@@ -25,8 +25,8 @@ from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
 from benchmarks.cases import DEVICE, Case, Entry, contestants, draw_feedback, four_group_loss
 from benchmarks.harness import clock, show
-from irm_fast.embeddings.evidence import Evidence
-from irm_fast.embeddings.fitting import Training, one_epoch
+from irm_fast.embeddings.objective import Objective
+from irm_fast.embeddings.optimize import Training, one_epoch
 from irm_fast.embeddings.parts import Network
 
 BATCH = Training.batch_size
@@ -36,7 +36,7 @@ SEED = 1  # of the order of the rows
 class Embeddings(NamedTuple):
     x: Tensor  # (N, H)
     propensity: Tensor  # (N, K) logits
-    evidence: Evidence
+    objective: Objective
     state: dict[str, Tensor]  # of the network, before the epoch
 
 
@@ -58,11 +58,11 @@ class EpochCase(Case):
         propensity = (torch.randn(self.k, generator=generator, device=DEVICE) - 1).expand(self.n, -1).contiguous()
         feedback = draw_feedback(x[:, 0], propensity, generator)
         ones = torch.ones(self.n, device=DEVICE)
-        evidence = Evidence(feedback, None, ones, (1,) * self.k, (0.0,) * self.k)
+        objective = Objective(feedback, None, ones, (1,) * self.k, (0.0,) * self.k)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             network = Network(self.hidden, self.layers, 1).to(DEVICE)
-        return Embeddings(x, propensity, evidence, network.state_dict())
+        return Embeddings(x, propensity, objective, network.state_dict())
 
     def network(self, inputs: Embeddings, dtype: torch.dtype = torch.float32) -> Network:
         network = Network(self.hidden, self.layers, 1).to(DEVICE, dtype)
@@ -71,7 +71,7 @@ class EpochCase(Case):
 
     def truth(self, inputs: Embeddings) -> dict[str, Tensor]:
         network = self.network(inputs, torch.float64)
-        x, t, feedback = inputs.x.double(), inputs.propensity.double(), inputs.evidence.feedback
+        x, t, feedback = inputs.x.double(), inputs.propensity.double(), inputs.objective.feedback
 
         def loss(network: Network, rows: Tensor) -> Tensor:
             return reference.implicit_rm_loss(network(x[rows]).squeeze(1), t[rows], feedback[rows]).mean()
@@ -100,11 +100,11 @@ def adamw(network: Network, fused: bool | None = None) -> torch.optim.AdamW:
 
 def ours(case: EpochCase, inputs: Embeddings) -> tuple[Tensor, Tensor]:
     network = case.network(inputs)
-    x, propensity, evidence = inputs[:3]
+    x, propensity, objective = inputs[:3]
 
     def loss(network: Network, rows: Tensor) -> Tensor:  # as in reward_step
         logits = network(x.index_select(0, rows)).squeeze(1)
-        return evidence.loss(logits, propensity.index_select(0, rows), rows)
+        return objective.loss(logits, propensity.index_select(0, rows), rows)
 
     rows, generator = torch.arange(case.n, device=DEVICE), torch.Generator().manual_seed(SEED)
     one_epoch(network, loss, rows, adamw(network, fused=True), BATCH, generator)
@@ -113,7 +113,7 @@ def ours(case: EpochCase, inputs: Embeddings) -> tuple[Tensor, Tensor]:
 
 def loader(case: EpochCase, inputs: Embeddings, fused: bool | None) -> tuple[Tensor, Tensor]:
     network = case.network(inputs)
-    data = TensorDataset(inputs.x, inputs.propensity, inputs.evidence.feedback)
+    data = TensorDataset(inputs.x, inputs.propensity, inputs.objective.feedback)
     order = RandomSampler(data, generator=torch.Generator().manual_seed(SEED))
     optimizer = adamw(network, fused)
     for x, propensity, feedback in DataLoader(data, BATCH, sampler=order):

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from irm_fast.data.signals import action_rate
 from irm_fast.diagnostics.cross_row import cross_row_dependence
-from irm_fast.embeddings.evidence import Evidence
+from irm_fast.embeddings.objective import Objective
 from irm_fast.embeddings.observed import Observed
 
 SIGNIFICANT = 3.0  # standard errors from which the scale is corrected
@@ -38,18 +38,18 @@ class Activity:
         """(K,) by what to multiply propensities that were read off co-actions."""
         return torch.tensor([1.0 if d == "known" else 1 / (1 + r) for d, r in zip(designs, self.rho, strict=True)])
 
-    def silence(self, logits: Tensor, evidence: Evidence) -> Tensor:
+    def silence(self, logits: Tensor, objective: Objective) -> Tensor:
         """Propensity logits (N, K) under which independent signals are all silent as often as dependent ones are.
 
         To first order in rho (Bahadur 1961) that is prod (1 - m_k) (1 + sum_{j<k} rho m_j m_k / ((1 - m_j) (1 - m_k)))
         over the recorded signals of one polarity. The reward depends on propensities through this product alone.
         """
-        log_silent = -torch.nn.functional.softplus(logits) * (evidence.feedback >= 0)
-        odds = torch.exp(logits).clamp(max=1e4) * (evidence.feedback >= 0)
+        log_silent = -torch.nn.functional.softplus(logits) * (objective.feedback >= 0)
+        odds = torch.exp(logits).clamp(max=1e4) * (objective.feedback >= 0)
         rho = torch.tensor(self.rho, device=logits.device)
         out = logits.clone()
         for side in (1, -1):
-            of_side = torch.tensor([sign == side for sign in evidence.polarity], device=logits.device)
+            of_side = torch.tensor([sign == side for sign in objective.polarity], device=logits.device)
             if not of_side.any():
                 continue
             some = odds * of_side * rho.sqrt()

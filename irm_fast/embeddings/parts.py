@@ -1,4 +1,4 @@
-"""Parts."""
+"""The parts of a fitted model: scale of the embeddings, reward, propensities, and the networks in them."""
 
 from __future__ import annotations
 

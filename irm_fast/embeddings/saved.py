@@ -3,37 +3,39 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from torch import Tensor
 
 from irm_fast.diagnostics import Diagnosis
 from irm_fast.embeddings.activity import Activity
+from irm_fast.embeddings.fit import Fitted
+from irm_fast.embeddings.optimize import choose_device
 from irm_fast.embeddings.parts import Network, Propensities, Reward, Scaler
-
-if TYPE_CHECKING:
-    from irm_fast.embeddings.estimator import EmbeddingRewardModel
+from irm_fast.models.record import frozen, read_json, save_tensors
 
 FORMAT = 1
 TENSORS, RECORD = "embedding_model.safetensors", "embedding_model.json"
-PUBLIC = ("n_features_in_", "n_propensity_features_", "propensity_designs_", "is_linear_", "held_out_nll_")
+WRITER = "EmbeddingRewardModel.save"
 
 
-def save(model: EmbeddingRewardModel, folder: Path) -> None:
+def write(folder: Path, settings: Mapping[str, Any], fitted: Fitted) -> None:
     """Write the weights, then the record, which tells that all is there."""
     folder.mkdir(parents=True, exist_ok=True)
-    reward, propensities = model._reward, model._propensities
+    reward, propensities = fitted.reward, fitted.propensities
     tensors = {"reward.weight": reward.weight, "reward.bias": reward.bias}
     for name in ("weight", "feature_weight", "bias", "factor"):
         if (value := getattr(propensities, name)) is not None:
             tensors[f"propensity.{name}"] = value
-    for name, scaler in (("scaler", model._scaler), ("feature_scaler", model._feature_scaler)):
+    for name, scaler in (("scaler", fitted.scaler), ("feature_scaler", fitted.feature_scaler)):
         if scaler is not None:
             tensors |= {f"{name}.mean": scaler.mean, f"{name}.scale": scaler.scale}
     widths = {}
@@ -41,85 +43,71 @@ def save(model: EmbeddingRewardModel, folder: Path) -> None:
         widths[kind] = [_widths(network) for network in networks]
         for number, network in enumerate(networks):
             tensors |= {f"{kind}.{number}.{key}": value for key, value in network.state_dict().items()}
-    save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, folder / TENSORS)
+    save_tensors({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, folder / TENSORS)
+    public = {
+        "n_features_in_": fitted.n_features,
+        "n_propensity_features_": fitted.n_propensity_features,
+        "propensity_designs_": list(propensities.designs),
+        "is_linear_": fitted.is_linear,
+        "held_out_nll_": fitted.held_out_nll,
+    }
     record = {
         "format": FORMAT,
         "version": version("irm-fast"),
-        "settings": {name: _plain(value) for name, value in model.get_params().items()},
-        "fitted": {name: _plain(getattr(model, name)) for name in PUBLIC},
-        "activity": None if model.activity_ is None else asdict(model.activity_),
+        "settings": {name: _plain(value) for name, value in settings.items()},
+        "fitted": public,
+        "activity": None if fitted.activity is None else asdict(fitted.activity),
         "networks": widths,
-        "diagnosis": model.diagnosis_.to_dict(),
+        "diagnosis": fitted.diagnosis.to_dict(),
     }
     (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
-def load(kind: type[EmbeddingRewardModel], folder: Path) -> EmbeddingRewardModel:
-    """The model that `save` wrote, on its device.
+def read(folder: Path) -> tuple[dict[str, Any], Fitted]:
+    """The settings and the fit that `write` wrote, on the device of the settings.
 
     Raises:
-        ValueError: the folder holds no saved model, one of a newer format, or a damaged one.
+        ValueError: The folder holds no saved model, one of a newer format, or a damaged one.
     """
-    record = _read_record(folder / RECORD)
+    record = read_json(folder / RECORD, FORMAT, WRITER)
     try:
-        tensors = load_file(folder / TENSORS)
-        settings = {name: _tuple(value) for name, value in record["settings"].items()}
-        if "propensity" in settings:  # the name before it was settled
+        settings = {name: frozen(value) for name, value in record["settings"].items()}
+        if "propensity" in settings:  # the name of the parameter before it was settled
             settings["propensity_design"] = settings.pop("propensity")
-        model = kind(**settings)
-        _restore(model, record, tensors)
+        device = choose_device(settings["device"])
+        tensors = {name: value.to(device) for name, value in load_file(folder / TENSORS).items()}
+        return settings, _restored(record, tensors)
     except (OSError, SafetensorError, KeyError, TypeError, RuntimeError) as error:
-        raise ValueError(f"{folder}: damaged: {error}; expected what EmbeddingRewardModel.save wrote") from error
-    return model
+        raise ValueError(f"{folder}: damaged: {error}; expected what {WRITER} wrote") from error
 
 
-def _restore(model: EmbeddingRewardModel, record: dict[str, Any], tensors: dict[str, Any]) -> None:
-    from irm_fast.embeddings.fitting import choose_device
-
-    device = choose_device(model.device)
-    tensors = {name: value.to(device) for name, value in tensors.items()}
+def _restored(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Fitted:
     networks = {
         kind: tuple(_network(widths, f"{kind}.{number}.", tensors) for number, widths in enumerate(all_widths))
         for kind, all_widths in record["networks"].items()
     }
-    for name in PUBLIC:
-        setattr(model, name, _tuple(record["fitted"][name]))
-    activity = record["activity"]
-    model.activity_ = activity and Activity(**{name: _tuple(value) for name, value in activity.items()})
-    model.classes_ = np.array([0, 1])
-    model.diagnosis_ = Diagnosis.from_dict(record["diagnosis"])
-    model._scaler = Scaler(tensors["scaler.mean"], tensors["scaler.scale"])
-    has_features = "feature_scaler.mean" in tensors
-    model._feature_scaler = (
-        Scaler(tensors["feature_scaler.mean"], tensors["feature_scaler.scale"]) if has_features else None
+    feature_scaler, activity = None, None
+    if "feature_scaler.mean" in tensors:
+        feature_scaler = Scaler(tensors["feature_scaler.mean"], tensors["feature_scaler.scale"])
+    if record["activity"] is not None:
+        activity = Activity(**{name: frozen(value) for name, value in record["activity"].items()})
+    return Fitted(
+        scaler=Scaler(tensors["scaler.mean"], tensors["scaler.scale"]),
+        feature_scaler=feature_scaler,
+        reward=Reward(tensors["reward.weight"], tensors["reward.bias"], networks["reward"]),
+        propensities=Propensities(
+            tuple(record["fitted"]["propensity_designs_"]),
+            tensors["propensity.weight"],
+            tensors["propensity.feature_weight"],
+            tensors["propensity.bias"],
+            networks["propensity"],
+            tensors.get("propensity.factor"),
+        ),
+        activity=activity,
+        held_out_nll=record["fitted"]["held_out_nll_"],
+        held_out_decision=None,
+        diagnosis=Diagnosis.from_dict(record["diagnosis"]),
     )
-    model._reward = Reward(tensors["reward.weight"], tensors["reward.bias"], networks["reward"])
-    model._propensities = Propensities(
-        model.propensity_designs_,
-        tensors["propensity.weight"],
-        tensors["propensity.feature_weight"],
-        tensors["propensity.bias"],
-        networks["propensity"],
-        tensors.get("propensity.factor"),
-    )
-    if model.is_linear_:
-        model.set_linear_attributes()
-
-
-def _read_record(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise ValueError(f"{path}: not found; expected a folder that EmbeddingRewardModel.save wrote")
-    try:
-        record: Any = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: damaged, not readable as JSON: {error}") from error
-    if not isinstance(record, dict):
-        raise ValueError(
-            f"{path}: damaged: got a {type(record).__name__}; expected what EmbeddingRewardModel.save wrote"
-        )
-    if record.get("format") != FORMAT:
-        raise ValueError(f"{path}: format: got {record.get('format')}; expected {FORMAT}; upgrade irm-fast")
-    return record
 
 
 def _widths(network: Network) -> list[int]:
@@ -128,7 +116,7 @@ def _widths(network: Network) -> list[int]:
     return [layers[0].in_features, *(layer.out_features for layer in layers)]
 
 
-def _network(widths: list[int], prefix: str, tensors: dict[str, Any]) -> Network:
+def _network(widths: list[int], prefix: str, tensors: Mapping[str, Tensor]) -> Network:
     network = Network(widths[0], widths[1:-1], widths[-1])
     state = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
     network.load_state_dict(state)
@@ -136,12 +124,9 @@ def _network(widths: list[int], prefix: str, tensors: dict[str, Any]) -> Network
 
 
 def _plain(value: Any) -> Any:
+    """The value as JSON can hold it; a source of random numbers is not kept."""
     if isinstance(value, np.random.RandomState):
         return None
     if isinstance(value, (np.ndarray, np.generic)):
         return value.tolist()
     return list(value) if isinstance(value, tuple) else value
-
-
-def _tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +19,7 @@ from irm_fast.embeddings.store import Source
 from irm_fast.losses.implicit import implicit_rm_loss
 from irm_fast.models.backbone import quiet_transformers
 from irm_fast.models.heldout import HeldOut
-from irm_fast.models.record import FORMAT, RECORD, read_record
+from irm_fast.models.record import give_usual_mode, read_record, spec_of_record, write_record
 from irm_fast.models.reward_model import ImplicitRewardModel
 
 if TYPE_CHECKING:
@@ -99,9 +97,9 @@ class EmbeddedRewardModel:
             with quiet_transformers():
                 self.checkpoint.classifier.save_pretrained(directory)
                 self.checkpoint.tokenizer.save_pretrained(directory)
-        content = {"format": FORMAT, "version": version("irm-fast"), **asdict(self.spec), **(record or {})}
-        content |= {SOURCE: asdict(self.source), "reward_bias": float(self.reward_bias)}
-        (Path(directory) / RECORD).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        give_usual_mode(*Path(directory).glob("*.safetensors"))
+        more = {**(record or {}), SOURCE: asdict(self.source)}
+        write_record(Path(directory), self.spec, float(self.reward_bias), more)
 
     @cached_property
     def checkpoint(self) -> ImplicitRewardModel | None:
@@ -125,9 +123,8 @@ class EmbeddedRewardModel:
         from irm_fast.embeddings.estimator import EmbeddingRewardModel
 
         record = read_record(directory)
-        spec = {f.name: record[f.name] for f in fields(RewardSpec)}
-        spec = {name: tuple(value) if isinstance(value, list) else value for name, value in spec.items()}
-        model = cls(EmbeddingRewardModel.load(directory), RewardSpec(**spec), Source(**record[SOURCE]))
+        estimator, source = EmbeddingRewardModel.load(directory), Source(**record[SOURCE])
+        model = cls(estimator, spec_of_record(record), source)
         if model.is_checkpoint:  # it brings its language model along
             model.source = replace(model.source, model=str(directory))
         return model

@@ -66,6 +66,7 @@ def row_weights(log: Log) -> np.ndarray:
     return np.ones(len(log)) if log.weight is None else log.weight
 
 
+@torch.no_grad()
 def heldout_step(
     model: Callable[..., Any], core: ImplicitRewardModel, batch: Mapping[str, Any]
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -86,7 +87,7 @@ def heldout_step(
         reduction="none",
         **core.spec.loss_options,
     )
-    return loss, reward, propensity
+    return loss.detach(), reward.detach(), propensity.detach()
 
 
 def logit_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,18 +1,21 @@
-"""irm_fast.json: written, read, refused; shared with embeddings/saved.py"""
+"""The files of a saved model beside its checkpoint: `irm_fast.json`, and small tensors."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from irm_fast.data.signals import RewardSpec
-from irm_fast.models.heads import PROPENSITIES
+from safetensors.torch import save_file
+from torch import Tensor
+
+from irm_fast.data.signals import DESIGNS, RewardSpec
 
 FORMAT = 1  # of irm_fast.json
-
-
 RECORD, PROPENSITY_FILE = "irm_fast.json", "propensity.safetensors"
 
 
@@ -20,26 +23,68 @@ def read_record(directory: str | Path) -> dict[str, Any]:
     """The content of a saved model's `irm_fast.json`.
 
     Raises:
-        ValueError: there is none, it is of a newer format, or it is damaged.
+        ValueError: There is none, it is of a newer format, or it is damaged.
     """
     path = Path(directory) / RECORD
-    if not path.is_file():
-        raise ValueError(f"{path}: not found; expected a folder that irm-fast train wrote to its end")
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # cut short, or no text at all
-        raise ValueError(f"{path}: damaged, not readable as JSON: {error}") from error
-    if not isinstance(record, dict):
-        raise ValueError(f"{path}: damaged: got a {type(record).__name__}; expected an object")
-    if record.get("format") != FORMAT:
-        raise ValueError(f"{path}: format: got {record.get('format')}; expected {FORMAT}; upgrade irm-fast")
+    record = read_json(path, FORMAT, "irm-fast train")
     lacking = [name for name in (*(f.name for f in fields(RewardSpec)), "reward_bias") if name not in record]
     if lacking:
         raise ValueError(f"{path}: damaged: no {', '.join(lacking)}; expected what irm-fast train wrote")
-    if record["design"] not in PROPENSITIES:
-        raise ValueError(f"{path}: design: got {record['design']!r}; expected one of {', '.join(PROPENSITIES)}")
+    if record["design"] not in DESIGNS:
+        raise ValueError(f"{path}: design: got {record['design']!r}; expected one of {', '.join(DESIGNS)}")
     return record
 
 
-def _frozen(value: Any) -> Any:
+def write_record(directory: Path, spec: RewardSpec, reward_bias: float, more: Mapping[str, Any]) -> None:
+    """Write `irm_fast.json`: the spec, the reward bias, and whatever else a reader should know."""
+    content = {"format": FORMAT, "version": version("irm-fast"), **asdict(spec), **more, "reward_bias": reward_bias}
+    (directory / RECORD).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def spec_of_record(record: Mapping[str, Any]) -> RewardSpec:
+    """The spec that `write_record` wrote."""
+    return RewardSpec(**{f.name: frozen(record[f.name]) for f in fields(RewardSpec)})
+
+
+def read_json(path: Path, version: int, writer: str) -> dict[str, Any]:
+    """A JSON object with a format.
+
+    Args:
+        path: The file.
+        version: The format that is read here.
+        writer: What wrote it, for errors.
+
+    Raises:
+        ValueError: There is no such file, it is of a newer format, or it is damaged.
+    """
+    whole = " to its end" if writer == "irm-fast train" else ""
+    if not path.is_file():
+        raise ValueError(f"{path}: not found; expected a folder that {writer} wrote{whole}")
+    try:
+        record: Any = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # cut short, or no text at all
+        raise ValueError(f"{path}: damaged, not readable as JSON: {error}") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"{path}: damaged: got a {type(record).__name__}; expected an object, as {writer} wrote it")
+    if record.get("format") != version:
+        raise ValueError(f"{path}: format: got {record.get('format')}; expected {version}; upgrade irm-fast")
+    return record
+
+
+def frozen(value: Any) -> Any:
+    """Lists, which JSON has in the place of tuples, as tuples."""
     return tuple(value) if isinstance(value, list) else value
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write tensors as safetensors, with the permissions of an ordinary new file."""
+    save_file(dict(tensors), path)
+    give_usual_mode(path)
+
+
+def give_usual_mode(*paths: Path) -> None:
+    """Permissions as the umask wants them: safetensors writes to a private temporary file, which it renames."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in paths:
+        path.chmod(0o666 & ~mask)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, fields, replace
-from importlib.metadata import version
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,7 +14,14 @@ from torch import Tensor, nn
 from irm_fast.data.signals import RewardSpec
 from irm_fast.models.backbone import load_backbone, load_classifier, load_tokenizer, quiet_transformers, token_limit
 from irm_fast.models.heads import Heads
-from irm_fast.models.record import FORMAT, PROPENSITY_FILE, RECORD, _frozen, read_record
+from irm_fast.models.record import (
+    PROPENSITY_FILE,
+    give_usual_mode,
+    read_record,
+    save_tensors,
+    spec_of_record,
+    write_record,
+)
 from irm_fast.models.tokens import check_padding
 
 if TYPE_CHECKING:
@@ -158,18 +163,15 @@ class ImplicitRewardModel(nn.Module):
         `propensity.safetensors` gets the propensity's weights; `irm_fast.json`, written last, the reward
         bias, the spec, and `record`: whatever else a reader should know.
         """
-        from safetensors.torch import save_file
-
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         with quiet_transformers():
             self.classifier.save_pretrained(directory)
             self.tokenizer.save_pretrained(directory)
         weights = {name: weight.detach().cpu() for name, weight in self.propensity.state_dict().items()}
-        save_file(weights, directory / PROPENSITY_FILE)
-        content = {"format": FORMAT, "version": version("irm-fast"), **asdict(self.spec), **(record or {})}
-        content["reward_bias"] = float(self.reward_bias.detach())
-        (directory / RECORD).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        save_tensors(weights, directory / PROPENSITY_FILE)
+        give_usual_mode(*directory.glob("*.safetensors"))
+        write_record(directory, self.spec, float(self.reward_bias.detach()), record or {})
 
     @classmethod
     def load(cls, directory: str | Path) -> ImplicitRewardModel:
@@ -182,8 +184,7 @@ class ImplicitRewardModel(nn.Module):
         from safetensors.torch import load_file
 
         record = read_record(directory)
-        spec = RewardSpec(**{f.name: _frozen(record[f.name]) for f in fields(RewardSpec)})
-        model = cls(load_classifier(str(directory)), load_tokenizer(str(directory)), spec)
+        model = cls(load_classifier(str(directory)), load_tokenizer(str(directory)), spec_of_record(record))
         path = Path(directory) / PROPENSITY_FILE
         try:
             model.propensity.load_state_dict(load_file(path))

@@ -89,7 +89,7 @@ class RunConfig:
                 close = difflib.get_close_matches(str(key), known, n=1)
                 hint = f"did you mean {close[0]!r}?" if close else f"known settings: {', '.join(known)}"
                 raise ValueError(f"{source}: unknown setting {key!r}; {hint}")
-            elif value != others[key]:
+            elif value != ("" if others[key] is MISSING else others[key]):
                 raise ValueError(f"{key}: got {value!r}, which has no effect {cls.program}; leave it out")
         missing = [name for name, f in known.items() if f.default is MISSING and name not in given]
         if missing:

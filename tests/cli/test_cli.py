@@ -118,7 +118,7 @@ def test_validate_reports_problems(tmp_path):
     (tmp_path / "log.jsonl").write_text('{"prompt": "a", "completion": "b", "feedback": {"copy": 3}}\n')
     assert "feedback.copy" in run("validate", tmp_path / "log.jsonl", code=1).stdout
     result = run("validate", tmp_path / "log.jsonl", "--absent", "perhaps", code=2)
-    assert result.stderr == "error: absent: got 'perhaps'; expected one of error, silent, missing\n"
+    assert "--absent" in result.stderr and "'perhaps' is not one of 'error', 'silent', 'missing'" in result.stderr
 
 
 def test_version_names_the_backends():
@@ -132,14 +132,15 @@ def test_every_setting_is_an_option():
 
     import typer
 
-    from irm_fast.training.config import TrainConfig
+    from irm_fast.training.config import PROGRAMS
 
     command = typer.main.get_command(app).commands["train"]
     options = {name for parameter in command.params for name in parameter.opts}
-    assert {f"--{field.name.replace('_', '-')}" for field in fields(TrainConfig)} <= options
+    settings = {field.name for program in PROGRAMS for field in fields(program)}
+    assert {f"--{name.replace('_', '-')}" for name in settings} <= options
 
 
-def test_help_does_not_import_transformers():
+def test_help_imports_neither_torch_nor_transformers():
     code = "import sys; sys.argv = ['irm-fast', 'train', '--help']; from irm_fast.cli import main\n"
-    code += "try: main()\nexcept SystemExit: assert 'transformers' not in sys.modules"
+    code += "try: main()\nexcept SystemExit: assert not {'torch', 'transformers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)

@@ -19,6 +19,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import irm_fast
+from irm_fast.embeddings import fit
 from irm_fast.embeddings.estimator import EmbeddingRewardModel
 from tests.embeddings.embedding_cases import SMALL_NETWORK, Case, make, model
 
@@ -81,9 +82,10 @@ def test_pipeline_and_grid_search(case: Case) -> None:
     def held_out(estimator: EmbeddingRewardModel, x: np.ndarray, y: np.ndarray) -> float:
         return -estimator.held_out_nll_
 
-    search = GridSearchCV(model(n_folds=2), {"propensity": ["constant", "hidden"]}, scoring=held_out, cv=2)
+    search = GridSearchCV(model(n_folds=2), {"propensity_design": ["constant", "hidden"]}, scoring=held_out, cv=2)
     search.fit(case.x, case.feedback)
-    assert search.best_params_ == {"propensity": "hidden"} and np.isfinite(search.cv_results_["mean_test_score"]).all()
+    assert search.best_params_ == {"propensity_design": "hidden"}
+    assert np.isfinite(search.cv_results_["mean_test_score"]).all()
 
 
 @pytest.mark.parametrize("settings", [{}, SMALL_NETWORK])
@@ -200,7 +202,7 @@ def test_a_constant_column_has_no_say(case: Case, fitted: EmbeddingRewardModel) 
 # --- weights and groups --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("settings", [{}, {"estimator": "joint", "propensity": "hidden"}, SMALL_NETWORK])
+@pytest.mark.parametrize("settings", [{}, {"estimator": "joint", "propensity_design": "hidden"}, SMALL_NETWORK])
 def test_rows_of_weight_0_are_as_good_as_absent(case: Case, fitted: EmbeddingRewardModel, settings: dict) -> None:
     kept = np.arange(600) % 3 > 0
     more = {"preference": np.where(case.g > 0.9, case.preferred, -1), "propensity_features": case.m, "users": None}
@@ -259,10 +261,13 @@ def test_rows_of_a_group_are_held_out_together(case: Case) -> None:
         ({"propensity_sd": -1}, "propensity_sd: got -1"),
         ({"estimator": "two step"}, "estimator: got 'two step'; expected auto, two-step or joint"),
         ({"hidden_layers": "big"}, "hidden_layers: got 'big'"),
-        ({"propensity": "free"}, "propensity: got 'free'; expected one of auto, constant, hidden, features, known"),
-        ({"propensity": ("hidden",)}, "propensity: got .*or 2 of them"),
-        ({"propensity": "known"}, "propensity: none given; the 'known' design"),
-        ({"propensity": "features"}, "propensity_features: none given"),
+        (
+            {"propensity_design": "free"},
+            "propensity_design: got 'free'; expected one of auto, constant, hidden, features, known",
+        ),
+        ({"propensity_design": ("hidden",)}, "propensity_design: got .*or 2 of them"),
+        ({"propensity_design": "known"}, "propensity: none given; the 'known' design"),
+        ({"propensity_design": "features"}, "propensity_features: none given"),
         ({"polarity": (1, 0)}, "polarity: got .1, 0.; expected 1 or -1"),
         ({"polarity": (1, 1, 1)}, "polarity: got .*; expected one number, or 2"),
         ({"misclick_rate": 1.0}, "misclick_rate: got"),
@@ -400,3 +405,74 @@ def test_damaged_files(fitted: EmbeddingRewardModel, damage: Callable, message: 
     with pytest.raises(ValueError, match=message) as caught:
         EmbeddingRewardModel.load(tmp_path)
     assert str(tmp_path) in str(caught.value)
+
+
+def test_a_model_saved_before_the_design_had_its_name(fitted: EmbeddingRewardModel, tmp_path: Path) -> None:
+    fitted.save(tmp_path)
+    spoil_json(tmp_path, lambda r: r["settings"].update(propensity=r["settings"].pop("propensity_design")))
+    assert EmbeddingRewardModel.load(tmp_path).propensity_design == fitted.propensity_design
+
+
+# --- a fit is all or nothing ---------------------------------------------------------------------------------------
+
+STEPS = ("fit_propensities", "fit_reward", "calibrated", "propensity_shift", "add_networks", "measure", "diagnose")
+# Settings under which all steps are taken, together: an open level, networks, users.
+EVERY_STEP: list[dict[str, Any]] = [SMALL_NETWORK, {"estimator": "joint"}]
+
+
+def interrupted(monkeypatch: pytest.MonkeyPatch, step: str) -> list[str]:
+    """Ctrl-C in a step of the fit; the steps that were reached."""
+    reached: list[str] = []
+
+    def stop(*_: Any, **__: Any) -> None:
+        reached.append(step)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fit, step, stop)
+    return reached
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_an_interrupted_fit_is_not_fitted(
+    case: Case, step: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    reached = interrupted(monkeypatch, step)
+    for settings in EVERY_STEP:
+        new = model(**settings)
+        try:
+            new.fit(case.x, case.feedback)
+        except KeyboardInterrupt:
+            for use in (new.predict, new.decision_function, new.predict_propensity):
+                with pytest.raises(NotFittedError):
+                    use(case.x)
+            with pytest.raises(NotFittedError):
+                new.save(tmp_path)
+            assert not [name for name in vars(new) if name.endswith("_")]
+    assert reached
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_an_interrupted_refit_leaves_the_earlier_fit(
+    case: Case, step: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    settings = {"estimator": "joint"} if step == "propensity_shift" else SMALL_NETWORK
+    old = model(**settings).fit(case.x, case.feedback)
+    before, attributes = old.decision_function(case.x), dict(vars(old))
+    reached = interrupted(monkeypatch, step)
+    with pytest.raises(KeyboardInterrupt):
+        old.fit(case.x[:, :3], case.feedback)
+    assert reached and vars(old).keys() == attributes.keys()
+    assert all(vars(old)[name] is value for name, value in attributes.items())
+    np.testing.assert_array_equal(old.decision_function(case.x), before)
+    old.save(tmp_path)
+    np.testing.assert_array_equal(EmbeddingRewardModel.load(tmp_path).decision_function(case.x), before)
+
+
+def test_a_refused_refit_leaves_the_earlier_fit(case: Case) -> None:
+    old = model().fit(case.x, case.feedback)
+    before = old.decision_function(case.x)
+    with pytest.raises(ValueError, match="feedback"):
+        old.fit(case.x[:, :3], np.full_like(case.feedback, 7))
+    np.testing.assert_array_equal(old.decision_function(case.x), before)
+    network = old.set_params(**SMALL_NETWORK).fit(case.x, case.feedback)
+    assert not network.is_linear_ and not hasattr(network, "coef_")

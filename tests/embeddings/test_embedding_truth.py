@@ -112,7 +112,7 @@ def test_missing_entries_are_not_silence(case: Case) -> None:
 
 def test_misclicks() -> None:
     case = make(misclick_rate=0.1)
-    settings = {"estimator": "joint", "propensity": "hidden"}
+    settings = {"estimator": "joint", "propensity_design": "hidden"}
     aware = model(misclick_rate=0.1, **settings).fit(case.x, case.feedback)
     unaware = model(**settings).fit(case.x, case.feedback)
     assert mean_error(aware, case) < 0.05 < mean_error(unaware, case)

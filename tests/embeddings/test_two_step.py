@@ -8,18 +8,18 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from irm_fast.embeddings.evidence import Evidence
-from irm_fast.embeddings.fit_joint import BIAS_SD, fit_joint
-from irm_fast.embeddings.fit_propensities import fit_propensities
-from irm_fast.embeddings.fit_two_step import add_networks, coactions, fit_proven, proven
-from irm_fast.embeddings.fitting import REWARD_SDS, Training
+from irm_fast.embeddings.joint import BIAS_SD, fit_joint
+from irm_fast.embeddings.objective import Objective
+from irm_fast.embeddings.optimize import REWARD_SDS, Training
 from irm_fast.embeddings.parts import Network, Propensities
+from irm_fast.embeddings.propensity_step import fit_propensities
+from irm_fast.embeddings.two_step import add_networks, coactions, fit_proven, proven
 from tests.embeddings.embedding_cases import make, sigmoid
 
 ONES = torch.ones(4)  # a prior spread evenly over the features of `case`
 
 
-def evidence_of(feedback: np.ndarray, **fields) -> Evidence:
+def objective_of(feedback: np.ndarray, **fields) -> Objective:
     n, k = feedback.shape
     given = {
         "preference": None,
@@ -27,13 +27,13 @@ def evidence_of(feedback: np.ndarray, **fields) -> Evidence:
         "polarity": (1,) * k,
         "misclick_rate": (0.0,) * k,
     }
-    return Evidence(torch.from_numpy(feedback.astype(np.int8)), **{**given, **fields})
+    return Objective(torch.from_numpy(feedback.astype(np.int8)), **{**given, **fields})
 
 
-def draw(n: int = 400, k: int = 4, *, seed: int = 0, labelled: bool = True) -> Evidence:
+def draw(n: int = 400, k: int = 4, *, seed: int = 0, labelled: bool = True) -> Objective:
     """Evidence of all kinds; that for both sides is not avoided: each row is judged by what stands in it."""
     random = np.random.default_rng(seed)
-    return evidence_of(
+    return objective_of(
         random.choice([-1, 0, 1], p=[0.2, 0.5, 0.3], size=(n, k)),
         preference=torch.from_numpy(random.choice([-1, 0, 1], p=[0.8, 0.1, 0.1], size=n)) if labelled else None,
         weight=torch.from_numpy(random.choice([0.0, 0.5, 1.0], size=n).astype(np.float32)),
@@ -42,37 +42,37 @@ def draw(n: int = 400, k: int = 4, *, seed: int = 0, labelled: bool = True) -> E
     )
 
 
-def proven_by_definition(evidence: Evidence) -> np.ndarray:
-    n, count = evidence.feedback.shape
+def proven_by_definition(objective: Objective) -> np.ndarray:
+    n, count = objective.feedback.shape
     rows = np.zeros((n, count), bool)
     for i in range(n):
         for k in range(count):
-            side = evidence.polarity[k]
+            side = objective.polarity[k]
             for j in range(count):
-                acted = evidence.feedback[i, j] == 1 and evidence.misclick_rate[j] == 0
-                if j != k and acted and evidence.polarity[j] == side:
+                acted = objective.feedback[i, j] == 1 and objective.misclick_rate[j] == 0
+                if j != k and acted and objective.polarity[j] == side:
                     rows[i, k] = True
-            label = -1 if evidence.preference is None else int(evidence.preference[i])
+            label = -1 if objective.preference is None else int(objective.preference[i])
             if label == {1: 1, -1: 0}[side]:
                 rows[i, k] = True
-            if evidence.feedback[i, k] < 0 or evidence.weight[i] == 0:
+            if objective.feedback[i, k] < 0 or objective.weight[i] == 0:
                 rows[i, k] = False
     return rows
 
 
 @pytest.mark.parametrize("labelled", [True, False])
 def test_proven_rows(labelled: bool) -> None:
-    evidence = draw(labelled=labelled)
-    want = proven_by_definition(evidence)
-    np.testing.assert_array_equal(proven(evidence).numpy(), want)
+    objective = draw(labelled=labelled)
+    want = proven_by_definition(objective)
+    np.testing.assert_array_equal(proven(objective).numpy(), want)
     assert (want.mean(axis=0) > 0.02).tolist() == [labelled, True, True, True]  # signal 3 may be a misclick
 
 
 def test_coactions() -> None:
-    evidence = draw()
-    rows, acted = proven_by_definition(evidence), evidence.feedback.numpy() == 1
+    objective = draw()
+    rows, acted = proven_by_definition(objective), objective.feedback.numpy() == 1
     want = [min((rows & acted)[:, k].sum(), (rows & ~acted)[:, k].sum()) for k in range(4)]
-    assert coactions(evidence).tolist() == want
+    assert coactions(objective).tolist() == want
 
 
 @pytest.fixture(scope="module")
@@ -89,8 +89,9 @@ def test_the_regression_is_that_of_the_proven_rows(case, sd: float) -> None:
     """Posterior mode for iid normal slopes of deviation sd / sqrt(D), minimised here to the last digit."""
     weight = np.random.default_rng(1).uniform(0.5, 2, 3000).astype(np.float32)
     x, folds = torch.from_numpy(case.x), folds_of(3000)
-    evidence = evidence_of(case.feedback, weight=torch.from_numpy(weight))
-    mean, (slopes, _, bias), losses = fit_proven(x, None, evidence, ("hidden", "constant"), folds, sd, ONES)
+    objective = objective_of(case.feedback, weight=torch.from_numpy(weight))
+    mean, (slopes, _, bias), losses = fit_proven(x, None, objective, ("hidden", "constant"), folds, sd, ONES)
+    losses = np.stack(losses)
     np.testing.assert_allclose(mean.weight, slopes.mean(0), rtol=1e-6)
     np.testing.assert_allclose(mean.bias, bias.mean(0), rtol=1e-6)
     held_out = np.zeros((2, 2))
@@ -118,8 +119,8 @@ def test_the_regression_is_that_of_the_proven_rows(case, sd: float) -> None:
 
 def test_features_have_slopes_of_their_own(case) -> None:
     x, z = torch.from_numpy(case.x), torch.from_numpy(case.x[:, :2] * [1, -1]).float()
-    evidence, folds = evidence_of(case.feedback), folds_of(3000)
-    mean, (slopes, feature_slopes, _), _ = fit_proven(x, z, evidence, ("hidden", "features"), folds, 1.0, ONES)
+    objective, folds = objective_of(case.feedback), folds_of(3000)
+    mean, (slopes, feature_slopes, _), _ = fit_proven(x, z, objective, ("hidden", "features"), folds, 1.0, ONES)
     assert slopes.shape == (3, 2, 4) and feature_slopes.shape == (3, 2, 2)
     assert slopes[:, 0].all() and feature_slopes.all() and not slopes[:, 1].any()
     rows = case.feedback[:, 0] == 1
@@ -133,13 +134,13 @@ def test_features_have_slopes_of_their_own(case) -> None:
 def test_a_share_is_a_prior_deviation_of_its_own_for_each_feature(case) -> None:
     """The same as features in these units under an even prior."""
     x, folds, share = torch.from_numpy(case.x), folds_of(3000), torch.tensor([2.0, 0.5, 1.0, 0.5])
-    evidence, designs = evidence_of(case.feedback), ("hidden", "hidden")
-    mean, each, losses = fit_proven(x, None, evidence, designs, folds, 0.5, share)
-    scaled, _, same = fit_proven(x * share.sqrt(), None, evidence, designs, folds, 0.5, ONES)
+    objective, designs = objective_of(case.feedback), ("hidden", "hidden")
+    mean, each, losses = fit_proven(x, None, objective, designs, folds, 0.5, share)
+    scaled, _, same = fit_proven(x * share.sqrt(), None, objective, designs, folds, 0.5, ONES)
     torch.testing.assert_close(mean.weight, scaled.weight * share.sqrt())
     torch.testing.assert_close(each[0].mean(0), mean.weight)
     np.testing.assert_allclose(losses, same)
-    assert (mean.weight - fit_proven(x, None, evidence, designs, folds, 0.5, ONES)[0].weight).abs().max() > 0.01
+    assert (mean.weight - fit_proven(x, None, objective, designs, folds, 0.5, ONES)[0].weight).abs().max() > 0.01
 
 
 def test_the_share_that_predicts_actions_is_taken() -> None:
@@ -149,7 +150,7 @@ def test_the_share_that_predicts_actions_is_taken() -> None:
     x = rng.normal(size=(4000, 203)).astype(np.float32)
     m = sigmoid(x[:, :3] @ rng.normal(size=(3, 2)) * 1.5)
     feedback = ((rng.random((4000, 2)) < m) & (rng.random(4000) < 0.5)[:, None]).astype(np.int8)
-    arguments = (None, evidence_of(feedback), ("hidden", "hidden"), torch.zeros(4000, 2), folds_of(4000))
+    arguments = (None, objective_of(feedback), ("hidden", "hidden"), torch.zeros(4000, 2), folds_of(4000))
     errors = {}
     for name, deviations in (("raw", spread), ("even", np.ones(203))):
         given = torch.from_numpy(deviations.astype(np.float32))
@@ -160,7 +161,7 @@ def test_the_share_that_predicts_actions_is_taken() -> None:
 
 def test_known_signals_are_left_out(case) -> None:
     mean, _, _ = fit_proven(
-        torch.from_numpy(case.x), None, evidence_of(case.feedback), ("known", "hidden"), folds_of(3000), 1.0, ONES
+        torch.from_numpy(case.x), None, objective_of(case.feedback), ("known", "hidden"), folds_of(3000), 1.0, ONES
     )
     assert not mean.weight[0].any() and not mean.bias[0] and mean.weight[1].all()
 
@@ -175,10 +176,10 @@ def test_a_factor_multiplies_the_propensities() -> None:
 
 
 def test_networks_start_from_the_linear_propensities_and_stay_where_these_are_right(case) -> None:
-    x, folds, evidence = torch.from_numpy(case.x), folds_of(3000), evidence_of(case.feedback)
-    mean, each, _ = fit_proven(x, None, evidence, ("hidden", "constant"), folds, 1.0, ONES)
+    x, folds, objective = torch.from_numpy(case.x), folds_of(3000), objective_of(case.feedback)
+    mean, each, _ = fit_proven(x, None, objective, ("hidden", "constant"), folds, 1.0, ONES)
     more = add_networks(
-        mean, each, x, None, evidence, folds, (8,), Training(64, 0.01, 0.1, 4, 2), torch.Generator().manual_seed(0)
+        mean, each, x, None, objective, folds, (8,), Training(64, 0.01, 0.1, 4, 2), torch.Generator().manual_seed(0)
     )
     assert len(more.networks) == 3
     torch.testing.assert_close(more.logits(x)[:, 1], mean.logits(x)[:, 1], rtol=0, atol=0)  # constant it stays
@@ -191,10 +192,18 @@ def test_networks_find_what_is_curved() -> None:
     x = random.normal(size=(6000, 2)).astype(np.float32)
     m = sigmoid(3 * (np.abs(x[:, :1]) - 0.8))
     feedback = np.column_stack([random.random(6000) < 0.5, random.random(6000) < m[:, 0]])
-    evidence, folds = evidence_of(feedback), folds_of(6000, 2)
-    mean, each, _ = fit_proven(torch.from_numpy(x), None, evidence, ("known", "hidden"), folds, 1.0, ONES[:2])
+    objective, folds = objective_of(feedback), folds_of(6000, 2)
+    mean, each, _ = fit_proven(torch.from_numpy(x), None, objective, ("known", "hidden"), folds, 1.0, ONES[:2])
     more = add_networks(
-        mean, each, torch.from_numpy(x), None, evidence, folds, (16,), Training(64, 0.02, 0.0, 15, 5), torch.Generator()
+        mean,
+        each,
+        torch.from_numpy(x),
+        None,
+        objective,
+        folds,
+        (16,),
+        Training(64, 0.02, 0.0, 15, 5),
+        torch.Generator(),
     )
     errors = [np.abs(one.logits(torch.from_numpy(x))[:, 1].sigmoid().numpy() - m[:, 0]).mean() for one in (mean, more)]
     assert errors[0] > 0.2 and errors[1] < 0.08
@@ -209,7 +218,7 @@ def steps(case, designs, estimator="auto", feedback=None, known=None):
     x = torch.from_numpy(case.x)
     known = torch.zeros(feedback.shape) if known is None else known
     return fit_propensities(
-        x, ONES, None, evidence_of(feedback), designs, known, folds_of(len(x)), estimator=estimator, sds=(1.0,)
+        x, ONES, None, objective_of(feedback), designs, known, folds_of(len(x)), estimator=estimator, sds=(1.0,)
     )
 
 
@@ -222,7 +231,7 @@ def test_each_signal_gets_the_estimator_that_its_coactions_allow() -> None:
     assert propensities.designs == ("hidden", "hidden", "constant") and len(each) == 3
     assert free.tolist() == [0, 0, 1]
     designs = ("hidden", "hidden", "known")
-    alone, _, _ = fit_proven(torch.from_numpy(case.x), None, evidence_of(apart), designs, folds_of(3000), 1.0, ONES)
+    alone, _, _ = fit_proven(torch.from_numpy(case.x), None, objective_of(apart), designs, folds_of(3000), 1.0, ONES)
     torch.testing.assert_close(propensities.weight, alone.weight)
     torch.testing.assert_close(propensities.bias[:2], alone.bias[:2])
     assert propensities.bias[2] != 0
@@ -250,8 +259,8 @@ def penalised(case, parameters: list[Tensor], reward_sd: float, sd: float) -> Te
 
 def test_the_joint_fit_is_a_minimum_of_the_penalised_likelihood(case) -> None:
     """Minimised in float64 from zero for every prior of the reward that is tried: one of them is what comes out."""
-    evidence, x = evidence_of(case.feedback), torch.from_numpy(case.x)
-    got = fit_joint(x, None, evidence, ("hidden", "hidden"), torch.zeros(3000, 2), folds_of(3000), sd=0.5)
+    objective, x = objective_of(case.feedback), torch.from_numpy(case.x)
+    got = fit_joint(x, None, objective, ("hidden", "hidden"), torch.zeros(3000, 2), folds_of(3000), sd=0.5)
     off = []
     for reward_sd in REWARD_SDS:
         leaves = [torch.zeros(shape, dtype=torch.float64, requires_grad=True) for shape in (4, (), (2, 4), 2)]

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from irm_fast.cli.commands import app
 from irm_fast.data.signals import RewardSpec
 from irm_fast.evaluation.log_diagnosis import diagnose_file, diagnose_rows
+from irm_fast.models.heldout import HeldOut
 from irm_fast.training.run import train_log
 
 
@@ -91,7 +92,7 @@ def test_known_propensities_and_labels_in_a_file(make_log, tmp_path):
 def test_users_of_a_file_are_read(make_log):
     log = make_log(600)
     spec = RewardSpec("constant", log.signals, log.polarity, (0.0, 0.0))
-    logits = np.full((600, 3), 0.4)
+    logits = HeldOut(np.zeros(600), np.ones(600), np.full(600, 0.4), np.full((600, 2), 0.4))
     some = replace(log, user_ids=[None if i % 3 == 0 else f"user {i % 100}" for i in range(600)])
     named = {test.name: test for test in diagnose_rows([log, some], spec, logits).tests}
     assert named["users alike"].result == "passed"

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from irm_fast.cli.commands import app
 from irm_fast.embeddings.estimator import EmbeddingRewardModel
-from irm_fast.embeddings.fitting import REWARD_SDS, Training, fit_map
+from irm_fast.embeddings.optimize import REWARD_SDS, Training, fit_map
 from irm_fast.experiments.reproduce import contest, experiment, fitting, run
 from irm_fast.experiments.reproduce import folder as folder_of_runs
 from irm_fast.experiments.reproduce.contest import Contest, entrants

@@ -17,7 +17,7 @@ from irm_fast.embeddings.text_model import EmbeddedRewardModel
 from irm_fast.evaluation.evaluation import evaluate
 from irm_fast.evaluation.scoring import load, score
 from irm_fast.models.record import read_record
-from irm_fast.training.config import EmbeddingTrainConfig
+from irm_fast.training.config import EmbeddingTrainConfig, load_config
 from irm_fast.training.on_embeddings import train_on_embeddings
 
 
@@ -59,7 +59,7 @@ def settings(data, vectors, tmp_path):
 
     def make(pooling: str = "last", **more) -> EmbeddingTrainConfig:
         base = {"data": data, "embeddings": vectors[pooling], "output": tmp_path / "out", "hidden_layers": "linear"}
-        return EmbeddingTrainConfig.from_mapping({**base, "propensity_design": "constant", **more})
+        return load_config(None, **{**base, "propensity_design": "constant", **more})
 
     return make
 
@@ -81,10 +81,10 @@ def test_checkpoint_equals_the_estimator(settings, vectors, data, tmp_path, desi
         features = text_features(log.messages)
         assert model.estimator.predict_propensity(inputs, features).std(0).min() > 0.01
     # Likelihood and action rates: the propensities are those of the estimator too.
-    losses, logits = model.predict(inputs, log)
+    heldout = model.predict(inputs, log)
     metrics = evaluate(tmp_path / "out", data)
-    assert metrics["nll"] == pytest.approx(float(losses.mean()), rel=1e-4)
-    own, m = 1 / (1 + np.exp(-logits[:, :1])), 1 / (1 + np.exp(-logits[:, 1:]))
+    assert metrics["nll"] == pytest.approx(float(heldout.loss.mean()), rel=1e-4)
+    own, m = 1 / (1 + np.exp(-heldout.reward[:, None])), 1 / (1 + np.exp(-heldout.propensity))
     assert [metrics[f"{name}_predicted"] for name in log.signals] == pytest.approx((own * m).mean(0).tolist(), rel=1e-4)
 
 
@@ -117,9 +117,9 @@ def test_other_rewards_are_scored_by_the_same_commands(settings, data, tmp_path,
     rewards = [json.loads(line)["reward"] for line in scores.read_text().splitlines()]
     vectors, _ = result.model.embedder.embed(log.messages)
     np.testing.assert_allclose(rewards, result.model.estimator.decision_function(vectors), rtol=1e-4, atol=1e-4)
-    losses, _ = result.model.predict(vectors.numpy(), log)
+    heldout = result.model.predict(vectors.numpy(), log)
     metrics = json.loads(run("evaluate", "--model", out, "--data", data, "--json").stdout)
-    assert metrics["nll"] == pytest.approx(float(losses.mean()), rel=1e-4)
+    assert metrics["nll"] == pytest.approx(float(heldout.loss.mean()), rel=1e-4)
     rated = tmp_path / "rated.jsonl"
     rows = [{"prompt": q["content"], "completion": a["content"], "rating": len(a["content"])} for q, a in log.messages]
     rated.write_text("".join(json.dumps(row) + "\n" for row in rows))

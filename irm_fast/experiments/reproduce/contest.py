@@ -14,10 +14,10 @@ from torch import Tensor
 from irm_fast.data.signals import known_logits
 from irm_fast.diagnostics.metrics import reward_metrics
 from irm_fast.embeddings.estimator import EmbeddingRewardModel
-from irm_fast.embeddings.evidence import Evidence
-from irm_fast.embeddings.fit_joint import start_level
-from irm_fast.embeddings.fit_reward import calibration
+from irm_fast.embeddings.joint import start_level
+from irm_fast.embeddings.objective import Objective
 from irm_fast.embeddings.parts import Scaler
+from irm_fast.embeddings.reward_step import calibration
 from irm_fast.experiments.reproduce.fitting import FOLDS, Fit, Method, Rows, fit
 from irm_fast.experiments.reproduce.methods import (
     BASELINES,
@@ -59,13 +59,13 @@ class Facts:
         self.action_rate = float(self.acted.float().mean())
 
     @cached_property
-    def evidence(self) -> Evidence:
+    def objective(self) -> Objective:
         ones = torch.ones(len(self.feedback))
-        return Evidence(self.feedback, None, ones, (1,) * self.width, (0.0,) * self.width)
+        return Objective(self.feedback, None, ones, (1,) * self.width, (0.0,) * self.width)
 
     @cached_property
     def level(self) -> Tensor:
-        return start_level(self.evidence)
+        return start_level(self.objective)
 
     @cached_property
     def naive(self) -> Fit:
@@ -180,8 +180,8 @@ class Contest:
     def _calibration(self, held_out: np.ndarray, count: int) -> tuple[float, float]:
         """Slope and shift of the greatest implicit likelihood, under the default model's propensities for everybody."""
         propensity = torch.from_numpy(self._default(count, features=False).propensity).float()
-        evidence = self.facts("each", count).evidence
-        return calibration(torch.from_numpy(held_out), propensity, evidence)
+        objective = self.facts("each", count).objective
+        return calibration(torch.from_numpy(held_out), propensity, objective)
 
 
 def _clusters(X: np.ndarray, seed: int) -> np.ndarray:

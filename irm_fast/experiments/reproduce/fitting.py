@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from irm_fast.embeddings.fit_joint import BIAS_SD
-from irm_fast.embeddings.fit_reward import AUTO_LAYERS
-from irm_fast.embeddings.fitting import REWARD_SDS, Training, fit_map, prior_shares, rows_where, train_network
+from irm_fast.embeddings.joint import BIAS_SD
+from irm_fast.embeddings.optimize import REWARD_SDS, Training, fit_map, prior_shares, rows_where, train_network
 from irm_fast.embeddings.parts import Network
+from irm_fast.embeddings.reward_step import AUTO_LAYERS
 
 FOLDS, PROPENSITY_SD = 5, 1.0
 Lagged = tuple[Tensor, Tensor] | None

@@ -8,24 +8,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from irm_fast.embeddings.evidence import Evidence
-from irm_fast.embeddings.fit_two_step import READS
-from irm_fast.embeddings.fitting import REWARD_SDS, fit_map, rows_where
+from irm_fast.embeddings.objective import Objective
+from irm_fast.embeddings.optimize import REWARD_SDS, fit_map, rows_where
 from irm_fast.embeddings.parts import Propensities
+from irm_fast.embeddings.two_step import READS
 
 BIAS_SD = 2.0  # prior deviation of a propensity's logit in the joint likelihood, which may favour a propensity of 1
 
 
-def start_level(evidence: Evidence) -> Tensor:
+def start_level(objective: Objective) -> Tensor:
     """(K,) logit of the propensity under which half of the responses please."""
-    rate = (evidence.feedback == 1).sum(0) / (evidence.feedback >= 0).sum(0).clamp(min=1)
+    rate = (objective.feedback == 1).sum(0) / (objective.feedback >= 0).sum(0).clamp(min=1)
     return torch.logit((2 * rate).clamp(0.02, 0.9))
 
 
 def fit_joint(
     x: Tensor,
     z: Tensor | None,
-    evidence: Evidence,
+    objective: Objective,
     designs: Sequence[str | None],
     fixed: Tensor,
     folds: np.ndarray,
@@ -45,13 +45,13 @@ def fit_joint(
         for number in (0, 1)
     ]
     features = x.new_zeros(len(x), 0) if z is None else z
-    start = start_level(evidence)
+    start = start_level(objective)
 
     def loss(parameters: Sequence[Tensor], rows: Tensor) -> Tensor:
         reward, reward_bias, weight, slope, bias = parameters
         some, more, given = (values.index_select(0, rows) for values in (x, features, fixed))
         logits = some @ (weight * reads[0]).T + more @ (slope * reads[1]).T + bias
-        return evidence.loss(some @ reward + reward_bias, torch.where(learned, logits, given), rows)
+        return objective.loss(some @ reward + reward_bias, torch.where(learned, logits, given), rows)
 
     def fitted(reward_sd: float, rows: Tensor) -> list[Tensor]:
         shapes = ((x.shape[1],), (), (len(designs), x.shape[1]), (len(designs), features.shape[1]))

@@ -1,4 +1,4 @@
-"""Heads on frozen embeddings, and how they are fitted to data that stay in memory."""
+"""Optimisers for data that stay in memory: L-BFGS over all rows, AdamW in shuffled batches; and priors."""
 
 from __future__ import annotations
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from irm_fast.diagnostics.metrics import paired_difference
-from irm_fast.embeddings.evidence import Evidence
-from irm_fast.embeddings.fitting import REWARD_SDS, Training, fit_map, prior_shares, rows_where, train_network
+from irm_fast.embeddings.objective import Objective
+from irm_fast.embeddings.optimize import REWARD_SDS, Training, fit_map, prior_shares, rows_where, train_network
 from irm_fast.embeddings.parts import Network, Reward
 
 AUTO_LAYERS = (128,)
@@ -23,7 +23,7 @@ def fit_reward(
     x: Tensor,
     spread: Tensor,
     propensity: Tensor,
-    evidence: Evidence,
+    objective: Objective,
     folds: np.ndarray,
     hidden_layers: Sequence[int] | str,
     training: Training,
@@ -38,24 +38,24 @@ def fit_reward(
     auto = isinstance(hidden_layers, str)
     layers = AUTO_LAYERS if isinstance(hidden_layers, str) else tuple(hidden_layers)
     if layers and not auto:
-        return _fit_networks(x, propensity, evidence, folds, layers, training, generator)
-    linear = _fit_linear(x, spread, propensity, evidence, folds)
+        return _fit_networks(x, propensity, objective, folds, layers, training, generator)
+    linear = _fit_linear(x, spread, propensity, objective, folds)
     if not auto:
         return linear
-    network = _fit_networks(x, propensity, evidence, folds, layers, training, generator)
-    gain, error = paired_difference(*(part.cpu().numpy() for part in (linear.losses, network.losses, evidence.weight)))
+    network = _fit_networks(x, propensity, objective, folds, layers, training, generator)
+    gain, error = paired_difference(*(part.cpu().numpy() for part in (linear.losses, network.losses, objective.weight)))
     return network if gain > error else linear
 
 
-def calibration(held_out: Tensor, propensity: Tensor, evidence: Evidence) -> tuple[float, float]:
+def calibration(held_out: Tensor, propensity: Tensor, objective: Objective) -> tuple[float, float]:
     """Slope above 0 and shift of the greatest implicit likelihood, for held-out reward logits (N,)."""
-    _, slope, shift, _ = _levels(held_out, propensity, evidence, torch.zeros_like(propensity[0]))
+    _, slope, shift, _ = _levels(held_out, propensity, objective, torch.zeros_like(propensity[0]))
     return float(slope), float(shift)
 
 
-def calibrated(reward: Reward, propensity: Tensor, evidence: Evidence) -> Reward:
+def calibrated(reward: Reward, propensity: Tensor, objective: Objective) -> Reward:
     """The reward times a slope plus a shift, those of `calibration`."""
-    slope, shift = calibration(reward.held_out, propensity, evidence)
+    slope, shift = calibration(reward.held_out, propensity, objective)
     for network in reward.networks:
         for parameter in network.layers[-1].parameters():
             parameter.data *= slope
@@ -63,10 +63,10 @@ def calibrated(reward: Reward, propensity: Tensor, evidence: Evidence) -> Reward
     moved = replace(
         reward, weight=slope * reward.weight, bias=slope * reward.bias + shift, held_out=held_out, each=each
     )
-    return _with_losses(moved, propensity, evidence)
+    return _with_losses(moved, propensity, objective)
 
 
-def propensity_shift(reward: Reward, propensity: Tensor, evidence: Evidence, free: Tensor) -> Tensor:
+def propensity_shift(reward: Reward, propensity: Tensor, objective: Objective, free: Tensor) -> Tensor:
     """(K,) what to add to the propensity logits of the signals that `free` (K,) marks, judged by held-out rewards.
 
     The joint likelihood sees rewards that a prior has shrunk, which hides where action rates level off and makes
@@ -74,11 +74,11 @@ def propensity_shift(reward: Reward, propensity: Tensor, evidence: Evidence, fre
     """
     constants = propensity[0] * free
     starts = [start * free - constants for start in STARTS]
-    return min((_levels(reward.held_out, propensity, evidence, free, start) for start in starts), key=_value)[3] * free
+    return min((_levels(reward.held_out, propensity, objective, free, start) for start in starts), key=_value)[3] * free
 
 
 def _levels(
-    logit: Tensor, propensity: Tensor, evidence: Evidence, free: Tensor, start: Tensor | None = None
+    logit: Tensor, propensity: Tensor, objective: Objective, free: Tensor, start: Tensor | None = None
 ) -> tuple[float, Tensor, Tensor, Tensor]:
     """Loss, slope above 0 and shift of the reward, and shifts (K,) of the propensities; a weak prior on all of them."""
     log_slope, shift = logit.new_zeros(()), logit.new_zeros(())
@@ -86,7 +86,7 @@ def _levels(
     rows, constants = torch.arange(len(logit), device=logit.device), propensity[0] * free
 
     def loss() -> Tensor:
-        value = evidence.loss(log_slope.exp() * logit + shift, propensity + level * free, rows)
+        value = objective.loss(log_slope.exp() * logit + shift, propensity + level * free, rows)
         prior = log_slope**2 + shift**2 / 4 + ((level * free + constants) ** 2).sum() / 4
         return value + prior / (2 * len(logit))
 
@@ -99,7 +99,7 @@ def _value(found: tuple[float, Tensor, Tensor, Tensor]) -> float:
     return found[0]
 
 
-def _fit_linear(x: Tensor, spread: Tensor, propensity: Tensor, evidence: Evidence, folds: np.ndarray) -> Reward:
+def _fit_linear(x: Tensor, spread: Tensor, propensity: Tensor, objective: Objective, folds: np.ndarray) -> Reward:
     """Ridge regressions; the prior that is best on the first fold is taken for all.
 
     A prior gives a logit that varies by `sd` between responses; which of `prior_shares` suits an embedding, only the
@@ -115,7 +115,7 @@ def _fit_linear(x: Tensor, spread: Tensor, propensity: Tensor, evidence: Evidenc
         precision = x.shape[1] / sd**2 / float(counted.sum()) / 2
 
         def loss() -> Tensor:
-            return evidence.linear_loss(x, units * unit, bias, propensity, counted) + precision * (units**2).sum()
+            return objective.linear_loss(x, units * unit, bias, propensity, counted) + precision * (units**2).sum()
 
         fit_map([units, bias], loss)
         return units * unit, bias
@@ -123,26 +123,26 @@ def _fit_linear(x: Tensor, spread: Tensor, propensity: Tensor, evidence: Evidenc
     def held_out_loss(sd: float, share: Tensor) -> float:
         weight, bias = fitted(0, sd, share)
         rows = rows_where(folds == 0, device)
-        return float(evidence.loss(x[rows] @ weight + bias, propensity[rows], rows))
+        return float(objective.loss(x[rows] @ weight + bias, propensity[rows], rows))
 
     sd, share = min(itertools.product(REWARD_SDS, shares.values()), key=lambda prior: held_out_loss(*prior))
     fits = [fitted(fold, sd, share) for fold in range(int(folds.max()) + 1)]
     each = [x @ weight + bias for weight, bias in fits]
     weight, bias = (torch.stack(values).mean(0) for values in zip(*fits, strict=True))
-    return _with_losses(Reward(weight, bias, (), *_by_fold(each, folds)), propensity, evidence)
+    return _with_losses(Reward(weight, bias, (), *_by_fold(each, folds)), propensity, objective)
 
 
 def _fit_networks(
     x: Tensor,
     propensity: Tensor,
-    evidence: Evidence,
+    objective: Objective,
     folds: np.ndarray,
     layers: Sequence[int],
     training: Training,
     generator: torch.Generator,
 ) -> Reward:
     def loss(network: Network, rows: Tensor) -> Tensor:
-        return evidence.loss(network(x.index_select(0, rows)).squeeze(1), propensity.index_select(0, rows), rows)
+        return objective.loss(network(x.index_select(0, rows)).squeeze(1), propensity.index_select(0, rows), rows)
 
     networks, each = [], []
     for fold in range(int(folds.max()) + 1):
@@ -154,7 +154,7 @@ def _fit_networks(
             each.append(network(x).squeeze(1))
     zeros = x.new_zeros(x.shape[1] + 1)
     reward = Reward(zeros[1:], zeros[0], tuple(networks), *_by_fold(each, folds))
-    return _with_losses(reward, propensity, evidence)
+    return _with_losses(reward, propensity, objective)
 
 
 def _by_fold(each: Sequence[Tensor], folds: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -163,6 +163,6 @@ def _by_fold(each: Sequence[Tensor], folds: np.ndarray) -> tuple[Tensor, Tensor]
     return stacked[torch.from_numpy(folds).to(stacked.device), torch.arange(len(folds), device=stacked.device)], stacked
 
 
-def _with_losses(reward: Reward, propensity: Tensor, evidence: Evidence) -> Reward:
+def _with_losses(reward: Reward, propensity: Tensor, objective: Objective) -> Reward:
     rows = torch.arange(len(propensity), device=propensity.device)
-    return replace(reward, losses=evidence.loss(reward.held_out, propensity, rows, "none"))
+    return replace(reward, losses=objective.loss(reward.held_out, propensity, rows, "none"))

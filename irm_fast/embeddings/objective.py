@@ -1,4 +1,4 @@
-"""Evidence."""
+"""The implicit loss of the rows of a fit, held on the device that computes."""
 
 from __future__ import annotations
 
@@ -16,10 +16,15 @@ from irm_fast.losses.operator import Reduction
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """What N rows say about the preference, on the device of the embeddings.
+class Objective:
+    """The implicit loss of N rows, on the device of the embeddings.
 
-    feedback: (N, K) int8.  preference: (N,) int8 or None.  weight: (N,) float32.  polarity, misclick_rate: K each.
+    Attributes:
+        feedback: (N, K) int8.
+        preference: (N,) int8, or None.
+        weight: (N,) float32.
+        polarity: +1 or -1 for each signal.
+        misclick_rate: A rate for each signal.
     """
 
     feedback: Tensor
@@ -35,7 +40,7 @@ class Evidence:
         return alike and set(self.polarity) == {1} and not any(self.misclick_rate)
 
     @classmethod
-    def of(cls, seen: Observed, device: torch.device) -> Evidence:
+    def of(cls, seen: Observed, device: torch.device) -> Objective:
         def tensor(values: np.ndarray) -> Tensor:
             return torch.from_numpy(values).to(device)
 

@@ -18,70 +18,99 @@ import itertools
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from irm_fast.embeddings.evidence import Evidence
-from irm_fast.embeddings.fitting import Training, rows_where, train_network
+from irm_fast.embeddings.objective import Objective
+from irm_fast.embeddings.optimize import Training, rows_where, train_network
 from irm_fast.embeddings.parts import Network, Propensities
 
 READS = {"constant": (), "known": (), "hidden": (0, 1), "features": (1,)}  # of the embedding and the features
 ENOUGH = 10  # co-actions; with fewer, propensities that depend on the response were erratic
 
 
-def proven(evidence: Evidence) -> Tensor:
+def proven(objective: Objective) -> Tensor:
     """(N, K) bool: rows that record signal k and in which something else proves the side it speaks for."""
-    sign = torch.tensor(evidence.polarity, device=evidence.feedback.device)
-    certain = torch.tensor([rate == 0 for rate in evidence.misclick_rate], device=sign.device)
-    acted = (evidence.feedback == 1) & certain
+    sign = torch.tensor(objective.polarity, device=objective.feedback.device)
+    certain = torch.tensor([rate == 0 for rate in objective.misclick_rate], device=sign.device)
+    acted = (objective.feedback == 1) & certain
     votes = torch.stack([(acted & (sign == side)).sum(1) for side in (1, -1)], 1)[:, (sign < 0).long()]
     others = votes - acted.long()
-    if evidence.preference is not None:
-        others = others + (evidence.preference[:, None] == (sign > 0).long())
-    return (others > 0) & (evidence.feedback >= 0) & (evidence.weight > 0)[:, None]
+    if objective.preference is not None:
+        others = others + (objective.preference[:, None] == (sign > 0).long())
+    return (others > 0) & (objective.feedback >= 0) & (objective.weight > 0)[:, None]
 
 
-def coactions(evidence: Evidence) -> np.ndarray:
+def coactions(objective: Objective) -> np.ndarray:
     """(K,) the smaller of how often each signal acts and is silent in its proven rows."""
-    rows = proven(evidence)
-    acted = ((evidence.feedback == 1) & rows).sum(0)
+    rows = proven(objective)
+    acted = ((objective.feedback == 1) & rows).sum(0)
     return torch.minimum(acted, rows.sum(0) - acted).cpu().numpy()
 
 
+class HeldOutLosses(NamedTuple):
+    """Held-out losses of K signals, summed over their proven rows."""
+
+    constant: np.ndarray  # (K,) of constant propensities
+    design: np.ndarray  # (K,) of the designs
+
+
+class ProvenFit(NamedTuple):
+    """Propensities of the signals that other signals prove."""
+
+    propensities: Propensities  # the mean over the folds
+    by_fold: list[Tensor]  # weight, feature_weight and bias of the propensities, each with the folds in front
+    losses: HeldOutLosses
+
+
 def fit_proven(
-    x: Tensor,
-    z: Tensor | None,
-    evidence: Evidence,
+    embeddings: Tensor,
+    features: Tensor | None,
+    objective: Objective,
     designs: Sequence[str],
     folds: np.ndarray,
     sd: float,
     share: Tensor,
     *,
     first: int | None = None,
-) -> tuple[Propensities, list[Tensor], np.ndarray]:
-    """Logistic regression of every signal on its proven rows, without each fold in turn; "known" leaves a signal out.
+) -> ProvenFit:
+    """Logistic regression of every signal on its proven rows, without each fold in turn.
 
-    x: (N, D), z: (N, F) standardised.  folds: (N,) from 0.  sd: prior deviation of a logit between responses;
-    share: (D,) how its variance is spread over x.  first: only the first so many folds.
-    Returns the mean over the folds; weight, feature_weight and bias of each of them; and (2, K) held-out losses, summed
-    over the proven rows: of constants and of the designs.
+    Args:
+        embeddings: (N, D) standardised.
+        features: (N, F) standardised, or None.
+        objective: The implicit loss of the rows.
+        designs: K designs; "known" leaves a signal out.
+        folds: (N,) from 0.
+        sd: Prior deviation of a logit between responses.
+        share: (D,) how its variance is spread over the embeddings.
+        first: Only the first so many folds.
     """
-    rows, acted = proven(evidence).cpu().numpy(), (evidence.feedback == 1).cpu().numpy()
-    weight, count = evidence.weight.cpu().numpy(), first or int(folds.max()) + 1
+    rows, acted = proven(objective).cpu().numpy(), (objective.feedback == 1).cpu().numpy()
+    weight, n_folds, n_signals = objective.weight.cpu().numpy(), first or int(folds.max()) + 1, len(designs)
     unit = share.sqrt()
-    blocks = [(x * unit).cpu().numpy(), np.empty((len(x), 0), np.float32) if z is None else z.cpu().numpy()]
-    slopes = [np.zeros((count, len(designs), block.shape[1]), np.float32) for block in blocks]
-    bias, losses = np.zeros((count, len(designs)), np.float32), np.zeros((2, len(designs)))
-    for k, fold in itertools.product(range(len(designs)), range(count)):
+    blocks = [
+        (embeddings * unit).cpu().numpy(),
+        np.empty((len(embeddings), 0), np.float32) if features is None else features.cpu().numpy(),
+    ]
+    slopes = [np.zeros((n_folds, n_signals, block.shape[1]), np.float32) for block in blocks]
+    bias = np.zeros((n_folds, n_signals), np.float32)
+    losses = HeldOutLosses(np.zeros(n_signals), np.zeros(n_signals))
+    for k, fold in itertools.product(range(n_signals), range(n_folds)):
         read = [number for number in READS[designs[k]] if blocks[number].shape[1]]
         part, held = rows[:, k] & (folds != fold), rows[:, k] & (folds == fold)
+
+        # A constant
         if designs[k] != "known":
             bias[fold, k] = _constant(acted[part, k], weight[part])
         logit = np.full(held.sum(), bias[fold, k])
-        losses[0, k] += _loss(logit, acted[held, k], weight[held])
+        losses.constant[k] += _loss(logit, acted[held, k], weight[held])
+
+        # What the design reads
         if read and len(np.unique(acted[part, k])) == 2:
             found, bias[fold, k] = _logistic(
                 [blocks[number][part] for number in read], acted[part, k], weight[part], sd
@@ -90,10 +119,12 @@ def fit_proven(
             for number, slope in zip(read, found, strict=True):
                 slopes[number][fold, k] = slope
                 logit += blocks[number][held] @ slope
-        losses[1, k] += _loss(logit, acted[held, k], weight[held])
-    each = [torch.from_numpy(values).to(x.device) for values in (*slopes, bias)]
-    each[0] *= unit
-    return Propensities(tuple(designs), each[0].mean(0), each[1].mean(0), each[2].mean(0)), each, losses
+        losses.design[k] += _loss(logit, acted[held, k], weight[held])
+    by_fold = [torch.from_numpy(values).to(embeddings.device) for values in (*slopes, bias)]
+    by_fold[0] *= unit
+    weight_mean, feature_mean, bias_mean = (values.mean(0) for values in by_fold)
+    mean = Propensities(tuple(designs), weight_mean, feature_mean, bias_mean)
+    return ProvenFit(mean, by_fold, losses)
 
 
 def _logistic(
@@ -124,34 +155,37 @@ def _loss(logit: np.ndarray, acted: np.ndarray, weight: np.ndarray) -> float:
 
 def add_networks(
     propensities: Propensities,
-    each: Sequence[Tensor],
-    x: Tensor,
-    z: Tensor | None,
-    evidence: Evidence,
+    by_fold: Sequence[Tensor],
+    embeddings: Tensor,
+    features: Tensor | None,
+    objective: Objective,
     folds: np.ndarray,
     hidden_layers: Sequence[int],
     training: Training,
     generator: torch.Generator,
 ) -> Propensities:
-    """The propensities with a network of x on top of each fold's linear ones, trained on the same rows.
+    """The propensities with a network of the embeddings on top of each fold's linear ones, trained on the same rows.
 
-    each: of `fit_proven`.
+    Args:
+        by_fold: Of `fit_proven`.
     """
-    mask = proven(evidence).float() * propensities.hidden * evidence.weight[:, None]
-    target = (evidence.feedback == 1).float()
+    mask = proven(objective).float() * propensities.hidden * objective.weight[:, None]
+    target = (objective.feedback == 1).float()
     rows = mask.any(1).cpu().numpy()
     networks = []
-    for fold, (weight, feature_weight, bias) in enumerate(zip(*each, strict=True)):
-        linear = Propensities(propensities.designs, weight, feature_weight, bias).logits(x, z)
+    for fold, (weight, feature_weight, bias) in enumerate(zip(*by_fold, strict=True)):
+        linear = Propensities(propensities.designs, weight, feature_weight, bias).logits(embeddings, features)
 
         def loss(network: Network, batch: Tensor, linear: Tensor = linear) -> Tensor:
-            logits = linear.index_select(0, batch) + network(x.index_select(0, batch))
+            logits = linear.index_select(0, batch) + network(embeddings.index_select(0, batch))
             some = mask.index_select(0, batch)
             entries = binary_cross_entropy_with_logits(logits, target.index_select(0, batch), some, reduction="sum")
             return entries / some.sum().clamp(min=1e-12)
 
-        fitted, held_out = (rows_where(rows & part, x.device) for part in (folds != fold, folds == fold))
-        network = Network(x.shape[1], hidden_layers, len(propensities.designs)).to(x.device).zero_output()
+        fitted, held_out = (rows_where(rows & part, embeddings.device) for part in (folds != fold, folds == fold))
+        network = (
+            Network(embeddings.shape[1], hidden_layers, len(propensities.designs)).to(embeddings.device).zero_output()
+        )
         train_network(network, loss, fitted, held_out, training, generator)
         networks.append(network)
     return replace(propensities, networks=tuple(networks))

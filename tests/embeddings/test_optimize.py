@@ -10,54 +10,54 @@ import torch
 from torch import Tensor
 
 import irm_fast
-from irm_fast.embeddings.fit_reward import fit_reward
-from irm_fast.embeddings.fitting import Training, fit_map, one_epoch, rows_where, train_network
+from irm_fast.embeddings.optimize import Training, fit_map, one_epoch, rows_where, train_network
 from irm_fast.embeddings.parts import Network, Scaler
+from irm_fast.embeddings.reward_step import fit_reward
 from tests.embeddings.embedding_cases import make
-from tests.embeddings.test_two_step import draw, evidence_of, folds_of
+from tests.embeddings.test_two_step import draw, folds_of, objective_of
 
 
 def test_losses_of_some_rows() -> None:
     """Against the float64 reference, with evidence of every kind but the contradictory."""
-    evidence, generator = draw(), torch.Generator().manual_seed(0)
-    evidence.feedback[:, 1].clamp_(max=0), evidence.feedback[:, 3].clamp_(max=0)
-    evidence.preference[(evidence.feedback == 1).any(1)] = -1
+    objective, generator = draw(), torch.Generator().manual_seed(0)
+    objective.feedback[:, 1].clamp_(max=0), objective.feedback[:, 3].clamp_(max=0)
+    objective.preference[(objective.feedback == 1).any(1)] = -1
     rows = torch.randperm(400, generator=generator)[:150]
     s, t = torch.randn(400, generator=generator), torch.randn(400, 4, generator=generator)
-    options = {"polarity": evidence.polarity, "misclick_rate": evidence.misclick_rate, "backend": "reference"}
-    fields = {name: getattr(evidence, name)[rows] for name in ("preference", "weight")}
+    options = {"polarity": objective.polarity, "misclick_rate": objective.misclick_rate, "backend": "reference"}
+    fields = {name: getattr(objective, name)[rows] for name in ("preference", "weight")}
     for reduction in ("mean", "none"):
         want = irm_fast.implicit_rm_loss(
-            s[rows].double(), t[rows].double(), evidence.feedback[rows], **fields, **options, reduction=reduction
+            s[rows].double(), t[rows].double(), objective.feedback[rows], **fields, **options, reduction=reduction
         )
-        got = evidence.loss(s[rows], t[rows], rows, reduction)
+        got = objective.loss(s[rows], t[rows], rows, reduction)
         torch.testing.assert_close(got.double(), want.double(), rtol=1e-5, atol=1e-6)
 
 
 def test_linear_losses_count_the_rows_they_are_asked_for() -> None:
     case = make(300, 5)
     weight = torch.rand(300, generator=torch.Generator().manual_seed(0))
-    evidence, x = evidence_of(case.feedback, weight=weight), torch.from_numpy(case.x)
+    objective, x = objective_of(case.feedback, weight=weight), torch.from_numpy(case.x)
     counted = torch.from_numpy(folds_of(300) > 0)
     w, t = torch.ones(5) / 3, torch.from_numpy(np.log(case.m / (1 - case.m))).float()
-    got = evidence.linear_loss(x, w, torch.tensor(0.3), t, counted.float())
-    want = evidence.loss((x @ w + 0.3)[counted], t[counted], counted.nonzero()[:, 0])
+    got = objective.linear_loss(x, w, torch.tensor(0.3), t, counted.float())
+    want = objective.loss((x @ w + 0.3)[counted], t[counted], counted.nonzero()[:, 0])
     torch.testing.assert_close(got, want)
 
 
 def test_the_reward_meets_propensities_only_in_silent_rows() -> None:
     """So rows that two_step reads for propensities have no second say in the reward: no cross-fitting is needed."""
     case = make(500, 3, polarity=(1, 1, -1), slopes=(1, 1, 1))
-    evidence, generator = evidence_of(case.feedback, polarity=(1, 1, -1)), torch.Generator().manual_seed(0)
+    objective, generator = objective_of(case.feedback, polarity=(1, 1, -1)), torch.Generator().manual_seed(0)
     rows, s = torch.arange(500), torch.randn(500, generator=generator)
 
     def gradient(t: Tensor) -> Tensor:
         leaf = s.clone().requires_grad_()
-        return torch.autograd.grad(evidence.loss(leaf, t, rows, "sum"), leaf)[0]
+        return torch.autograd.grad(objective.loss(leaf, t, rows, "sum"), leaf)[0]
 
     t = torch.randn(500, 3, generator=generator)
     moved = (gradient(t) - gradient(t + torch.randn(500, 3, generator=generator))).abs()
-    acted = (evidence.feedback == 1).any(1)
+    acted = (objective.feedback == 1).any(1)
     assert 100 < acted.sum() < 400
     assert (moved[acted] == 0).all() and (moved[~acted] > 1e-6).all()
 
@@ -139,14 +139,14 @@ def test_rewards_of_folds(layers: tuple[int, ...]) -> None:
     def fit(feedback: np.ndarray):
         torch.manual_seed(0)
         generator = torch.Generator().manual_seed(0)
-        return fit_reward(x, x.std(0), logits, evidence_of(feedback), folds, layers, training, generator)
+        return fit_reward(x, x.std(0), logits, objective_of(feedback), folds, layers, training, generator)
 
     reward = fit(case.feedback)
     assert len(reward.networks) == (3 if layers else 0) and reward.each.shape == (3, 600)
     torch.testing.assert_close(reward.logits(x), reward.each.mean(0), atol=1e-5, rtol=1e-5)
     assert torch.equal(reward.held_out, reward.each[torch.from_numpy(folds), torch.arange(600)])
     rows = torch.arange(600)
-    torch.testing.assert_close(reward.losses, evidence_of(case.feedback).loss(reward.held_out, logits, rows, "none"))
+    torch.testing.assert_close(reward.losses, objective_of(case.feedback).loss(reward.held_out, logits, rows, "none"))
     if not layers:  # a network is chosen by its held-out rows, among its epochs
         changed = case.feedback.copy()
         changed[folds == 1] = 1 - changed[folds == 1]

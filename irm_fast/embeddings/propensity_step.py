@@ -1,0 +1,127 @@
+"""Propensities of all signals: which design and which estimator each gets, and the joint likelihood for the rest."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from irm_fast.embeddings.joint import fit_joint, start_level
+from irm_fast.embeddings.objective import Objective
+from irm_fast.embeddings.optimize import prior_shares
+from irm_fast.embeddings.parts import Propensities
+from irm_fast.embeddings.two_step import ENOUGH, READS, coactions, fit_proven
+
+LEFT_OUT = "known"  # the design under which a regression leaves a signal alone
+
+
+class FoundPropensities(NamedTuple):
+    """Linear propensities of all signals."""
+
+    propensities: Propensities
+    by_fold: list[Tensor]  # weights of each fold, from which `two_step.add_networks` starts; empty without hidden ones
+    open_level: Tensor  # (K,): 1 for constants whose level only the joint likelihood shows
+
+
+def fit_propensities(
+    embeddings: Tensor,
+    spread: Tensor,
+    features: Tensor | None,
+    objective: Objective,
+    designs: Sequence[str],
+    known: Tensor,
+    folds: np.ndarray,
+    *,
+    estimator: str,
+    sds: Sequence[float],
+) -> FoundPropensities:
+    """Linear propensities of all signals.
+
+    Args:
+        embeddings: (N, D) standardised.
+        spread: (D,) deviations of the embeddings before that.
+        features: (N, F) standardised, or None.
+        objective: The implicit loss of the rows.
+        designs: K designs, perhaps auto.
+        known: (N, K) logits where the design is known, else 0.
+        folds: (N,) from 0.
+        estimator: two-step, joint or auto.
+        sds: Prior deviations of a logit between responses. The one that is best on the first fold is taken, spread
+            over the embeddings evenly or by raw variances, likewise. The joint likelihood takes the first.
+
+    Raises:
+        ValueError: The estimator is two-step, and a signal has fewer than 10 co-actions.
+    """
+    # Which signals other signals prove often enough
+    two_steps = _in_two_steps(coactions(objective), designs, estimator)
+    wanted = ["hidden" if design == "auto" else design for design in designs]
+    chosen = [design if use else LEFT_OUT for design, use in zip(wanted, two_steps, strict=True)]
+
+    # Two steps: the prior by the first fold, then the design by all of them
+    prior = _best_prior(embeddings, spread, features, objective, chosen, folds, sds)
+    proven = fit_proven(embeddings, features, objective, chosen, folds, *prior)
+    no_better = [
+        design == "auto" and use and proven.losses.design[k] >= proven.losses.constant[k]
+        for k, (design, use) in enumerate(zip(designs, two_steps, strict=True))
+    ]
+    if any(no_better):
+        chosen = ["constant" if no else design for no, design in zip(no_better, chosen, strict=True)]
+        proven = fit_proven(embeddings, features, objective, chosen, folds, *prior)
+
+    # The joint likelihood for the rest; where only constants are left, held-out rewards will show their level
+    rest: list[str | None] = [
+        None if design == "known" or use else ("constant" if design == "auto" else design)
+        for design, use in zip(designs, two_steps, strict=True)
+    ]
+    final = tuple(other or one for one, other in zip(chosen, rest, strict=True))
+    open_level = torch.tensor([float(design == "constant") for design in rest], device=embeddings.device)
+    two_step = proven.propensities
+    if any(design not in (None, "constant") for design in rest):
+        fixed = two_step.logits(embeddings, features) + known
+        joint = fit_joint(embeddings, features, objective, rest, fixed, folds, sd=sds[0])
+    else:  # see reward_step.propensity_shift
+        level = open_level * start_level(objective)
+        joint = Propensities(final, 0 * two_step.weight, 0 * two_step.feature_weight, level)
+    together = Propensities(
+        final,
+        two_step.weight + joint.weight,
+        two_step.feature_weight + joint.feature_weight,
+        two_step.bias + joint.bias,
+    )
+    return FoundPropensities(together, proven.by_fold if "hidden" in chosen else [], open_level)
+
+
+def _in_two_steps(counts: np.ndarray, designs: Sequence[str], estimator: str) -> list[bool]:
+    """Which signals are fitted on proven rows: those that are not known and have enough co-actions."""
+    few = [k for k, design in enumerate(designs) if design != "known" and counts[k] < ENOUGH]
+    if estimator == "two-step" and few:
+        raise ValueError(
+            f"estimator: 'two-step' needs {ENOUGH} co-actions and as many silences beside an action; "
+            f"signal {few[0]} has {counts[few[0]]}: use 'auto' or 'joint'"
+        )
+    return [design != "known" and k not in few and estimator != "joint" for k, design in enumerate(designs)]
+
+
+def _best_prior(
+    embeddings: Tensor,
+    spread: Tensor,
+    features: Tensor | None,
+    objective: Objective,
+    chosen: Sequence[str],
+    folds: np.ndarray,
+    sds: Sequence[float],
+) -> tuple[float, Tensor]:
+    """Deviation, and how its variance is spread over the embeddings: the best on the first fold."""
+    priors = list(itertools.product(sds, prior_shares(spread).values()))
+    if len(priors) == 1 or not any(READS[design] for design in chosen):  # it does not matter
+        return priors[0]
+
+    def held_out_loss(prior: tuple[float, Tensor]) -> float:
+        found = fit_proven(embeddings, features, objective, chosen, folds, *prior, first=1)
+        return float(found.losses.design.sum())
+
+    return min(priors, key=held_out_loss)
