@@ -213,7 +213,7 @@ def sar_em_loss(
     checks.check_logits("propensity_logits", propensity_logits, reward_logits.shape, reward_logits.device)
     posterior = reward_logits.detach(), propensity_logits.detach()
     if stratification is not None:
-        posterior = checks.check_stratification(stratification, reward_logits, propensity_logits)  # type: ignore[assignment]
+        posterior = checks.check_stratification(stratification, reward_logits, propensity_logits)
     s, t = posterior
     acted, counted = (feedback == 1).to(f.dtype), recorded != 0
     # P(r* = 1 | silent) = g (1 - m) / (1 - g m), in logits

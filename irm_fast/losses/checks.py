@@ -140,11 +140,9 @@ def check_weight(weight: Tensor, reward_logits: Tensor) -> Tensor:
 
 
 def check_stratification(
-    stratification: tuple[Tensor, Tensor] | None, reward_logits: Tensor, propensity_logits: Tensor
-) -> tuple[Tensor | None, Tensor | None]:
-    """The logits of a separate stratification model, as constants; None twice where there is none."""
-    if stratification is None:
-        return None, None
+    stratification: tuple[Tensor, Tensor], reward_logits: Tensor, propensity_logits: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The logits of a separate stratification model, as constants."""
     if not isinstance(stratification, Sequence) or len(stratification) != 2:
         raise ValueError("stratification must be a pair (reward_logits, propensity_logits), or None")
     reward, propensity = stratification

@@ -122,7 +122,9 @@ def implicit_rm_loss(
     checks.check_batch(reward_logits, propensity_logits, feedback, preference)
     n_signals = propensity_logits.shape[1] if propensity_logits.dim() == 2 else 1
     sides, rates = checks.signal_constants(polarity, misclick_rate, n_signals)
-    posterior = checks.check_stratification(stratification, reward_logits, propensity_logits)
+    posterior: tuple[Tensor | None, Tensor | None] = (None, None)
+    if stratification is not None:
+        posterior = checks.check_stratification(stratification, reward_logits, propensity_logits)
     weight = checks.check_options(reward_logits, weight, reduction, normalizer)
     if check_values:
         check_values_of(feedback, preference, weight)

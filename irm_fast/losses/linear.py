@@ -134,8 +134,9 @@ def linear_implicit_rm_loss(
     if preference is not None:
         checks.check_codes("preference", preference, hidden.shape[:1], hidden.device)
     sides, rates = checks.signal_constants(polarity, misclick_rate, n_signals)
-    reward_posterior, propensity_posterior = checks.check_stratification(stratification, hidden[:, 0], feedback)
-    if propensity_posterior is not None:
+    reward_posterior = propensity_posterior = None
+    if stratification is not None:
+        reward_posterior, propensity_posterior = checks.check_stratification(stratification, hidden[:, 0], feedback)
         propensity_posterior = propensity_posterior.reshape(n, n_signals)
     weight = checks.check_options(hidden, weight, reduction, normalizer)
     if check_values:

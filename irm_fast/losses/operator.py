@@ -120,14 +120,15 @@ class Operation:
         keep: Callable[..., Sequence[Tensor | None]] | None = None,
     ) -> None:
         self.loss, self.run, self.gradients, self.keep = loss, run, gradients, keep
-        self.count = len(inputs)
+        self.count, self.nothing = len(inputs), (False,) * len(inputs)
         self.operator = self._register(name, inputs, options, fake, results)
         self.eager = self._eager_function()
         self.transformed = self._transformable_function()
 
     def __call__(self, *inputs: Tensor | None, options: Any) -> tuple[Tensor, Tensor | None]:
-        enabled = torch.is_grad_enabled()
-        need = tuple([enabled and x is not None and x.requires_grad for x in inputs])
+        need = self.nothing
+        if torch.is_grad_enabled():
+            need = tuple([x is not None and x.requires_grad for x in inputs])
         if torch.compiler.is_compiling():
             loss, groups, *_ = self.operator(*inputs, *options, *need)
             return loss, groups.detach()
@@ -153,12 +154,6 @@ class Operation:
         ctx.backend, ctx.call = options.backend, call
         ctx.save_for_backward(*(saved if self.keep is None else self.keep(inputs, options, need, saved)))
 
-    def backward(self, ctx: Any, upstream: Tensor) -> Sequence[Tensor | None]:
-        """Gradients of the inputs; a second derivative must not vanish in silence."""
-        if torch.is_grad_enabled():  # create_graph=True
-            self.refuse_second_derivative()
-        return self.gradients(ctx, upstream)
-
     def refuse_second_derivative(self) -> None:
         raise RuntimeError(
             f"{self.loss} has closed-form gradients and cannot be differentiated twice (create_graph=True); "
@@ -167,13 +162,13 @@ class Operation:
 
     def _eager_function(self) -> Any:
         """The autograd function of ordinary calls: what backward reads is never an output, which saves time."""
-        operation = self
+        operation, run, gradients = self, self.run, self.gradients
 
         class Eager(torch.autograd.Function):
             @staticmethod
             def forward(ctx: Any, *arguments: Any) -> Any:
                 *inputs, options, need = arguments
-                loss, groups, *saved = operation.run(*inputs, options, need)
+                loss, groups, *saved = run(*inputs, options, need)
                 operation.remember(ctx, inputs, options, need, saved, _function)
                 if groups is not None:
                     ctx.mark_non_differentiable(groups)
@@ -181,7 +176,9 @@ class Operation:
 
             @staticmethod
             def backward(ctx: Any, upstream: Tensor, _: Any) -> Any:
-                return *operation.backward(ctx, upstream), None, None
+                if torch.is_grad_enabled():  # create_graph=True: a second derivative must not vanish in silence
+                    operation.refuse_second_derivative()
+                return *gradients(ctx, upstream), None, None
 
         return Eager
 
@@ -250,7 +247,9 @@ class Operation:
             self.remember(ctx, tensors, given, need, output[2:], _operator)
 
         def backward(ctx: Any, upstream: Tensor, *_: Any) -> Any:
-            return *self.backward(ctx, upstream), *[None] * (len(fields) + len(needs))
+            if torch.is_grad_enabled():
+                self.refuse_second_derivative()
+            return *self.gradients(ctx, upstream), *[None] * (len(fields) + len(needs))
 
         schema = f"({', '.join([*tensors, *fields, *needs])}) -> ({', '.join(['Tensor'] * results)})"
         operator = torch.library.custom_op(f"irm_fast::{name}", real, mutates_args=(), schema=schema)

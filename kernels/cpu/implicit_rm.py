@@ -39,6 +39,7 @@ def pack_arguments(
     reward: tuple[int, int, int, int],
     propensity: tuple[int, int, int, int],
     batch: Batch,
+    signals: Tensor,
     results: tuple[Tensor, Tensor | None, Tensor | None, Tensor | None],
 ) -> bytes:
     """`struct Arguments` of a batch of shape (N, K), from views of its logits; results in the kernel's order."""
@@ -54,7 +55,7 @@ def pack_arguments(
         *codes_view(batch.feedback),
         *(_NO_CODES if preference is None else codes_view(preference)),
         address(batch.weight),
-        batch.signal_table(CPU).data_ptr(),
+        signals.data_ptr(),
         batch.has_misclick,
         batch.factor,
         loss.data_ptr() if batch.per_row else 0,
@@ -72,7 +73,8 @@ def implicit_rm_forward(
     """Loss, both gradients and groups of a batch in one pass; all results float32. Shapes as in the Triton twin."""
     shape = propensity.shape
     n = shape[0]
-    empty = batch.signal_table(CPU).new_empty  # float32 whatever torch's defaults are, and half the price
+    signals = batch.signal_table(CPU)
+    empty = signals.new_empty  # float32 whatever torch's defaults are, and half the price
     loss = empty(n if batch.per_row else ())
     grad_reward = empty(n) if need[0] else None
     grad_propensity = empty(shape) if need[1] else None
@@ -85,6 +87,7 @@ def implicit_rm_forward(
         reward_view,
         logits_view(propensity),
         batch,
+        signals,
         (loss, grad_reward, grad_propensity, groups),
     )
     status = _run(arguments)

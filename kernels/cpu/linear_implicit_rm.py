@@ -33,7 +33,8 @@ def linear_implicit_rm_forward(
     whatever their hidden state holds.
     """
     (n, width), n_signals, n_heads = hidden.shape, batch.feedback.shape[1], heads.shape[0]
-    empty = batch.signal_table(CPU).new_empty  # float32 whatever torch's defaults are
+    signals = batch.signal_table(CPU)
+    empty = signals.new_empty  # float32 whatever torch's defaults are
     loss = empty(n if batch.per_row else ())
     grad_logits = empty((n, n_signals + 1)) if need[0] else None
     grad_heads = empty((n_heads, width)) if need[1] else None
@@ -42,7 +43,7 @@ def linear_implicit_rm_forward(
     if n:
         require_storage(hidden_view[0])
     propensity_view = NO_LOGITS if propensity is None else logits_view(propensity)
-    arguments = pack_arguments((n, n_signals), NO_LOGITS, propensity_view, batch, (loss, None, None, groups))
+    arguments = pack_arguments((n, n_signals), NO_LOGITS, propensity_view, batch, signals, (loss, None, None, groups))
     arguments += _HEADS.pack(
         *hidden_view, heads.data_ptr(), bias.data_ptr(), n_heads, width, address(grad_logits), address(grad_heads)
     )
