@@ -33,10 +33,11 @@ Polarity = Annotated[str | None, typer.Option(help="NAME=1 or NAME=-1, comma sep
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        import irm_fast
+        from irm_fast import __version__
+        from irm_fast.losses.dispatch import backends
 
-        typer.echo(f"irm-fast {irm_fast.__version__}")
-        states = irm_fast.backends()
+        typer.echo(f"irm-fast {__version__}")
+        states = backends()
         if states["cpu"] == "available":
             from irm_fast.kernels.cpu.library import INSTRUCTION_SET
 
@@ -296,14 +297,14 @@ def reproduce(
     """
     from irm_fast.experiments.reproduce.experiment import Experiment
     from irm_fast.experiments.reproduce.population import PROTOCOLS
-    from irm_fast.experiments.reproduce.run import report, run
+    from irm_fast.experiments.reproduce.run import report, run_experiment
 
     experiment = Experiment(data, model, alpha, target, limit, max_length, noise)
     if protocol not in ("both", *PROTOCOLS):
         raise ValueError(f"protocol: got {protocol!r}; expected both, {' or '.join(PROTOCOLS)}")
     protocols = PROTOCOLS if protocol == "both" else (protocol,)
     try:
-        results = run(
+        results = run_experiment(
             experiment,
             output,
             protocols=protocols,

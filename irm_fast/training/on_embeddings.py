@@ -15,7 +15,7 @@ from irm_fast.evaluation.evaluation import heldout_metrics
 from irm_fast.evaluation.log_diagnosis import diagnose_rows
 from irm_fast.models.backbone import model_config
 from irm_fast.training.config import EmbeddingTrainConfig
-from irm_fast.training.prepare import Prepared, prepare, read_data
+from irm_fast.training.prepare import Prepared, prepare_run, read_data
 from irm_fast.training.result import TrainResult
 from irm_fast.training.run_folder import begin_run, close_run
 
@@ -40,7 +40,7 @@ def train_on_embeddings(config: EmbeddingTrainConfig) -> TrainResult:
     source = read_source(config.embeddings)
     source = replace(source, model=config.model or source.model)
     model_config(source.model)  # refused before the work, not after it
-    prepared = prepare(read_data(config), config)
+    prepared = prepare_run(read_data(config), config)
     parts = [prepared.log] if prepared.heldout is None else [prepared.log, prepared.heldout]
     vectors = read_embeddings(
         config.embeddings, [name for part in parts for name in part.ids], [m for part in parts for m in part.messages]

@@ -53,7 +53,7 @@ def read_data(config: RunConfig) -> Log:
     return read_log(config.data, absent=config.absent, polarity=config.polarity, misclick=misclick)
 
 
-def prepare(log: Log, config: RunConfig, heldout: Log | None = None) -> Prepared:
+def prepare_run(log: Log, config: RunConfig, heldout: Log | None = None) -> Prepared:
     """Check a log against the settings and the output folder, and part it.
 
     Raises:

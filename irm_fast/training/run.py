@@ -28,7 +28,7 @@ from irm_fast.models.tokens import tokenise
 from irm_fast.training.callbacks import MetricsFile
 from irm_fast.training.config import EmbeddingTrainConfig, TrainConfig
 from irm_fast.training.distributed import whole_state
-from irm_fast.training.prepare import Prepared, prepare, read_data
+from irm_fast.training.prepare import Prepared, prepare_run, read_data
 from irm_fast.training.result import TrainResult
 from irm_fast.training.run_folder import (
     CHECKPOINTS,
@@ -88,7 +88,7 @@ def train_log(log: Log, config: TrainConfig, *, heldout: Log | None = None) -> T
         RuntimeError: As `train`.
     """
     # Prepare: what can be refused is refused here
-    prepared = prepare(log, config, heldout)
+    prepared = prepare_run(log, config, heldout)
 
     # Fit each propensity design, from the same weights on the same rows
     fits: list[_Fit] = []

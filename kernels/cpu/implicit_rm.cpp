@@ -15,16 +15,6 @@ namespace {
 
 constexpr int64_t kRowsPerThread = 8192;  // below this, waking a thread costs more than it saves
 
-BlockFunction process_block() {
-  switch (instruction_set()) {
-#if defined(IRM_X86)
-    case InstructionSet::kAvx512: return avx512::process_block;
-    case InstructionSet::kAvx2: return avx2::process_block;
-#endif
-    default: return baseline::process_block;
-  }
-}
-
 int run(const Arguments& args) {
   const int64_t n = args.n_rows, entries = n * args.n_signals;
   if (args.grad_reward) advise_huge_pages(args.grad_reward, n * sizeof(float));
@@ -33,7 +23,7 @@ int run(const Arguments& args) {
   const int64_t n_blocks = (n + kRowsPerBlock - 1) / kRowsPerBlock;
   std::vector<double> sums(n_blocks);
   std::atomic<int> status{0};
-  const BlockFunction process = process_block();
+  const auto process = IRM_DISPATCH(process_block);
   for_blocks(n_blocks, std::min(args.n_threads, n / kRowsPerThread),
              [&](int64_t b) { status |= process(args, b, sums[b]); });
   double total = 0.0;
@@ -48,4 +38,5 @@ int run(const Arguments& args) {
 IRM_EXPORT int irm_implicit_rm(const irm::Arguments* args) {
   return irm::guarded([args] { return irm::run(*args); });
 }
-IRM_EXPORT int64_t irm_implicit_rm_arguments_size() { return sizeof(irm::Arguments); }
+#define FIELDS(X) IRM_ARGUMENTS_FIELDS(X, )
+IRM_EXPORT_LAYOUT(irm_implicit_rm, irm::Arguments, FIELDS)

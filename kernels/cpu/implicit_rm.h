@@ -3,6 +3,9 @@
 
 #include <cstdint>
 
+#include "instruction_set.h"
+#include "layout.h"
+
 namespace irm {
 
 enum LogitType : int64_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
@@ -22,7 +25,7 @@ struct CodesView {
 
 enum Status : int { kInvalidFeedback = 1, kInvalidPreference = 2, kInvalidWeight = 4, kOutOfMemory = 8 };
 
-// Mirrored field by field in implicit_rm.py: every field has 8 bytes.
+// Packed by name in implicit_rm.py: every field has 8 bytes, and stands in IRM_ARGUMENTS_FIELDS.
 struct Arguments {
   int64_t n_rows, n_signals;
   LogitsView reward, propensity;              // the logits that are trained
@@ -40,14 +43,17 @@ struct Arguments {
   int64_t n_threads;
 };
 
+#define IRM_ARGUMENTS_FIELDS(X, in) \
+  X(in n_rows) X(in n_signals) IRM_LOGITS_FIELDS(X, in reward) IRM_LOGITS_FIELDS(X, in propensity) \
+  IRM_LOGITS_FIELDS(X, in reward_strat) IRM_LOGITS_FIELDS(X, in propensity_strat) IRM_CODES_FIELDS(X, in feedback) \
+  IRM_CODES_FIELDS(X, in preference) X(in weight) X(in signals) X(in has_misclick) X(in scale) X(in loss_rows) \
+  X(in loss_sum) X(in grad_reward) X(in grad_propensity) X(in groups) X(in n_threads)
+
 constexpr int kMaxSignals = 16;
 constexpr int64_t kRowsPerBlock = 4096;  // one partial sum a block: the result does not depend on the threads
 
 // Computes one block of rows, adds its losses up in `sum` and returns a Status. implicit_rm_block.cpp is compiled once
 // for every instruction set; implicit_rm.cpp picks one at run time and shares the blocks out among threads.
-using BlockFunction = int (*)(const Arguments& args, int64_t block, double& sum);
-namespace baseline { int process_block(const Arguments&, int64_t, double&); }
-namespace avx2 { int process_block(const Arguments&, int64_t, double&); }
-namespace avx512 { int process_block(const Arguments&, int64_t, double&); }
+IRM_DECLARE(int, process_block, (const Arguments& args, int64_t block, double& sum))
 
 }  // namespace irm

@@ -2,17 +2,40 @@
 
 from __future__ import annotations
 
-import struct
-
 import torch
 from irm_fast.kernels.batch import Batch
-from irm_fast.kernels.cpu.library import LOGIT_TYPES, UNSIGNED, bind, raise_status, require_storage
+from irm_fast.kernels.cpu.library import (
+    LOGIT_TYPES,
+    UNSIGNED,
+    bind,
+    codes_fields,
+    logits_fields,
+    raise_status,
+    require_storage,
+)
 from torch import Tensor
 
-# Field by field `struct Arguments` of implicit_rm.h: sizes; four views of logits; two of codes; then
-# weight, signals, has_misclick, scale, five results, threads.
-ARGUMENTS = struct.Struct("=2q 16q 10q 3q d 5q q")
-_run = bind("irm_implicit_rm", ARGUMENTS)
+FIELDS = (  # of `struct Arguments`, implicit_rm.h
+    "n_rows",
+    "n_signals",
+    *logits_fields("reward"),
+    *logits_fields("propensity"),
+    *logits_fields("reward_strat"),
+    *logits_fields("propensity_strat"),
+    *codes_fields("feedback"),
+    *codes_fields("preference"),
+    "weight",
+    "signals",
+    "has_misclick",
+    "scale",
+    "loss_rows",
+    "loss_sum",
+    "grad_reward",
+    "grad_propensity",
+    "groups",
+    "n_threads",
+)
+_run, ARGUMENTS = bind("irm_implicit_rm", FIELDS)
 CPU = torch.device("cpu")
 NO_LOGITS = (0, 0, 0, 0)
 _NO_CODES = (0, 0, 0, 0, 0)

@@ -9,12 +9,12 @@
 
 #include "one_sided.h"
 #include "tile.h"
+#include "tile_loop.h"
 
 namespace irm {
 namespace IRM_ISA {
 namespace {
 
-constexpr int64_t kAhead = 16;  // tiles
 
 // The paper's form: cross-entropies against a posterior that is a constant, first the preference.
 void stratified_reward(Tile& tile) {
@@ -194,34 +194,14 @@ void prefetch_tile(const Arguments& args, int64_t first) {
   prefetch_rows(args.feedback.data, args.feedback.row_stride * args.feedback.width, first);
 }
 
-double finish_tile(const Arguments& args, Tile& tile) {
-  if (args.loss_rows) std::memcpy(args.loss_rows + tile.first, tile.loss, tile.rows * sizeof(float));
-  if (args.grad_reward) std::memcpy(args.grad_reward + tile.first, tile.grad, tile.rows * sizeof(float));
-  for (int i = tile.rows; i < kTile; ++i) tile.loss[i] = 0.0f;
-  double lanes[8] = {}, sum = 0.0;  // several chains of additions, in a fixed order
-  for (int i = 0; i < kTile; i += 8) {
-    for (int j = 0; j < 8; ++j) lanes[j] += tile.loss[i + j];
-  }
-  for (int j = 0; j < 8; ++j) sum += lanes[j];
-  return sum;
-}
-
 template <bool kMisclick, bool kStratified>
 int process_tiles(const Arguments& args, int64_t block, double& sum) {
-  const int64_t first = block * kRowsPerBlock, past = first + kRowsPerBlock;
-  const int64_t last = past < args.n_rows ? past : args.n_rows;
   int status = 0;
   bool one_sided = !kMisclick && !kStratified && !args.preference.data;
   for (int64_t k = 0; k < args.n_signals; ++k) one_sided = one_sided && args.signals[k] > 0.0f;
   Tile tile;
-  double block_sum = 0.0;  // not in `sum`, whose neighbours other threads write
-  for (tile.first = first; tile.first < last; tile.first += kTile) {
-    if (tile.first + kAhead * kTile < args.n_rows) prefetch_tile(args, tile.first + kAhead * kTile);
-    tile.rows = static_cast<int>(last - tile.first < kTile ? last - tile.first : kTile);
-    status |= process_tile<kMisclick, kStratified>(args, one_sided, tile);
-    block_sum += finish_tile(args, tile);
-  }
-  sum = block_sum;
+  sum = for_tiles(args, block, tile, prefetch_tile,
+                  [&](Tile& t) { status |= process_tile<kMisclick, kStratified>(args, one_sided, t); });
   return status;
 }
 

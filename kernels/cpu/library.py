@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -37,16 +38,64 @@ library.irm_instruction_set.restype = ctypes.c_char_p
 INSTRUCTION_SET: str = library.irm_instruction_set().decode()  # avx512, avx2 or baseline, by the processor
 
 
-def bind(name: str, arguments: struct.Struct) -> Callable[[bytes], int]:
-    """The function `name`, which takes a packed C struct whose fields all have 8 bytes.
+class Field(ctypes.Structure):
+    """An entry of the layout that the library exports for a struct: `irm::Field` of layout.h."""
 
-    A packed struct costs a third of a microsecond to make, a ctypes.Structure with nested ones eight.
+    _fields_ = (("name", ctypes.c_char_p), ("offset", ctypes.c_int64), ("is_double", ctypes.c_int64))
+
+
+def logits_fields(view: str) -> tuple[str, ...]:
+    """The fields of a `LogitsView`."""
+    return f"{view}.data", f"{view}.type", f"{view}.row_stride", f"{view}.signal_stride"
+
+
+def codes_fields(view: str) -> tuple[str, ...]:
+    """The fields of a `CodesView`."""
+    return f"{view}.data", f"{view}.width", f"{view}.is_unsigned", f"{view}.row_stride", f"{view}.signal_stride"
+
+
+def bind(name: str, fields: Sequence[str]) -> tuple[Callable[[bytes], int], struct.Struct]:
+    """The function `name`, and the packer of its struct, which takes an eighth of the time of a ctypes.Structure.
+
+    Args:
+        name: The name of an exported function, which has a layout, `<name>_layout`.
+        fields: The fields in the order in which they are packed. All have 8 bytes; the one named `scale` is a double.
+
+    Raises:
+        ImportError: The library has another layout.
     """
-    if getattr(library, f"{name}_arguments_size")() != arguments.size:
-        raise ImportError(f"{library._name} was built from other sources than this package: install again")
+    layout = getattr(library, f"{name}_layout")
+    layout.restype = ctypes.POINTER(Field)
+    check_layout(name, fields, layout())
     function = getattr(library, name)
     function.argtypes = (ctypes.c_char_p,)
-    return function
+    return function, struct.Struct("=" + "".join("d" if _is_double(field) else "q" for field in fields))
+
+
+def check_layout(name: str, fields: Sequence[str], layout: Any) -> None:
+    """Raise ImportError, naming the first field that differs, unless the fields lie where the library has them."""
+    there = []
+    while layout[len(there)].name is not None:
+        there.append(layout[len(there)])
+    found = {field.name.decode().replace(" ", ""): (field.offset, bool(field.is_double)) for field in there}
+    expected = {field: (8 * number, _is_double(field)) for number, field in enumerate(fields)}
+    for field in {**expected, **found}:
+        got, wanted = (_in_words(where.get(field)) for where in (found, expected))
+        if got != wanted:
+            raise ImportError(
+                f"{library._name}: {name}: field {field!r} {got} in the library and {wanted} in this package: they are "
+                "of different versions; install again"
+            )
+    if layout[len(there)].offset != 8 * len(fields):
+        raise ImportError(f"{library._name}: {name}: its struct has fields that have no name; install again")
+
+
+def _is_double(field: str) -> bool:
+    return field.rpartition(".")[2] == "scale"
+
+
+def _in_words(place: tuple[int, bool] | None) -> str:
+    return "is missing" if place is None else f"is {'a double' if place[1] else 'an integer'} at byte {place[0]}"
 
 
 _OUT_OF_MEMORY = 8

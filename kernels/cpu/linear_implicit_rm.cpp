@@ -20,26 +20,6 @@ constexpr int64_t kBytesPerThread = 256 << 10;  // below this, waking a thread c
 // shapes, never on the threads. Their number bounds the memory for the sums, their rows what it costs to add them.
 constexpr int64_t kMaxBlocks = 128, kMinRowsPerBlock = 64, kMinRowsPerHead = 16, kMinRows = 8;
 
-LinearRowsFunction linear_rows_function() {
-  switch (instruction_set()) {
-#if defined(IRM_X86)
-    case InstructionSet::kAvx512: return avx512::process_linear_rows;
-    case InstructionSet::kAvx2: return avx2::process_linear_rows;
-#endif
-    default: return baseline::process_linear_rows;
-  }
-}
-
-HiddenGradFunction hidden_grad_function() {
-  switch (instruction_set()) {
-#if defined(IRM_X86)
-    case InstructionSet::kAvx512: return avx512::write_hidden_grad;
-    case InstructionSet::kAvx2: return avx2::write_hidden_grad;
-#endif
-    default: return baseline::write_hidden_grad;
-  }
-}
-
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 int64_t element_size(int64_t type) { return type == kFloat32 ? 4 : 2; }
@@ -73,7 +53,7 @@ int run(const LinearArguments& args) {
   std::vector<double> sums(n_blocks);
   std::atomic<int> status{0};
 
-  const LinearRowsFunction process_rows = linear_rows_function();
+  const auto process_rows = IRM_DISPATCH(process_linear_rows);
   for_blocks(n_blocks, n_threads, [&](int64_t b) {
     float* grad_heads = partials ? partials.get() + b * size : nullptr;
     status |= process_rows(args, block_rows(b, per_block, n), grad_heads, sums[b]);
@@ -92,7 +72,7 @@ int run(const HiddenGradArguments& args) {
   // Large blocks, so that threads seldom meet in one huge page; several a thread, so that none waits long for another.
   const int64_t block_bytes = std::max(std::min<int64_t>(bytes / (8 * n_threads), 8 << 20), kBytesPerThread / 2);
   const int64_t per_block = divide_up(block_bytes, row_bytes);
-  const HiddenGradFunction write_rows = hidden_grad_function();
+  const auto write_rows = IRM_DISPATCH(write_hidden_grad);
   for_blocks(divide_up(args.n_rows, per_block), n_threads,
              [&](int64_t b) { write_rows(args, block_rows(b, per_block, args.n_rows)); });
   return 0;
@@ -104,8 +84,8 @@ int run(const HiddenGradArguments& args) {
 IRM_EXPORT int irm_linear_implicit_rm(const irm::LinearArguments* args) {
   return irm::guarded([args] { return irm::run(*args); });
 }
-IRM_EXPORT int64_t irm_linear_implicit_rm_arguments_size() { return sizeof(irm::LinearArguments); }
+IRM_EXPORT_LAYOUT(irm_linear_implicit_rm, irm::LinearArguments, IRM_LINEAR_FIELDS)
 IRM_EXPORT int irm_linear_hidden_grad(const irm::HiddenGradArguments* args) {
   return irm::guarded([args] { return irm::run(*args); });
 }
-IRM_EXPORT int64_t irm_linear_hidden_grad_arguments_size() { return sizeof(irm::HiddenGradArguments); }
+IRM_EXPORT_LAYOUT(irm_linear_hidden_grad, irm::HiddenGradArguments, IRM_HIDDEN_GRAD_FIELDS)

@@ -7,7 +7,7 @@ namespace irm {
 
 constexpr int kMaxHeads = kMaxSignals + 1;
 
-// Mirrored field by field in linear_implicit_rm.py.
+// Packed by name in linear_implicit_rm.py; every field stands in IRM_LINEAR_FIELDS.
 struct LinearArguments {
   Arguments loss;            // its reward is unused, and its propensity where a head computes it; gradients null
   LogitsView hidden;         // (N, H), columns side by side
@@ -18,7 +18,11 @@ struct LinearArguments {
   float* grad_heads;         // (M, H) or null
 };
 
-// (grad_logits[:, :M] * upstream) @ heads, for the hidden states.
+#define IRM_LINEAR_FIELDS(X) \
+  IRM_ARGUMENTS_FIELDS(X, loss.) IRM_LOGITS_FIELDS(X, hidden) X(heads) X(bias) X(n_heads) X(width) X(grad_logits) \
+  X(grad_heads)
+
+// (grad_logits[:, :M] * upstream) @ heads, for the hidden states; every field stands in IRM_HIDDEN_GRAD_FIELDS.
 struct HiddenGradArguments {
   int64_t n_rows, n_heads, width;
   const float* grad_logits;  // (N, .), rows `grad_stride` apart
@@ -31,27 +35,17 @@ struct HiddenGradArguments {
   int64_t n_threads;
 };
 
+#define IRM_HIDDEN_GRAD_FIELDS(X) \
+  X(n_rows) X(n_heads) X(width) X(grad_logits) X(grad_stride) X(upstream) X(upstream_stride) X(heads) X(hidden_grad) \
+  X(type) X(n_threads)
+
 struct RowRange {
   int64_t first, last;
 };
 
 // Computes the rows of a range. The sum of their losses goes to `sum`, their part of the weight gradient to
 // `grad_heads` (M, H) where that is not null. Returns a Status.
-using LinearRowsFunction = int (*)(const LinearArguments& args, RowRange rows, float* grad_heads, double& sum);
-using HiddenGradFunction = void (*)(const HiddenGradArguments& args, RowRange rows);
-
-// linear_implicit_rm_block.cpp and linear_hidden_grad_block.cpp are compiled once for every instruction set.
-namespace baseline {
-int process_linear_rows(const LinearArguments&, RowRange, float*, double&);
-void write_hidden_grad(const HiddenGradArguments&, RowRange);
-}  // namespace baseline
-namespace avx2 {
-int process_linear_rows(const LinearArguments&, RowRange, float*, double&);
-void write_hidden_grad(const HiddenGradArguments&, RowRange);
-}  // namespace avx2
-namespace avx512 {
-int process_linear_rows(const LinearArguments&, RowRange, float*, double&);
-void write_hidden_grad(const HiddenGradArguments&, RowRange);
-}  // namespace avx512
+IRM_DECLARE(int, process_linear_rows, (const LinearArguments& args, RowRange rows, float* grad_heads, double& sum))
+IRM_DECLARE(void, write_hidden_grad, (const HiddenGradArguments& args, RowRange rows))
 
 }  // namespace irm

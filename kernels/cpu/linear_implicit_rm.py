@@ -11,16 +11,19 @@ import struct
 
 import torch
 from irm_fast.kernels.batch import Batch
-from irm_fast.kernels.cpu.implicit_rm import ARGUMENTS, CPU, NO_LOGITS, address, logits_view, pack_arguments
-from irm_fast.kernels.cpu.library import LOGIT_TYPES, bind, raise_status, require_storage
+from irm_fast.kernels.cpu.implicit_rm import CPU, FIELDS, NO_LOGITS, address, logits_view, pack_arguments
+from irm_fast.kernels.cpu.library import LOGIT_TYPES, bind, logits_fields, raise_status, require_storage
 from torch import Tensor
 
-# What follows `struct Arguments` in `struct LinearArguments` of linear_implicit_rm.h: a view of hidden; heads, bias;
-# their number and width; two results.
-_HEADS = struct.Struct("=4q 2q 2q 2q")
-_HIDDEN_GRAD = struct.Struct("=3q 2q 2q q 2q q")
-_run = bind("irm_linear_implicit_rm", struct.Struct(ARGUMENTS.format + _HEADS.format[1:]))
-_run_hidden_grad = bind("irm_linear_hidden_grad", _HIDDEN_GRAD)
+# Of `struct LinearArguments`, linear_implicit_rm.h: those of the loss, and what follows.
+HEADS_FIELDS = (*logits_fields("hidden"), "heads", "bias", "n_heads", "width", "grad_logits", "grad_heads")
+HIDDEN_GRAD_FIELDS = (
+    *("n_rows", "n_heads", "width", "grad_logits", "grad_stride", "upstream", "upstream_stride", "heads"),
+    *("hidden_grad", "type", "n_threads"),
+)
+_run, _ = bind("irm_linear_implicit_rm", (*(f"loss.{field}" for field in FIELDS), *HEADS_FIELDS))
+_HEADS = struct.Struct(f"={len(HEADS_FIELDS)}q")  # packed after the arguments of the loss
+_run_hidden_grad, _HIDDEN_GRAD = bind("irm_linear_hidden_grad", HIDDEN_GRAD_FIELDS)
 
 
 def linear_implicit_rm_forward(

@@ -14,23 +14,13 @@ namespace {
 
 constexpr int64_t kRowsPerThread = 8192;  // below this, waking a thread costs more than it saves
 
-PointwiseBlockFunction process_block() {
-  switch (instruction_set()) {
-#if defined(IRM_X86)
-    case InstructionSet::kAvx512: return avx512::process_pointwise_block;
-    case InstructionSet::kAvx2: return avx2::process_pointwise_block;
-#endif
-    default: return baseline::process_pointwise_block;
-  }
-}
-
 int run(const PointwiseArguments& args) {
   const int64_t n = args.n_rows;
   if (args.grad_reward) advise_huge_pages(args.grad_reward, n * sizeof(float));
   if (args.loss_rows) advise_huge_pages(args.loss_rows, n * sizeof(float));
   const int64_t n_blocks = (n + kRowsPerBlock - 1) / kRowsPerBlock;
   std::vector<double> sums(n_blocks);
-  const PointwiseBlockFunction process = process_block();
+  const auto process = IRM_DISPATCH(process_pointwise_block);
   for_blocks(n_blocks, std::min(args.n_threads, n / kRowsPerThread), [&](int64_t b) { process(args, b, sums[b]); });
   double total = 0.0;
   for (double sum : sums) total += sum;
@@ -44,4 +34,4 @@ int run(const PointwiseArguments& args) {
 IRM_EXPORT int irm_pointwise(const irm::PointwiseArguments* args) {
   return irm::guarded([args] { return irm::run(*args); });
 }
-IRM_EXPORT int64_t irm_pointwise_arguments_size() { return sizeof(irm::PointwiseArguments); }
+IRM_EXPORT_LAYOUT(irm_pointwise, irm::PointwiseArguments, IRM_POINTWISE_FIELDS)

@@ -5,7 +5,7 @@
 
 namespace irm {
 
-// Mirrored field by field in pointwise.py: every field has 8 bytes.
+// Packed by name in pointwise.py: every field has 8 bytes, and stands in IRM_POINTWISE_FIELDS.
 struct PointwiseArguments {
   int64_t n_rows;
   LogitsView reward;
@@ -18,10 +18,11 @@ struct PointwiseArguments {
   int64_t n_threads;
 };
 
+#define IRM_POINTWISE_FIELDS(X) \
+  X(n_rows) IRM_LOGITS_FIELDS(X, reward) X(positive_weight) X(negative_weight) X(scale) X(loss_rows) X(loss_sum) \
+  X(grad_reward) X(n_threads)
+
 // Computes one block of kRowsPerBlock rows and adds its losses up in `sum`; see implicit_rm.h.
-using PointwiseBlockFunction = void (*)(const PointwiseArguments& args, int64_t block, double& sum);
-namespace baseline { void process_pointwise_block(const PointwiseArguments&, int64_t, double&); }
-namespace avx2 { void process_pointwise_block(const PointwiseArguments&, int64_t, double&); }
-namespace avx512 { void process_pointwise_block(const PointwiseArguments&, int64_t, double&); }
+IRM_DECLARE(void, process_pointwise_block, (const PointwiseArguments& args, int64_t block, double& sum))
 
 }  // namespace irm

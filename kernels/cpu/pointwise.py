@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import struct
-
 import torch
 from irm_fast.kernels.batch import PointwiseBatch
 from irm_fast.kernels.cpu.implicit_rm import address, logits_view
-from irm_fast.kernels.cpu.library import bind, raise_status, require_storage
+from irm_fast.kernels.cpu.library import bind, logits_fields, raise_status, require_storage
 from torch import Tensor
 
-# Field by field `struct PointwiseArguments` of pointwise.h: rows; the view of the logits; two weights; scale; three
-# results, threads.
-ARGUMENTS = struct.Struct("=q 4q 2q d 3q q")
-_run = bind("irm_pointwise", ARGUMENTS)
+FIELDS = (  # of `struct PointwiseArguments`, pointwise.h
+    "n_rows",
+    *logits_fields("reward"),
+    *("positive_weight", "negative_weight", "scale", "loss_rows", "loss_sum", "grad_reward", "n_threads"),
+)
+_run, ARGUMENTS = bind("irm_pointwise", FIELDS)
 
 
 def pointwise_forward(reward: Tensor, batch: PointwiseBatch, need: tuple[bool]) -> tuple[Tensor, Tensor | None]:

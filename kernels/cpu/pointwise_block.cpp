@@ -6,12 +6,12 @@
 
 #include "load.h"
 #include "pointwise.h"
+#include "tile_loop.h"
 
 namespace irm {
 namespace IRM_ISA {
 namespace {
 
-constexpr int64_t kAhead = 16;  // tiles
 
 // Rows past the end have weights 0, and so loss 0.
 struct alignas(64) PointwiseTile {
@@ -45,33 +45,15 @@ void prefetch_tile(const PointwiseArguments& args, int64_t first) {
   prefetch_rows(args.negative_weight, sizeof(float), first);
 }
 
-double finish_tile(const PointwiseArguments& args, const PointwiseTile& tile) {
-  if (args.loss_rows) std::memcpy(args.loss_rows + tile.first, tile.loss, tile.rows * sizeof(float));
-  if (args.grad_reward) std::memcpy(args.grad_reward + tile.first, tile.grad, tile.rows * sizeof(float));
-  double lanes[8] = {}, sum = 0.0;  // several chains of additions, in a fixed order
-  for (int i = 0; i < kTile; i += 8) {
-    for (int j = 0; j < 8; ++j) lanes[j] += tile.loss[i + j];
-  }
-  for (int j = 0; j < 8; ++j) sum += lanes[j];
-  return sum;
-}
-
 }  // namespace
 
 void process_pointwise_block(const PointwiseArguments& args, int64_t block, double& sum) {
-  const int64_t first = block * kRowsPerBlock, past = first + kRowsPerBlock;
-  const int64_t last = past < args.n_rows ? past : args.n_rows;
   const float scale = static_cast<float>(args.scale);
   PointwiseTile tile;
-  double block_sum = 0.0;  // not in `sum`, whose neighbours other threads write
-  for (tile.first = first; tile.first < last; tile.first += kTile) {
-    if (tile.first + kAhead * kTile < args.n_rows) prefetch_tile(args, tile.first + kAhead * kTile);
-    tile.rows = static_cast<int>(last - tile.first < kTile ? last - tile.first : kTile);
-    load_tile(args, tile);
-    args.grad_reward ? compute_tile<true>(scale, tile) : compute_tile<false>(scale, tile);
-    block_sum += finish_tile(args, tile);
-  }
-  sum = block_sum;
+  sum = for_tiles(args, block, tile, prefetch_tile, [&](PointwiseTile& t) {
+    load_tile(args, t);
+    args.grad_reward ? compute_tile<true>(scale, t) : compute_tile<false>(scale, t);
+  });
 }
 
 }  // namespace IRM_ISA

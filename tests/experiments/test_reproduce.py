@@ -187,7 +187,7 @@ def small(monkeypatch):
 
 def go(output, **more):
     settings = {"protocols": ("feature",), "redraws": 2, "processes": 1} | more
-    return run.run(EXPERIMENT, output, **settings)
+    return run.run_experiment(EXPERIMENT, output, **settings)
 
 
 def test_a_run_goes_on_where_it_was_cut_off(tmp_path, few, small):
@@ -221,7 +221,7 @@ def test_what_must_not_be_mixed(tmp_path, few, small, monkeypatch):
     with pytest.raises(ValueError, match="both are set"):
         go(folder, resume=True, overwrite=True)
     with pytest.raises(ValueError, match=r"target: got 0\.3; .* was run with 0\.5"):
-        run.run(replace(EXPERIMENT, target=0.3), folder, resume=True)
+        run.run_experiment(replace(EXPERIMENT, target=0.3), folder, resume=True)
     monkeypatch.setattr(experiment, "semi_synthetic", lambda rows, noise: semi_synthetic(rows, 9, noise))
     with pytest.raises(ValueError, match="was run on other ratings or embeddings"):
         go(folder, resume=True)

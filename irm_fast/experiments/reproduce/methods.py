@@ -11,32 +11,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from irm_fast import implicit_rm_loss
 from irm_fast.experiments.reproduce.fitting import Lagged, Method
 from irm_fast.losses import baselines
+from irm_fast.losses.implicit import implicit_rm_loss
 
 
-def _naive(s: Tensor, _: Any, log: Any, __: Lagged) -> Tensor:
+def _naive(s: Tensor, t: Any, log: Any, lagged: Lagged) -> Tensor:
     return baselines.naive_loss(s, log.acted)
 
 
-def _ips(s: Tensor, _: Any, log: Any, __: Lagged) -> Tensor:
+def _ips(s: Tensor, t: Any, log: Any, lagged: Lagged) -> Tensor:
     return baselines.ips_loss(s, log.popularity, log.acted)
 
 
-def _upu(s: Tensor, _: Any, log: Any, __: Lagged) -> Tensor:
+def _upu(s: Tensor, t: Any, log: Any, lagged: Lagged) -> Tensor:
     return baselines.upu_loss(s, log.acted, class_prior=log.class_prior, action_rate=log.action_rate)
 
 
-def _nnpu(s: Tensor, _: Any, log: Any, __: Lagged) -> Tensor:
+def _nnpu(s: Tensor, t: Any, log: Any, lagged: Lagged) -> Tensor:
     return baselines.nnpu_loss(s, log.acted, class_prior=log.class_prior, action_rate=log.action_rate)
 
 
-def _doubly_robust(s: Tensor, _: Any, log: Any, __: Lagged) -> Tensor:
+def _doubly_robust(s: Tensor, t: Any, log: Any, lagged: Lagged) -> Tensor:
     return baselines.doubly_robust_loss(s, log.popularity, log.acted, imputed_preference=log.imputed)
 
 
-def _clamped(s: Tensor, _: Any, log: Any, __: Lagged) -> Tensor:
+def _clamped(s: Tensor, t: Any, log: Any, lagged: Lagged) -> Tensor:
     """The value of nnPU with its own gradient: the rule's other direction is for batches, not for a line search."""
     liked = log.acted * (log.class_prior / log.action_rate)
     risk = baselines.pointwise_loss(s, liked, torch.zeros_like(liked))
@@ -64,11 +64,11 @@ def _marginal(s: Tensor, t: Any, log: Any, _: Lagged) -> Tensor:
     return implicit_rm_loss(s, t, log.feedback)
 
 
-def _known(s: Tensor, _: Any, log: Any, __: Lagged) -> Tensor:
+def _known(s: Tensor, t: Any, log: Any, lagged: Lagged) -> Tensor:
     return implicit_rm_loss(s, log.known, log.feedback)
 
 
-def _explicit(s: Tensor, _: Any, log: Any, __: Lagged) -> Tensor:
+def _explicit(s: Tensor, t: Any, log: Any, lagged: Lagged) -> Tensor:
     return torch.nn.functional.binary_cross_entropy_with_logits(s, log.preference)
 
 

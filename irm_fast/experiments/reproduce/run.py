@@ -37,7 +37,7 @@ from irm_fast.experiments.reproduce.population import (
 Job = tuple[str, int, Path]  # protocol, redraw, and the file of its results
 
 
-def run(
+def run_experiment(
     experiment: Experiment,
     output: Path,
     *,
