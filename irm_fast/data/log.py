@@ -1,4 +1,4 @@
-"""A log in memory: impressions with the feedback of several signals, and parting them without leaks."""
+"""A log in memory: impressions with the feedback of several signals, and splitting it without leaks."""
 
 from __future__ import annotations
 
@@ -13,15 +13,29 @@ from irm_fast.data.rows import Messages
 
 @dataclass(frozen=True)
 class Log:
-    """N impressions with the feedback of K signals.
+    """N impressions, each a response that was shown to a user, with the feedback of K signals.
 
-    ids: N unique names.  messages: N conversations, the last turn of each the assistant's completion.
-    signals: K names in the order of their first appearance; none if every row has a preference instead.
-    polarity: K of +1 (the signal is caused by pleasure) or -1 (by displeasure).
-    feedback: (N, K) int8, 1 acted, 0 silent, -1 missing.  preference: (N,) int8, 1, 0, or -1 unknown.
-    weight: (N,) float32, 1 where not given, or None.
-    propensity: (N, K) float32 in (0, 1], NaN where not given, or None.
-    features: (N, F) float32, or None.  feature_names: F names.  user_ids: N names or None, or None at all.
+    Attributes:
+        ids: N unique names.
+        messages: N conversations; the last turn of each is the assistant's response.
+        signals: The names of the K signals, in the order of their first appearance; none where every row has an
+            explicit preference instead.
+        polarity: For each signal +1 if users give it when a response pleases them, as a copy, or -1 if they give it
+            when a response displeases them, as a thumbs-down.
+        feedback: Integers (int8) of shape (N, K): 1 the user acted, 0 the user could have acted and did not, -1 missing,
+            which says nothing.
+        preference: Integers (int8) of shape (N,), from labels: 1 the response was preferred, 0 it was not, -1 unknown.
+        weight: The weight of each row (float32) of shape (N,), 1 where the row gives none; None if no row gives one.
+        propensity: Known propensities in (0, 1] (float32) of shape (N, K), NaN where a row gives none; None if no row
+            gives one.
+        features: Numbers (float32) of shape (N, F) that the propensities may depend on, or None.
+        feature_names: The names of the F features.
+        user_ids: The user of each row, None where unknown; None if all are unknown.
+
+    Examples:
+        >>> from irm_fast import read_log
+        >>> log = read_log("log.jsonl")  # doctest: +SKIP
+        >>> train, held_out = log.split(0.1, seed=0)  # doctest: +SKIP
     """
 
     ids: list[str]
@@ -40,7 +54,7 @@ class Log:
         return len(self.ids)
 
     def subset(self, index: np.ndarray) -> Log:
-        """The rows that `index` selects: integers or a boolean mask."""
+        """Return the rows that an index selects: row numbers, or a mask of shape (N,)."""
         rows = np.arange(len(self))[index]
         return Log(
             ids=[self.ids[i] for i in rows],
@@ -56,29 +70,73 @@ class Log:
             user_ids=None if self.user_ids is None else [self.user_ids[i] for i in rows],
         )
 
-    def split(self, fraction: float, seed: int) -> tuple[Log, Log]:
-        """(train, held-out), about `fraction` of the rows held out; one prompt or user stays on one side.
+    def groups(self, apart: float = 0.5) -> np.ndarray:
+        """Number the groups of rows that must not be parted, so that no prompt and no user is on two sides.
 
-        Where shared prompts tie so many users together that less than half of that can be held out, users may
-        fall on both sides: a warning says so. Raises ValueError where even the prompts cannot be parted.
+        Rows of one prompt or of one user are in one group. Popular prompts can tie most rows together in that way:
+        where fewer than `apart` of the rows lie outside the largest group, rows of one prompt are in one group, and
+        a user may be in several.
+
+        Args:
+            apart: The share of the rows, in [0, 1], that must lie outside the largest group.
+
+        Returns:
+            Group numbers from 0, of shape (N,).
         """
+        return self._grouped(apart)[0]
+
+    def _grouped(self, apart: float) -> tuple[np.ndarray, bool]:
+        """Return the numbers of `groups`, and whether every user is in one group."""
         prompts = [prompt_key(messages) for messages in self.messages]
-        held = hold_out(group_rows(prompts, self.user_ids or []), fraction, seed)
-        if self.user_ids and held.sum() < fraction * len(self) / 2:
+        if self.user_ids:
+            groups = group_rows(prompts, self.user_ids)
+            if len(groups) - np.bincount(groups).max() >= apart * len(groups):
+                return groups, True
+        return group_rows(prompts), not self.user_ids
+
+    def split(self, fraction: float, seed: int) -> tuple[Log, Log]:
+        """Split the log at random into a training part and a held-out part.
+
+        No prompt is in both parts, and no user. Where shared prompts tie so many users together that less than half of
+        the held-out rows could be found in that way, a user may be in both parts: a warning says so. See `groups`.
+
+        Args:
+            fraction: The share of the rows to hold out, about, in (0, 1).
+            seed: The seed of the draw.
+
+        Returns:
+            The training part and the held-out part, each with its rows in the order of the log.
+
+        Raises:
+            ValueError: The fraction is out of range, or all rows share one prompt.
+        """
+        groups, users_together = self._grouped(apart=fraction / 2)
+        held = hold_out(groups, fraction, seed)
+        if not users_together:
             warnings.warn("users share too many prompts to be parted; split by prompt alone", stacklevel=2)
-            held = hold_out(group_rows(prompts), fraction, seed)
         if not held.any():
             raise ValueError(f"cannot split {len(self)} rows: they share one prompt; expected two or more")
         return self.subset(~held), self.subset(held)
 
 
 def prompt_key(messages: Messages) -> tuple[tuple[str, str], ...]:
-    """What two conversations have in common if only the last turn differs."""
+    """Return the turns before the response, which two responses to one prompt have in common."""
     return tuple((turn["role"], turn["content"]) for turn in messages[:-1])
 
 
 def group_rows(*columns: Sequence[Hashable | None]) -> np.ndarray:
-    """(N,) group numbers from 0: rows that share an entry of any column, not None, are in one group."""
+    """Number the groups of rows that share an entry of any column, directly or by way of other rows.
+
+    Args:
+        columns: Sequences of N entries; None is shared with no other row.
+
+    Returns:
+        Group numbers from 0, of shape (N,).
+
+    Examples:
+        >>> group_rows(["a", "a", "b", "c"], [None, "user 1", "user 1", None]).tolist()
+        [0, 0, 0, 1]
+    """
     parent = list(range(max(map(len, columns))))
 
     def root(i: int) -> int:
@@ -92,14 +150,25 @@ def group_rows(*columns: Sequence[Hashable | None]) -> np.ndarray:
         for i, entry in enumerate(column):
             if entry is not None:
                 parent[root(i)] = root(first.setdefault(entry, i))
-    return np.unique([root(i) for i in range(len(parent))], return_inverse=True)[1]
+    numbers: np.ndarray = np.unique([root(i) for i in range(len(parent))], return_inverse=True)[1]
+    return numbers
 
 
 def hold_out(groups: np.ndarray, fraction: float, seed: int) -> np.ndarray:
-    """(N,) bool: whole groups drawn at random, up to `fraction` of the rows.
+    """Draw whole groups at random, up to a fraction of the rows.
 
-    Of two groups or more, at least one is drawn and one is left. Raises ValueError for a fraction
-    outside (0, 1).
+    Of two groups or more, at least one is drawn and one is left.
+
+    Args:
+        groups: Group numbers from 0, of shape (N,).
+        fraction: The share of the rows to draw, in (0, 1).
+        seed: The seed of the draw.
+
+    Returns:
+        A mask of shape (N,): True for the rows that are drawn.
+
+    Raises:
+        ValueError: The fraction is out of range.
     """
     if not 0 < fraction < 1:
         raise ValueError(f"fraction: got {fraction}; expected a number between 0 and 1")
@@ -117,9 +186,3 @@ def hold_out(groups: np.ndarray, fraction: float, seed: int) -> np.ndarray:
         drawn[order[-1]] = False
     return drawn[groups]
 
-
-def row_groups(log: Log) -> np.ndarray:
-    """(N,) group numbers: one prompt or user in one group; prompts alone where those tie most rows together."""
-    prompts = [prompt_key(messages) for messages in log.messages]
-    groups = group_rows(prompts, log.user_ids or [])
-    return groups if np.bincount(groups).max() <= len(groups) / 2 else group_rows(prompts)

@@ -1,4 +1,4 @@
-"""What a signal is to a reward model: its polarity, misclick rate and propensity design, and what a log must have."""
+"""What a signal is to a reward model (polarity, misclick rate, propensity design), and what a log must have for it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from irm_fast.data.log import Log
 
-if TYPE_CHECKING:  # config.py reads the designs from here, and help should not wait for torch
+if TYPE_CHECKING:  # the command line reads the designs from here, and its help should not wait for torch
     from torch import Tensor
 
 Design = Literal["constant", "hidden", "features", "known"]
@@ -19,20 +19,31 @@ DesignChoice = Literal["auto", "constant", "hidden", "features", "known"]
 Absent = Literal["error", "silent", "missing"]  # the meaning of a feedback key that some rows lack
 DESIGNS: tuple[Design, ...] = get_args(Design)
 DESIGN_CHOICES: tuple[DesignChoice, ...] = get_args(DesignChoice)
+NESTED_FROM = 30  # actions: with fewer, chance nests one signal in another
 Numbers = TypeVar("Numbers", np.ndarray, "Tensor")
 
 
 @dataclass(frozen=True)
 class RewardSpec:
-    """What a reward model explains and how: all that rebuilds it beside its weights.
+    """The signals that a reward model explains, and how: with its weights, all that is needed to rebuild it.
 
-    Args:
-        design: The propensity design, one of `DESIGNS`.
-        signals: Names of the K signals.
-        polarity: +1 or -1 for each signal.
-        misclick_rate: A rate in [0, 1) for each signal.
-        feature_names: Names of the features that the design `features` reads.
-        max_length: The number of tokens of a row, at most.
+    Attributes:
+        design: The propensity design, one of `DESIGNS`:
+            `constant`, the same propensity for every response; `hidden`, a function of the model's last hidden state;
+            `features`, a function of the features in the log; `known`, given in the log.
+        signals: The names of the K signals. A model of explicit preferences alone has none.
+        polarity: +1 for each signal that users give when a response pleases them, -1 when it displeases them.
+        misclick_rate: For each signal a rate in [0, 1): the share of active users who give it although the response
+            did the opposite of what it speaks for.
+        feature_names: The names of the features that the design `features` reads.
+        max_length: The largest number of tokens of a row; longer rows are truncated.
+
+    Examples:
+        >>> spec = RewardSpec("constant", signals=("copy", "dislike"), polarity=(1, -1), misclick_rate=(0.0, 0.05))
+        >>> spec.columns
+        2
+        >>> spec.loss_options
+        {'polarity': (1, -1), 'misclick_rate': (0.0, 0.05)}
     """
 
     design: str
@@ -44,7 +55,7 @@ class RewardSpec:
 
     @property
     def columns(self) -> int:
-        """Columns of the propensity logits: one for each signal, or one that is always missing."""
+        """The number of columns of the propensity logits: one a signal, or, without signals, one that is not read."""
         return max(1, len(self.signals))
 
     @property
@@ -53,37 +64,68 @@ class RewardSpec:
         return {"polarity": self.polarity, "misclick_rate": self.misclick_rate} if self.signals else {}
 
     def action_rates(self, reward: Tensor, propensity: Tensor) -> Tensor:
-        """Predicted action rates (N, K), from reward logits (N,) and propensity logits (N, K)."""
+        """Predict how likely each signal is to act in each row.
+
+        Args:
+            reward: Reward logits of shape (N,).
+            propensity: Propensity logits of shape (N, K).
+
+        Returns:
+            Probabilities of shape (N, K), in the dtype of the logits.
+        """
         sides, misclick_rate = reward.new_tensor(self.polarity or (1,)), reward.new_tensor(self.misclick_rate or (0,))
         return action_rate((reward[:, None] * sides).sigmoid(), propensity.sigmoid(), misclick_rate)
 
 
-def action_rate(own: Numbers, propensity: Numbers, misclick_rate: Any) -> Numbers:
-    """The probability that a signal acts.
+def action_rate(own: Numbers, propensity: Numbers, misclick_rate: Numbers | float) -> Numbers:
+    """Return the probability that a signal acts.
 
     Args:
-        own: The probability that the preference is on the side that the signal speaks for.
-        propensity: The probability that an active user of that side acts.
-        misclick_rate: The share of it with which users of the other side act.
+        own: The probability that the response did what the signal speaks for: that it pleased, if the polarity is +1,
+            or that it did not, if it is -1.
+        propensity: The probability that a user is active: such a user acts where the response did so.
+        misclick_rate: The probability that an active user acts where the response did the opposite.
+
+    Returns:
+        Probabilities, in the common shape of the arguments.
+
+    Examples:
+        >>> action_rate(np.array([0.0, 0.5, 1.0]), np.array(0.4), 0.1).round(3).tolist()
+        [0.04, 0.22, 0.4]
     """
-    return propensity * (own + misclick_rate * (1 - own))
+    rate: Numbers = propensity * (own + misclick_rate * (1 - own))
+    return rate
 
 
 def known_logits(propensity: Tensor) -> Tensor:
-    """Propensity logits, float32, of known probabilities in (0, 1].
+    """Return the propensity logits, in float32, of known propensities in (0, 1].
 
-    A probability of 1 would have an infinite logit and gets that of 1 - 1e-12; NaN, which stands where the feedback is
-    missing, gets 0.
+    A propensity of 1 has an infinite logit and gets that of 1 - 1e-12. NaN, which stands where the feedback is missing,
+    gets the logit 0.
     """
     return propensity.double().clamp(max=1 - 1e-12).logit().float().nan_to_num(0.0)
 
 
+def keep_signals(log: Log, names: Sequence[str]) -> Log:
+    """Return the log with these of its signals only, in this order."""
+    order = [log.signals.index(name) for name in names]
+    return replace(
+        log,
+        signals=tuple(names),
+        polarity=tuple(log.polarity[k] for k in order),
+        feedback=log.feedback[:, order],
+        propensity=None if log.propensity is None else log.propensity[:, order],
+    )
+
+
 def align(log: Log, spec: RewardSpec) -> Log:
-    """The log with the model's signals and features, in the model's order; a warning names signals left out.
+    """Return the log with the signals and features of a model, in the model's order.
+
+    A warning names the signals of the log that the model does not know; they are left out.
 
     Raises:
-        ValueError: the log lacks a signal of the model's or what its propensity design reads, records nothing
-            that the model explains, or a row has evidence for both sides that no misclick explains.
+        ValueError: The log lacks a signal of the model or what its propensity design reads, it records nothing that
+            the model explains, or a row contradicts itself and no misclick rate explains it.
     """
     lacking = [name for name in spec.signals if name not in log.signals]
     if lacking:
@@ -101,40 +143,21 @@ def align(log: Log, spec: RewardSpec) -> Log:
         raise ValueError(f"the log records {what} in {len(log)} rows; expected some of what the model explains")
     check_design(spec.design, log)
     check_evidence(spec, log)
-    if spec.design == "features":
-        if set(log.feature_names) != set(spec.feature_names):
-            got, expected = _names(log.feature_names), _names(spec.feature_names)
-            raise ValueError(f"features: the log has {got}; the model was trained on {expected}")
-        order = [log.feature_names.index(name) for name in spec.feature_names]
-        log = replace(log, feature_names=spec.feature_names, features=log.features[:, order])  # type: ignore[index]
-    return log
+    return _with_features(log, spec.feature_names) if spec.design == "features" else log
 
 
-def keep_signals(log: Log, names: Sequence[str]) -> Log:
-    """The log with these of its signals, in this order."""
-    order = [log.signals.index(name) for name in names]
-    return replace(
-        log,
-        signals=tuple(names),
-        polarity=tuple(log.polarity[k] for k in order),
-        feedback=log.feedback[:, order],
-        propensity=None if log.propensity is None else log.propensity[:, order],
-    )
-
-
-def check_evidence(spec: RewardSpec, log: Log) -> None:
-    """Raise ValueError if a row contradicts itself and no misclick explains it: its likelihood would be zero."""
-    rows = contradictions(log, certain=np.array(spec.misclick_rate) == 0)
-    if len(rows):
-        raise ValueError(
-            f"feedback: row {log.ids[rows[0]]!r} contradicts itself; expected one side, or a misclick rate"
-        )
+def _with_features(log: Log, names: tuple[str, ...]) -> Log:
+    """Return the log with its features in the order of the names."""
+    if log.features is None or set(log.feature_names) != set(names):
+        raise ValueError(f"features: the log has {_names(log.feature_names)}; the model was trained on {_names(names)}")
+    order = [log.feature_names.index(name) for name in names]
+    return replace(log, feature_names=names, features=log.features[:, order])
 
 
 def check_design(design: str, log: Log) -> None:
     """Raise ValueError if the log lacks what a propensity design reads."""
     if design == "features" and not log.feature_names:
-        raise ValueError("features: the log has none; expected them in every row, or another propensity")
+        raise ValueError("features: the log has none; expected them in every row, or another propensity design")
     if design != "known":
         return
     given = np.zeros(log.feedback.shape, bool) if log.propensity is None else ~np.isnan(log.propensity)
@@ -142,19 +165,31 @@ def check_design(design: str, log: Log) -> None:
     if len(lacking):
         row, k = lacking[0]
         raise ValueError(
-            f"propensity.{log.signals[k]}: none in row {log.ids[row]!r}; the 'known' design expects one for "
-            f"every recorded entry ({len(lacking)} lack it); add them or choose another propensity"
+            f"propensity.{log.signals[k]}: none in row {log.ids[row]!r}; the propensity design 'known' expects one for "
+            f"every recorded entry ({len(lacking)} lack it); add them, or choose another propensity design"
         )
 
 
-def _names(names: Sequence[str]) -> str:
-    return ", ".join(names) or "none"
+def check_evidence(spec: RewardSpec, log: Log) -> None:
+    """Raise ValueError if a row contradicts itself and no misclick rate explains it: its likelihood would be zero."""
+    rows = contradictions(log, certain=np.array(spec.misclick_rate) == 0)
+    if len(rows):
+        raise ValueError(
+            f"feedback: row {log.ids[rows[0]]!r} contradicts itself; expected one side, or a misclick rate"
+        )
 
 
 def contradictions(log: Log, certain: np.ndarray | bool = True) -> np.ndarray:
-    """Indices of the rows with evidence for both sides: of two signals, or of a signal and the explicit preference.
+    """Find the rows that say both that the response pleased and that it did not.
 
-    certain: (K,) bool, the signals whose actions no misclick explains.
+    Two signals of opposite polarity say so, or a signal and the explicit preference.
+
+    Args:
+        log: The log.
+        certain: A mask of shape (K,) of the signals whose actions no misclick explains, or True for all.
+
+    Returns:
+        The row numbers, int64, in increasing order.
     """
     acted, sign = (log.feedback == 1) & certain, np.array(log.polarity, int)
     liked = (acted & (sign > 0)).any(axis=1) | (log.preference == 1)
@@ -162,14 +197,11 @@ def contradictions(log: Log, certain: np.ndarray | bool = True) -> np.ndarray:
     return np.flatnonzero(liked & disliked)
 
 
-NESTED_FROM = 30  # actions
-
-
 def signal_notes(log: Log) -> list[str]:
-    """What the signals of a log tell against the model: those that never act, and those nested in another.
+    """Name the signals that do not fit the model: those that never act, and those that are nested in another.
 
-    Of two nested signals one acts only where the other does, as far as both are recorded there. Only said from 30
-    actions on, since chance does the same with fewer: at a propensity of 0.9 once in 24 times.
+    Of two nested signals one acts only where the other does, as far as both are recorded there. That is said of 30
+    actions or more, since chance nests rarer ones: at a propensity of 0.9 even 30 actions nest once in 24 times.
     """
     acted = (log.feedback == 1).astype(np.int64)
     shared = acted.T @ (log.feedback >= 0)  # (K, K): actions of the one where the other is recorded
@@ -188,3 +220,7 @@ def signal_notes(log: Log) -> list[str]:
             what = f"{log.signals[inner]} acts only where {log.signals[outer]} acts"
         notes.append(f"{what} ({both[i, j]} times): independence given the response cannot hold: keep one of them")
     return notes
+
+
+def _names(names: Sequence[str]) -> str:
+    return ", ".join(names) or "none"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from irm_fast.data.log import Log, row_groups
+from irm_fast.data.log import Log
 from irm_fast.data.signals import RewardSpec
 from irm_fast.embeddings.store import Source, read_embeddings, read_source
 from irm_fast.embeddings.text_model import EmbeddedRewardModel, propensity_features
@@ -108,7 +108,7 @@ def _fit_arguments(log: Log, config: EmbeddingTrainConfig) -> dict[str, Any]:
         "preference": log.preference,
         "sample_weight": log.weight,
         "users": log.user_ids,
-        "groups": row_groups(log),
+        "groups": log.groups(),
     }
 
 

@@ -10,6 +10,7 @@ from irm_fast.cli.commands import app
 from irm_fast.data.log import group_rows, hold_out
 from irm_fast.data.read import DataError, read_log, signal_notes
 from irm_fast.data.validation import format_validation, validate
+from irm_fast.evaluation import scoring
 
 
 def row(i=1, **fields):
@@ -353,6 +354,14 @@ def test_split_that_cannot_be(log_of):
         log.split(1.5, seed=0)
 
 
+def test_groups_keep_users_together_where_enough_rows_lie_outside_the_largest(log_of):
+    log = log_of(*[row(i, prompt=f"q{i}", user_id="often" if i < 6 else i) for i in range(10)])
+    assert len(set(log.groups().tolist())) == 10  # 4 of 10 rows lie outside the largest group
+    assert len(set(log.groups(apart=0.4).tolist())) == 5
+    _, held = log.split(0.4, seed=0)
+    assert len(held) == 4 and "often" not in held.user_ids
+
+
 def test_group_rows():
     groups = group_rows(["a", "b", "a", None, None], [None, 1, None, 1, 2])
     assert groups[0] == groups[2] and groups[1] == groups[3] and len(set(groups.tolist())) == 3
@@ -457,8 +466,6 @@ def test_score_checks_its_output_first(tmp_path):
 
 
 def test_score_writes_null_for_nan(tmp_path, monkeypatch):
-    from irm_fast.evaluation import scoring
-
     monkeypatch.setattr(scoring, "load", lambda folder: None)
     monkeypatch.setattr(scoring, "score", lambda *_, **__: np.array([math.nan, 0.5]))
     out = tmp_path / "out.jsonl"
