@@ -1,4 +1,7 @@
-"""Reading JSONL and Parquet files, and collecting what is wrong with them by file, line and field."""
+"""Reading JSONL and Parquet files, and collecting what is wrong with them by file, line and field.
+
+`read_file` reads a file once, line by line; `rows_of` parts what it found into rows and problems.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +12,17 @@ import json
 import reprlib
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 
 class DataError(ValueError):
-    """Input data that cannot be used.
+    """Input data that cannot be used. The text shows the first 20 problems and the number of the rest.
 
-    `problems` holds at most the first 1000, each "FILE:LINE: field: what was got; expected ...";
-    `total` counts them all. `str()` shows the first 20 and the number of the rest.
+    Attributes:
+        problems: At most the first 1000 problems, each "FILE:LINE: field: what was got; expected ...".
+        total: The number of all problems.
     """
 
     def __init__(self, problems: Sequence[str], total: int | None = None) -> None:
@@ -33,7 +37,12 @@ class DataError(ValueError):
 
 
 class FieldError(ValueError):
-    """What is wrong with one field; becomes a problem with the row's file and line."""
+    """A problem with one field, raised by the parser of the field, which knows neither file nor line.
+
+    Attributes:
+        field: The name of the field, such as `feedback.copy`.
+        text: What was got, and what was expected.
+    """
 
     def __init__(self, field: str, text: str) -> None:
         super().__init__(field, text)
@@ -41,7 +50,14 @@ class FieldError(ValueError):
 
 
 class Problems:
-    """Collects the problems of one file; keeps the text of the first 1000, so that memory stays small."""
+    """The problems of one file: collected while it is read, raised together at the end.
+
+    Attributes:
+        file: The path of the file.
+        kept: The text of the first 1000 problems; the others are counted only, so that memory stays small.
+        total: The number of all problems.
+        left_out: The lines that a reader leaves out with a warning.
+    """
 
     LIMIT = 1000
 
@@ -49,9 +65,10 @@ class Problems:
         self.file = str(path)
         self.kept: list[str] = []
         self.total = 0
-        self.left_out: list[int] = []  # lines that a reader skips with a warning
+        self.left_out: list[int] = []
 
     def add(self, line: int | None, field: str, text: str) -> None:
+        """Add a problem with a field of a line, or, if `line` is None, of the whole file."""
         self.total += 1
         if len(self.kept) < self.LIMIT:
             where = self.file if line is None else f"{self.file}:{line}"
@@ -59,10 +76,11 @@ class Problems:
             self.kept.append(f"{where}: {name}: {text}")
 
     def put_first(self, start: int) -> None:
-        """Moves the problems kept since `start` to the front: those of the whole file explain the others."""
+        """Move the problems kept since number `start` to the front: those of the whole file explain the others."""
         self.kept = self.kept[start:] + self.kept[:start]
 
     def raise_if_any(self) -> None:
+        """Raise DataError if there are problems."""
         if self.total:
             raise DataError(self.kept, self.total)
 
@@ -72,29 +90,66 @@ _SHORT.maxstring = 60
 
 
 def shown(value: object) -> str:
-    """A value as a message shows it: JSON's words for the constants, cut to about 60 characters."""
-    words = {None: "null", True: "true", False: "false"}
-    text = words[value] if value is None or isinstance(value, bool) else _SHORT.repr(value)
+    """Return a value as a message shows it: in the words of JSON for constants, at most 60 characters long."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    text = _SHORT.repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
 @functools.lru_cache
 def closest(name: str, names: tuple[str, ...]) -> str:
-    """A suggestion to append to a message, or nothing."""
+    """Return a suggestion to append to a message: the name that is most alike, or an empty text if none is.
+
+    Examples:
+        >>> closest("clik", ("click", "copy"))
+        "; did you mean 'click'?"
+    """
     match = difflib.get_close_matches(name, names, 1)
     return f"; did you mean {match[0]!r}?" if match else ""
 
 
 def check_not_input(out: Path, source: Path) -> None:
-    """Raises ValueError if writing `out` would replace the file that is read, by whatever name."""
+    """Raise ValueError if writing `out` would replace the file that is read, by whatever name."""
     if out.exists() and source.exists() and out.samefile(source):
         raise ValueError(f"out: {out} is the input; expected another name")
 
 
-def read_rows(path: Path | str, problems: Problems) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yields (line, object) of a .jsonl, .jsonl.gz or .parquet file; in Parquet the row number is the line.
+class RawRow(NamedTuple):
+    """A line of a file as it was read.
 
-    What cannot be read goes to `problems`. Raises DataError for a file that is absent or of another kind.
+    Attributes:
+        line: The number of the line, from 1; in Parquet, of the row. None stands for the whole file.
+        content: The object of the line, or why there is none.
+    """
+
+    line: int | None
+    content: dict[str, Any] | FieldError
+
+
+def read_rows(path: Path | str, problems: Problems) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Read a file: yield each line number with its object, and add what cannot be read to the problems.
+
+    Raises:
+        DataError: The file does not exist, or is no .jsonl, .jsonl.gz or .parquet file.
+    """
+    return rows_of(read_file(path), problems)
+
+
+def rows_of(raw: Iterable[RawRow], problems: Problems) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield each line number with its object, and add the lines without an object to the problems."""
+    for line, content in raw:
+        if isinstance(content, FieldError):
+            problems.add(line, content.field, content.text)
+        elif line is not None:
+            yield line, content
+
+
+def read_file(path: Path | str) -> Iterator[RawRow]:
+    """Read the lines of a .jsonl, .jsonl.gz or .parquet file, one after the other.
+
+    Raises:
+        DataError: The file does not exist, or is of another kind.
     """
     path = Path(path)
     if not path.exists():
@@ -102,36 +157,41 @@ def read_rows(path: Path | str, problems: Problems) -> Iterator[tuple[int, dict[
     if not path.is_file():
         raise DataError([f"{path}: file: got a folder; expected a .jsonl, .jsonl.gz or .parquet file"])
     if path.name.endswith((".jsonl", ".jsonl.gz")):
-        yield from _json_rows(path, problems)
+        yield from _json_rows(path)
     elif path.suffix == ".parquet":
-        yield from _parquet_rows(path, problems)
+        yield from _parquet_rows(path)
     else:
         raise DataError([f"{path}: file: got the name {path.name!r}; expected .jsonl, .jsonl.gz or .parquet"])
 
 
-def _json_rows(path: Path, problems: Problems) -> Iterator[tuple[int, dict[str, Any]]]:
+def _json_rows(path: Path) -> Iterator[RawRow]:
     line = 0
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as handle:
             for line, raw in enumerate(handle, 1):
-                if not raw.strip():
-                    continue
-                try:
-                    row = _parse_json(raw.decode("utf-8-sig" if line == 1 else "utf-8"))
-                except FieldError as error:
-                    problems.add(line, error.field, error.text)
-                except UnicodeDecodeError as error:
-                    problems.add(line, "text", f"byte {error.start + 1} is not UTF-8; expected UTF-8")
-                else:
-                    if isinstance(row, dict):
-                        yield line, row
-                    else:
-                        problems.add(line, "row", f"got {shown(row)}; expected an object, {{...}}")
+                if raw.strip():
+                    yield RawRow(line, _object_of(raw, "utf-8-sig" if line == 1 else "utf-8"))
     except (OSError, EOFError, zlib.error) as error:
-        problems.add(line + 1, "file", f"cannot be read: {error}; expected a whole file that may be read")
+        yield RawRow(line + 1, FieldError("file", f"cannot be read: {error}; expected a whole file that may be read"))
+
+
+def _object_of(raw: bytes, encoding: str) -> dict[str, Any] | FieldError:
+    """Parse one line of JSON."""
+    try:
+        content = _parse_json(raw.decode(encoding))
+    except FieldError as error:
+        return error.with_traceback(None)  # which would keep the line in memory
+    except UnicodeDecodeError as error:
+        return FieldError("text", f"byte {error.start + 1} is not UTF-8; expected UTF-8")
+    return (
+        content
+        if isinstance(content, dict)
+        else FieldError("row", f"got {shown(content)}; expected an object, {{...}}")
+    )
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object of its pairs, and refuse a key that occurs twice."""
     parsed = dict(pairs)
     if len(parsed) < len(pairs):
         [(twice, _)] = Counter(name for name, _ in pairs).most_common(1)
@@ -140,6 +200,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refuse(constant: str) -> None:
+    """Refuse NaN and Infinity, which JSON does not have."""
     raise FieldError("json", f"got {constant}; expected a finite number, or null for a missing value")
 
 
@@ -152,20 +213,23 @@ def _parse_json(text: str) -> Any:
     except FieldError:
         raise
     except json.JSONDecodeError as error:
-        text = f"{error.msg}, column {error.colno}; expected one object a line"
-        raise FieldError("json", text) from None
+        raise FieldError("json", f"{error.msg}, column {error.colno}; expected one object a line") from None
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, objects thousands deep
         raise FieldError("json", f"{error}; expected one plain object a line") from None
 
 
-def _parquet_rows(path: Path, problems: Problems) -> Iterator[tuple[int, dict[str, Any]]]:
-    import pyarrow
-    import pyarrow.parquet
+def _parquet_rows(path: Path) -> Iterator[RawRow]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        text = "a Parquet file is read by pyarrow, which is not installed; pip install pyarrow, or give a .jsonl file"
+        raise DataError([f"{path}: file: {text}"]) from None
 
     try:
-        table = pyarrow.parquet.read_table(path, memory_map=True)
+        table = parquet.read_table(path, memory_map=True)  # mapped, not copied
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        problems.add(None, "file", f"cannot be read: {error}; expected a Parquet file")
+        yield RawRow(None, FieldError("file", f"cannot be read: {error}; expected a Parquet file"))
         return
-    rows = (row for batch in table.to_batches(max_chunksize=1024) for row in batch.to_pylist())
-    yield from enumerate(rows, 1)
+    rows = (row for batch in table.to_batches(max_chunksize=1000) for row in batch.to_pylist())
+    yield from (RawRow(line, row) for line, row in enumerate(rows, 1))

@@ -22,8 +22,8 @@ class Log:
             explicit preference instead.
         polarity: For each signal +1 if users give it when a response pleases them, as a copy, or -1 if they give it
             when a response displeases them, as a thumbs-down.
-        feedback: Integers (int8) of shape (N, K): 1 the user acted, 0 the user could have acted and did not, -1 missing,
-            which says nothing.
+        feedback: Integers (int8) of shape (N, K): 1 the user acted, 0 the user could have acted and did not, -1 it is
+            missing, which says nothing.
         preference: Integers (int8) of shape (N,), from labels: 1 the response was preferred, 0 it was not, -1 unknown.
         weight: The weight of each row (float32) of shape (N,), 1 where the row gives none; None if no row gives one.
         propensity: Known propensities in (0, 1] (float32) of shape (N, K), NaN where a row gives none; None if no row
@@ -185,4 +185,3 @@ def hold_out(groups: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     if len(sizes) > 1 and drawn.all():
         drawn[order[-1]] = False
     return drawn[groups]
-

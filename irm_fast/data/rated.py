@@ -2,62 +2,30 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from irm_fast.data.files import FieldError, Problems, read_rows, shown
-from irm_fast.data.rows import (
-    PREFERENCE,
-    TEXT_FIELDS,
-    Fields,
-    Messages,
-    check_ids,
-    index_of,
-    level_of,
-    mapping_of,
-    messages_of,
-    name_of,
-    number_of,
-    prompt_of,
-    propensity_of,
-    spellings,
-    text_of,
-)
-
-RATED_FIELDS = spellings(
-    {
-        **TEXT_FIELDS,
-        "rating": ("rating", "score", "label", "stars"),
-        "preference": PREFERENCE,
-        "pair": ("pair", "pair_id"),
-        "propensity": ("propensity",),
-    }
-)
-PAIR_FIELDS = spellings(
-    {
-        "id": TEXT_FIELDS["id"],
-        "prompt": TEXT_FIELDS["prompt"],
-        "chosen": ("chosen",),
-        "rejected": ("rejected",),
-    }
-)
+from irm_fast.data.files import Problems, RawRow, read_file, read_rows, rows_of
+from irm_fast.data.rated_rows import RatedRow, is_pair, rated_rows
+from irm_fast.data.rows import TEXT_FIELDS, Fields, Messages, check_ids, name_of, spellings
 
 
 @dataclass(frozen=True)
 class Rated:
-    """Responses with known quality, N of them.
+    """N responses of known quality.
 
-    ids: N unique names.  messages: N conversations, the last turn of each the assistant's response.
-    rating: (N,) float64.  preference: (N,) int8, 1 or 0: as given, or else whether the rating lies above the
-    median; of two levels, the higher one.  pair: (N,) int64, one number for the two responses of a pair, -1 for a
-    response without a pair.
+    Attributes:
+        ids: N unique names.
+        messages: N conversations; the last turn of each is the assistant's response.
+        rating: Ratings (float64) of shape (N,), higher is better.
+        preference: Integers (int8) of shape (N,), 1 the response is preferred, 0 it is not: as given, or else whether
+            the rating lies above the median of all, or, of two levels, is the higher one.
+        pair: Integers (int64) of shape (N,), one number for the two responses of a pair, -1 for a response without one.
     """
 
     ids: list[str]
@@ -70,7 +38,7 @@ class Rated:
         return len(self.ids)
 
     def subset(self, index: np.ndarray) -> Rated:
-        """The rows that `index` selects: integers or a boolean mask."""
+        """Return the rows that an index selects: row numbers, or a mask of shape (N,)."""
         rows = np.arange(len(self))[index]
         return Rated(
             ids=[self.ids[i] for i in rows],
@@ -82,19 +50,46 @@ class Rated:
 
 
 def read_rated(path: Path | str) -> Rated:
-    """Reads explicit ratings, preferences or pairs from a .jsonl, .jsonl.gz or .parquet file.
+    """Read explicit ratings, preferences or pairs from a .jsonl, .jsonl.gz or .parquet file.
 
-    A row holds prompt, completion, and a rating or a preference of 0 or 1. Or it is a pair, `chosen` and
+    A row holds a prompt, a completion, and a rating or a preference of 0 or 1. Or it is a pair, `chosen` and
     `rejected`, with or without a separate prompt: lists of messages, or texts in the layout of hh-rlhf,
     "\\n\\nHuman: ...\\n\\nAssistant: ...". Pairs in which a response is empty are left out with a warning.
-    Raises DataError with all that is wrong.
+
+    Args:
+        path: The path of the file.
+
+    Returns:
+        The rated responses, in the order of the file.
+
+    Raises:
+        DataError: All that is wrong with the file, by line and field.
+
+    Examples:
+        >>> rated = read_rated("test.jsonl")  # doctest: +SKIP
+        >>> rated.preference.mean()  # doctest: +SKIP
+        0.5
+    """
+    rated, problems = parse_rated(path, read_file(path))
+    warn_of_left_out(problems)
+    return rated
+
+
+def parse_rated(path: Path | str, raw: Iterable[RawRow]) -> tuple[Rated, Problems]:
+    """Parse the lines of a file of rated responses, as `read_rated` describes.
+
+    Returns:
+        The rated responses, and the problems, of which there are none, with the lines that were left out.
+
+    Raises:
+        DataError: All that is wrong with the file, by line and field.
     """
     problems = Problems(path)
     rows: list[RatedRow] = []
     layouts = set()
-    for line, raw in read_rows(path, problems):
-        layouts.add(is_pair(raw))
-        rows += rated_rows(line, raw, problems)
+    for line, content in rows_of(raw, problems):
+        layouts.add(is_pair(content))
+        rows += rated_rows(line, content, problems)
     start = len(problems.kept)
     if len(layouts) > 1:
         problems.add(None, "chosen", "given in some rows only; expected all rows or none in a file")
@@ -102,32 +97,36 @@ def read_rated(path: Path | str) -> Rated:
         _check_file(rows, problems)
     problems.put_first(start)
     problems.raise_if_any()
-    _warn_of_left_out(path, problems)
     preference = np.array([row.preference for row in rows], np.int8)
     rating = np.array([row.preference if row.rating is None else row.rating for row in rows], np.float64)
-    return Rated(
+    rated = Rated(
         ids=[row.id for row in rows],
         messages=[row.messages for row in rows],
         rating=rating,
         preference=np.where(preference < 0, _liked(rating), preference).astype(np.int8),
         pair=np.array([row.pair for row in rows], np.int64),
     )
+    return rated, problems
 
 
-def _warn_of_left_out(path: Path | str, problems: Problems) -> None:
+def warn_of_left_out(problems: Problems) -> None:
+    """Warn, at the caller's caller, of pairs that were left out."""
     if problems.left_out:
         lines = ", ".join(map(str, problems.left_out[:10])) + (", ..." if len(problems.left_out) > 10 else "")
-        text = f"{path}: {len(problems.left_out)} pairs left out because a response is empty: lines {lines}"
+        text = f"{problems.file}: {len(problems.left_out)} pairs left out because a response is empty: lines {lines}"
         warnings.warn(text, stacklevel=3)
 
 
 def read_conversations(path: str | Path) -> tuple[list[str], list[Messages]]:
-    """Ids and conversations of any data that holds them: a log, rated responses, pairs, or nothing else.
+    """Read the conversations of any data that holds them: of a log, of rated responses, of pairs, or of nothing else.
 
     Fields other than id, prompt, completion, chosen and rejected are ignored.
 
+    Returns:
+        The ids, and the conversations, the last turn of each the assistant's.
+
     Raises:
-        DataError: what is wrong, by file, line and field.
+        DataError: All that is wrong with the file, by line and field.
     """
     problems, known = Problems(path), spellings(TEXT_FIELDS)
     found: list[tuple[int, str, Messages]] = []
@@ -142,19 +141,20 @@ def read_conversations(path: str | Path) -> tuple[list[str], list[Messages]]:
         problems.add(None, "file", "empty; expected at least one row")
     check_ids(((line, name) for line, name, _ in found), problems)
     problems.raise_if_any()
-    _warn_of_left_out(path, problems)
+    warn_of_left_out(problems)
     return [name for _, name, _ in found], [messages for *_, messages in found]
 
 
 def _liked(rating: np.ndarray) -> np.ndarray:
-    """(N,) bool from (N,) ratings: above the median, or the higher of just two levels."""
+    """Return a mask of the ratings (N,) that lie above the median, or, of just two levels, are the higher one."""
     # Two levels are labels: where most rows have the higher one, it is the median and no row lies above it.
     two = len(np.unique(rating)) == 2
-    return rating == rating.max() if two else rating > np.median(rating)
+    liked: np.ndarray = rating == rating.max() if two else rating > np.median(rating)
+    return liked
 
 
 def check_both(rated: Rated) -> None:
-    """Raises ValueError unless some rows are preferred and some are not."""
+    """Raise ValueError unless some rows are preferred and some are not."""
     liked = int(rated.preference.sum())
     if liked in (0, len(rated)):
         raise ValueError(
@@ -165,6 +165,7 @@ def check_both(rated: Rated) -> None:
 
 
 def _check_file(rows: list[RatedRow], problems: Problems) -> None:
+    """Report what is wrong with the rated responses as a whole."""
     if not rows:
         problems.add(None, "file", "no usable row; expected at least one")
     check_ids([(row.line, row.id) for row in rows], problems)
@@ -175,107 +176,3 @@ def _check_file(rows: list[RatedRow], problems: Problems) -> None:
     for row in rows:
         if row.pair >= 0 and sizes[row.pair] != 2:
             problems.add(row.line, "pair", f"pair {row.pair} has {sizes[row.pair]} row(s); expected two")
-
-
-@dataclass(frozen=True)
-class RatedRow:
-    """One rated response, as read."""
-
-    line: int
-    id: str
-    messages: Messages
-    rating: float | None
-    preference: int
-    pair: int
-
-
-def rated_rows(line: int, raw: Mapping[str, Any], problems: Problems) -> list[RatedRow]:
-    """The rated responses of one row: one, or two of a pair; none if anything is wrong."""
-    if is_pair(raw):
-        return _pair_rows(line, raw, problems)
-    fields = Fields(line, raw, RATED_FIELDS, problems)
-    row = RatedRow(
-        line=line,
-        id=fields.get("id", name_of, f"row-{line}"),
-        messages=fields.conversation(),
-        rating=fields.get("rating", number_of, None),
-        preference=fields.get("preference", level_of, -1),
-        pair=fields.get("pair", index_of, -1),
-    )
-    fields.get("propensity", mapping_of(propensity_of), None)
-    if not fields.failed and row.rating is None and row.preference < 0:
-        fields.fail("rating", "missing; expected a rating, or a preference of 1 or 0")
-    return [] if fields.failed else [row]
-
-
-def is_pair(raw: Mapping[str, Any]) -> bool:
-    """Whether a row has the chosen/rejected layout."""
-    return raw.get("chosen") is not None or raw.get("rejected") is not None
-
-
-def _pair_rows(line: int, raw: Mapping[str, Any], problems: Problems) -> list[RatedRow]:
-    fields = Fields(line, raw, PAIR_FIELDS, problems)
-    name = fields.get("id", name_of, f"row-{line}")
-    prompt = fields.get("prompt", _pair_prompt_of, None) or []
-    rows = []
-    for side, level in (("chosen", 1), ("rejected", 0)):
-        if side not in fields.values:
-            fields.fail(side, "missing; expected the other response of the pair")
-        turns = fields.get(side, _side_of(prompt), None) or []
-        rows.append(RatedRow(line, f"{name}-{side}", turns, float(level), level, pair=line))
-    if fields.failed:
-        return []
-    if not all(row.messages[-1]["content"].strip() for row in rows):
-        problems.left_out.append(line)
-        return []
-    return rows
-
-
-def _pair_prompt_of(value: object, field: str) -> Messages:
-    if not isinstance(value, str) or not value.startswith("\n\nHuman:"):
-        return prompt_of(value, field)
-    turns = dialogue_of(value, field)
-    # "\n\nAssistant:" at the end only announces the response.
-    return turns if turns[-1]["content"] else turns[:-1]
-
-
-def _side_of(prompt: Messages) -> Callable[[object, str], Messages]:
-    """A parser of `chosen` or `rejected`: the response alone, or the whole conversation."""
-
-    def parse_side(value: object, field: str) -> Messages:
-        if prompt and isinstance(value, str) and not value.startswith("\n\nHuman:"):
-            turns = [{"role": "assistant", "content": text_of(value, field).strip()}]
-        else:
-            turns = dialogue_of(value, field)
-        if turns[: len(prompt)] != prompt:
-            if turns[0]["role"] != "assistant":
-                raise FieldError(field, "begins with another prompt; expected the row's, or none")
-            turns = prompt + turns
-        if len(turns) < 2 or turns[-1]["role"] != "assistant":
-            raise FieldError(field, "expected a prompt, and the assistant's turn at the end")
-        return turns
-
-    return parse_side
-
-
-_DIALOGUE = re.compile(r"\n\n(Human|Assistant):")
-
-
-def dialogue_of(value: object, field: str) -> Messages:
-    """Messages from a list, or from text such as "\\n\\nHuman: ...\\n\\nAssistant: ..." (the hh-rlhf layout).
-
-    Neighbouring turns of one speaker are joined, since many chat templates demand that speakers alternate.
-    """
-    if not isinstance(value, str):
-        return messages_of(value, field)
-    start, *parts = _DIALOGUE.split(text_of(value, field))
-    if start or not parts or parts[0] != "Human":
-        raise FieldError(field, f"got {shown(value)}; expected messages, or text that begins '\\n\\nHuman:'")
-    turns: Messages = []
-    for speaker, content in zip(parts[::2], parts[1::2], strict=True):
-        role = "user" if speaker == "Human" else "assistant"
-        if turns and turns[-1]["role"] == role:
-            turns[-1]["content"] = f"{turns[-1]['content']}\n\n{content.strip()}".strip()
-        else:
-            turns.append({"role": role, "content": content.strip()})
-    return turns

@@ -3,7 +3,8 @@
 A log is JSONL or Parquet, one row an impression:
 `{"id", "prompt", "completion", "feedback": {"copy": 1, "share": 0, "click": null}, "propensity"?,
 "preference"?, "weight"?, "user_id"?, "session_id"?, "timestamp"?, "features"?}`.
-In the feedback 1 is acted, 0 is silent (could have acted and did not), null is missing: it says nothing.
+In the feedback, 1 means that the user acted, 0 that the user could have acted and did not, and null that it is missing,
+which says nothing.
 """
 
 from __future__ import annotations
@@ -12,19 +13,24 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
-from irm_fast.data.files import DataError, Problems, closest, read_rows, shown
+from irm_fast.data.files import DataError, Problems, RawRow, closest, read_file, rows_of, shown
 from irm_fast.data.log import Log
-from irm_fast.data.rated import Rated, read_rated
-from irm_fast.data.rows import LogRow, check_ids, log_row
+from irm_fast.data.rated import Rated, parse_rated, read_rated, warn_of_left_out
+from irm_fast.data.rated_rows import PAIR_FIELDS, RATED_FIELDS
+from irm_fast.data.rows import LOG_FIELDS, LogRow, check_ids, log_row
 from irm_fast.data.signals import Absent, contradictions, signal_notes
 from irm_fast.losses.checks import MAX_SIGNALS
 
-__all__ = ["DataError", "Log", "Rated", "read_log", "read_rated", "signal_notes"]
+__all__ = ["DataError", "Log", "Rated", "read_log", "read_log_or_rated", "read_rated", "signal_notes"]
 
 NEGATIVE_SIGNALS = {"thumbs_down", "regenerate", "dislike", "downvote", "report"}
+# Names of fields that tell a log from rated responses and pairs, or these from a log; "feedback" alone is proof enough.
+_ONLY_LOGS = LOG_FIELDS.keys() - RATED_FIELDS.keys() - PAIR_FIELDS.keys()
+_ONLY_RATED = {key for key, name in {**RATED_FIELDS, **PAIR_FIELDS}.items() if name not in LOG_FIELDS.values()}
 
 
 def read_log(
@@ -34,22 +40,90 @@ def read_log(
     polarity: Mapping[str, int] | None = None,
     misclick: bool = False,
 ) -> Log:
-    """Reads a log from a .jsonl, .jsonl.gz or .parquet file.
+    """Read a log from a .jsonl, .jsonl.gz or .parquet file.
 
-    absent: what a key that some rows lack means: "silent" (nothing happened), "missing" (not known), "error".
-    polarity: +1 or -1 by signal. Where not given, thumbs_down, regenerate, dislike, downvote and report are
-    -1 and all others +1.
-    misclick: allow rows whose evidence contradicts itself; a misclick rate above 0 can explain them.
-    Raises DataError with all that is wrong, by file, line and field.
+    Args:
+        path: The path of the file.
+        absent: The meaning of a feedback key that some rows lack: "silent" (nothing happened), "missing" (it is not
+            known whether something happened), or "error" (there should be no such row).
+        polarity: +1 or -1 by the name of a signal: +1 if users give it when a response pleases them, -1 when it
+            displeases them. Where not given, thumbs_down, regenerate, dislike, downvote and report are -1 and all
+            others +1.
+        misclick: Allow rows that contradict themselves, such as a copy and a thumbs-down of one response; a model with
+            a misclick rate above 0 can explain them.
+
+    Returns:
+        The log, its rows in the order of the file.
+
+    Raises:
+        DataError: All that is wrong with the file, by line and field.
+        ValueError: An argument is unknown.
+
+    Examples:
+        >>> import irm_fast
+        >>> log = irm_fast.read_log("log.jsonl", absent="silent")  # doctest: +SKIP
+        >>> len(log), log.signals, log.polarity  # doctest: +SKIP
+        (20000, ('copy', 'thumbs_down'), (1, -1))
     """
-    scan = _scan(path, absent, _checked(polarity), misclick)
+    scan = scan_log(path, read_file(path), absent=absent, polarity=polarity, misclick=misclick)
     scan.problems.raise_if_any()
     return scan.log
 
 
+def read_log_or_rated(path: Path | str, *, absent: Absent = "error") -> Log | Rated:
+    """Read a file that holds a log, or rated responses or pairs: whichever its fields are those of.
+
+    A log is a file in which any row has feedback, or a field that only logs have and none that only rated responses
+    have. Rows that contradict themselves are allowed, as in `read_log` with `misclick=True`.
+
+    Args:
+        path: The path of the file, which is read once.
+        absent: As of `read_log`.
+
+    Raises:
+        DataError: All that is wrong with the file, by line and field; first, what it was read as.
+    """
+    raw = list(read_file(path))
+    sign = _sign_of_a_log(raw)
+    try:
+        if sign is not None:
+            scan = scan_log(path, raw, absent=absent, misclick=True)
+            scan.problems.raise_if_any()
+            return scan.log
+        rated, problems = parse_rated(path, raw)
+    except DataError as error:
+        how = "rated responses, as no row has feedback" if sign is None else f"a log, as {sign}"
+        raise DataError([f"{path}: read as {how}", *error.problems], error.total + 1) from error
+    warn_of_left_out(problems)
+    return rated
+
+
+def _sign_of_a_log(raw: Iterable[RawRow]) -> str | None:
+    """Say what shows that these are the rows of a log: the first field that rated responses and pairs do not have."""
+    sign = None
+    for line, content in raw:
+        if not isinstance(content, dict):
+            continue
+        given = {key for key, value in content.items() if value is not None}
+        if "feedback" in given:
+            return f"row {line} has 'feedback'"
+        if sign is None and given & _ONLY_LOGS and not given & _ONLY_RATED:
+            sign = f"row {line} has {min(given & _ONLY_LOGS)!r} and no rating"
+    return sign
+
+
 @dataclass(frozen=True)
-class _Scan:
-    """What one pass over a log found: the rows that can be used, and the problems of all."""
+class Scan:
+    """The findings of one pass over the rows of a log.
+
+    Attributes:
+        log: The rows that can be used.
+        problems: The problems of all rows.
+        rows: The number of all rows.
+        absent: For each signal the number of rows with feedback that lack its key.
+        contradictions: The number of rows that contradict themselves.
+        duplicate_ids: The number of rows whose id an earlier row has.
+    """
 
     log: Log
     problems: Problems
@@ -59,25 +133,36 @@ class _Scan:
     duplicate_ids: int
 
 
-def _scan(path: Path | str, absent: Absent, polarity: Mapping[str, int], misclick: bool) -> _Scan:
-    if absent not in ("error", "silent", "missing"):
-        raise ValueError(f"absent: got {absent!r}; expected 'error', 'silent' or 'missing'")
+def scan_log(
+    path: Path | str,
+    raw: Iterable[RawRow],
+    *,
+    absent: Absent = "error",
+    polarity: Mapping[str, int] | None = None,
+    misclick: bool = False,
+) -> Scan:
+    """Parse and check the lines of a log, with arguments as of `read_log`; problems are collected, not raised."""
+    _check_arguments(absent, polarity or {})
     problems = Problems(path)
     rows, seen = [], 0
-    for line, raw in read_rows(path, problems):
+    for line, content in rows_of(raw, problems):
         seen += 1
-        if row := log_row(line, raw, problems):
+        if row := log_row(line, content, problems):
             rows.append(row)
     names = tuple(dict.fromkeys(name for row in rows for name in row.feedback or ()))
-    log = _assemble(rows, names[:MAX_SIGNALS], absent, polarity)
+    log = _assemble(rows, names[:MAX_SIGNALS], absent, polarity or {})
     given = [row for row in rows if row.feedback is not None]
     lacking = {name: [r.line for r in given if name not in (r.feedback or ())] for name in log.signals}
+
+    # The whole log
     start = len(problems.kept)
     if len(names) > MAX_SIGNALS:
         problems.add(None, "feedback", f"got {len(names)} signals; expected at most {MAX_SIGNALS}")
     elif rows or not problems.total:
-        _check_log(log, lacking if absent == "error" else {}, polarity, problems)
+        _check_log(log, lacking if absent == "error" else {}, polarity or {}, problems)
     problems.put_first(start)
+
+    # Row by row
     duplicate_ids = check_ids(((row.line, row.id) for row in rows), problems)
     _check_rows(log, rows, problems)
     contradictory = contradictions(log)
@@ -87,17 +172,19 @@ def _scan(path: Path | str, absent: Absent, polarity: Mapping[str, int], misclic
         text = f"{', '.join(acted + stated)} contradict each other; expected one side, or a misclick rate"
         problems.add(rows[i].line, "feedback", text)
     absences = {name: len(lines) for name, lines in lacking.items()}
-    return _Scan(log, problems, seen, absences, len(contradictory), duplicate_ids)
+    return Scan(log, problems, seen, absences, len(contradictory), duplicate_ids)
 
 
-def _checked(polarity: Mapping[str, int] | None) -> Mapping[str, int]:
-    for name, sign in (polarity or {}).items():
+def _check_arguments(absent: Absent, polarity: Mapping[str, int]) -> None:
+    if absent not in get_args(Absent):
+        raise ValueError(f"absent: got {absent!r}; expected 'error', 'silent' or 'missing'")
+    for name, sign in polarity.items():
         if isinstance(sign, bool) or sign not in (1, -1):
             raise ValueError(f"polarity: got {shown(sign)} for {name!r}; expected 1 or -1")
-    return polarity or {}
 
 
 def _assemble(rows: list[LogRow], signals: tuple[str, ...], absent: Absent, polarity: Mapping[str, int]) -> Log:
+    """Put the rows together as the arrays of a log."""
     by_name = {name: -1 if name.lower().replace("-", "_") in NEGATIVE_SIGNALS else 1 for name in signals}
     feature_names = tuple(next((row.features for row in rows if row.features), ()))
 
@@ -121,20 +208,21 @@ def _assemble(rows: list[LogRow], signals: tuple[str, ...], absent: Absent, pola
 
 
 def _weights(values: list[float | None]) -> np.ndarray | None:
+    """Return weights (float32) of shape (N,), 1 where not given; None if no row has one."""
     if all(value is None for value in values):
         return None
     return np.array([1 if value is None else value for value in values], np.float32)
 
 
 def _matrix(values: list[dict[str, float] | None], names: tuple[str, ...]) -> np.ndarray | None:
-    """(N, names) float32, NaN where not given; None when no row has any."""
+    """Return numbers (float32) of shape (N, names), NaN where not given; None if no row has any."""
     if not any(values):
         return None
     return np.array([[(row or {}).get(name, math.nan) for name in names] for row in values], np.float32)
 
 
 def _check_log(log: Log, lacking: Mapping[str, list[int]], polarity: Iterable[str], problems: Problems) -> None:
-    """Reports what is wrong with the log as a whole."""
+    """Report what is wrong with the log as a whole."""
     if not len(log):
         problems.add(None, "file", "empty; expected at least one row")
         return
@@ -164,7 +252,7 @@ def _check_log(log: Log, lacking: Mapping[str, list[int]], polarity: Iterable[st
 
 
 def _check_rows(log: Log, rows: list[LogRow], problems: Problems) -> None:
-    """Reports rows that do not fit the rest of the log."""
+    """Report rows that do not fit the rest of the log."""
     nothing = (log.feedback < 0).all(axis=1) & (log.preference < 0)
     for i, row in enumerate(rows):
         if nothing[i]:
@@ -181,21 +269,3 @@ def _check_rows(log: Log, rows: list[LogRow], problems: Problems) -> None:
 
 def _listed(names: Iterable[str]) -> str:
     return ", ".join(names) or "none"
-
-
-def _sign_of_a_log(path: str | Path) -> str | None:
-    """What shows that a file is a log, or None: the first field that rated responses and pairs do not have."""
-    from irm_fast.data.files import Problems, read_rows
-    from irm_fast.data.rated import PAIR_FIELDS, RATED_FIELDS
-    from irm_fast.data.rows import LOG_FIELDS
-
-    only_logs = LOG_FIELDS.keys() - RATED_FIELDS.keys() - PAIR_FIELDS.keys()
-    only_rated = {key for key, name in {**RATED_FIELDS, **PAIR_FIELDS}.items() if name not in LOG_FIELDS.values()}
-    sign = None
-    for line, row in read_rows(path, Problems(path)):
-        given = {key for key, value in row.items() if value is not None}
-        if "feedback" in given:
-            return f"row {line} has 'feedback'"
-        if sign is None and given & only_logs and not given & only_rated:
-            sign = f"row {line} has {min(given & only_logs)!r} and no rating"
-    return sign

@@ -1,4 +1,4 @@
-"""Validate."""
+"""The report on a log that `irm-fast validate` prints: what it holds, and what is wrong with it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from irm_fast.data.read import Absent, _checked, _scan
-from irm_fast.data.signals import signal_notes
+from irm_fast.data.files import read_file
+from irm_fast.data.read import scan_log
+from irm_fast.data.signals import Absent, signal_notes
 
 
 def validate(
@@ -20,13 +21,22 @@ def validate(
     polarity: Mapping[str, int] | None = None,
     misclick: bool = False,
 ) -> dict[str, Any]:
-    """What a log holds and what is wrong with it, as plain JSON values; arguments as of `read_log`.
+    """Report what a log holds and what is wrong with it.
 
-    Counts are over the rows that can be read ("valid_rows" of "rows"); "problems" holds at most the first
-    1000 of "problem_count"; "notes" are those of `signal_notes`. Raises DataError only for a
-    file that is absent or of another kind.
+    Args:
+        path: The path of the file.
+        absent: The meaning of a feedback key that some rows lack, as of `read_log`.
+        polarity: +1 or -1 by the name of a signal, as of `read_log`.
+        misclick: Allow rows that contradict themselves, as of `read_log`.
+
+    Returns:
+        A mapping of plain JSON values. Its counts are over the "valid_rows", those of all "rows" that can be read;
+        "problems" holds at most the first 1000 of "problem_count"; "notes" are those of `signal_notes`.
+
+    Raises:
+        DataError: The file does not exist, or is of another kind.
     """
-    scan = _scan(path, absent, _checked(polarity), misclick)
+    scan = scan_log(path, read_file(path), absent=absent, polarity=polarity, misclick=misclick)
     log = scan.log
     texts = {tuple((turn["role"], turn["content"]) for turn in messages) for messages in log.messages}
     users = sorted(Counter(user for user in log.user_ids or [] if user is not None).values())
@@ -61,7 +71,7 @@ def validate(
 
 
 def format_validation(report: Mapping[str, Any]) -> str:
-    """The report of `validate` as text: a table of the signals, then duplicates, users, notes and problems."""
+    """Format the report of `validate` as text: a table of the signals, then duplicates, users, notes and problems."""
     lines = [f"{report['file']}: {report['rows']:,} rows, {report['valid_rows']:,} of them readable", ""]
     width = max([len("signal"), *map(len, report["signals"])])
     lines.append(f"{'signal':<{width}}  polarity      acted     silent    missing     rate")

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from irm_fast.data.log import Log
-from irm_fast.data.read import _sign_of_a_log
+from irm_fast.data.rated import Rated, check_both
+from irm_fast.data.read import read_log_or_rated
 from irm_fast.data.signals import RewardSpec, align
 from irm_fast.diagnostics.metrics import reward_metrics
 from irm_fast.evaluation.scoring import RewardModel, load, predict_log, score
 from irm_fast.models.heldout import HeldOut
 from irm_fast.models.record import read_record
-
-if TYPE_CHECKING:
-    from irm_fast.data.rated import Rated
 
 
 def evaluate(model_dir: str | Path, data: str | Path, *, batch_size: int = 32) -> dict[str, Any]:
@@ -30,24 +28,13 @@ def evaluate(model_dir: str | Path, data: str | Path, *, batch_size: int = 32) -
         ValueError: what is no saved model, no readable data, rated rows that are all of one kind, or a log that
             lacks a signal of the model's.
     """
-    from irm_fast.data.rated import check_both
-    from irm_fast.data.read import DataError, read_log, read_rated
-
     model = load(model_dir)
-    sign = _sign_of_a_log(data)
-    try:
-        if sign is None:
-            rated = read_rated(data)
-        else:
-            absent = read_record(model_dir).get("training", {}).get("absent", "error")
-            log = read_log(data, absent=absent, misclick=True)  # polarity and contradictions: by the model, in `align`
-    except DataError as error:
-        how = "rated responses, as no row has feedback" if sign is None else f"a log, as {sign}"
-        raise DataError([f"{data}: read as {how}", *error.problems], error.total + 1) from error
-    if sign is not None:
-        return evaluate_log(model, log, batch_size=batch_size)
-    check_both(rated)
-    return evaluate_rated(model, rated, batch_size=batch_size)
+    absent = read_record(model_dir).get("training", {}).get("absent", "error")
+    found = read_log_or_rated(data, absent=absent)  # polarity and contradictions: by the model, in `align`
+    if isinstance(found, Log):
+        return evaluate_log(model, found, batch_size=batch_size)
+    check_both(found)
+    return evaluate_rated(model, found, batch_size=batch_size)
 
 
 def evaluate_rated(model: RewardModel, rated: Rated, *, batch_size: int = 32) -> dict[str, float]:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from irm_fast.data import read
 from irm_fast.data.rated import read_conversations
 from irm_fast.data.read import DataError, Rated
 from irm_fast.data.signals import RewardSpec, align
@@ -78,6 +79,15 @@ def test_evaluate_tells_logs_from_ratings(saved, make_log, tmp_path):
         evaluate(saved, write(tmp_path / "typo.jsonl", [row | {"feedbak": 1} for row in rows]))
     with pytest.raises(ValueError, match="all 6 rows are preferred"):
         evaluate(saved, write(tmp_path / "liked.jsonl", [row | label for row in rows]))
+
+
+def test_evaluate_reads_a_file_once(saved, make_log, tmp_path, monkeypatch):
+    opened, read_file = [], read.read_file
+    monkeypatch.setattr(read, "read_file", lambda path: opened.append(path) or read_file(path))
+    rows = [row | {"rating": i % 5} for i, row in enumerate(rows_of(make_log(6)))]
+    path = write(tmp_path / "rated.jsonl", rows)
+    assert evaluate(saved, path)["n"] == 6
+    assert opened == [path]
 
 
 def test_align_leaves_out_further_signals(make_log):

@@ -1,0 +1,157 @@
+"""Rows of rated data: a rated response, or a pair of a chosen and a rejected one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from irm_fast.data.files import FieldError, Problems, shown
+from irm_fast.data.rows import (
+    PREFERENCE,
+    TEXT_FIELDS,
+    Fields,
+    Messages,
+    index_of,
+    level_of,
+    mapping_of,
+    messages_of,
+    name_of,
+    number_of,
+    prompt_of,
+    propensity_of,
+    spellings,
+    text_of,
+)
+
+RATED_FIELDS = spellings(
+    {
+        **TEXT_FIELDS,
+        "rating": ("rating", "score", "label", "stars"),
+        "preference": PREFERENCE,
+        "pair": ("pair", "pair_id"),
+        "propensity": ("propensity",),
+    }
+)
+PAIR_FIELDS = spellings(
+    {
+        "id": TEXT_FIELDS["id"],
+        "prompt": TEXT_FIELDS["prompt"],
+        "chosen": ("chosen",),
+        "rejected": ("rejected",),
+    }
+)
+_DIALOGUE = re.compile(r"\n\n(Human|Assistant):")
+
+
+@dataclass(frozen=True)
+class RatedRow:
+    """A rated response as it was read.
+
+    Attributes:
+        line: The number of its line in the file.
+        id: Its name.
+        messages: The conversation that ends with it.
+        rating: Its rating, or None.
+        preference: 1 it is preferred, 0 it is not, -1 not given.
+        pair: The number that it shares with the other response of its pair, or -1.
+    """
+
+    line: int
+    id: str
+    messages: Messages
+    rating: float | None
+    preference: int
+    pair: int
+
+
+def rated_rows(line: int, raw: Mapping[str, Any], problems: Problems) -> list[RatedRow]:
+    """Parse one row: into a rated response, or the two of a pair, or none if anything is wrong."""
+    if is_pair(raw):
+        return _pair_rows(line, raw, problems)
+    fields = Fields(line, raw, RATED_FIELDS, problems)
+    row = RatedRow(
+        line=line,
+        id=fields.get("id", name_of, f"row-{line}"),
+        messages=fields.conversation(),
+        rating=fields.get("rating", number_of, None),
+        preference=fields.get("preference", level_of, -1),
+        pair=fields.get("pair", index_of, -1),
+    )
+    fields.get("propensity", mapping_of(propensity_of), None)
+    if not fields.failed and row.rating is None and row.preference < 0:
+        fields.fail("rating", "missing; expected a rating, or a preference of 1 or 0")
+    return [] if fields.failed else [row]
+
+
+def is_pair(raw: Mapping[str, Any]) -> bool:
+    """Return True if a row is a pair of a chosen and a rejected response."""
+    return raw.get("chosen") is not None or raw.get("rejected") is not None
+
+
+def _pair_rows(line: int, raw: Mapping[str, Any], problems: Problems) -> list[RatedRow]:
+    """Parse a pair into its chosen and its rejected response; a pair with an empty response is left out."""
+    fields = Fields(line, raw, PAIR_FIELDS, problems)
+    name = fields.get("id", name_of, f"row-{line}")
+    prompt = fields.get("prompt", _pair_prompt_of, None) or []
+    rows = []
+    for side, level in (("chosen", 1), ("rejected", 0)):
+        if side not in fields.values:
+            fields.fail(side, "missing; expected the other response of the pair")
+        turns = fields.get(side, _side_of(prompt), None) or []
+        rows.append(RatedRow(line, f"{name}-{side}", turns, float(level), level, pair=line))
+    if fields.failed:
+        return []
+    if not all(row.messages[-1]["content"].strip() for row in rows):
+        problems.left_out.append(line)
+        return []
+    return rows
+
+
+def _pair_prompt_of(value: object, field: str) -> Messages:
+    """Parse the separate prompt of a pair."""
+    if not isinstance(value, str) or not value.startswith("\n\nHuman:"):
+        return prompt_of(value, field)
+    turns = dialogue_of(value, field)
+    # "\n\nAssistant:" at the end only announces the response.
+    return turns if turns[-1]["content"] else turns[:-1]
+
+
+def _side_of(prompt: Messages) -> Callable[[object, str], Messages]:
+    """Return a parser of `chosen` or `rejected`, which hold the response alone or the whole conversation."""
+
+    def parse_side(value: object, field: str) -> Messages:
+        if prompt and isinstance(value, str) and not value.startswith("\n\nHuman:"):
+            turns = [{"role": "assistant", "content": text_of(value, field).strip()}]
+        else:
+            turns = dialogue_of(value, field)
+        if turns[: len(prompt)] != prompt:
+            if turns[0]["role"] != "assistant":
+                raise FieldError(field, "begins with another prompt; expected the row's, or none")
+            turns = prompt + turns
+        if len(turns) < 2 or turns[-1]["role"] != "assistant":
+            raise FieldError(field, "expected a prompt, and the assistant's turn at the end")
+        return turns
+
+    return parse_side
+
+
+def dialogue_of(value: object, field: str) -> Messages:
+    """Parse messages from a list, or from text such as "\\n\\nHuman: ...\\n\\nAssistant: ..." (the hh-rlhf layout).
+
+    Neighbouring turns of one speaker are joined, since many chat templates demand that speakers alternate.
+    """
+    if not isinstance(value, str):
+        return messages_of(value, field)
+    start, *parts = _DIALOGUE.split(text_of(value, field))
+    if start or not parts or parts[0] != "Human":
+        raise FieldError(field, f"got {shown(value)}; expected messages, or text that begins '\\n\\nHuman:'")
+    turns: Messages = []
+    for speaker, content in zip(parts[::2], parts[1::2], strict=True):
+        role = "user" if speaker == "Human" else "assistant"
+        if turns and turns[-1]["role"] == role:
+            turns[-1]["content"] = f"{turns[-1]['content']}\n\n{content.strip()}".strip()
+        else:
+            turns.append({"role": role, "content": content.strip()})
+    return turns
