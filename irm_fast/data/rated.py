@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from irm_fast.data.files import Problems, RawRow, read_file, read_rows, rows_of
-from irm_fast.data.rated_rows import RatedRow, is_pair, rated_rows
+from irm_fast.data.ratings import RatedRow, is_pair, rated_rows
 from irm_fast.data.rows import TEXT_FIELDS, Fields, Messages, check_ids, name_of, spellings
 
 

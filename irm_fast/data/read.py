@@ -20,7 +20,7 @@ import numpy as np
 from irm_fast.data.files import DataError, Problems, RawRow, closest, read_file, rows_of, shown
 from irm_fast.data.log import Log
 from irm_fast.data.rated import Rated, parse_rated, read_rated, warn_of_left_out
-from irm_fast.data.rated_rows import PAIR_FIELDS, RATED_FIELDS
+from irm_fast.data.ratings import PAIR_FIELDS, RATED_FIELDS
 from irm_fast.data.rows import LOG_FIELDS, LogRow, check_ids, log_row
 from irm_fast.data.signals import Absent, contradictions, signal_notes
 from irm_fast.losses.checks import MAX_SIGNALS

@@ -2,7 +2,7 @@
 
 import pytest
 
-from irm_fast.training.config import TrainConfig
+from irm_fast.training.config import EmbeddingTrainConfig, TrainConfig, load_config
 
 
 def make(**settings) -> TrainConfig:
@@ -69,3 +69,28 @@ def test_bad_yaml(tmp_path, text, fragments):
     with pytest.raises(ValueError) as error:
         TrainConfig.load(path)
     assert all(fragment in str(error.value) for fragment in fragments), error.value
+
+
+def test_what_is_no_setting_of_the_result_is_not_kept(tmp_path):
+    config = make(overwrite=True, progress=False)
+    config.save(tmp_path / "run.yaml")
+    text = (tmp_path / "run.yaml").read_text()
+    assert not any(name in text for name in ("overwrite", "resume", "progress"))
+    assert TrainConfig.load(tmp_path / "run.yaml") == make()
+
+
+@pytest.mark.parametrize("name", ["overwrite", "resume"])
+def test_a_file_cannot_ask_for_one_start(tmp_path, name):
+    path = tmp_path / "run.yaml"
+    path.write_text(f"model: m\noutput: o\n{name}: true\n")
+    with pytest.raises(ValueError, match=rf"{name}: it belongs to one start of a run.*--{name}"):
+        load_config(path)
+    path.write_text(f"model: m\noutput: o\n{name}: false\n")
+    assert load_config(path) == make()
+
+
+def test_each_program_has_settings_of_its_own():
+    assert isinstance(load_config(None, embeddings="e", output="o"), EmbeddingTrainConfig)
+    assert isinstance(load_config(None, model="m", output="o", embeddings=""), TrainConfig)
+    with pytest.raises(ValueError, match=r"epochs: got 4.*has no effect with embeddings"):
+        EmbeddingTrainConfig.from_mapping({"embeddings": "e", "output": "o", "epochs": 4})

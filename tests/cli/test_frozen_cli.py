@@ -1,0 +1,55 @@
+"""The command line is frozen: a renamed or vanished option is a decision. Later changes extend the table on purpose."""
+
+from __future__ import annotations
+
+import typer
+from typer.testing import CliRunner
+
+from irm_fast.cli.commands import app
+
+SHARED = "output data propensity-design misclick-rate polarity absent validation-fraction seed progress overwrite"
+TEXT = (
+    "model objective stratification ema-decay epochs batch-size token-budget gradient-accumulation learning-rate "
+    "head-learning-rate weight-decay warmup-ratio max-length overlong eval-steps patience precision attn compile fsdp "
+    "gradient-checkpointing report-to resume"
+)
+OPTIONS = {
+    "validate": "data absent polarity misclick json",
+    "simulate": "rated out protocol alpha target signals seed test-fraction overwrite",
+    "train": f"config {SHARED} {TEXT} embeddings hidden-layers estimator",
+    "evaluate": "model data batch-size json",
+    "diagnose": "data model propensity-design absent polarity labels-ignorable batch-size json",
+    "score": "model data out batch-size",
+    "embed": "data model out pooling batch-size max-length precision dtype resume overwrite",
+    "reproduce": ("data output model protocol redraws alpha target limit max-length noise processes resume overwrite"),
+    "demo": "output seeds",
+}
+CHOICES = {
+    ("train", "propensity-design"): "auto constant hidden features known",
+    ("train", "objective"): "marginal stratified",
+    ("train", "stratification"): "current ema frozen",
+    ("train", "absent"): "error silent missing",
+    ("train", "overlong"): "truncate drop",
+    ("train", "precision"): "float32 bfloat16",
+    ("train", "attn"): "auto flash_attention_4 flash_attention_3 flash_attention_2 varlen sdpa eager",
+    ("train", "estimator"): "auto two-step joint",
+    ("diagnose", "propensity-design"): "auto constant hidden features known",
+    ("diagnose", "absent"): "error silent missing",
+    ("validate", "absent"): "error silent missing",
+}
+
+
+def test_commands_and_options() -> None:
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    found = {name: {_name(parameter) for parameter in command.params} - {"help"} for name, command in commands.items()}
+    assert found == {name: set(options.split()) for name, options in OPTIONS.items()}
+
+
+def test_choices() -> None:
+    for (command, option), choices in CHOICES.items():
+        shown = "".join(CliRunner().invoke(app, [command, "--help"]).output.split())
+        assert f"--{option}<{'|'.join(choices.split())}>" in shown, (command, option)
+
+
+def _name(parameter: object) -> str:
+    return str(max(parameter.opts, key=len)).lstrip("-").replace("_", "-")  # type: ignore[attr-defined]
