@@ -174,7 +174,7 @@ def classifier(model: ImplicitRewardModel, case: TrainingCase, rows: list[Row]) 
 def _of_classifier(model: ImplicitRewardModel, n: int, loss: Callable[..., Tensor], batch: dict[str, Any]) -> Tensor:
     logits = model.classifier(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     reward = logits.squeeze(-1).to(model.reward_bias.dtype) + model.reward_bias
-    propensity = model.propensity.bias.expand(len(reward), -1)
+    propensity = model.propensity_design.bias.expand(len(reward), -1)
     return loss(reward, propensity, batch["feedback"]).mean() * len(reward) / n
 
 

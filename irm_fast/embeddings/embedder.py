@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from irm_fast.data.signals import RewardSpec
 from irm_fast.embeddings.store import Source, check_part, check_target, merge_parts, row_hash, write_part
-from irm_fast.models.backbone import model_config, quiet_transformers
+from irm_fast.models.backbone import check_weights, first_line, model_config, quiet_transformers
 from irm_fast.models.batches import Collator, TokenizedRows
 from irm_fast.models.reward_model import ImplicitRewardModel
 from irm_fast.models.tokens import tokenise
@@ -182,7 +182,7 @@ def write_embeddings(
             if len(bad):
                 raise ValueError(
                     f"row {ids[start + int(bad[0])]!r}: its embedding is not finite (nor those of {len(bad) - 1} more "
-                    f"rows); expected numbers; the model may not bear {source.precision}"
+                    f"rows); expected numbers; the model may be too imprecise in {source.precision}"
                 )
             write_part(path, vectors, hashes[rows], source)
             truncated += longer
@@ -228,10 +228,8 @@ def _load_encoder(name: str) -> tuple[Any, Any]:
                 name, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
             )
     except Exception as error:  # of many kinds, some of them from the tokenizers library
-        raise ValueError(f"model {name!r}: not loadable to embed text: {str(error).strip().splitlines()[0]}") from error
-    lost = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
-    if lost:
-        raise ValueError(f"model {name!r}: its files lack {len(lost)} weights, among them {lost[0]}")
+        raise ValueError(f"model {name!r}: not loadable to embed text: {first_line(error)}") from error
+    check_weights(name, (key for key in report["missing_keys"] if not key.startswith("pooler.")))
     if tokenizer.pad_token_id is None:
         raise ValueError(f"model {name!r}: no padding token; expected pad_token in tokenizer_config.json")
     if hasattr(model, "pooler"):

@@ -77,7 +77,7 @@ def heldout_step(
         core: The model itself.
         batch: A batch of the collator.
     """
-    reward, propensity = model(**logit_inputs(batch))
+    reward, propensity = model("logits", **logit_inputs(batch))
     loss = implicit_rm_loss(
         reward,
         propensity,

@@ -1,13 +1,13 @@
-"""Which attention a backbone runs with: the fastest that its device, precision and kind allow.
+"""The attention that a backbone runs with: the fastest that its device, precision and kind allow.
 
-In a pack, sequences stand one after the other in one row of tokens, without padding; where they begin and end is told
-by `cu_seq_lens_q` (N + 1,) int32, as flash attention takes it. Each attends to itself alone.
+In a pack, sequences stand one after the other in one row of tokens, without padding; `cu_seq_lens_q` (N + 1,) int32
+tells where they begin and end, as flash attention takes it. Each attends to itself alone.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -34,15 +34,20 @@ def set_attention(
     dtype: torch.dtype,
     unpackable: Callable[[], str | None],
 ) -> str:
-    """Make `model` run with the attention that is wanted, and return its name.
+    """Make a model run with the attention that is wanted, and return the name of that attention.
 
-    wanted: one of `models.ATTENTIONS`. "auto" takes the first that can be had of flash attention 4, 3 and 2 (packages),
-    "varlen" (flash kernels inside torch on a GPU, grouped calls on a CPU), "sdpa" and "eager". Those in `PACKED`
-    take packed sequences, the others padded batches. device, dtype: where, and in what precision, it will compute.
-    unpackable: tells why this very model cannot take packs, None if it can; asked only where all else allows them.
+    Args:
+        model: The backbone with its classifier.
+        wanted: One of `models.ATTENTIONS`. "auto" takes the first that is available of flash attention 4, 3 and 2
+            (packages), "varlen" (flash kernels inside torch on a GPU, grouped calls on a CPU), "sdpa" and "eager".
+            Those in `PACKED` take packed sequences, the others padded batches.
+        device: The device that the model will compute on.
+        dtype: The precision that it will compute in.
+        unpackable: A function that gives the reason why this very model takes no packs, or None if it does. Called
+            only where everything else allows packs.
 
     Raises:
-        ValueError: what is wanted cannot be had, and why.
+        ValueError: The attention that is wanted is not available, and why.
     """
     if wanted not in ATTENTIONS:
         raise ValueError(f"attn: got {wanted!r}; expected one of {', '.join(ATTENTIONS)}")
@@ -58,11 +63,19 @@ def set_attention(
             return name
         reasons[name] = reason
     why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
-    raise ValueError(f"attn: cannot be had: {why}; expected auto, or another")
+    raise ValueError(f"attn: not available: {why}; expected auto, or another")
 
 
 def switch(model: PreTrainedModel, name: str) -> None:
-    """Make `model` run with an attention by its name here or among transformers'."""
+    """Make a model run with an attention.
+
+    Args:
+        model: The model.
+        name: The name of the attention in `models.ATTENTIONS` or in transformers.
+
+    Raises:
+        ValueError: The model took another one.
+    """
     from irm_fast.models.backbone import quiet_transformers
 
     own = _register() if name == "varlen" else name
@@ -74,12 +87,12 @@ def switch(model: PreTrainedModel, name: str) -> None:
 
 @cache
 def _tell(text: str) -> None:
-    """Log once: scoring chooses anew for every call."""
+    """Log a text once: scoring chooses the attention anew for every call."""
     log.info(text)
 
 
 def obstacle(name: str, model: PreTrainedModel, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why `model` cannot run with an attention, or None if it can; arguments as of `set_attention`."""
+    """The reason why a model cannot run with an attention, or None if it can; arguments as of `set_attention`."""
     kind, config = type(model).__name__, model.config.get_text_config()
     if name == "eager":
         return None
@@ -109,8 +122,18 @@ def obstacle(name: str, model: PreTrainedModel, device: torch.device, dtype: tor
     return _no_flash(config, device, dtype, range(8, 13), takes_dropout=False)
 
 
-def _no_flash(config: Any, device: torch.device, dtype: torch.dtype, majors: Any, takes_dropout: bool) -> str | None:
-    """What speaks against flash kernels that run on CUDA devices of these major versions."""
+def _no_flash(
+    config: Any, device: torch.device, dtype: torch.dtype, majors: Container[int], *, takes_dropout: bool
+) -> str | None:
+    """The reason why a model cannot run with flash kernels, or None if it can.
+
+    Args:
+        config: The text config of the model.
+        device: The device that it will compute on.
+        dtype: The precision that it will compute in.
+        majors: The CUDA devices that have the kernels, by the first number of their compute capability.
+        takes_dropout: Whether the kernels can drop out.
+    """
     if device.type != "cuda":
         return f"it needs a CUDA device, and this is {device.type}"
     if dtype not in (torch.bfloat16, torch.float16):
@@ -124,18 +147,18 @@ def _no_flash(config: Any, device: torch.device, dtype: torch.dtype, majors: Any
 
 
 def head_width(config: Any) -> int:
-    """Of one attention head, from a text config of transformers."""
+    """The width of one attention head, from a text config of transformers."""
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 def _not_packable(config: Any) -> str | None:
-    """What in a model would carry something from one sequence of a pack to the next, whatever the attention."""
+    """The part of a model that would carry something from one sequence of a pack to the next; None if there is none."""
     kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
     return f"has layers of the kind {', '.join(sorted(kinds))}" if kinds else None
 
 
 def _softcap(config: Any) -> bool:
-    """Whether attention scores are squashed, as in Gemma 2: flash-attn and eager attention alone can do it."""
+    """Tell whether attention scores are squashed, as in Gemma 2: flash-attn and eager attention alone can do it."""
     return getattr(config, "attn_logit_softcapping", None) is not None
 
 
@@ -148,7 +171,7 @@ def _installed(name: str) -> bool:
 
 @cache
 def _register() -> str:
-    """Make `varlen_attention` known to transformers; returns its name there.
+    """Make `varlen_attention` known to transformers, and return its name there.
 
     No mask function goes with it: transformers then makes no mask at all, and does not look at the position ids for
     packs either, for which it would wait for the device in every forward pass.

@@ -1,9 +1,9 @@
-"""A decoder language model and its tokenizer, made ready to score the last token of a conversation."""
+"""A language model and its tokenizer, loaded and made ready to score the last token of a conversation."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,67 +12,99 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
-from irm_fast.models.tokens import CHUNK, _set_padding, _template_ending_in_eos, encode
+from irm_fast.models.tokens import CHUNK, encode, set_padding, template_ending_in_eos
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def load_backbone(model: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a folder or hub id as a `*ForSequenceClassification` with one output, in float32.
+    """Load a pretrained decoder as a `*ForSequenceClassification` with one output, in float32.
 
     The tokenizer gets what a reward model needs: a padding token that is not the final one, padding on the
     right, truncation on the left, a chat template whose text ends in EOS. A new `score` head is drawn from
     torch's global generator; one that the checkpoint already has is kept.
 
+    Args:
+        model: A folder or hub id.
+
     Raises:
-        ValueError: an unknown model or one without a linear score, missing weights, no tokenizer.
+        ValueError: The model is unknown or has no linear score, its files lack weights, or no tokenizer loads.
     """
     name = _resolved(model)
     tokenizer = load_tokenizer(name)
     labels = {"id2label": {0: "reward"}, "label2id": {"reward": 0}}
     classifier = load_classifier(name, num_labels=1, problem_type="regression", **labels)
-    _set_padding(classifier, tokenizer)
-    tokenizer.chat_template = _template_ending_in_eos(tokenizer)
+    set_padding(classifier, tokenizer)
+    tokenizer.chat_template = template_ending_in_eos(tokenizer)
     return classifier, tokenizer
 
 
 def count_tokens(
     model: str | Path, conversations: Sequence[list[dict[str, str]]], max_length: int
 ) -> tuple[np.ndarray, int]:
-    """Tokens (N,) that each conversation has as `encode` makes them, without loading weights; and the limit.
+    """Count the tokens of conversations without loading the weights of the model.
 
-    The limit is `max_length`, or that of the model's positions if it is lower. Raises ValueError as `load_backbone`.
+    Args:
+        model: A folder or hub id.
+        conversations: N conversations.
+        max_length: The number of tokens of a row, at most.
+
+    Returns:
+        The number of tokens that `encode` makes of each conversation, whole, (N,); and the limit, as of `token_limit`.
+
+    Raises:
+        ValueError: As `load_backbone`.
     """
     name = _resolved(model)
     tokenizer = load_tokenizer(name)
-    tokenizer.chat_template = _template_ending_in_eos(tokenizer)
+    tokenizer.chat_template = template_ending_in_eos(tokenizer)
     lengths = [
         len(row)
         for start in range(0, len(conversations), CHUNK)  # lists of numbers are large
         for row in encode(tokenizer, conversations[start : start + CHUNK], sys.maxsize)[0]
     ]
-    return np.array(lengths), token_limit(_load_config(name), max_length)
+    return np.array(lengths), token_limit(model_config(name), max_length)
 
 
 def token_limit(config: Any, max_length: int) -> int:
-    """`max_length`, or the model's own limit of positions, whichever is lower."""
+    """The lower of `max_length` and the model's own limit of positions.
+
+    Args:
+        config: A configuration of transformers.
+        max_length: The number of tokens of a row, at most.
+    """
     return int(min(max_length, getattr(config.get_text_config(), "max_position_embeddings", max_length)))
 
 
+def model_config(name: str) -> Any:
+    """The configuration of a folder or hub id.
+
+    Raises:
+        ValueError: There is none, or it is of a kind that transformers does not know.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        where = "of an unknown kind" if Path(name).is_dir() else "no such folder, and not found on the hub"
+        raise ValueError(f"model {name!r}: {where}: {first_line(error)}") from error
+
+
 def _resolved(model: str | Path) -> str:
-    """The folder or hub id of a model whose configuration can be read."""
+    """The folder or hub id of a model, as text, after its configuration was read."""
     name = str(model)
     if (name.startswith((".", "/", "~")) or name.count("/") > 1) and not Path(name).expanduser().is_dir():
         raise ValueError(f"model {name!r}: no such folder; expected a folder with config.json, or a hub id")
     name = str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name
-    _load_config(name)
+    model_config(name)
     return name
 
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """No load reports nor bars: what is missing is checked here and raised as an error."""
+    """A context without transformers' load reports and progress bars: what is missing is raised as an error here."""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -87,10 +119,14 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def load_classifier(name: str, **settings: Any) -> PreTrainedModel:
-    """`AutoModelForSequenceClassification` in float32 with a bias-free linear score of one output.
+    """Load an `AutoModelForSequenceClassification` in float32 with a bias-free linear score of one output.
+
+    Args:
+        name: A folder or hub id.
+        settings: Further entries of its configuration.
 
     Raises:
-        ValueError: as `load_backbone`.
+        ValueError: As `load_backbone`.
     """
     from transformers import AutoModelForSequenceClassification
 
@@ -105,36 +141,31 @@ def load_classifier(name: str, **settings: Any) -> PreTrainedModel:
                 **settings,
             )
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise ValueError(f"model {name!r}: not loadable to score text: {_first_line(error)}") from error
+        raise ValueError(f"model {name!r}: not loadable to score text: {first_line(error)}") from error
     head = getattr(model, "score", None)
     if not isinstance(head, torch.nn.Linear) or head.bias is not None or head.out_features != 1:
         raise ValueError(
             f"model {name!r}: {type(model).__name__} has no bias-free linear 'score' on its last token; "
             "expected a decoder such as Llama, Qwen, Mistral or Gemma"
         )
-    lost = sorted(set(report["missing_keys"]) - {"score.weight"})
-    if lost:
-        raise ValueError(f"model {name!r}: its files lack {len(lost)} weights, among them {lost[0]}")
+    check_weights(name, set(report["missing_keys"]) - {"score.weight"})
     for key, got, expected in report["mismatched_keys"]:
         raise ValueError(f"model {name!r}: {key} has shape {tuple(got)}; expected {tuple(expected)}")
     return model
 
 
-def _load_config(name: str) -> Any:
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        where = "of an unknown kind" if Path(name).is_dir() else "no such folder, and not found on the hub"
-        raise ValueError(f"model {name!r}: {where}: {_first_line(error)}") from error
+def check_weights(name: str, missing: Iterable[str]) -> None:
+    """Raise ValueError if the files of a model lack weights, given the names of those that are missing."""
+    lost = sorted(missing)
+    if lost:
+        raise ValueError(f"model {name!r}: its files lack {len(lost)} weights, among them {lost[0]}")
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder or hub id.
 
     Raises:
-        ValueError: there is none that loads, or it has no EOS token.
+        ValueError: No tokenizer loads, or it has no EOS token.
     """
     from transformers import AutoTokenizer
 
@@ -142,22 +173,12 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # of many kinds, some of them from the tokenizers library
-        raise ValueError(f"model {name!r}: no tokenizer that loads: {_first_line(error)}") from error
+        raise ValueError(f"model {name!r}: no tokenizer that loads: {first_line(error)}") from error
     if tokenizer.eos_token_id is None:
         raise ValueError(f"model {name!r}: no EOS token; expected eos_token in tokenizer_config.json")
     return tokenizer
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The first line of an error's message."""
     return str(error).strip().split("\n")[0]
-
-
-def model_config(name: str) -> Any:
-    """The configuration of a folder or hub id. Raises ValueError where there is none."""
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        where = "of an unknown kind" if Path(name).is_dir() else "no such folder, and not found on the hub"
-        raise ValueError(f"model {name!r}: {where}: {str(error).strip().splitlines()[0]}") from error

@@ -23,22 +23,37 @@ _DTYPES = {
 
 
 class Rows(NamedTuple):
-    """n rows, ready to be collated."""
+    """N rows, ready to be collated.
 
-    tokens: np.ndarray  # (T,) token ids of all rows, one after the other
-    lengths: np.ndarray  # (n,) number of tokens of each row
-    columns: Mapping[str, Tensor]  # name: (n, ...)
+    Attributes:
+        tokens: The token ids of all rows, one row after the other, (T,) int32.
+        lengths: The number of tokens of each row, (N,) int64.
+        columns: Everything else that the rows have, each a tensor (N, ...), by its name.
+    """
+
+    tokens: np.ndarray
+    lengths: np.ndarray
+    columns: Mapping[str, Tensor]
 
 
 class TokenizedRows(Dataset):
     """The rows of a log with their token ids, as arrays in memory; whole batches are taken out by index.
 
     Args:
-        input_ids: Token ids of each of N rows.
-        columns: What else the rows have: name -> array or tensor (N, ...).
+        input_ids: The token ids of each of N rows.
+        columns: Everything else that the rows have, each an array or tensor (N, ...), by its name: `feedback`,
+            `preference`, `weight`, `propensity`, `features` or `row`.
 
     Attributes:
-        lengths: (N,) number of tokens of each row.
+        lengths: The number of tokens of each row, (N,) int64.
+
+    Examples:
+        >>> rows = TokenizedRows([np.array([5, 6]), np.array([7])], {"feedback": [[1], [0]]})
+        >>> batch = Collator(pad_token_id=0)(rows.__getitems__([1, 0]))
+        >>> batch["input_ids"].tolist()
+        [[7, 0], [5, 6]]
+        >>> batch["feedback"].tolist()
+        [[0], [1]]
     """
 
     def __init__(self, input_ids: Sequence[np.ndarray], columns: Mapping[str, Any] | None = None) -> None:
@@ -49,7 +64,12 @@ class TokenizedRows(Dataset):
 
     @classmethod
     def from_log(cls, log: Log, input_ids: Sequence[np.ndarray]) -> TokenizedRows:
-        """The rows of a log, numbered from 0; a row without a weight gets 1."""
+        """The rows of a log, numbered from 0 in the column `row`.
+
+        Args:
+            log: The log, of N rows. Without weights every row gets 1.
+            input_ids: The token ids of each row.
+        """
         size = len(log)
         columns: dict[str, Any] = {
             # The loss takes no empty signal axis: explicit preferences alone get one that is always missing.
@@ -68,7 +88,7 @@ class TokenizedRows(Dataset):
         return len(self.lengths)
 
     def __getitems__(self, index: Sequence[int] | np.ndarray) -> Rows:
-        """The rows of these numbers; torch's loaders ask for a whole batch at once."""
+        """The rows of these numbers, in their order; torch's `DataLoader` asks so for a whole batch at once."""
         tokens = [self.tokens[self.starts[i] : self.starts[i + 1]] for i in index]
         chosen = torch.as_tensor(index, dtype=torch.long)
         return Rows(
@@ -78,14 +98,18 @@ class TokenizedRows(Dataset):
         )
 
     def filler(self, row: int = 0) -> Rows:
-        """The row that stands in a batch of no rows: the last token of a row, with weight 0 and number -1."""
-        first = self.__getitems__([row])
-        columns = {**first.columns, "weight": torch.zeros(1), "row": torch.full((1,), -1)}
-        return Rows(first.tokens[-1:], np.ones(1, np.int64), columns)
+        """One row for a batch of no rows: the last token of a row, with weight 0 and the number -1."""
+        chosen = self.__getitems__([row])
+        columns = {**chosen.columns, "weight": torch.zeros(1), "row": torch.full((1,), -1)}
+        return Rows(chosen.tokens[-1:], np.ones(1, np.int64), columns)
 
 
 def stack_rows(rows: Sequence[Mapping[str, Any]]) -> Rows:
-    """Rows that were made one by one: mappings with `input_ids` and the same other entries."""
+    """Rows that were made one by one.
+
+    Args:
+        rows: Mappings with `input_ids`, the token ids of a row, and the columns of `TokenizedRows`, the same in each.
+    """
     ids = [np.asarray(row["input_ids"]) for row in rows]
     names = [name for name in rows[0] if name in _DTYPES]
     columns = {name: torch.tensor([row[name] for row in rows], dtype=_DTYPES[name]) for name in names}
@@ -95,16 +119,16 @@ def stack_rows(rows: Sequence[Mapping[str, Any]]) -> Rows:
 class Collator:
     """Makes a batch of N rows, packed or padded on the right.
 
-    Packed: `input_ids` and `position_ids` (1, T), the ends of the rows as flash attention takes them, `cu_seq_lens_q`
-    and `cu_seq_lens_k` (N + 1,) int32, and the longest as `max_length_q` and `max_length_k`, whole numbers. Padded:
-    `input_ids` and `attention_mask` (N, T). Beside them `feedback`, `preference`, `weight` and what else the rows have,
-    each (N, ...); `row` (N,), their numbers; and `counts`, see `Counts`.
+    A packed batch has `input_ids` and `position_ids` (1, T); the ends of the rows as flash attention takes them,
+    `cu_seq_lens_q` and `cu_seq_lens_k`, each (N + 1,) int32; and the length of the longest row as the numbers
+    `max_length_q` and `max_length_k`. A padded batch has `input_ids` and `attention_mask` (N, T). Both have the columns
+    of the rows, each (N, ...), and `counts`, the size of the batch (`Counts`).
 
     Args:
         pad_token_id: The token that fills rows up.
         packed: Whether rows stand one after the other, without padding.
-        filler: The row that stands, with weight 0 and number -1, in the batch of no rows: all processes have to take
-            part in every pass. See `TokenizedRows.filler`.
+        filler: The row that takes the place of no rows, since all processes have to take part in every pass; see
+            `TokenizedRows.filler`.
     """
 
     def __init__(self, pad_token_id: int, *, packed: bool = False, filler: Rows | None = None) -> None:
@@ -124,12 +148,19 @@ class Collator:
 
 
 class Counts(NamedTuple):
-    """The size of a batch."""
+    """The size of a batch.
 
-    examples: int  # without fillers
-    tokens: int  # of the rows
-    slots: int  # tokens and padding
-    squares: int  # sum of squared lengths
+    Attributes:
+        examples: The number of rows, without fillers.
+        tokens: The number of their tokens.
+        slots: The number of tokens and of padding.
+        squares: The sum of the squared lengths.
+    """
+
+    examples: int
+    tokens: int
+    slots: int
+    squares: int
 
 
 def _pad(rows: Rows, pad_token_id: int) -> dict[str, Any]:

@@ -1,12 +1,12 @@
-"""The heads on pooled hidden states: the reward, and what the chance that a pleased user acts may depend on.
+"""The heads on pooled hidden states: the reward, and the propensity of every signal.
 
-Each propensity design is a module: called with pooled hidden states (N, H), it gives the propensity logits (N, K);
-`heads` gives the keywords by which `linear_implicit_rm_loss` forms the same logits itself.
+A propensity design says what the propensity, the probability that a pleased user acts, may depend on. Each design is a
+module that gives the propensity logits, and the keywords by which `linear_implicit_rm_loss` forms the same logits.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,43 +17,92 @@ from irm_fast.data.signals import RewardSpec, known_logits
 from irm_fast.losses.linear import linear_implicit_rm_loss
 
 
-class ConstantPropensity(nn.Module):
-    """One propensity for each signal, the same for every response."""
+class Logits(NamedTuple):
+    """The output of the heads for N rows and K signals, float32."""
+
+    reward: Tensor  # (N,) reward logits, with the bias
+    propensity: Tensor  # (N, K) propensity logits
+
+
+class PropensityDesign(nn.Module):
+    """The base of the propensity designs.
+
+    Args:
+        spec: The signals and features of the model.
+        hidden_size: The width H of the hidden states.
+    """
 
     def __init__(self, spec: RewardSpec, hidden_size: int) -> None:
         super().__init__()
+
+    def forward(self, hidden: Tensor, propensity: Tensor | None, features: Tensor | None) -> Tensor:
+        """Propensity logits (N, K).
+
+        Args:
+            hidden: Pooled hidden states, (N, H) float32.
+            propensity: The propensities of the log, (N, K) probabilities; read by the `known` design alone.
+            features: The features of the log, (N, F) float32; read by the `features` design alone.
+
+        Raises:
+            ValueError: The design reads something that is not given.
+        """
+        raise NotImplementedError
+
+    def loss_keywords(self, propensity: Tensor | None, features: Tensor | None) -> dict[str, Tensor]:
+        """The keywords of `linear_implicit_rm_loss` by which it forms the same propensity logits.
+
+        Args:
+            propensity: As of `forward`.
+            features: As of `forward`.
+
+        Raises:
+            ValueError: The design reads something that is not given.
+        """
+        raise NotImplementedError
+
+
+class ConstantPropensity(PropensityDesign):
+    """One propensity for each signal, the same for every response."""
+
+    def __init__(self, spec: RewardSpec, hidden_size: int) -> None:
+        super().__init__(spec, hidden_size)
         self.bias = nn.Parameter(torch.zeros(spec.columns))
 
     def forward(self, hidden: Tensor, propensity: Tensor | None, features: Tensor | None) -> Tensor:
         return self.bias.expand(len(hidden), -1)
 
-    def heads(self, propensity: Tensor | None, features: Tensor | None) -> dict[str, Tensor]:
+    def loss_keywords(self, propensity: Tensor | None, features: Tensor | None) -> dict[str, Tensor]:
         return {"propensity_logits": self.bias}
 
 
-class HiddenPropensity(nn.Module):
-    """Linear in the pooled hidden state; starts constant."""
+class HiddenPropensity(PropensityDesign):
+    """Propensity logits that are linear in the pooled hidden state; they start constant."""
 
     def __init__(self, spec: RewardSpec, hidden_size: int) -> None:
-        super().__init__()
+        super().__init__(spec, hidden_size)
         self.weight = nn.Parameter(torch.zeros(spec.columns, hidden_size))
         self.bias = nn.Parameter(torch.zeros(spec.columns))
 
     def forward(self, hidden: Tensor, propensity: Tensor | None, features: Tensor | None) -> Tensor:
         return linear(hidden, self.weight, self.bias)
 
-    def heads(self, propensity: Tensor | None, features: Tensor | None) -> dict[str, Tensor]:
+    def loss_keywords(self, propensity: Tensor | None, features: Tensor | None) -> dict[str, Tensor]:
         return {"propensity_weight": self.weight, "propensity_bias": self.bias}
 
 
-class FeaturePropensity(nn.Module):
-    """Linear in the log's features, standardised by their mean and deviation in the training part."""
+class FeaturePropensity(PropensityDesign):
+    """Propensity logits that are linear in the features of the log.
+
+    Attributes:
+        mean: The mean of each feature in the training part, (F,).
+        std: The standard deviation of each feature in the training part, (F,).
+    """
 
     mean: Tensor
     std: Tensor
 
     def __init__(self, spec: RewardSpec, hidden_size: int) -> None:
-        super().__init__()
+        super().__init__(spec, hidden_size)
         count = len(spec.feature_names)
         self.weight = nn.Parameter(torch.zeros(spec.columns, count))
         self.bias = nn.Parameter(torch.zeros(spec.columns))
@@ -67,30 +116,27 @@ class FeaturePropensity(nn.Module):
         self.std.copy_(torch.from_numpy(np.where(std > 0, std, 1.0)))
 
     def forward(self, hidden: Tensor, propensity: Tensor | None, features: Tensor | None) -> Tensor:
-        return self.heads(propensity, features)["propensity_logits"]
+        return self.loss_keywords(propensity, features)["propensity_logits"]
 
-    def heads(self, propensity: Tensor | None, features: Tensor | None) -> dict[str, Tensor]:
+    def loss_keywords(self, propensity: Tensor | None, features: Tensor | None) -> dict[str, Tensor]:
         if features is None:
             raise ValueError("features: got none; a model of the 'features' design needs those of the log")
         return {"propensity_logits": linear((features - self.mean) / self.std, self.weight, self.bias)}
 
 
-class KnownPropensity(nn.Module):
-    """The log's own propensities, as from randomised exposure; nothing is learned."""
-
-    def __init__(self, spec: RewardSpec, hidden_size: int) -> None:
-        super().__init__()
+class KnownPropensity(PropensityDesign):
+    """The log's own propensities, as randomised exposure gives them; nothing is learned."""
 
     def forward(self, hidden: Tensor, propensity: Tensor | None, features: Tensor | None) -> Tensor:
-        return self.heads(propensity, features)["propensity_logits"]
+        return self.loss_keywords(propensity, features)["propensity_logits"]
 
-    def heads(self, propensity: Tensor | None, features: Tensor | None) -> dict[str, Tensor]:
+    def loss_keywords(self, propensity: Tensor | None, features: Tensor | None) -> dict[str, Tensor]:
         if propensity is None:
             raise ValueError("propensity: got none; a model of the 'known' design needs those of the log")
         return {"propensity_logits": known_logits(propensity)}
 
 
-PROPENSITIES: dict[str, Any] = {
+PROPENSITY_DESIGNS: dict[str, type[PropensityDesign]] = {
     "constant": ConstantPropensity,
     "hidden": HiddenPropensity,
     "features": FeaturePropensity,
@@ -99,44 +145,58 @@ PROPENSITIES: dict[str, Any] = {
 
 
 class Heads(nn.Module):
-    """Reward head and propensity design on pooled hidden states, in float32 under any autocast.
+    """The reward head and the propensity design, computed in float32 under any autocast.
 
-    reward: `score` of a `*ForSequenceClassification`, linear to one output, no bias.
+    Args:
+        reward: `score` of a `*ForSequenceClassification`: linear, with one output and no bias.
+        spec: The signals of the model and its propensity design.
     """
+
+    propensity_design: PropensityDesign
 
     def __init__(self, reward: nn.Linear, spec: RewardSpec) -> None:
         super().__init__()
         self.reward = reward
         self.reward_bias = nn.Parameter(torch.zeros(1))  # not (): FSDP shards no scalars
-        self.propensity = PROPENSITIES[spec.design](spec, reward.in_features)
+        self.propensity_design = PROPENSITY_DESIGNS[spec.design](spec, reward.in_features)
 
-    def forward(
+    def logits(self, hidden: Tensor, propensity: Tensor | None, features: Tensor | None) -> Logits:
+        """Reward and propensity logits; arguments as of `PropensityDesign.forward`."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            reward = self.reward(hidden).squeeze(-1) + self.reward_bias
+            return Logits(reward, self.propensity_design(hidden, propensity, features))
+
+    def loss(
         self,
         hidden: Tensor,
-        propensity: Tensor | None = None,
-        features: Tensor | None = None,
-        feedback: Tensor | None = None,
-        stratification: tuple[Tensor, Tensor] | Literal["current"] | None = None,
+        feedback: Tensor,
+        *,
+        propensity: Tensor | None,
+        features: Tensor | None,
+        stratification: tuple[Tensor, Tensor] | Literal["current"] | None,
         **options: Any,
-    ) -> Any:
-        """Logits, or with `feedback` (N, K) the loss: arguments and returns as of `ImplicitRewardModel.forward`."""
+    ) -> Tensor:
+        """The implicit loss, float32 ().
+
+        Args:
+            hidden: Pooled hidden states, (N, H) float32.
+            feedback: Feedback (1, 0, -1), (N, K).
+            propensity: As of `PropensityDesign.forward`.
+            features: As of `PropensityDesign.forward`.
+            stratification: As of `ImplicitRewardModel.loss`.
+            options: Further keywords of `linear_implicit_rm_loss`.
+        """
+        if stratification == "current":
+            with torch.no_grad():
+                stratification = self.logits(hidden, propensity, features)
         with torch.autocast(hidden.device.type, enabled=False):
-            if feedback is None:
-                return self.logits(hidden, propensity, features)
-            if stratification == "current":
-                with torch.no_grad():
-                    stratification = self.logits(hidden, propensity, features)
-            return linear_implicit_rm_loss(
+            keywords: dict[str, Any] = {**self.propensity_design.loss_keywords(propensity, features), **options}
+            loss: Tensor = linear_implicit_rm_loss(
                 hidden,
                 self.reward.weight.squeeze(0),
                 feedback,
                 reward_bias=self.reward_bias.squeeze(0),
-                stratification=stratification,  # type: ignore[arg-type]
-                **self.propensity.heads(propensity, features),
-                **options,
+                stratification=stratification,
+                **keywords,
             )
-
-    def logits(self, hidden: Tensor, propensity: Tensor | None, features: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Reward logits (N,) with the bias, and propensity logits (N, K)."""
-        reward = self.reward(hidden).squeeze(-1) + self.reward_bias
-        return reward, self.propensity(hidden, propensity, features)
+        return loss

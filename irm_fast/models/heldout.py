@@ -1,4 +1,4 @@
-"""The predictions of a model for the rows of a log that it was not fitted to."""
+"""The predictions of a reward model for the rows of a log that it was not fitted to."""
 
 from __future__ import annotations
 
@@ -8,9 +8,16 @@ import numpy as np
 
 
 class HeldOut(NamedTuple):
-    """Loss and logits of N rows, in the order of the log; float arrays."""
+    """The losses and logits of a reward model on N held-out rows with K signals, in the order of the log.
 
-    loss: np.ndarray  # (N,) implicit negative log-likelihood, times the weight
-    weight: np.ndarray  # (N,)
-    reward: np.ndarray  # (N,) reward logits
-    propensity: np.ndarray  # (N, K) propensity logits; one column where the log has no signal
+    Attributes:
+        loss: The implicit loss of each row, times its weight, (N,).
+        weight: The weight of each row, (N,).
+        reward: The reward logit of each row, (N,).
+        propensity: The propensity logits, (N, K); one spare column where the log has no signal.
+    """
+
+    loss: np.ndarray
+    weight: np.ndarray
+    reward: np.ndarray
+    propensity: np.ndarray

@@ -1,7 +1,7 @@
-"""Packed rows: the attention that lets a model take them, and whether it keeps them apart, found by trying.
+"""Packed rows: the attention that lets a model take them, and a trial of whether it keeps them apart.
 
-Neither flags nor errors tell: models hand the ends of the rows down to their attention, or lose them on the way; bring
-masks of their own; mix tokens outside of attention. Where they lose them, rows see each other without a word.
+Only a trial tells. A model may lose the ends of the rows on the way to its attention, bring a mask of its own, or mix
+tokens outside of attention; its rows then see each other, and neither flags nor errors say so.
 """
 
 from __future__ import annotations
@@ -26,19 +26,23 @@ _TRIED: WeakKeyDictionary[ImplicitRewardModel, str | None] = WeakKeyDictionary()
 def packed_attention(
     model: ImplicitRewardModel, wanted: str = "auto", device: Any = None, dtype: torch.dtype = torch.float32
 ) -> Iterator[str]:
-    """A context in which the backbone runs with an attention of `set_attention`, packed where it can be; its name.
+    """A context in which a model runs with the attention that is wanted; gives the name of that attention.
 
-    `model.packed` tells whether it takes packed rows, and no padded ones. Outside, it takes padded rows, as it was
-    loaded.
+    Within it `model.packed` tells whether the model takes packed rows, and then no padded ones. Outside it the model
+    takes padded rows, as it was loaded.
 
     Args:
         model: The model.
-        wanted: One of `models.ATTENTIONS`.
-        device: The device that it will compute on; None: where it is.
+        wanted: One of `models.ATTENTIONS`; see `set_attention`.
+        device: The device that the model will compute on. Default: the one that it is on.
         dtype: The precision that it will compute in.
 
     Raises:
         ValueError: The attention that is wanted is not available.
+
+    Examples:
+        >>> with packed_attention(model) as name:  # doctest: +SKIP
+        ...     collate = Collator(model.tokenizer.pad_token_id, packed=model.packed)
     """
     before = model.classifier.config._attn_implementation
     name = set_attention(model.classifier, wanted, device or model.device, dtype, lambda: unpackable(model))
@@ -51,7 +55,7 @@ def packed_attention(
 
 
 def unpackable(model: ImplicitRewardModel) -> str | None:
-    """Why rows cannot be packed for this model, or None if they can; tried once."""
+    """The reason why a model takes no packed rows, or None if it does; tried once for each model."""
     if model not in _TRIED:
         _TRIED[model] = why_not_packed(model)
     return _TRIED[model]
@@ -60,7 +64,10 @@ def unpackable(model: ImplicitRewardModel) -> str | None:
 def two_rows(model: ImplicitRewardModel, *, packed: bool, changed: bool = False) -> dict[str, Any]:
     """A batch of two rows, as `ImplicitRewardModel.pool` takes it: short, so that sliding windows would reach across.
 
-    changed: with other tokens in the first row, but for its last: its state then changes by attention alone.
+    Args:
+        model: The model that will take it.
+        packed: Whether the rows are packed.
+        changed: Whether the first row has other tokens, but for its last: its state then changes by attention alone.
     """
     tokens = (torch.arange(12) * 7 % model.classifier.get_input_embeddings().num_embeddings).tolist()
     first, second = tokens[:9], tokens[9:]
@@ -72,7 +79,10 @@ def two_rows(model: ImplicitRewardModel, *, packed: bool, changed: bool = False)
 
 @torch.no_grad()
 def why_not_packed(model: ImplicitRewardModel) -> str | None:
-    """What speaks against packs for this model, where it is now, or None: packed rows must come out as padded ones."""
+    """Try packed rows where the model is now: the reason why it does not take them, or None if it does.
+
+    The states of packed rows have to be those of padded ones.
+    """
     before, training = model.classifier.config._attn_implementation, model.training
     device = model.device.type
     model.eval()
@@ -112,14 +122,20 @@ def _narrow_windows(classifier: Any) -> Iterator[None]:
 
 @torch.no_grad()
 def check_isolation(model: ImplicitRewardModel, call: Callable[..., Any], precision: Callable[[], Any]) -> None:
-    """Raise RuntimeError if, as training will compute, the second of two packed rows depends on the first.
+    """Check that, as training will compute, the second of two packed rows does not depend on the first.
 
-    call: `model` as the loop calls it.  precision: gives the context of a training pass.
+    Args:
+        model: The model, within `packed_attention`.
+        call: The model as the training loop calls it, perhaps wrapped.
+        precision: A function that gives the context of a training pass.
+
+    Raises:
+        RuntimeError: The second row depends on the first.
     """
 
     def states(changed: bool) -> Tensor:
         with precision():
-            return call(**two_rows(model, packed=True, changed=changed), pooled=True)
+            return call("states", **two_rows(model, packed=True, changed=changed))
 
     own, neighbour = (states(True) - states(False)).norm(dim=1).tolist()
     if neighbour > 0.2 * own:  # 0 but for rounding, where kernels depend on what else there is

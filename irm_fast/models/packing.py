@@ -1,4 +1,4 @@
-"""Which rows meet in a forward pass: packs of a length budget, or padded batches of similar length.
+"""The choice of the rows that meet in a forward pass: packs of a length budget, or padded batches of similar length.
 
 A step of the optimiser is one pack for each process and micro-batch. In packed form rows are drawn at random until the
 step is full, and dealt longest first, each to the pack with the fewest tokens so far. So packs of one step are equally
@@ -27,13 +27,24 @@ class PackSampler(Sampler[list[int]]):
     same number of packs: `transformers.Trainer` counts on it. An empty pack means a process has nothing to do in that
     pass; each row comes once.
 
-    lengths: tokens of each row. rows: mean rows a pack, or None for no limit. tokens: tokens a pack at most, padding
-    included, or None. processes, micro_batches: how many share a step. epochs: how many will be asked for.
-    padded: packs are padded to their longest row. Those of a step then have rows of similar length each; without
-    `tokens`, where every step has as many rows and none weighs more for it, so have whole steps.
+    Args:
+        lengths: The number of tokens of each row, (N,).
+        rows: The mean number of rows of a pack. None: no limit.
+        tokens: The number of tokens of a pack at most, padding included. None: no limit.
+        processes: The number of processes that share a step.
+        micro_batches: The number of micro-batches of a step, for each process.
+        seed: The seed of the order.
+        epochs: The number of epochs that will be asked for.
+        padded: Whether packs are padded to their longest row. The packs of a step then have rows of similar length
+            each. Without `tokens` so have whole steps: all have as many rows, and none weighs more for it.
 
     Raises:
-        ValueError: neither `rows` nor `tokens`, or a row that is longer than `tokens`.
+        ValueError: Neither `rows` nor `tokens` is given, or a row is longer than `tokens`.
+
+    Examples:
+        >>> sampler = PackSampler([5, 9, 7, 3], tokens=12)
+        >>> sorted(row for pack in sampler for row in pack)
+        [0, 1, 2, 3]
     """
 
     def __init__(
@@ -58,7 +69,7 @@ class PackSampler(Sampler[list[int]]):
 
     @property
     def plan(self) -> dict[str, Any]:
-        """What tells one order of rows from another, each entry by itself."""
+        """A summary of the order of rows, by which a resumed run tells whether its order is the same."""
         steps = self._plan(0)
         return {
             "processes": self.processes,
@@ -68,6 +79,7 @@ class PackSampler(Sampler[list[int]]):
         }
 
     def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose packs the next iteration gives, from 0."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -100,7 +112,7 @@ class PackSampler(Sampler[list[int]]):
         return [steps[i] for i in rng.permutation(len(steps))] if sort else steps
 
     def _longest_step(self, rows: np.ndarray) -> Step:
-        """As many of the first rows as fit into one step."""
+        """Deal as many of the first rows as fit into one step."""
         if (step := self._deal(rows)) is not None:
             return step
         fits, too_many = 1, len(rows)  # one row always fits
@@ -115,7 +127,7 @@ class PackSampler(Sampler[list[int]]):
         return step
 
     def _sorted_in_windows(self, order: np.ndarray) -> np.ndarray:
-        """Rows sorted by length within windows of some steps, up and down in turns: neighbours are of similar length.
+        """Sort rows by length within windows of some steps, up and down in turns: neighbours are of similar length.
 
         Dialogues that fill a third of their batches in random order fill three quarters so; wider windows make the
         steps of a small log all too unlike each other.
@@ -127,7 +139,7 @@ class PackSampler(Sampler[list[int]]):
         return np.concatenate([rows[:: -1 if i % 2 else 1] for i, rows in enumerate(ordered)] or [order])
 
     def _deal(self, rows: np.ndarray) -> Step | None:
-        """The rows of one step dealt to its packs, or None if they do not fit."""
+        """Deal the rows of one step to its packs; None if they do not fit."""
         lengths = self.lengths[rows]
         if not self.padded:
             places = spread(lengths, self.packs)
@@ -143,7 +155,15 @@ class PackSampler(Sampler[list[int]]):
 
 
 def spread(lengths: np.ndarray, packs: int) -> list[list[int]]:
-    """Places 0 to N - 1 dealt to packs, longest first, each to the pack with the fewest tokens so far."""
+    """Deal places to packs, longest first, each to the pack with the fewest tokens so far.
+
+    Args:
+        lengths: The number of tokens at each place, (N,).
+        packs: The number of packs.
+
+    Returns:
+        The places, 0 to N - 1, of each pack.
+    """
     result: list[list[int]] = [[] for _ in range(packs)]
     loads = [(0, pack) for pack in range(packs)]
     for place in np.argsort(-lengths, kind="stable").tolist():
@@ -154,7 +174,7 @@ def spread(lengths: np.ndarray, packs: int) -> list[list[int]]:
 
 
 def _parted(packs: list[list[int]], count: int) -> list[list[int]]:
-    """As many packs as `count` at least, some perhaps empty: the ones with most rows are parted."""
+    """Part the packs with most rows until there are `count` at least; some may be empty."""
     while len(packs) < count:
         most = max(range(len(packs)), key=lambda i: len(packs[i]))
         half = len(packs[most]) // 2
@@ -163,16 +183,30 @@ def _parted(packs: list[list[int]], count: int) -> list[list[int]]:
 
 
 def _halves(step: Step) -> list[Step]:
-    """A step as two, every other row of each pack; no pack gets longer."""
+    """Part a step in two, with every other row of each pack; no pack gets longer."""
     return [[pack[(half + number) % 2 :: 2] for number, pack in enumerate(step)] for half in (0, 1)]
 
 
 def by_length(
     lengths: Sequence[int] | np.ndarray, *, rows: int | None = None, tokens: int | None = None, processes: int = 1
 ) -> list[list[int]]:
-    """All rows in packs for evaluation, the longest first, as many packs as make a round for all processes.
+    """Deal all rows to packs for evaluation, the longest first, as many packs as make a round for all processes.
 
-    rows, tokens: as of `PackSampler`, padding counted; also raises as it does.
+    Args:
+        lengths: The number of tokens of each row, (N,).
+        rows: The number of rows of a pack, at most. None: no limit.
+        tokens: The number of tokens of a pack, at most, padding included. None: no limit.
+        processes: The number of processes that share the packs.
+
+    Returns:
+        The rows of each pack; the last packs may be empty.
+
+    Raises:
+        ValueError: As `PackSampler`.
+
+    Examples:
+        >>> by_length([5, 9, 7, 3], rows=2)
+        [[1, 2], [0, 3]]
     """
     sizes = np.asarray(lengths, dtype=np.int64)
     check_budget(sizes, rows, tokens)
@@ -188,6 +222,11 @@ def by_length(
 
 
 def check_budget(lengths: np.ndarray, rows: int | None, tokens: int | None) -> None:
+    """Check that every row fits into a pack; arguments as of `PackSampler`.
+
+    Raises:
+        ValueError: Neither `rows` nor `tokens` is given, or a row is longer than `tokens`.
+    """
     if rows is None and tokens is None:
         raise ValueError("batch_size and token_budget: got neither; expected one of them")
     longest = int(lengths.max(initial=0))

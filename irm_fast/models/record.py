@@ -23,7 +23,7 @@ def read_record(directory: str | Path) -> dict[str, Any]:
     """The content of a saved model's `irm_fast.json`.
 
     Raises:
-        ValueError: There is none, it is of a newer format, or it is damaged.
+        ValueError: The file is missing, of a newer format, or damaged.
     """
     path = Path(directory) / RECORD
     record = read_json(path, FORMAT, "irm-fast train")
@@ -36,7 +36,14 @@ def read_record(directory: str | Path) -> dict[str, Any]:
 
 
 def write_record(directory: Path, spec: RewardSpec, reward_bias: float, more: Mapping[str, Any]) -> None:
-    """Write `irm_fast.json`: the spec, the reward bias, and whatever else a reader should know."""
+    """Write `irm_fast.json` to the folder of a saved model.
+
+    Args:
+        directory: The folder.
+        spec: The spec of the model.
+        reward_bias: The bias that the saved classifier cannot hold.
+        more: Whatever else a reader should know.
+    """
     content = {"format": FORMAT, "version": version("irm-fast"), **asdict(spec), **more, "reward_bias": reward_bias}
     (directory / RECORD).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
@@ -47,19 +54,18 @@ def spec_of_record(record: Mapping[str, Any]) -> RewardSpec:
 
 
 def read_json(path: Path, version: int, writer: str) -> dict[str, Any]:
-    """A JSON object with a format.
+    """Read a JSON object whose entry `format` is the version of its layout.
 
     Args:
         path: The file.
-        version: The format that is read here.
-        writer: What wrote it, for errors.
+        version: The version that is read here.
+        writer: The command or method that writes such files, for errors.
 
     Raises:
-        ValueError: There is no such file, it is of a newer format, or it is damaged.
+        ValueError: The file is missing, of a newer format, or damaged.
     """
-    whole = " to its end" if writer == "irm-fast train" else ""
     if not path.is_file():
-        raise ValueError(f"{path}: not found; expected a folder that {writer} wrote{whole}")
+        raise ValueError(f"{path}: not found; expected a folder that {writer} wrote to its end")
     try:
         record: Any = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # cut short, or no text at all
@@ -72,7 +78,7 @@ def read_json(path: Path, version: int, writer: str) -> dict[str, Any]:
 
 
 def frozen(value: Any) -> Any:
-    """Lists, which JSON has in the place of tuples, as tuples."""
+    """The value as a tuple where it is a list, which JSON has in the place of tuples."""
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -83,8 +89,11 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 
 def give_usual_mode(*paths: Path) -> None:
-    """Permissions as the umask wants them: safetensors writes to a private temporary file, which it renames."""
-    mask = os.umask(0)
+    """Give files the permissions of ordinary new ones, which the umask decides.
+
+    safetensors writes to a temporary file that only its owner may read, and renames it.
+    """
+    mask = os.umask(0o077)  # the one way to ask is to set it; what another thread makes meanwhile stays private
     os.umask(mask)
     for path in paths:
         path.chmod(0o666 & ~mask)

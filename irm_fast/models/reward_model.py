@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from irm_fast.data.signals import RewardSpec
 from irm_fast.models.backbone import load_backbone, load_classifier, load_tokenizer, quiet_transformers, token_limit
-from irm_fast.models.heads import Heads
+from irm_fast.models.heads import Heads, Logits, PropensityDesign
 from irm_fast.models.record import (
     PROPENSITY_FILE,
     give_usual_mode,
@@ -29,10 +29,21 @@ if TYPE_CHECKING:
 
 
 class ImplicitRewardModel(nn.Module):
-    """Backbone and heads.
+    """A decoder language model with a reward head and a propensity design.
 
-    classifier: a `*ForSequenceClassification` of one output; its `score` is the reward head without the bias. It is
-    what gets saved; as a module it is only its two parts, the backbone and the head.
+    Args:
+        classifier: A `*ForSequenceClassification` of one output; its `score` is the reward head without the bias.
+        tokenizer: Its tokenizer, which pads with another token than the one that ends a text.
+        spec: The signals of the model, its propensity design and its limit of tokens.
+
+    Attributes:
+        classifier: As given; what `save` writes.
+        backbone: The classifier without its head.
+        heads: The reward head and the propensity design.
+        packed: Whether it takes packed rows, and no padded ones: see `packed.packed_attention`.
+
+    Raises:
+        ValueError: The tokenizer has no padding token, or pads with the token that ends a text.
     """
 
     classifier: Any
@@ -40,84 +51,119 @@ class ImplicitRewardModel(nn.Module):
 
     def __init__(self, classifier: Any, tokenizer: PreTrainedTokenizerBase, spec: RewardSpec) -> None:
         super().__init__()
-        object.__setattr__(self, "classifier", classifier)  # not registered: its parts are, below
+        # Past nn.Module, which would register it as a submodule: its parts are, below, and each weight would have
+        # two names in the state and be sharded twice.
+        object.__setattr__(self, "classifier", classifier)
         self.tokenizer, self.spec = tokenizer, spec
         self.backbone = classifier.base_model
         self.heads = Heads(classifier.score, spec)
         # The layers, for FSDP: of those that the family may have, which this model has.
         kinds = {type(module).__name__ for module in self.modules()}
         self._no_split_modules = sorted(kinds & set(classifier._no_split_modules or ()))
-        self.packed = False  # whether it takes packed rows, and no padded ones: see `packed.packed_attention`
+        self.packed = False
         check_padding(tokenizer)
 
     @classmethod
     def from_backbone(cls, name: str, spec: RewardSpec) -> ImplicitRewardModel:
-        """New heads on the model at a folder or hub id, whose own limit may shorten `spec.max_length`.
+        """New heads on a pretrained model.
 
-        Raises ValueError as `load_backbone`.
+        Args:
+            name: A folder or hub id. The model's own limit of positions may shorten `spec.max_length`.
+            spec: As of the class.
+
+        Raises:
+            ValueError: As `load_backbone`.
         """
         classifier, tokenizer = load_backbone(name)
         limit = token_limit(classifier.config, spec.max_length)
         tokenizer.model_max_length = limit  # for those who load the tokenizer later
         return cls(classifier, tokenizer, replace(spec, max_length=limit))
 
-    def forward(
+    @overload
+    def forward(self, output: Literal["loss", "states"] = "loss", **batch: Any) -> Tensor: ...
+
+    @overload
+    def forward(self, output: Literal["logits"], **batch: Any) -> Logits: ...
+
+    def forward(self, output: Literal["loss", "logits", "states"] = "loss", **batch: Any) -> Tensor | Logits:
+        """Call `loss`, `logits` or `pool` by name.
+
+        Distributed wrappers (DDP, FSDP), averages of weights and mixed precision act on `forward` alone: a model that
+        may be wrapped is called through it.
+
+        Args:
+            output: "loss" calls `loss`, "logits" calls `logits`, "states" calls `pool`.
+            batch: The arguments of that method.
+        """
+        methods: dict[str, Callable[..., Any]] = {"loss": self.loss, "logits": self.logits, "states": self.pool}
+        result: Tensor | Logits = methods[output](**batch)
+        return result
+
+    def loss(
         self,
         *,
-        feedback: Tensor | None = None,
+        feedback: Tensor,
         preference: Tensor | None = None,
         weight: Tensor | None = None,
         propensity: Tensor | None = None,
         features: Tensor | None = None,
         stratification: tuple[Tensor, Tensor] | Literal["current"] | None = None,
         normalizer: float | Tensor | None = None,
-        pooled: bool = False,
         **tokens: Any,
-    ) -> Any:
-        """The loss, or without `feedback` the logits: reward (N,) with the bias, and propensity (N, K), float32.
+    ) -> Tensor:
+        """The implicit loss of N rows, float32 ().
 
-        tokens: as of `pool`, of N rows. feedback: (N, K), with preference (N,) and weight (N,): the loss, float32 (),
-        is `linear_implicit_rm_loss` divided by `normalizer` instead of N. stratification: "current" takes the posterior
-        of this very model; see `linear_implicit_rm_loss`. propensity: (N, K), the probabilities for the `known` design.
-        features: (N, F) for the `features` design. pooled: return the states (N, H) of `pool` instead.
+        Args:
+            feedback: Feedback (1, 0, -1), (N, K) int8.
+            preference: Explicit preferences (1, 0, -1), (N,) int8.
+            weight: The weight of each row, (N,) float32.
+            propensity: Known propensities (probabilities), (N, K) float32, for the `known` design.
+            features: Features, (N, F) float32, for the `features` design.
+            stratification: Reward and propensity logits whose posterior the stratified form takes; "current": those of
+                this model as it is; None: the marginal form. See `linear_implicit_rm_loss`.
+            normalizer: The sum over rows is divided by this number instead of N.
+            tokens: The rows, as `pool` takes them.
+
+        Raises:
+            ValueError: The propensity design reads something that is not given.
         """
-        hidden = self.pool(**tokens)
-        if pooled:
-            return hidden
-        if feedback is None:
-            return self.heads(hidden, propensity, features)
-        return self.heads(
-            hidden,
-            propensity,
-            features,
+        return self.heads.loss(
+            self.pool(**tokens),
             feedback,
-            stratification,
+            propensity=propensity,
+            features=features,
+            stratification=stratification,
             preference=preference,
             weight=weight,
             normalizer=normalizer,
             **self.spec.loss_options,
         )
 
-    def recompute_activations(self) -> None:
-        """Keep the activations of a layer's start alone, and compute the others again in the backward pass."""
-        enable = getattr(self.classifier, "activation_checkpointing_enable", None)  # since transformers 5.2x
-        (enable or self.classifier.gradient_checkpointing_enable)()
+    def logits(self, *, propensity: Tensor | None = None, features: Tensor | None = None, **tokens: Any) -> Logits:
+        """Reward logits (N,), with the bias, and propensity logits (N, K), float32.
 
-    def get_input_embeddings(self) -> nn.Module:
-        """Of the backbone; by this accelerate finds what FSDP should shard by itself."""
-        embeddings: nn.Module = self.classifier.get_input_embeddings()
-        return embeddings
+        Args:
+            propensity: Known propensities (probabilities), (N, K) float32, for the `known` design.
+            features: Features, (N, F) float32, for the `features` design.
+            tokens: The rows, as `pool` takes them.
 
-    def score(self, hidden: Tensor) -> Tensor:
-        """Rewards (N,) of pooled hidden states (N, H), without the bias: the saved classifier's own."""
-        return self.heads.reward(hidden).squeeze(-1)
+        Raises:
+            ValueError: The propensity design reads something that is not given.
+        """
+        return self.heads.logits(self.pool(**tokens), propensity, features)
 
     def pool(self, input_ids: Tensor, attention_mask: Tensor | None = None, **packed: Any) -> Tensor:
-        """Hidden state (N, H), float32, of each row's last token, from padded or packed token ids.
+        """The hidden state of each row's last token, (N, H) float32.
 
-        Padded on either side: `input_ids` and `attention_mask` (N, T). Packed: `input_ids` and `position_ids` (1, T)
-        of N rows one after the other, whose ends are in `cu_seq_lens_q` (N + 1,), with `cu_seq_lens_k`,
-        `max_length_q` and `max_length_k` as flash attention takes them; then no mask, which would override them.
+        Args:
+            input_ids: Token ids: (N, T) of N rows, padded on either side, or (1, T) of N packed rows.
+            attention_mask: (N, T), 1 for tokens and 0 for padding. None for packed rows: a mask would override their
+                ends.
+            packed: For packed rows: `position_ids` (1, T); the ends of the rows as flash attention takes them,
+                `cu_seq_lens_q` and `cu_seq_lens_k`, each (N + 1,) int32; `max_length_q` and `max_length_k`, numbers.
+
+        Raises:
+            ValueError: Neither a mask nor the ends of packed rows.
         """
         if attention_mask is None and "cu_seq_lens_q" not in packed:
             raise ValueError("got neither attention_mask, of padded rows, nor cu_seq_lens_q, of packed ones")
@@ -130,45 +176,69 @@ class ImplicitRewardModel(nn.Module):
         row = torch.arange(len(states), device=states.device)
         return states[row, (attention_mask * position).argmax(1)].float()
 
+    def score(self, hidden: Tensor) -> Tensor:
+        """Rewards (N,) of pooled hidden states (N, H), without the bias: those of the saved classifier."""
+        return self.heads.reward(hidden).squeeze(-1)
+
+    def recompute_activations(self) -> None:
+        """Keep the activations at the start of each layer alone, and compute the others again in the backward pass."""
+        enable = getattr(self.classifier, "activation_checkpointing_enable", None)  # since transformers 5.2x
+        (enable or self.classifier.gradient_checkpointing_enable)()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The embeddings of the backbone; by this name accelerate finds what FSDP should shard by itself."""
+        embeddings: nn.Module = self.classifier.get_input_embeddings()
+        return embeddings
+
     @property
     def reward_bias(self) -> Tensor:
-        """(): what the probability of preference adds to the saved classifier's reward."""
+        """The bias (), which the probability of preference adds to the rewards of the saved classifier."""
         return self.heads.reward_bias.squeeze(0)
 
     @property
     def device(self) -> torch.device:
+        """The device that the model is on."""
         return self.heads.reward_bias.device
 
     @property
-    def propensity(self) -> nn.Module:
+    def propensity_design(self) -> PropensityDesign:
         """The propensity design of the heads."""
-        return self.heads.propensity
+        return self.heads.propensity_design
 
     def scalar_parameters(self) -> set[str]:
         """Names of the heads' parameters that are not maps of the hidden state."""
         maps = {"weight"} if self.spec.design == "hidden" else set()
-        names = dict(self.propensity.named_parameters()).keys() - maps
-        return {"heads.reward_bias"} | {f"heads.propensity.{name}" for name in names}
+        names = dict(self.propensity_design.named_parameters()).keys() - maps
+        return {"heads.reward_bias"} | {f"heads.propensity_design.{name}" for name in names}
 
     @torch.no_grad()
     def start_at(self, rates: np.ndarray) -> None:
-        """Start where g = 1/2 and g * m_k is the rate (K,) at which signal k acts in the log."""
-        bias = getattr(self.propensity, "bias", None)
+        """Set the biases of the propensities so that training starts at the rates of the log.
+
+        Args:
+            rates: The rate at which each signal acts in the log, (K,). Where the probability of preference is 1/2, so
+                is the rate that the model predicts.
+        """
+        bias = getattr(self.propensity_design, "bias", None)
         if bias is not None:
             bias.copy_(torch.logit(torch.as_tensor(2 * rates).clamp(0.01, 0.95)))
 
     def save(self, directory: str | Path, record: Mapping[str, Any] | None = None) -> None:
         """Write an ordinary sequence classifier, with what it cannot hold beside it.
 
-        `propensity.safetensors` gets the propensity's weights; `irm_fast.json`, written last, the reward
-        bias, the spec, and `record`: whatever else a reader should know.
+        `propensity.safetensors` gets the weights of the propensity design; `irm_fast.json`, written last, the reward
+        bias and the spec.
+
+        Args:
+            directory: The folder, which is made where there is none.
+            record: Further entries of `irm_fast.json`.
         """
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         with quiet_transformers():
             self.classifier.save_pretrained(directory)
             self.tokenizer.save_pretrained(directory)
-        weights = {name: weight.detach().cpu() for name, weight in self.propensity.state_dict().items()}
+        weights = {name: weight.detach().cpu() for name, weight in self.propensity_design.state_dict().items()}
         save_tensors(weights, directory / PROPENSITY_FILE)
         give_usual_mode(*directory.glob("*.safetensors"))
         write_record(directory, self.spec, float(self.reward_bias.detach()), record or {})
@@ -178,7 +248,7 @@ class ImplicitRewardModel(nn.Module):
         """Read what `save` wrote, in evaluation mode.
 
         Raises:
-            ValueError: the folder is no saved model, is of a newer format, or is damaged: which file, and how.
+            ValueError: The folder is no saved model, is of a newer format, or is damaged: which file, and how.
         """
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -187,7 +257,7 @@ class ImplicitRewardModel(nn.Module):
         model = cls(load_classifier(str(directory)), load_tokenizer(str(directory)), spec_of_record(record))
         path = Path(directory) / PROPENSITY_FILE
         try:
-            model.propensity.load_state_dict(load_file(path))
+            model.propensity_design.load_state_dict(load_file(path))
         except (OSError, RuntimeError, SafetensorError) as error:
             raise ValueError(f"{path}: {error}; expected the propensity weights that irm-fast train wrote") from error
         nn.init.constant_(model.heads.reward_bias, record["reward_bias"])

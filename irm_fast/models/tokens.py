@@ -1,16 +1,14 @@
-"""Tokens."""
+"""Conversations as token ids: rendered by the chat template, ended in EOS, cut on the left."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-from collections.abc import Sequence
-
 import numpy as np
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # For tokenizers without a chat template. Ends in EOS, as every template must: the reward is read there.
 DEFAULT_TEMPLATE = (
@@ -19,11 +17,7 @@ DEFAULT_TEMPLATE = (
     "{{- message['role'] | capitalize + ': ' + message['content'] + ('' if loop.last else '\\n\\n') -}}"
     "{%- endfor -%}{{- eos_token -}}"
 )
-
-
 CHUNK = 1000  # conversations rendered and tokenised at a time
-
-
 _SAMPLE = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
 
 
@@ -31,7 +25,7 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -
     """The text of a conversation by the tokenizer's chat template.
 
     Raises:
-        ValueError: the template rejects the conversation.
+        ValueError: The template rejects the conversation.
     """
     from jinja2 import TemplateError
 
@@ -45,12 +39,18 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -
 def encode(
     tokenizer: PreTrainedTokenizerBase, conversations: Sequence[list[dict[str, str]]], max_length: int
 ) -> tuple[list[list[int]], int]:
-    """Token ids of each conversation, and how many were longer than `max_length` and lost their beginning.
+    """Tokenise conversations, as `tokenizer.apply_chat_template(messages, tokenize=True)` does.
 
-    The ids are those of `tokenizer.apply_chat_template(messages, tokenize=True)`; the last is always EOS.
+    Args:
+        tokenizer: A tokenizer whose chat template ends a text in EOS.
+        conversations: N conversations.
+        max_length: The number of tokens of a row, at most; longer ones lose their beginning.
+
+    Returns:
+        The token ids of each conversation, the last always EOS; and the number of conversations that were longer.
 
     Raises:
-        ValueError: the template rejects a conversation or does not end it in EOS.
+        ValueError: The template rejects a conversation or does not end it in EOS.
     """
     if not conversations:
         return [], 0
@@ -63,7 +63,11 @@ def encode(
 
 
 def check_padding(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise ValueError where a sequence classifier could not tell the padding from the end of a text."""
+    """Check that a sequence classifier can tell the padding from the end of a text.
+
+    Raises:
+        ValueError: The tokenizer has no padding token, or pads with the token that ends a text.
+    """
     pad, end = tokenizer.pad_token_id, tokenizer.eos_token_id
     if pad is None:
         raise ValueError("the tokenizer has no padding token; expected pad_token in tokenizer_config.json")
@@ -74,8 +78,11 @@ def check_padding(tokenizer: PreTrainedTokenizerBase) -> None:
         )
 
 
-def _set_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Sequence classifiers read the last token that is not padding: padding with EOS would hide the end."""
+def set_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give a model and its tokenizer a padding token other than EOS.
+
+    Sequence classifiers read the last token that is not padding: padding with EOS would hide the end.
+    """
     if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
         if tokenizer.unk_token_id not in (None, tokenizer.eos_token_id):
             tokenizer.pad_token = tokenizer.unk_token
@@ -89,7 +96,12 @@ def _set_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
         config.pad_token_id = tokenizer.pad_token_id
 
 
-def _template_ending_in_eos(tokenizer: PreTrainedTokenizerBase) -> str:
+def template_ending_in_eos(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The tokenizer's chat template, or the default one, changed where a text would not end in EOS.
+
+    Raises:
+        ValueError: The tokenizer does not read its EOS token as one token.
+    """
     own = tokenizer.get_chat_template() if tokenizer.chat_template else DEFAULT_TEMPLATE
     trimmed = "{%- filter trim -%}" + own + "{%- endfilter -%}"
     for template in (own, trimmed, trimmed + "{{- eos_token -}}"):
@@ -103,7 +115,7 @@ def _template_ending_in_eos(tokenizer: PreTrainedTokenizerBase) -> str:
 def tokenise(
     tokenizer: PreTrainedTokenizerBase, conversations: Sequence[list[dict[str, str]]], max_length: int
 ) -> tuple[list[np.ndarray], int]:
-    """Token ids of each conversation, int32, and how many lost their beginning; ValueError as `encode`."""
+    """Tokenise conversations in chunks; as `encode`, but the token ids of each are an array (T,) int32."""
     rows, truncated = [], 0
     for start in range(0, len(conversations), CHUNK):
         ids, longer = encode(tokenizer, conversations[start : start + CHUNK], max_length)

@@ -38,11 +38,25 @@ def varlen_attention(
 ) -> tuple[Tensor, None]:
     """Causal attention within each sequence of a pack, by the interface of transformers' attention functions.
 
-    query: (1, heads, T, width) of T tokens of all sequences; key and value may have fewer heads. sliding_window: how
-    many tokens, itself included, a token sees. Returns (1, T, heads, width), and None for the weights.
+    Args:
+        module: The attention layer that calls.
+        query: (1, heads, T, width) for the T tokens of all N sequences.
+        key: Like `query`, perhaps of fewer heads.
+        value: Like `key`.
+        attention_mask: None: a pack needs no mask.
+        scaling: The factor of the scores.
+        dropout: The probability of dropout in training.
+        sliding_window: The number of tokens, itself included, that a token sees.
+        cu_seq_lens_q: The ends of the sequences, (N + 1,) int32, beginning with 0.
+        max_length_q: The length of the longest sequence.
+        is_causal: Anything but False.
+        others: Other keywords of transformers; those that go beyond plain attention are refused.
+
+    Returns:
+        (1, T, heads, width), and None for the weights.
 
     Raises:
-        ValueError: tokens that are not packed, or something beyond plain attention is asked for.
+        ValueError: The tokens are not packed, or something beyond plain attention is asked for.
     """
     if cu_seq_lens_q is None or attention_mask is not None:
         raise ValueError("varlen attention takes packed sequences: cu_seq_lens_q, and no attention mask")
@@ -63,7 +77,7 @@ def varlen_attention(
 def _by_torch(
     query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None, ends: Tensor, longest: int
 ) -> Tensor:
-    """(T, heads, width) by the flash kernels inside torch."""
+    """Attention (T, heads, width) by the flash kernels inside torch."""
     groups: Any = {}
     if key.shape[1] != query.shape[1]:
         if "enable_gqa" in TAKEN:
@@ -81,9 +95,10 @@ def _by_torch(
 def _by_length(
     query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None, ends: Tensor, dropout: float
 ) -> Tensor:
-    """(1, heads, T, width): one call for all sequences of about one length; a mask over the pack would cost far more.
+    """Attention (1, heads, T, width), by one call for all sequences of about one length.
 
-    Shorter ones are padded by the tokens that follow them, whatever these are: being later, no token attends to them.
+    A mask over the pack would cost far more. Shorter sequences are padded by the tokens that follow them, whatever
+    these are: being later, no token attends to them.
     """
     groups, places, restore = _groups(tuple(ends.tolist()))
     heads = [x.shape[1] for x in (query, key, value)]
@@ -104,6 +119,7 @@ def _by_length(
 
 
 def _window_mask(length: int, window: int) -> Tensor:
+    """A causal mask (length, length) in which each token sees `window` tokens, itself included."""
     place = torch.arange(length)
     distance = place[:, None] - place
     return (distance >= 0) & (distance < window)
@@ -111,10 +127,14 @@ def _window_mask(length: int, window: int) -> Tensor:
 
 @lru_cache(maxsize=4)  # for all layers of a pass
 def _groups(ends: tuple[int, ...]) -> tuple[list[tuple[int, int]], Tensor, Tensor]:
-    """Sequences of about one length: of each group their count and their common length, padded.
+    """Groups of sequences of about one length.
 
-    places: where in the pack the tokens of all groups stand, padding included. restore: where among these the tokens of
-    the pack are.
+    Args:
+        ends: The ends of the sequences in the pack, beginning with 0.
+
+    Returns:
+        The number of sequences of each group and their common length, padded; the places in the pack of the tokens of
+        all groups, padding included; and, for each token of the pack, its place among these.
     """
     groups: list[list[tuple[int, int]]] = []
     for start, end in sorted(pairwise(ends), key=lambda span: span[1] - span[0]):

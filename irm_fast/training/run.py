@@ -220,8 +220,8 @@ def _new_model(log: Log, config: TrainConfig, spec: RewardSpec) -> ImplicitRewar
     recorded, acted = (log.feedback >= 0).sum(axis=0), (log.feedback == 1).sum(axis=0)
     if log.signals:
         model.start_at(acted / np.maximum(recorded, 1))
-    if isinstance(model.propensity, FeaturePropensity):
-        model.propensity.standardise(log.features)  # type: ignore[arg-type]
+    if isinstance(model.propensity_design, FeaturePropensity):
+        model.propensity_design.standardise(log.features)  # type: ignore[arg-type]
     return model
 
 

@@ -155,7 +155,7 @@ class ImplicitTrainer(Trainer):
         if self.stratifier is None:
             return "current"
         with torch.no_grad(), self.accelerator.autocast():
-            return self.stratifier.average(**logit_inputs(inputs))
+            return self.stratifier.average("logits", **logit_inputs(inputs))
 
     def compute_loss_context_manager(self) -> Any:
         """Mixed precision: accelerate wraps the model in it, but not under FSDP, see `prepare_fsdp`."""

@@ -68,7 +68,7 @@ def make_model(config, design: str = "hidden") -> ImplicitRewardModel:
     tokenizer = SimpleNamespace(pad_token_id=0, eos_token_id=2, pad_token="<pad>")
     model = ImplicitRewardModel(classifier, tokenizer, RewardSpec(design, **SIGNALS))
     with torch.no_grad():
-        for parameter in (classifier.score.weight, model.heads.reward_bias, *model.propensity.parameters()):
+        for parameter in (classifier.score.weight, model.heads.reward_bias, *model.propensity_design.parameters()):
             parameter.normal_()
     return model.eval()
 
@@ -99,7 +99,7 @@ def compute(model: ImplicitRewardModel, batches: list[list[dict]], packed: bool)
         tokens = {name: value for name, value in inputs.items() if name not in ("feedback", "preference", "weight")}
         with torch.no_grad():
             states.append(model.pool(**tokens))
-            rewards.append(model(**tokens)[0])
+            rewards.append(model.logits(**tokens).reward)
         part = model(**inputs, normalizer=len(LENGTHS))
         part.backward()
         loss = loss + part.detach()
@@ -234,7 +234,7 @@ def test_what_a_forced_attention_lacks():
     with packed_attention(model) as name:
         assert name == "varlen"
     for name in attention.FLASH:
-        with pytest.raises(ValueError, match=rf"attn: cannot be had: {name}: its package is not installed"):
+        with pytest.raises(ValueError, match=rf"attn: not available: {name}: its package is not installed"):
             packed_attention(model, name).__enter__()
     with pytest.raises(ValueError, match=r"attn: got 'flash'; expected one of auto, flash_attention_4"):
         packed_attention(model, "flash").__enter__()

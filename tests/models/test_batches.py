@@ -1,9 +1,13 @@
 """Collation: packed, padded, and the batch of no rows."""
 
-import numpy as np
-import torch
+from dataclasses import replace
 
-from irm_fast.models.batches import Collator, Counts, TokenizedRows
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from irm_fast.models.batches import Collator, Counts, TokenizedRows, stack_rows
 
 IDS = [np.arange(5, 5 + n, dtype=np.int32) for n in (2, 4, 1)]
 
@@ -46,3 +50,34 @@ def test_no_rows_give_a_filler_without_weight(make_log):
 def test_explicit_preferences_get_a_missing_signal(make_log):
     rows = TokenizedRows.from_log(make_log(2, signals=()), [np.arange(2)] * 2)
     assert rows.columns["feedback"].tolist() == [[-1], [-1]]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_loader_gives_the_batches_of_rows_made_one_by_one(make_log, packed):
+    """Whatever rows a sampler chooses: the same entries, types and values."""
+    rng = np.random.default_rng(0)
+    log = replace(
+        make_log(20),
+        weight=rng.random(20).astype(np.float32),
+        propensity=np.where(rng.random((20, 2)) < 0.3, np.nan, 0.5).astype(np.float32),
+        features=rng.random((20, 3)).astype(np.float32),
+        feature_names=("a", "b", "c"),
+    )
+    ids = [rng.integers(3, 90, rng.integers(1, 12)).astype(np.int32) for _ in range(20)]
+    names = ("feedback", "preference", "weight", "propensity", "features")
+    rows = [
+        {"input_ids": ids[i], "row": i} | {name: getattr(log, name)[i].tolist() for name in names} for i in range(20)
+    ]
+    packs = [rng.permutation(20)[:size].tolist() for size in (1, 7, 20)]
+    collate = Collator(9, packed=packed)
+    loader = DataLoader(TokenizedRows.from_log(log, ids), batch_sampler=packs, collate_fn=collate)
+    for pack, got in zip(packs, loader, strict=True):
+        want = collate(stack_rows([rows[i] for i in pack]))
+        assert got.keys() == want.keys() >= {"row", "counts", *names}
+        for name, value in want.items():
+            if isinstance(value, torch.Tensor):
+                torch.testing.assert_close(got[name], value, rtol=0, atol=0, equal_nan=True)
+            else:
+                assert got[name] == value
+        lengths = got["cu_seq_lens_q"].diff() if packed else got["attention_mask"].sum(1)
+        assert lengths.tolist() == [len(ids[i]) for i in pack]

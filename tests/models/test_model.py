@@ -1,6 +1,7 @@
 """The model, and the checkpoint that others load."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from irm_fast.data.signals import RewardSpec
 from irm_fast.evaluation.scoring import load, score
-from irm_fast.models.heads import PROPENSITIES
+from irm_fast.models.heads import PROPENSITY_DESIGNS
+from irm_fast.models.record import save_tensors
 from irm_fast.models.reward_model import ImplicitRewardModel
 from irm_fast.models.tokens import encode
 
@@ -23,7 +25,7 @@ def make_model(tiny_model, design="hidden", **spec) -> ImplicitRewardModel:
         tiny_model, RewardSpec(design, feature_names=names, **{**SIGNALS, **spec})
     )
     with torch.no_grad():
-        for parameter in (model.reward_bias, *model.propensity.parameters()):
+        for parameter in (model.reward_bias, *model.propensity_design.parameters()):
             parameter.normal_()
     return model.eval()
 
@@ -86,7 +88,7 @@ def test_checkpoint_is_an_ordinary_classifier(tiny_model, tmp_path):
     assert (record["signals"], record["objective"]) == (["copy", "share"], "marginal")
 
 
-@pytest.mark.parametrize("design", list(PROPENSITIES))
+@pytest.mark.parametrize("design", list(PROPENSITY_DESIGNS))
 def test_round_trip_of_every_design(tiny_model, make_log, tmp_path, design):
     model = make_model(tiny_model, design)
     inputs = dict(batch_of(model, make_log(5).messages))
@@ -96,7 +98,7 @@ def test_round_trip_of_every_design(tiny_model, make_log, tmp_path, design):
     loaded = ImplicitRewardModel.load(tmp_path)
     assert loaded.spec == model.spec
     with torch.no_grad():
-        for ours, theirs in zip(model(**inputs), loaded(**inputs), strict=True):
+        for ours, theirs in zip(model.logits(**inputs), loaded.logits(**inputs), strict=True):
             assert ours.dtype == torch.float32
             assert torch.isfinite(ours).all()
             torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
@@ -106,32 +108,45 @@ def test_known_propensities_are_the_logs(tiny_model, make_log):
     model = make_model(tiny_model, "known")
     given = torch.tensor([[1.0, 1e-6], [0.5, 0.25]])
     with torch.no_grad():
-        _, logits = model(**batch_of(model, make_log(2).messages), propensity=given)
+        _, logits = model.logits(**batch_of(model, make_log(2).messages), propensity=given)
     torch.testing.assert_close(torch.sigmoid(logits), given)
 
 
 def test_features_are_standardised(tiny_model):
     model = make_model(tiny_model, "features")
-    model.propensity.standardise(np.array([[1.0], [3.0]], np.float32))
+    model.propensity_design.standardise(np.array([[1.0], [3.0]], np.float32))
     hidden = torch.zeros(1, 32)
-    at_mean = model.propensity(hidden, None, torch.tensor([[2.0]]))
-    one_up = model.propensity(hidden, None, torch.tensor([[3.0]]))
-    torch.testing.assert_close(at_mean[0], model.propensity.bias)
-    torch.testing.assert_close((one_up - at_mean)[0], model.propensity.weight[:, 0])
+    at_mean = model.propensity_design(hidden, None, torch.tensor([[2.0]]))
+    one_up = model.propensity_design(hidden, None, torch.tensor([[3.0]]))
+    torch.testing.assert_close(at_mean[0], model.propensity_design.bias)
+    torch.testing.assert_close((one_up - at_mean)[0], model.propensity_design.weight[:, 0])
 
 
 @pytest.mark.parametrize(("design", "lacking"), [("known", "propensity"), ("features", "features")])
 def test_designs_say_what_they_need(tiny_model, make_log, design, lacking):
     model = make_model(tiny_model, design)
     with pytest.raises(ValueError, match=lacking):
-        model(**batch_of(model, make_log(2).messages))
+        model.logits(**batch_of(model, make_log(2).messages))
 
 
 def test_heads_stay_in_float32_under_autocast(tiny_model, make_log):
     model = make_model(tiny_model)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        reward, propensity = model(**batch_of(model, make_log(3).messages))
+        reward, propensity = model.logits(**batch_of(model, make_log(3).messages))
     assert reward.dtype == propensity.dtype == torch.float32
+
+
+@pytest.mark.parametrize("design", ["hidden", "features"])
+def test_the_loss_is_computed_in_float32_under_autocast(tiny_model, design):
+    model, generator = make_model(tiny_model, design), torch.Generator().manual_seed(0)
+    hidden, features = torch.randn(5, 32, generator=generator), torch.randn(5, 1, generator=generator)
+    feedback = torch.tensor([[1, 0], [0, -1], [0, 0], [1, 0], [0, 0]])
+    arguments = {"propensity": None, "features": features, "stratification": "current"}
+    losses = []
+    for enabled in (False, True):
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            losses.append(model.heads.loss(hidden, feedback, **arguments, **model.spec.loss_options))
+    assert losses[0] == losses[1]
 
 
 def test_action_rates(tiny_model):
@@ -145,7 +160,7 @@ def test_action_rates(tiny_model):
 def test_start_at_the_observed_rates(tiny_model):
     model = make_model(tiny_model, "constant")
     model.start_at(np.array([0.2, 0.0]))
-    torch.testing.assert_close(torch.sigmoid(model.propensity.bias), torch.tensor([0.4, 0.01]))
+    torch.testing.assert_close(torch.sigmoid(model.propensity_design.bias), torch.tensor([0.4, 0.01]))
 
 
 def test_folder_without_a_model(tmp_path):
@@ -183,3 +198,18 @@ def test_damaged_folder(tiny_model, tmp_path):
     error_after("propensity.safetensors", b"")
     error_after("model.safetensors", b"12345678 truncated")
     load(tmp_path)
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
+def test_saved_files_have_the_mode_of_ordinary_ones(tiny_model, tmp_path, umask, mode):
+    """safetensors would leave its files to their owner alone, whatever the umask says."""
+    model, before = make_model(tiny_model), os.umask(umask)
+    try:
+        model.save(tmp_path / "saved")
+        save_tensors({"any": torch.zeros(1)}, tmp_path / "saved" / "others.safetensors")
+        assert os.umask(umask) == umask  # as it was
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "saved").iterdir()}
+    assert modes.keys() >= {"model.safetensors", "propensity.safetensors", "irm_fast.json", "config.json"}
+    assert set(modes.values()) == {mode}, modes

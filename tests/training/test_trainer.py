@@ -85,7 +85,7 @@ def test_eval_nll_is_the_marginal_likelihood(make_log, make_config):
     assert again["copy_observed"] == pytest.approx(heldout.feedback[:, 0].mean())
 
     bias = float(result.model.reward_bias.detach())
-    propensity = result.model.propensity.bias.detach().double()
+    propensity = result.model.propensity_design.bias.detach().double()
     g = torch.sigmoid(torch.from_numpy(score(result.model, heldout.messages)).double() + bias)
     m, f = torch.sigmoid(propensity), torch.from_numpy(heldout.feedback)
     likelihood = g * torch.where(f == 1, m, 1 - m).prod(1) + (1 - g) * (f == 0).all(1)
@@ -505,7 +505,7 @@ def test_compiled_backbone(make_log, make_config, monkeypatch):
 
 
 def test_what_cannot_be_had_is_said_before_anything_is_written(make_log, make_config):
-    with pytest.raises(ValueError, match=r"attn: cannot be had: flash_attention_2: its package is not installed"):
+    with pytest.raises(ValueError, match=r"attn: not available: flash_attention_2: its package is not installed"):
         train_log(make_log(), make_config(attn="flash_attention_2"))
     with pytest.raises(ValueError, match=r"fsdp: one process has nothing to shard over; expected several"):
         train_log(make_log(), make_config(fsdp=True))
