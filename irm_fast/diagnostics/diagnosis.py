@@ -154,7 +154,7 @@ def diagnose(
         >>> import numpy as np, irm_fast
         >>> feedback = np.random.default_rng(0).integers(0, 2, (200, 1))
         >>> irm_fast.diagnose(feedback, propensity_design="constant").kind
-        'conditional'
+        'not identified'
     """
     # Arguments
     feedback = np.asarray(feedback)

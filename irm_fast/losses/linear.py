@@ -121,7 +121,7 @@ def linear_implicit_rm_loss(
         >>> loss = irm_fast.linear_implicit_rm_loss(hidden, heads[0], feedback, propensity_weight=heads[1])
         >>> loss.backward()
         >>> print(f"{loss.item():.4f}")
-        1.2296
+        1.2291
     """
     # Arguments
     checks.check_hidden(hidden, feedback)
