@@ -76,8 +76,7 @@ class OutputFolder:
         """Tell in what state a folder is, as `state` does, and refuse a foreign one.
 
         Raises:
-            ValueError: The path is no folder; the folder holds something, and no such run wrote it; or an entry that
-                a run would write is a symbolic link or of another kind (a folder instead of a file, say).
+            ValueError: The path is no folder, or the folder holds something and no such run wrote it.
         """
         state = self.state(folder)
         if state == "foreign":
@@ -85,19 +84,25 @@ class OutputFolder:
                 f"{self.argument}: {folder} is not empty and holds no earlier {self.run}; "
                 "expected a new or empty folder"
             )
-        blocked = [name for name in self.foreign(folder) if self._is_own_name(name)] if state == "ours" else []
-        if blocked:
-            raise ValueError(self._not_deleted(folder, blocked[0]))
         return state
 
-    def check_alone(self, folder: Path) -> None:
-        """Refuse a folder that holds anything beside what a run writes.
+    def check_replaceable(self, folder: Path, *, alone: bool = False) -> None:
+        """See that `clear_own` would make room in a folder for a new run; nothing is deleted.
+
+        Args:
+            folder: The folder of an earlier run.
+            alone: Also refuse entries that are not in the way.
 
         Raises:
-            ValueError: The folder holds another entry.
+            ValueError: An entry with a name that a run writes is a symbolic link, through which a run would write, or
+                of another kind, or (where `alone` is set) the folder holds any entry that no run wrote.
         """
-        if foreign := self.foreign(folder):
-            raise ValueError(self._not_deleted(folder, foreign[0]))
+        for name in self.foreign(folder):
+            if alone or any(fnmatch(name, pattern) for pattern in (*self.files, *self.folders)):
+                raise ValueError(
+                    f"{self.argument}: {folder} holds {name!r}, not written by an earlier {self.run}, and it is not "
+                    "deleted; move it elsewhere, or choose another folder"
+                )
 
     def held(self, folder: Path, what: str, *, resume: bool) -> ValueError:
         """The error for a folder that holds an earlier run where neither `--resume` nor `--overwrite` was given.
@@ -130,15 +135,6 @@ class OutputFolder:
                 shutil.rmtree(entry)
             else:
                 entry.unlink()
-
-    def _is_own_name(self, name: str) -> bool:
-        return any(fnmatch(name, pattern) for pattern in (*self.files, *self.folders))
-
-    def _not_deleted(self, folder: Path, name: str) -> str:
-        return (
-            f"{self.argument}: {folder} holds {name!r}, not written by an earlier {self.run}, and it is not deleted; "
-            "move it elsewhere, or choose another folder"
-        )
 
 
 def check_choice(*, resume: bool, overwrite: bool) -> None:

@@ -57,16 +57,16 @@ def test_what_stands_in_the_way_is_an_error(tmp_path, how) -> None:
     else:
         (folder / "part-1.bin").mkdir()
     with pytest.raises(ValueError, match=r"holds 'part-1\.bin', not written by an earlier demo"):
-        KIND.check(folder)
+        KIND.check_replaceable(folder)
 
 
 def test_alone(tmp_path) -> None:
     (tmp_path / "note.txt").touch()
-    KIND.check_alone(tmp_path)
+    KIND.check_replaceable(tmp_path, alone=True)
     (tmp_path / "thesis.tex").touch()
-    assert KIND.check(tmp_path) == "ours"
+    KIND.check_replaceable(tmp_path)
     with pytest.raises(ValueError, match=r"holds 'thesis\.tex', not written by an earlier demo, and it is not deleted"):
-        KIND.check_alone(tmp_path)
+        KIND.check_replaceable(tmp_path, alone=True)
 
 
 def test_a_link_to_a_folder_counts_as_that_folder_and_a_dangling_one_as_a_file(tmp_path) -> None:
