@@ -1,4 +1,4 @@
-"""What identification is worth: every method on logs of which the truth is known, and the pictures of the docs.
+"""What identification is worth: every variant on logs of which the truth is known, and the pictures of the docs.
 
     python -m examples.identification --output out --quick                 a small part, within a minute
     python -m examples.identification --output out --pictures docs \\
@@ -23,43 +23,43 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # a process a core; read when torch is imported
 
 from examples.identification import pictures, worlds
-from examples.identification.compare import KNOWN, NAIVE, TRUTH, Method, measure, table
+from examples.identification.compare import KNOWN, NAIVE, TRUTH, Variant, measure, table
 from examples.identification.worlds import World
 
 LINEAR: dict[str, Any] = {"hidden_layers": ()}
 JOINT: dict[str, Any] = {"propensity_design": "hidden", "estimator": "joint"}
 MADE = (
-    Method(NAIVE, "any"),
-    Method("constant propensities", settings={"propensity_design": "constant"}),
-    Method("joint likelihood", settings=JOINT),
-    Method("two-step (default)"),
-    Method(KNOWN, "known"),
-    Method("explicit labels", "labels"),
-    Method(TRUTH, "truth"),
+    Variant(NAIVE, "any"),
+    Variant("constant propensities", settings={"propensity_design": "constant"}),
+    Variant("joint likelihood", settings=JOINT),
+    Variant("two-step (default)"),
+    Variant(KNOWN, "known"),
+    Variant("explicit labels", "labels"),
+    Variant(TRUTH, "truth"),
 )
 PROTOCOL = (
-    Method("plain prototype, free propensity, 1 signal", signals=1, prototype="free"),
-    Method("plain prototype, 1 signal", signals=1, prototype="constant"),
-    Method("naive, 1 signal", "any", signals=1),
-    Method("default, 1 signal", signals=1),
-    Method("plain prototype, 2 signals", prototype="constant"),
-    Method(NAIVE, "any"),
-    Method("default, 2 signals"),
-    Method(KNOWN, "known"),
-    Method("explicit labels", "labels"),
-    Method(TRUTH, "truth"),
+    Variant("plain prototype, free propensity, 1 signal", signals=1, prototype="free"),
+    Variant("plain prototype, 1 signal", signals=1, prototype="constant"),
+    Variant("naive, 1 signal", "any", signals=1),
+    Variant("default, 1 signal", signals=1),
+    Variant("plain prototype, 2 signals", prototype="constant"),
+    Variant(NAIVE, "any"),
+    Variant("default, 2 signals"),
+    Variant(KNOWN, "known"),
+    Variant("explicit labels", "labels"),
+    Variant(TRUTH, "truth"),
 )
 TEXT = (
-    Method(NAIVE, "any"),
-    Method("constant propensities", settings={"propensity_design": "constant"}),
-    Method("joint likelihood, linear reward", settings=JOINT | LINEAR),
-    Method("joint likelihood", settings=JOINT),
-    Method("two-step, linear reward", settings=LINEAR),
-    Method("two-step (default)"),
-    Method("two-step, reads text features", features=True),
-    Method(KNOWN, "known"),
-    Method("explicit labels", "labels"),
-    Method(TRUTH, "truth"),
+    Variant(NAIVE, "any"),
+    Variant("constant propensities", settings={"propensity_design": "constant"}),
+    Variant("joint likelihood, linear reward", settings=JOINT | LINEAR),
+    Variant("joint likelihood", settings=JOINT),
+    Variant("two-step, linear reward", settings=LINEAR),
+    Variant("two-step (default)"),
+    Variant("two-step, reads text features", features=True),
+    Variant(KNOWN, "known"),
+    Variant("explicit labels", "labels"),
+    Variant(TRUTH, "truth"),
 )
 RISE = (TEXT[0], *TEXT[5:9])  # drawn by the number of rows
 BENT = (TEXT[0], *TEXT[2:6], *TEXT[7:])
@@ -102,7 +102,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _as_json(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """A line for each case and method; numbers with four decimals."""
+    """A line for each case and variant; numbers with four decimals."""
     rounded = json.loads(json.dumps(results), parse_float=lambda text: round(float(text), 4))
     cases = (
         f"{json.dumps(case)}: {{\n" + ",\n".join(f" {json.dumps(k)}: {json.dumps(v)}" for k, v in found.items()) + "\n}"
@@ -135,15 +135,16 @@ def cases(args: argparse.Namespace) -> dict[str, Run]:
         "text, quadratic reward": (worlds.on_text(X, features, worlds.quadratic, 4.0, test), BENT),
     }
     on_text |= {f"text, {size:,} rows": (text.sized(size), RISE) for size in sizes}
-    return found | {name: compared(world, methods) for name, (world, methods) in on_text.items()}
+    return found | {name: compared(world, variants) for name, (world, variants) in on_text.items()}
 
 
-def compared(world: World, methods: Sequence[Method]) -> Run:
-    """Every method on every redraw, in processes; method -> redraw -> metric -> value."""
+def compared(world: World, variants: Sequence[Variant]) -> Run:
+    """A function that fits every variant to every redraw, in processes; it returns the metrics by variant."""
 
     def run(pool: ProcessPoolExecutor, redraws: int) -> dict[str, list[dict[str, float]]]:
         jobs = {
-            method.name: [pool.submit(measure, world, method, seed) for seed in range(redraws)] for method in methods
+            variant.name: [pool.submit(measure, world, variant, seed) for seed in range(redraws)]
+            for variant in variants
         }
         return {name: [job.result() for job in waiting] for name, waiting in jobs.items()}
 

@@ -20,6 +20,7 @@ from irm_fast.data.read import read_rated
 from irm_fast.data.simulation import rating_propensity, standard_features
 from irm_fast.embeddings.embedder import Embedder, write_embeddings
 from irm_fast.embeddings.store import read_embeddings
+from irm_fast.experiments.reproduce.population import made_embeddings, standardised
 
 
 @dataclass(frozen=True)
@@ -114,9 +115,7 @@ def cuts() -> np.ndarray:
 def published(rows: int = 16_000, width: int = 1024, signals: int = 2) -> World:
     """Embeddings of a decaying spectrum and a quality that is linear in them; mean action rate 0.2, alpha 0.5."""
     rng = np.random.default_rng(100)
-    X = (rng.normal(size=(rows, width)) * np.exp(-np.arange(width) / 80)).astype(np.float32)
-    quality = X @ rng.normal(size=width)
-    quality = (quality - quality.mean()) / quality.std()
+    X, quality = made_embeddings(rng, rows, width)
     activity = rating_propensity(np.arange(LEVELS, dtype=float), alpha=0.5, target=0.2)
     edges = np.array([-np.inf, *cuts(), np.inf])
     chance = np.diff(norm.cdf((edges - quality[:, None]) / NOISE), axis=1)  # (N, LEVELS)
@@ -150,9 +149,9 @@ def smooth(X: np.ndarray) -> np.ndarray:
     centers = X[rng.permutation(len(X))[:600]]
     cosine = (X / np.linalg.norm(X, axis=1, keepdims=True)) @ (centers.T / np.linalg.norm(centers, axis=1))
     near = np.exp((cosine - cosine.max(axis=1, keepdims=True)) / 0.06)
-    local = _standard(near @ rng.normal(size=len(centers)) / near.sum(axis=1))
-    linear = _standard(_directions(X)[:, :60] @ rng.normal(size=60))
-    return _standard(0.4 * linear + np.sqrt(1 - 0.4**2) * local)
+    local = standardised(near @ rng.normal(size=len(centers)) / near.sum(axis=1))
+    linear = standardised(_directions(X)[:, :60] @ rng.normal(size=60))
+    return standardised(0.4 * linear + np.sqrt(1 - 0.4**2) * local)
 
 
 def quadratic(X: np.ndarray) -> np.ndarray:
@@ -160,7 +159,7 @@ def quadratic(X: np.ndarray) -> np.ndarray:
     parts = _directions(X)
     parts = parts[:, :30] / parts[:, :30].std(axis=0) @ (np.random.default_rng(8).normal(size=(30, 8)) / np.sqrt(30))
     squares = (parts[:, :4] ** 2).sum(axis=1) - (parts[:, 4:] ** 2).sum(axis=1)
-    return np.clip(_standard(squares + 0.8 * parts[:, 0]), -3, 3)
+    return np.clip(standardised(squares + 0.8 * parts[:, 0]), -3, 3)
 
 
 def on_text(
@@ -184,10 +183,6 @@ def _directions(X: np.ndarray) -> np.ndarray:
     centred = X - X.mean(axis=0)
     parts = centred @ np.linalg.svd(centred[::4], full_matrices=False)[2].T
     return parts / np.sqrt(parts.std(axis=0) * parts[:, 0].std())
-
-
-def _standard(values: np.ndarray) -> np.ndarray:
-    return (values - values.mean()) / values.std()
 
 
 def _solve(increasing: Callable[[float], float], target: float) -> float:

@@ -297,14 +297,14 @@ def reproduce(
     """
     from irm_fast.experiments.reproduce.experiment import Experiment
     from irm_fast.experiments.reproduce.population import PROTOCOLS
-    from irm_fast.experiments.reproduce.run import report, run_experiment
+    from irm_fast.experiments.reproduce.redraws import run_redraws, write_report
 
     experiment = Experiment(data, model, alpha, target, limit, max_length, noise)
     if protocol not in ("both", *PROTOCOLS):
         raise ValueError(f"protocol: got {protocol!r}; expected both, {' or '.join(PROTOCOLS)}")
     protocols = PROTOCOLS if protocol == "both" else (protocol,)
     try:
-        results = run_experiment(
+        results = run_redraws(
             experiment,
             output,
             protocols=protocols,
@@ -315,7 +315,7 @@ def reproduce(
         )
     except KeyboardInterrupt:
         raise KeyboardInterrupt("--resume goes on with what is done") from None
-    typer.echo(report(results, experiment, output))
+    typer.echo(write_report(results, experiment, output))
 
 
 @app.command()
@@ -324,9 +324,9 @@ def demo(
     seeds: Annotated[int, typer.Option(min=1, help="Repetitions, each on a log of its own.")] = 1,
 ) -> None:
     """Train on a made-up log with known truth, offline, and compare with the naive classifier."""
-    from irm_fast.experiments.demo import run
+    from irm_fast.experiments.demo import run_demo
 
-    run(output=output, seeds=seeds)
+    run_demo(output, seeds)
 
 
 def main() -> None:

@@ -25,6 +25,7 @@ import numpy as np
 
 from irm_fast.data.features import FEATURES, text_features
 from irm_fast.data.log import Log, group_rows, hold_out, prompt_key
+from irm_fast.data.outputs import check_file, check_suffix
 from irm_fast.data.rated import Rated, check_both
 from irm_fast.data.rows import Messages
 
@@ -191,15 +192,19 @@ def check_ratings(rated: Rated) -> None:
 def output_paths(out: Path | str, *, overwrite: bool) -> tuple[Path, Path, Path]:
     """The files of a simulation: log (NAME.jsonl), truth (NAME.truth.jsonl) and test (NAME.test.jsonl).
 
-    Raises ValueError for another kind of name, and FileExistsError if one is there and may not be replaced.
+    Args:
+        out: The path of the log.
+        overwrite: Whether files of these names may be replaced.
+
+    Raises:
+        ValueError: The name does not end in .jsonl, or one of the paths is a folder.
+        OutputExistsError: One of the files exists and may not be replaced.
     """
     log_path = Path(out)
-    if log_path.suffix != ".jsonl":
-        raise ValueError(f"out: got {log_path.name!r}; expected a name that ends in .jsonl")
+    check_suffix(log_path, ".jsonl")
     paths = log_path, log_path.with_suffix(".truth.jsonl"), log_path.with_suffix(".test.jsonl")
     for path in paths:
-        if path.exists() and not overwrite:
-            raise FileExistsError(f"out: {path} exists; expected a new name, or --overwrite (overwrite=True)")
+        check_file(path, overwrite=overwrite)
     return paths
 
 

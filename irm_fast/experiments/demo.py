@@ -1,4 +1,7 @@
-"""The main job from end to end, offline: a made log with known truth, six ways to learn from it, one table."""
+"""The demo: the main job from end to end and offline, on a made log whose truth is known.
+
+Six methods learn from the same responses and actions; a table and a picture compare them on clean labels.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from irm_fast.data.log import Log
+from irm_fast.data.outputs import OutputFolder
 from irm_fast.data.signals import DesignChoice
 from irm_fast.data.simulation import Simulation, simulate, write_simulation
 
@@ -25,6 +29,23 @@ log.test.jsonl   rated answers that are not in the log: the table is measured on
 model/           the reward model of "implicit, 2 signals", an ordinary transformers checkpoint
 results.json, table.md, comparison.png
 """
+
+
+def _is_marked(folder: Path) -> bool:
+    """Whether the note of a demo lies in a folder."""
+    note = folder / "README.txt"
+    return note.is_file() and note.read_text(encoding="utf-8") == NOTE
+
+
+FOLDER = OutputFolder(
+    "demo",
+    files=(
+        *("README.txt", "log.jsonl", "log.truth.jsonl", "log.test.jsonl"),
+        *("results.json", "table.md", "comparison.png"),
+    ),
+    folders=("model",),
+    is_marked=_is_marked,
+)
 SETTINGS: Mapping[str, Any] = {
     "epochs": 5,
     "batch_size": 64,
@@ -35,11 +56,18 @@ SETTINGS: Mapping[str, Any] = {
 }
 
 
-def run(output: str | Path, seeds: int = 1) -> list[dict[str, dict[str, float]]]:
-    """Makes the data, trains every method, prints and saves table, picture and checkpoint under `output`.
+def run_demo(output: str | Path, seeds: int = 1) -> list[dict[str, dict[str, float]]]:
+    """Make the data, train every method, print the table, and leave table, picture and checkpoint in a folder.
 
-    seeds: how often to repeat, on fresh text, feedback and weights. Returns the metrics of each method, seed by seed.
-    Raises ValueError if `output` holds something else than an earlier demo.
+    Args:
+        output: The folder; an earlier demo in it is replaced.
+        seeds: How often to repeat, each time on fresh text, feedback and weights.
+
+    Returns:
+        For each seed the metrics of each method.
+
+    Raises:
+        ValueError: The folder holds something else than an earlier demo.
     """
     from irm_fast.experiments.report import comparison_table, draw_comparison
 
@@ -58,7 +86,7 @@ def run(output: str | Path, seeds: int = 1) -> list[dict[str, dict[str, float]]]
 
 
 def _one_seed(seed: int, keep: Path | None) -> dict[str, dict[str, float]]:
-    """Metrics of all methods on a log of its own; `keep` gets the log and the model."""
+    """Compare all methods on a log of its own; `keep` is the folder that gets the log and the model."""
     from irm_fast.experiments.tiny_decoder import make_tiny_decoder
 
     print(f"seed {seed}: making a log", flush=True)
@@ -72,7 +100,12 @@ def _one_seed(seed: int, keep: Path | None) -> dict[str, dict[str, float]]:
 
 
 def make_simulation(seed: int, prompts: int = PROMPTS) -> Simulation:
-    """Text with known quality and two signals whose propensities depend on the response but not on its quality."""
+    """Make text of known quality, and two signals whose propensities depend on the response but not on its quality.
+
+    Args:
+        seed: The seed of text and actions.
+        prompts: The number of prompts, with two responses each.
+    """
     from irm_fast.experiments.made_text import make_rated
 
     rated = make_rated(prompts, seed)
@@ -80,7 +113,11 @@ def make_simulation(seed: int, prompts: int = PROMPTS) -> Simulation:
 
 
 def methods(simulation: Simulation) -> Iterator[tuple[str, Log, DesignChoice]]:
-    """Name, the log that the method sees, propensity design. All see the same rows and actions."""
+    """Yield the name of each method, the log that it sees, and its propensity design.
+
+    All methods see the same rows and the same actions. The naive ones take a row in which any signal acted for a
+    preferred one, and all others for not preferred.
+    """
     log = simulation.log
     one = replace(log, signals=log.signals[:1], polarity=(1,), feedback=log.feedback[:, :1])
     for name, seen in (("1 signal", one), ("2 signals", log)):
@@ -91,7 +128,12 @@ def methods(simulation: Simulation) -> Iterator[tuple[str, Log, DesignChoice]]:
 
 
 def labelled(log: Log, preference: np.ndarray) -> Log:
-    """The same responses with a label (N,) for each instead of feedback: plain classification."""
+    """The same responses with a label for each instead of feedback: plain classification.
+
+    Args:
+        log: The log, N rows.
+        preference: (N,) of 0 and 1.
+    """
     return replace(
         log,
         signals=(),
@@ -104,10 +146,19 @@ def labelled(log: Log, preference: np.ndarray) -> Log:
 def compare(
     simulation: Simulation, decoder: Path, settings: Mapping[str, Any], keep: Path | None = None
 ) -> dict[str, dict[str, float]]:
-    """Trains every method from the same weights and measures it on clean labels that no method saw.
+    """Train every method from the same weights, and measure it on clean labels that no method saw.
 
-    decoder: the model to start from.  settings: of `TrainConfig`, the same for all.  keep: where to leave the
-    checkpoint of "implicit, 2 signals".  Returns the keys of `metrics.reward_metrics` for each method.
+    Args:
+        simulation: The log, its truth, and the clean test set.
+        decoder: The folder of the model to start from.
+        settings: Fields of `TrainConfig`, the same for all methods.
+        keep: The folder that gets the checkpoint of "implicit, 2 signals"; None to keep none.
+
+    Returns:
+        For each method the metrics of `irm_fast.diagnostics.metrics.reward_metrics`.
+
+    Raises:
+        ValueError: The simulation has no test set.
     """
     from irm_fast.evaluation.evaluation import evaluate_rated
     from irm_fast.models.backbone import quiet_transformers
@@ -130,7 +181,7 @@ def compare(
 
 
 def _show_scores(model: Path, test: Path) -> None:
-    """Scores the best and the worst test response as a stranger would: with transformers alone."""
+    """Print the rewards of the best and the worst test response by the checkpoint, under transformers alone."""
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -151,11 +202,9 @@ def _show_scores(model: Path, test: Path) -> None:
 
 
 def _prepare(output: Path) -> None:
-    """Makes the folder, in the place of an earlier demo; anything else in it is an error."""
-    note = output / "README.txt"
-    if output.exists() and any(output.iterdir()):
-        if not note.is_file() or note.read_text(encoding="utf-8") != NOTE:
-            raise ValueError(f"output: {output} is not empty and holds no earlier demo; choose another folder")
-        shutil.rmtree(output)
+    """Make the folder, without what an earlier demo left in it; a folder that holds something else is an error."""
+    if FOLDER.check(output) == "ours":
+        FOLDER.check_replaceable(output)
+        FOLDER.clear_own(output)
     output.mkdir(parents=True, exist_ok=True)
-    note.write_text(NOTE, encoding="utf-8")
+    (output / "README.txt").write_text(NOTE, encoding="utf-8")

@@ -51,7 +51,15 @@ DISMISSIVE = (
 
 
 def make_rated(n_prompts: int, seed: int) -> Rated:
-    """Two answers to each prompt, 2 `n_prompts` rows; rating = quality (a logit), preference ~ Bernoulli."""
+    """Make prompts with two answers each.
+
+    Args:
+        n_prompts: The number of prompts.
+        seed: The seed of texts and preferences.
+
+    Returns:
+        2 `n_prompts` rows. The rating is the quality, a logit; the preference is drawn with its sigmoid.
+    """
     rng = np.random.default_rng(seed)
     messages: list[Messages] = []
     quality = np.empty(2 * n_prompts)
@@ -72,7 +80,7 @@ def make_rated(n_prompts: int, seed: int) -> Rated:
 
 
 def _answer(topic: str, rng: np.random.Generator) -> tuple[str, float]:
-    """One answer and the logit of its being preferred."""
+    """One answer, and its quality: the logit of the probability that it is preferred."""
     length = int(rng.integers(2, 8))
     kinds = rng.choice(3, size=length, p=rng.dirichlet((1, 1, 1)))
     sentences = [

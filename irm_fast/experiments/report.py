@@ -1,13 +1,14 @@
-"""Tables and pictures of results."""
+"""Tables and pictures that compare methods over several seeds or redraws."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 Results = Sequence[Mapping[str, Mapping[str, float]]]  # seed -> method -> metric -> value
+ByMethod = Mapping[str, Sequence[Mapping[str, float]]]  # method -> seed -> metric -> value
 COLUMNS = {
     "auroc": "AUROC",
     "pair_accuracy": "pair acc.",
@@ -18,18 +19,44 @@ COLUMNS = {
     "ece": "ECE",
 }
 GOAL = "explicit labels"
+LEAST = 0.01  # the smallest AUROC distance of which shares are worth printing
 
 
 def comparison_table(results: Results) -> str:
-    """Markdown: a row a method, means over the seeds and, with several seeds, their standard deviation.
+    """The table of the demo, in Markdown: a row a method, means over the seeds, with their standard deviation.
 
-    Last column: the share of the AUROC distance from the naive classifier on the same signals to explicit labels that
-    the method closes; "-" where that distance does not stand out of the noise between seeds.
+    The last column is the share of the AUROC distance from the naive classifier on the same signals to explicit labels
+    that the method closes; "-" where that distance does not stand out of the noise between seeds.
+
+    Args:
+        results: For each seed the metrics of each method.
     """
-    rows = [["method", *COLUMNS.values(), "distance closed"]]
-    for method in results[0]:
-        values = np.array([[seed[method][metric] for metric in COLUMNS] for seed in results])
-        rows.append([method, *map(_cell, values.T), _closed(results, method)])
+    by_method = {method: [seed[method] for seed in results] for method in results[0]}
+    return method_table(by_method, COLUMNS, last="distance closed", naive_of=_naive_of, goal=GOAL)
+
+
+def _naive_of(method: str) -> str:
+    return "naive, 1 signal" if method.endswith("1 signal") else "naive, 2 signals"
+
+
+def method_table(
+    results: ByMethod, columns: Mapping[str, str], *, last: str, naive_of: Callable[[str], str], goal: str
+) -> str:
+    """Results as a Markdown table with a row for each method.
+
+    Args:
+        results: For each method the metrics of each seed.
+        columns: The metrics to show, with their headings.
+        last: The heading of the last column: the share of the AUROC distance to the goal that a method closes.
+        naive_of: The method from which the distance of a method is measured.
+        goal: The method to which it is measured.
+    """
+    rows = [["method", *columns.values(), last]]
+    auroc = {method: np.array([seed["auroc"] for seed in seeds]) for method, seeds in results.items()}
+    for method, seeds in results.items():
+        cells = [mean_and_deviation([seed[metric] for seed in seeds]) for metric in columns]
+        share = share_closed(auroc[method], auroc[naive_of(method)], auroc[goal], least=LEAST)
+        rows.append([method, *cells, percent(share)])
     return markdown_table(rows)
 
 
@@ -41,20 +68,44 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-def _cell(values: np.ndarray) -> str:
-    return f"{values.mean():.3f}" + (f" ± {values.std(ddof=1):.3f}" if len(values) > 1 else "")
+def mean_and_deviation(values: Sequence[float]) -> str:
+    """The mean of some values and, of several, their standard deviation, as a cell of a table."""
+    return f"{np.mean(values):.3f}" + (f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else "")
 
 
-def _closed(results: Results, method: str) -> str:
-    naive = "naive, 1 signal" if method.endswith("1 signal") else "naive, 2 signals"
-    base, goal, value = (np.array([seed[name]["auroc"] for seed in results]) for name in (naive, GOAL, method))
-    distance = goal - base
-    noise = 2 * distance.std(ddof=1) / np.sqrt(len(results)) if len(results) > 1 else 0.01
-    return f"{(value - base).mean() / distance.mean():.0%}" if distance.mean() > noise else "-"
+def share_closed(value: np.ndarray, low: np.ndarray, high: np.ndarray, *, least: float) -> float:
+    """The share of the mean distance from `low` to `high` that `value` closes.
+
+    Args:
+        value: (seeds,) of a method.
+        low: (seeds,) of the method from which the distance is measured.
+        high: (seeds,) of the method to which it is measured.
+        least: The smallest distance of which a share is worth giving.
+
+    Returns:
+        The share, below 0 and above 1 for a value outside; NaN where the mean distance is not above `least` and twice
+        its standard error.
+    """
+    distance = high - low
+    noise = 2 * distance.std(ddof=1) / np.sqrt(len(distance)) if len(distance) > 1 else 0.0
+    return float((value - low).mean() / distance.mean()) if distance.mean() > max(noise, least) else float("nan")
+
+
+def percent(share: float) -> str:
+    """A share as a cell of a table; "-" for NaN."""
+    return "-" if np.isnan(share) else f"{share:.0%}"
 
 
 def draw_comparison(results: Results, path: Path) -> Path | None:
-    """AUROC and calibration error of every method, a dot a seed and a bar at the mean; None without matplotlib."""
+    """Draw AUROC and calibration error of every method: a dot a seed, and a bar at the mean.
+
+    Args:
+        results: For each seed the metrics of each method.
+        path: The file to write, .png.
+
+    Returns:
+        The path; None where matplotlib is not installed.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError:

@@ -21,9 +21,21 @@ def make_tiny_decoder(
     max_length: int = 512,
     seed: int = 0,
 ) -> Path:
-    """Write a Llama with random weights and a byte-level BPE tokenizer trained on `texts`; returns the folder.
+    """Write a Llama with random weights, and a byte-level BPE tokenizer trained on texts.
 
     `irm-fast train --model FOLDER` takes it like any other model.
+
+    Args:
+        texts: The texts that the tokenizer is trained on.
+        folder: The folder to write.
+        hidden_size: The width of hidden states.
+        layers: The number of layers.
+        vocab_size: The number of tokens that the tokenizer may know.
+        max_length: The number of tokens of a sequence, at most.
+        seed: The seed of the weights.
+
+    Returns:
+        The folder.
     """
     import torch
     from tokenizers import ByteLevelBPETokenizer

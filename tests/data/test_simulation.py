@@ -192,7 +192,7 @@ def test_earlier_files_are_kept_or_replaced_whole(tmp_path):
     write_simulation(with_test, out)
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     assert len(before) == 3
-    with pytest.raises(FileExistsError, match=r"log\.jsonl exists; .*--overwrite"):
+    with pytest.raises(FileExistsError, match=r"log\.jsonl exists already; .*--overwrite"):
         write_simulation(without, out)
     assert before == {path: path.read_bytes() for path in tmp_path.iterdir()}
     write_simulation(without, out, overwrite=True)

@@ -61,8 +61,10 @@ def test_a_small_demo(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(demo, "SETTINGS", {**demo.SETTINGS, "epochs": 1})
     small = demo.make_simulation
     monkeypatch.setattr(demo, "make_simulation", lambda seed: small(seed, prompts=60))
-    for _ in range(2):  # the second replaces the first
-        results = demo.run(tmp_path / "demo", seeds=1)
+    demo.run_demo(tmp_path / "demo", seeds=1)
+    (tmp_path / "demo" / "thesis.tex").write_text("mine")
+    results = demo.run_demo(tmp_path / "demo", seeds=1)  # replaces the first
+    assert (tmp_path / "demo" / "thesis.tex").read_text() == "mine"
     folder, printed = tmp_path / "demo", capsys.readouterr().out
     assert json.loads((folder / "results.json").read_text()) == results
     assert (folder / "table.md").read_text().strip() in printed
@@ -82,7 +84,7 @@ def test_a_small_demo(tmp_path, monkeypatch, capsys) -> None:
 def test_the_demo_leaves_strange_folders_alone(tmp_path) -> None:
     (tmp_path / "log.jsonl").write_text("mine")
     with pytest.raises(ValueError, match="not empty and holds no earlier demo"):
-        demo.run(tmp_path)
+        demo.run_demo(tmp_path)
     assert (tmp_path / "log.jsonl").read_text() == "mine"
 
 

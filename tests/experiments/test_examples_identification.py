@@ -13,7 +13,7 @@ import pytest
 from scipy.special import logit
 
 from examples.identification import assumptions, worlds
-from examples.identification.compare import KNOWN, NAIVE, Method, measure, table
+from examples.identification.compare import KNOWN, NAIVE, Variant, measure, table
 
 ROOT = Path(__file__).parents[2]
 
@@ -71,12 +71,12 @@ def test_ties_between_signals() -> None:
 def test_identification_pays_and_the_table_says_so() -> None:
     world = worlds.synthetic(4000, 2000)
     settings = {"hidden_layers": ()}
-    methods = [
-        Method(NAIVE, "any", settings),
-        Method("two-step", "actions", settings),
-        Method(KNOWN, "known", settings),
+    variants = [
+        Variant(NAIVE, "any", settings),
+        Variant("two-step", "actions", settings),
+        Variant(KNOWN, "known", settings),
     ]
-    results = {method.name: [measure(world, method, seed) for seed in (0, 1)] for method in methods}
+    results = {variant.name: [measure(world, variant, seed) for seed in (0, 1)] for variant in variants}
     naive, two_step, known = ([redraw["mae_g"] for redraw in redraws] for redraws in results.values())
     assert max(two_step) < min(naive) and max(known) < min(naive)
     last = [line.split("|")[-2].strip() for line in table(results).splitlines()]

@@ -15,10 +15,10 @@ from typer.testing import CliRunner
 from irm_fast.cli.commands import app
 from irm_fast.embeddings.estimator import EmbeddingRewardModel
 from irm_fast.embeddings.optimize import REWARD_SDS, Training, fit_map
-from irm_fast.experiments.reproduce import contest, experiment, fitting, run
+from irm_fast.experiments.reproduce import contest, experiment, fitting, redraws
 from irm_fast.experiments.reproduce import folder as folder_of_runs
 from irm_fast.experiments.reproduce.contest import Contest, entrants
-from irm_fast.experiments.reproduce.fitting import Method
+from irm_fast.experiments.reproduce.fitting import Logits, Method
 from irm_fast.experiments.reproduce.methods import BASELINES, BOUNDS, DEFAULT, EXPLICIT, FORMS, KNOWN
 from irm_fast.experiments.reproduce.population import Population, Redraw, semi_synthetic
 
@@ -82,9 +82,11 @@ def test_test_labels_decide_metrics_alone(redraw, results):
 def test_the_truth_is_out_of_reach(redraw):
     """A method that looks for clean labels finds none."""
     whole = Contest(redraw, 0)
-    for bound, sees in ((EXPLICIT, "any"), (KNOWN, "each")):
-        with pytest.raises(AttributeError, match=r"preference|known"):
-            whole.field.fit(Method("peeking", bound.loss), whole.facts(sees, 2))
+    known = whole.known(2)
+    for bound in (EXPLICIT, KNOWN):
+        for seen in (known.any_signal, known.each_signal, known.estimates):
+            with pytest.raises(AttributeError, match=r"preference|known"):
+                whole.field.fit(Method("peeking", bound.loss), seen)
 
 
 def test_everybody_has_the_same_candidates(results):
@@ -110,15 +112,14 @@ POSTERIORS = [method for method in (*BASELINES, *FORMS) if method.objective is n
 def test_linear_heads_are_stationary_points_of_the_loss_itself(method, redraw):
     """They minimise the likelihood: where its gradient and the prior's cancel, those of the loss have to, too."""
     whole = Contest(redraw, 0)
-    facts, rows = whole.facts(method.sees, 2), whole.field.rows
-    fold = fitting._Fold(method, facts, rows, whole.field.folds, 0, 0)
+    known = whole.known(2).any_signal if method.sees == "any" else whole.known(2).each_signal
+    fold = fitting._Fold(method, known, whole.field.setting, 0)
     fit_map_fully = partial(fit_map, iterations=500)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fitting, "fit_map", fit_map_fully)
         heads = fold.linear(torch.ones(12), 2.0)
     parameters = [p.requires_grad_() for p in heads.parameters()]
-    s, t = heads(fold.part)
-    gradients = torch.autograd.grad(method.loss(s, t, fold.batch, None), parameters)
+    gradients = torch.autograd.grad(method.loss(Logits(*heads(fold.part)), fold.batch), parameters)
     prior = torch.autograd.grad(heads.penalty(2.0, 1.0) / len(fold.index), parameters, allow_unused=True)
     for own, other in zip(gradients, prior, strict=True):
         pull = torch.zeros_like(own) if other is None else other
@@ -187,7 +188,7 @@ def small(monkeypatch):
 
 def go(output, **more):
     settings = {"protocols": ("feature",), "redraws": 2, "processes": 1} | more
-    return run.run_experiment(EXPERIMENT, output, **settings)
+    return redraws.run_redraws(EXPERIMENT, output, **settings)
 
 
 def test_a_run_goes_on_where_it_was_cut_off(tmp_path, few, small):
@@ -202,7 +203,7 @@ def test_a_run_goes_on_where_it_was_cut_off(tmp_path, few, small):
 
 
 def test_an_error_in_a_child_ends_the_run(tmp_path, small, monkeypatch):
-    monkeypatch.setattr(run, "_in_child", math.sqrt)  # which takes no job
+    monkeypatch.setattr(redraws, "_in_child", math.sqrt)  # which takes no job
     with pytest.raises(TypeError, match="must be real number"):
         go(tmp_path / "one", processes=2)
 
@@ -213,15 +214,24 @@ def test_a_run_can_be_extended_and_replaced(tmp_path, few, small):
     assert [without_time(r) for r in go(tmp_path / "one", overwrite=True)] == [without_time(r) for r in whole]
 
 
+def test_a_run_does_not_write_through_a_link(tmp_path, few, small):
+    go(tmp_path / "one")
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "one" / "table.md").symlink_to(tmp_path / "mine")
+    with pytest.raises(ValueError, match=r"holds 'table\.md', not written by an earlier run"):
+        go(tmp_path / "one", overwrite=True)
+    assert (tmp_path / "one" / "redraws").is_dir() and (tmp_path / "mine").read_text() == "mine"
+
+
 def test_what_must_not_be_mixed(tmp_path, few, small, monkeypatch):
     folder = tmp_path / "one"
     go(folder)
-    with pytest.raises(ValueError, match="holds an earlier run; --resume goes on"):
+    with pytest.raises(ValueError, match="not empty: it holds an earlier run; --resume goes on"):
         go(folder)
     with pytest.raises(ValueError, match="both are set"):
         go(folder, resume=True, overwrite=True)
     with pytest.raises(ValueError, match=r"target: got 0\.3; .* was run with 0\.5"):
-        run.run_experiment(replace(EXPERIMENT, target=0.3), folder, resume=True)
+        redraws.run_redraws(replace(EXPERIMENT, target=0.3), folder, resume=True)
     monkeypatch.setattr(experiment, "semi_synthetic", lambda rows, noise: semi_synthetic(rows, 9, noise))
     with pytest.raises(ValueError, match="was run on other ratings or embeddings"):
         go(folder, resume=True)

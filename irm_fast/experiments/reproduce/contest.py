@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from irm_fast.data.signals import known_logits
 from irm_fast.diagnostics.metrics import reward_metrics
@@ -18,7 +17,8 @@ from irm_fast.embeddings.joint import start_level
 from irm_fast.embeddings.objective import Objective
 from irm_fast.embeddings.parts import Scaler
 from irm_fast.embeddings.reward_step import calibration
-from irm_fast.experiments.reproduce.fitting import FOLDS, Fit, Method, Rows, fit
+from irm_fast.experiments.reproduce.facts import Actions, ActionsAndEstimates, ActionsAndTruth, Inputs
+from irm_fast.experiments.reproduce.fitting import FOLDS, Fit, Known, Method, Setting, fit
 from irm_fast.experiments.reproduce.methods import (
     BASELINES,
     BOUNDS,
@@ -29,8 +29,10 @@ from irm_fast.experiments.reproduce.methods import (
     ITEMS,
     KNOWN,
     NAIVE,
+    ON_ESTIMATES,
+    WITH_POSTERIORS,
 )
-from irm_fast.experiments.reproduce.population import Log, Redraw, Truth
+from irm_fast.experiments.reproduce.population import Log, Redraw
 from irm_fast.losses import nuisances
 
 Key = tuple[str, int]  # name of a method, and how many signals it is given; 0: none, explicit labels
@@ -43,88 +45,46 @@ def entrants(signals: int) -> list[Key]:
     return [(name, count) for count in range(1, signals + 1) for name in names] + [(EXPLICIT.name, 0)]
 
 
-class Facts:
-    """A log and what can be estimated from it; each estimate is made when a method asks for it first.
-
-    feedback: (n, K) int8.  acted: (n,) int8, whether any signal acted.  item: (n,) cluster of the embedding.
-    popularity, imputed: (n,) float32 propensities and preferences, see `nuisances`.  class_prior, action_rate: numbers.
-    width, level: K, and (K,) logits to start propensities from, under which half of the responses please.
-    """
-
-    def __init__(self, field: Field, feedback: np.ndarray) -> None:
-        self._field = field
-        self.feedback = torch.from_numpy(feedback)
-        self.acted = (self.feedback == 1).any(1).to(torch.int8)
-        self.width = feedback.shape[1]
-        self.action_rate = float(self.acted.float().mean())
-
-    @cached_property
-    def objective(self) -> Objective:
-        ones = torch.ones(len(self.feedback))
-        return Objective(self.feedback, None, ones, (1,) * self.width, (0.0,) * self.width)
-
-    @cached_property
-    def level(self) -> Tensor:
-        return start_level(self.objective)
-
-    @cached_property
-    def naive(self) -> Fit:
-        with torch.enable_grad():  # whoever asks first may be judging
-            return self._field.fit(NAIVE, self)
-
-    @cached_property
-    def class_prior(self) -> float:
-        return nuisances.class_prior(self.naive.held_out, self.acted.numpy())
-
-    @cached_property
-    def popularity(self) -> Tensor:
-        m = nuisances.popularity_propensity(self.acted.numpy(), self._field.rows.item.numpy())
-        return torch.from_numpy(m).float()
-
-    @cached_property
-    def imputed(self) -> Tensor:
-        chance = torch.sigmoid(torch.from_numpy(self.naive.held_out)).numpy()
-        return torch.from_numpy(nuisances.imputed_preference(chance, self.popularity.numpy())).float()
-
-
-class Bounds(Facts):
-    """The same with the truth.  known: (n, K) true propensity logits.  preference: (n,) float32."""
-
-    def __init__(self, field: Field, feedback: np.ndarray, truth: Truth) -> None:
-        super().__init__(field, feedback)
-        self.known = known_logits(torch.from_numpy(truth.propensity[:, : self.width]))
-        self.preference = torch.from_numpy(truth.preference).float()
-
-
 @dataclass(frozen=True)
 class Default(Fit):
-    """Of `EmbeddingRewardModel`; it keeps no scores.  propensity: (n, K) logits."""
+    """The fit of `EmbeddingRewardModel`, which keeps no scores.
+
+    Attributes:
+        propensity: (n, K) the propensity logits of the rows of the log.
+    """
 
     propensity: np.ndarray
 
 
 class Field:
-    """Embeddings, items and folds of a redraw: what all its fits share."""
+    """Embeddings, items and folds of a redraw: what all its fits share.
+
+    Args:
+        log: The log.
+        test_X: (m, D) float32, the embeddings of the test set.
+        seed: The seed of clusters, folds and fits.
+    """
 
     def __init__(self, log: Log, test_X: np.ndarray, seed: int) -> None:
         device = torch.device("cpu")
         scaler, features = Scaler.of(log.X, device), Scaler.of(log.features, device)
-        self.seed, self.log, self._scale = seed, log, scaler.scale
-        self._test_X, self.test_x = test_X, scaler(test_X)
-        item = torch.from_numpy(_clusters(log.X, seed))
-        self.rows = Rows(scaler(log.X), features(log.features), item, ITEMS)
+        self.log, self._test_X = log, test_X
+        self.item = _clusters(log.X, seed)
+        inputs = Inputs(scaler(log.X), features(log.features), torch.from_numpy(self.item), ITEMS)
         shuffled = np.random.default_rng([seed, 7]).permutation(log.group.max() + 1)
-        self.folds = shuffled[log.group] % FOLDS
+        folds = shuffled[log.group] % FOLDS
+        self.setting = Setting(inputs, scaler.scale, scaler(test_X), folds, seed)
 
-    def fit(self, method: Method, facts: Facts) -> Fit:
-        return fit(method, facts, self.rows, self._scale, self.test_x, self.folds, self.seed)
+    def fit(self, method: Method[Known], known: Known) -> Fit:
+        """Fit a method to what it reads of the log."""
+        return fit(method, known, self.setting)
 
     def default(self, count: int, features: bool) -> Default:
         """`EmbeddingRewardModel` as it comes, on the first so many signals; with or without features of the text."""
         log = self.log.signals(count)
         read: dict[str, Any] = {"propensity_features": log.features} if features else {}
         start = time.perf_counter()
-        model = EmbeddingRewardModel(device="cpu", random_state=self.seed)
+        model = EmbeddingRewardModel(device="cpu", random_state=self.setting.seed)
         model.fit(log.X, log.feedback, groups=log.group.tolist(), **read)
         seconds = time.perf_counter() - start
         m = np.clip(model.predict_propensity(log.X, **read), 1e-6, 1 - 1e-6)
@@ -133,13 +93,77 @@ class Field:
         return Default(model.held_out_decision_, test, chosen, {}, seconds, np.log(m) - np.log1p(-m))
 
 
+class KnownOfLog:
+    """What the methods read of the first so many signals of a redraw; each part is made when it is asked for first.
+
+    Args:
+        field: What all fits to the redraw share.
+        redraw: The redraw.
+        count: The number of signals; 0 for all.
+    """
+
+    def __init__(self, field: Field, redraw: Redraw, count: int) -> None:
+        self._field, self._truth = field, redraw.truth
+        self._feedback = redraw.log.feedback[:, : count or None]
+
+    @cached_property
+    def each_signal(self) -> Actions:
+        """The actions, a column a signal."""
+        return _actions(self._feedback)
+
+    @cached_property
+    def any_signal(self) -> Actions:
+        """The actions, in one column: whether any signal acted."""
+        return _actions(self._feedback.max(axis=1, keepdims=True))
+
+    @cached_property
+    def naive(self) -> Fit:
+        """The fit of the naive method, from which preferences are imputed."""
+        return self._field.fit(NAIVE, self.any_signal)
+
+    @cached_property
+    def estimates(self) -> ActionsAndEstimates:
+        """Whether any signal acted, and the nuisances that are estimated from it."""
+        acted, held_out = self.any_signal.acted.numpy(), self.naive.held_out
+        popularity = torch.from_numpy(nuisances.popularity_propensity(acted, self._field.item)).float()
+        chance = torch.sigmoid(torch.from_numpy(held_out)).numpy()
+        imputed = torch.from_numpy(nuisances.imputed_preference(chance, popularity.numpy())).float()
+        prior = nuisances.class_prior(held_out, acted)
+        return ActionsAndEstimates(**vars(self.any_signal), popularity=popularity, imputed=imputed, class_prior=prior)
+
+    @cached_property
+    def truth(self) -> ActionsAndTruth:
+        """The actions, a column a signal, with the truth."""
+        propensity = np.ascontiguousarray(self._truth.propensity[:, : self._feedback.shape[1]])
+        known = known_logits(torch.from_numpy(propensity))
+        preference = torch.from_numpy(self._truth.preference).float()
+        return ActionsAndTruth(**vars(self.each_signal), known=known, preference=preference)
+
+
+def _actions(feedback: np.ndarray) -> Actions:
+    """The actions in feedback (n, K) int8."""
+    seen = torch.from_numpy(feedback)
+    acted = (seen == 1).any(1).to(torch.int8)
+    return Actions(seen, acted, float(acted.float().mean()), start_level(_objective(seen)))
+
+
+def _objective(feedback: torch.Tensor) -> Objective:
+    """The implicit likelihood of feedback (n, K), of positive signals without misclicks."""
+    signals = feedback.shape[1]
+    return Objective(feedback, None, torch.ones(len(feedback)), (1,) * signals, (0.0,) * signals)
+
+
 class Contest:
-    """All entrants on one redraw."""
+    """All entrants on one redraw.
+
+    Args:
+        redraw: The redraw: the log, its truth, and the test set.
+        seed: The seed of clusters, folds and fits.
+    """
 
     def __init__(self, redraw: Redraw, seed: int) -> None:
         self._redraw, self.field = redraw, Field(redraw.log, redraw.test_X, seed)
-        self._methods = {method.name: method for method in (*BASELINES, *FORMS, *BOUNDS)}
-        self._facts: dict[tuple[str, int], Facts] = {}
+        self._known: dict[int, KnownOfLog] = {}
         self._defaults: dict[tuple[int, bool], Default] = {}
 
     def measured(self, key: Key) -> dict[str, Any]:
@@ -154,23 +178,24 @@ class Contest:
         budget = {"candidates": len(fitted.scores), "candidate": fitted.candidate, "scores": fitted.scores}
         return {"method": name, "signals": count, **metrics, **budget, "seconds": fitted.seconds}
 
+    def known(self, count: int) -> KnownOfLog:
+        """What the methods read of the first so many signals; 0 for all."""
+        if count not in self._known:
+            self._known[count] = KnownOfLog(self.field, self._redraw, count)
+        return self._known[count]
+
     def _fit(self, name: str, count: int) -> Fit:
         if name in OURS:
             return self._default(count, features=name == DEFAULT_FEATURES)
-        method = self._methods[name]
-        facts = self.facts(method.sees, count)
-        return facts.naive if method is NAIVE else self.field.fit(method, facts)
-
-    def facts(self, sees: str, count: int) -> Facts:
-        """What a method sees of the first so many signals; see `Method.sees`."""
-        if (sees, count) not in self._facts:
-            feedback = self._redraw.log.feedback[:, : count or None]
-            if sees == "truth":
-                self._facts[sees, count] = Bounds(self.field, feedback, self._redraw.truth)
-            else:
-                seen = feedback.max(axis=1, keepdims=True) if sees == "any" else feedback
-                self._facts[sees, count] = Facts(self.field, seen)
-        return self._facts[sees, count]
+        known = self.known(count)
+        if name == NAIVE.name:
+            return known.naive
+        if name in _ON_ESTIMATES:
+            return self.field.fit(_ON_ESTIMATES[name], known.estimates)
+        if name in _BOUNDS:
+            return self.field.fit(_BOUNDS[name], known.truth)
+        method = _ON_ACTIONS[name]
+        return self.field.fit(method, known.any_signal if method.sees == "any" else known.each_signal)
 
     def _default(self, count: int, features: bool) -> Default:
         if (count, features) not in self._defaults:
@@ -180,11 +205,17 @@ class Contest:
     def _calibration(self, held_out: np.ndarray, count: int) -> tuple[float, float]:
         """Slope and shift of the greatest implicit likelihood, under the default model's propensities for everybody."""
         propensity = torch.from_numpy(self._default(count, features=False).propensity).float()
-        objective = self.facts("each", count).objective
+        objective = _objective(self.known(count).each_signal.feedback)
         return calibration(torch.from_numpy(held_out), propensity, objective)
 
 
+_ON_ESTIMATES = {method.name: method for method in ON_ESTIMATES}
+_ON_ACTIONS = {method.name: method for method in (*WITH_POSTERIORS, *FORMS)}
+_BOUNDS = {method.name: method for method in BOUNDS}
+
+
 def _clusters(X: np.ndarray, seed: int) -> np.ndarray:
+    """(n,) int64, the cluster of each embedding."""
     from sklearn.cluster import MiniBatchKMeans
 
     return MiniBatchKMeans(min(ITEMS, len(X)), n_init=1, random_state=seed).fit(X).labels_.astype(np.int64)

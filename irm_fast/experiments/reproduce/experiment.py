@@ -1,4 +1,4 @@
-"""Experiment."""
+"""What a comparison is run on: rated responses or made embeddings, and the settings of the logs drawn from them."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ from irm_fast.data.simulation import check_ratings
 from irm_fast.experiments.reproduce.population import Population, embedded, of_rated, semi_synthetic
 
 MADE = "semi-synthetic"
-
-
 HUB = ("hs", "ufb", "saferlhf")
-
-
 FEWEST = 100  # responses
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """data: "semi-synthetic", a file of rated responses or pairs, or hs, ufb, saferlhf on the hub.
+    """The settings of a comparison that decide its numbers, beside the number of redraws.
 
-    model: folder or hub id of a decoder or an encoder that embeds the texts; None for made data.  alpha, target: of the
-    protocols, as in `irm_fast.simulate`.  limit: only the first so many responses.  max_length: tokens.  noise: of made
-    ratings, whose quality has deviation 1.
+    Attributes:
+        data: "semi-synthetic", a file of rated responses or pairs, or "hs", "ufb" or "saferlhf" from the hub.
+        model: Folder or hub id of a decoder or an encoder that embeds the texts; None for made data.
+        alpha: The decay of the rating protocol.
+        target: The mean propensity of each signal.
+        limit: The number of responses to use, the first ones; None for all.
+        max_length: The number of tokens of a row, at most.
+        noise: The noise of made ratings, of a quality whose deviation is 1.
     """
 
     data: str
@@ -38,9 +39,22 @@ class Experiment:
     max_length: int = 1024
     noise: float = 0.45
 
+    @property
+    def name(self) -> str:
+        """The data as tables name them."""
+        return self.data if self.data in (MADE, *HUB) else Path(self.data).name
+
 
 def read(experiment: Experiment) -> Rated | None:
-    """The rated responses of an experiment; None for made embeddings, which have no texts."""
+    """Read the rated responses of an experiment.
+
+    Returns:
+        The responses; None for made embeddings, which have no texts.
+
+    Raises:
+        ValueError: The data are no file and no known name, no model is given, or the responses are too few or all of
+            one rating.
+    """
     if experiment.data == MADE:
         return None
     if experiment.data not in HUB and not Path(experiment.data).exists():
@@ -63,12 +77,16 @@ def read(experiment: Experiment) -> Rated | None:
     return rated
 
 
-def _made(experiment: Experiment) -> Population:
-    rows = {} if experiment.limit is None else {"rows": experiment.limit}
-    return semi_synthetic(noise=experiment.noise, **rows)
+def population_of(experiment: Experiment, rated: Rated | None, output: Path) -> Population:
+    """The population that logs are drawn from.
 
-
-def _embedded(rated: Rated, experiment: Experiment, output: Path) -> Population:
-    """With embeddings that are written to the folder, or read from it."""
+    Args:
+        experiment: The experiment.
+        rated: Its rated responses, as `read` returns them.
+        output: The folder of the run, which holds their embeddings or gets them.
+    """
+    if rated is None:
+        rows = {} if experiment.limit is None else {"rows": experiment.limit}
+        return semi_synthetic(noise=experiment.noise, **rows)
     path = output / "embeddings.safetensors"
     return of_rated(rated, embedded(rated, str(experiment.model), path, max_length=experiment.max_length))

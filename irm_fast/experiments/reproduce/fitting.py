@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -21,60 +21,82 @@ from irm_fast.embeddings.joint import BIAS_SD
 from irm_fast.embeddings.optimize import REWARD_SDS, Training, fit_map, prior_shares, rows_where, train_network
 from irm_fast.embeddings.parts import Network
 from irm_fast.embeddings.reward_step import AUTO_LAYERS
+from irm_fast.experiments.reproduce.facts import Actions, Inputs
 
 FOLDS, PROPENSITY_SD = 5, 1.0
-Lagged = tuple[Tensor, Tensor] | None
-Loss = Callable[[Tensor, Any, Any, Lagged], Tensor]  # reward logits, propensity logits or None, `Batch`, lagged logits
+Known = TypeVar("Known", bound=Actions)  # what a method reads of a log
+PropensityHead = Literal["", "constant", "hidden", "features", "item"]
+
+
+class Logits(NamedTuple):
+    """The logits of n rows.
+
+    Attributes:
+        reward: (n,) float32.
+        propensity: (n, K) float32; no columns where the method learns no propensity.
+        lagged: Reward logits (n,) and propensity logits (n, K) by the weights at the start of the epoch, for methods
+            whose posteriors come from there.
+    """
+
+    reward: Tensor
+    propensity: Tensor
+    lagged: tuple[Tensor, Tensor] | None = None
+
+
+Loss = Callable[[Logits, Known], Tensor]
 
 
 @dataclass(frozen=True)
-class Method:
+class Method(Generic[Known]):
     """A way to learn from a log.
 
-    loss: the training objective of a batch.  judge: the held-out criterion; None: the loss.  objective: what linear
-    heads minimise, with the stationary points of the loss; None: the loss.  reward_prior: by what their prior of the
-    reward is multiplied.  propensity: the head that is learned beside the reward: "" none, constant, hidden, features,
-    item.  lagged: posteriors come from the weights at the start of an epoch.  sees: "any", whether any signal acted;
-    "each" signal; or "truth" besides.
+    Attributes:
+        name: The name in tables.
+        loss: The training objective of a batch: a scalar from its logits and what the method reads of its rows.
+        judge: The held-out criterion; None for the loss.
+        objective: What linear heads minimise, with the stationary points of the loss; None for the loss.
+        reward_prior: The factor of the prior of the reward for linear heads.
+        propensity: The head that is learned beside the reward; "" for none.
+        lagged: Whether posteriors come from the weights at the start of an epoch.
+        sees: "each" signal for itself, or whether "any" of them acted.
     """
 
     name: str
-    loss: Loss
-    judge: Loss | None = None
-    objective: Loss | None = None
+    loss: Loss[Known]
+    judge: Loss[Known] | None = None
+    objective: Loss[Known] | None = None
     reward_prior: float = 1.0
-    propensity: str = ""
+    propensity: PropensityHead = ""
     lagged: bool = False
-    sees: str = "any"
+    sees: Literal["any", "each"] = "any"
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Inputs of the heads, n rows.  x: (n, D) and z: (n, F) standardised.  item: (n,) from 0 to below `items`."""
+class Setting:
+    """What all fits to one redraw share.
 
-    x: Tensor
-    z: Tensor
-    item: Tensor
-    items: int
+    Attributes:
+        inputs: The inputs of the n rows of the log.
+        spread: (D,) deviations of the embeddings before they were standardised.
+        test_x: (m, D) standardised embeddings of the test set.
+        folds: (n,) the fold of each row, from 0 to below `FOLDS`.
+        seed: The seed of networks and batches.
+    """
 
-    def take(self, rows: Tensor) -> Rows:
-        x, z, item = (value.index_select(0, rows) for value in (self.x, self.z, self.item))
-        return Rows(x, z, item, self.items)
-
-
-class Batch:
-    """What is known of some rows: an attribute of `known` with a value a row is gathered, any other handed on."""
-
-    def __init__(self, known: Any, rows: Tensor) -> None:
-        self._known, self._rows = known, rows
-
-    def __getattr__(self, name: str) -> Any:
-        value = getattr(self._known, name)
-        return value.index_select(0, self._rows) if isinstance(value, Tensor) and value.dim() else value
+    inputs: Inputs
+    spread: Tensor
+    test_x: Tensor
+    folds: np.ndarray
+    seed: int
 
 
 class Linear(nn.Module):
-    """Linear heads, (n, D) to (n, O), whose weights are parameters in units of their prior deviations, `unit` (D,)."""
+    """Linear heads, (n, D) to (n, O), whose weights are parameters in units of their prior deviations.
+
+    Args:
+        unit: (D,) the prior deviations.
+        outputs: The number of heads, O.
+    """
 
     def __init__(self, unit: Tensor, outputs: int) -> None:
         super().__init__()
@@ -86,43 +108,56 @@ class Linear(nn.Module):
 
 
 class Heads(nn.Module):
-    """Reward and, of the kind asked for, propensity: logits (n,) and (n, K).
+    """A head of the reward and, of the kind asked for, one of the propensities.
 
-    unit: (D,) prior deviations of linear weights, up to a factor; None: networks.  level: (K,) to start at.
+    Args:
+        inputs: Rows such as the heads will read, for the shapes.
+        kind: The propensity head, as in `Method.propensity`.
+        level: (K,) propensity logits to start from.
+        unit: (D,) prior deviations of linear weights, up to a factor; None for networks.
     """
 
-    def __init__(self, rows: Rows, kind: str, level: Tensor, unit: Tensor | None) -> None:
+    def __init__(self, inputs: Inputs, kind: PropensityHead, level: Tensor, unit: Tensor | None) -> None:
         super().__init__()
-        self.kind, width, signals = kind, rows.x.shape[1], len(level)
-        self.reward: Any = Network(width, AUTO_LAYERS, 1) if unit is None else Linear(unit, 1)
+        self.kind, width, signals = kind, inputs.x.shape[1], len(level)
+        self.reward: nn.Module = Network(width, AUTO_LAYERS, 1) if unit is None else Linear(unit, 1)
+        self.propensity: nn.Module | None = None
         if kind == "hidden":
-            self.propensity: Any = (
-                Network(width, AUTO_LAYERS, signals).zero_output() if unit is None else Linear(unit, signals)
-            )
+            if unit is None:
+                self.propensity = Network(width, AUTO_LAYERS, signals).zero_output()
+            else:
+                self.propensity = Linear(unit, signals)
         elif kind == "features":
-            self.propensity = Linear(torch.ones_like(rows.z[0]), signals)
+            self.propensity = Linear(torch.ones_like(inputs.z[0]), signals)
         elif kind == "item":
-            self.propensity = nn.Embedding(rows.items, signals)
+            self.propensity = nn.Embedding(inputs.items, signals)
             nn.init.zeros_(self.propensity.weight)
         self.level = nn.Parameter(level.clone(), requires_grad=bool(kind))
 
-    def forward(self, rows: Rows) -> tuple[Tensor, Tensor | None]:
-        s = self.reward(rows.x).squeeze(1)
+    def forward(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
+        """Reward logits (n,) and propensity logits (n, K); (n, 0) without a propensity head."""
+        reward = self.reward(inputs.x).squeeze(1)
         if not self.kind:
-            return s, None
-        if self.kind == "constant":
-            return s, self.level.expand(len(s), -1)
-        read = {"hidden": rows.x, "features": rows.z, "item": rows.item}[self.kind]
-        return s, self.propensity(read) + self.level
+            return reward, reward.new_empty(len(reward), 0)
+        if self.propensity is None:
+            return reward, self.level.expand(len(reward), -1)
+        read = {"hidden": inputs.x, "features": inputs.z, "item": inputs.item}[self.kind]
+        return reward, self.propensity(read) + self.level
 
     def penalty(self, sd: float, reward_prior: float) -> Tensor:
-        """Minus the log prior of linear heads; sd: prior deviation of a reward logit between responses."""
+        """Minus the log prior of linear heads.
+
+        Args:
+            sd: The prior deviation of a reward logit between responses.
+            reward_prior: The factor of the prior of the reward.
+        """
+        assert isinstance(self.reward, Linear)
         total = reward_prior * _precision(self.reward.units, sd)
         if self.kind:
             total = total + (self.level**2).sum() / (2 * BIAS_SD**2)
-        if self.kind in ("hidden", "features"):
+        if isinstance(self.propensity, Linear):
             total = total + _precision(self.propensity.units, PROPENSITY_SD)
-        if self.kind == "item":
+        if isinstance(self.propensity, nn.Embedding):
             total = total + (self.propensity.weight**2).sum() / (2 * PROPENSITY_SD**2)
         return total
 
@@ -134,9 +169,14 @@ def _precision(units: Tensor, sd: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Fit:
-    """held_out: (n,) logit of each row of the log by the part that did not see it.  test: (m,) logits of other rows.
+    """What a method came to.
 
-    candidate: the one chosen.  scores: held-out criterion of every candidate; smaller is better.  seconds: it took.
+    Attributes:
+        held_out: (n,) float32, the reward logit of each row of the log by the fit that did not see it.
+        test: (m,) float32, the reward logits of the test set.
+        candidate: The name of the candidate that was chosen.
+        scores: The held-out criterion of every candidate; smaller is better.
+        seconds: How long it took.
     """
 
     held_out: np.ndarray
@@ -146,51 +186,59 @@ class Fit:
     seconds: float
 
 
-def fit(method: Method, known: Any, rows: Rows, spread: Tensor, test_x: Tensor, folds: np.ndarray, seed: int) -> Fit:
+def fit(method: Method[Known], known: Known, setting: Setting) -> Fit:
     """Choose a candidate on the first fold, fit it without each fold, and average.
 
-    known: has the attributes that the method's loss reads of a `Batch`.  spread: (D,) deviations of the embeddings
-    before they were standardised.  test_x: (m, D).  folds: (n,) from 0 to below 5.
+    Args:
+        method: The method.
+        known: What the method reads of the log.
+        setting: What all fits to the log share.
     """
     start = time.perf_counter()
-    first = _Fold(method, known, rows, folds, 0, seed)
+
+    # Candidates
+    first = _Fold(method, known, setting, 0)
     priors, found = {}, {"network": first.network()}
-    for share, variance in prior_shares(spread).items():
+    for share, variance in prior_shares(setting.spread).items():
         heads = None
         for sd in REWARD_SDS:  # from the strongest prior to the weakest, each starts where the last one ended
             name, unit = f"linear, {share}, sd {sd:g}", variance.sqrt()
             priors[name], found[name] = (unit, sd), (heads := first.linear(unit, sd, heads))
     scores = {name: first.judged(heads) for name, heads in found.items()}
     best = min(scores, key=lambda name: scores[name])
-    held_out, test = np.empty(len(folds), np.float32), np.zeros(len(test_x), np.float32)
+
+    # Folds
+    folds = setting.folds
+    held_out, test = np.empty(len(folds), np.float32), np.zeros(len(setting.test_x), np.float32)
     for fold in range(FOLDS):
         part, heads = first, found[best]
         if fold:
-            part = _Fold(method, known, rows, folds, fold, seed)
+            part = _Fold(method, known, setting, fold)
             heads = part.network() if best == "network" else part.linear(*priors[best])
         with torch.no_grad():
             held_out[folds == fold] = heads.reward(part.held.x).squeeze(1)
-            test += heads.reward(test_x).squeeze(1).numpy() / FOLDS
+            test += heads.reward(setting.test_x).squeeze(1).numpy() / FOLDS
     return Fit(held_out, test, best, scores, time.perf_counter() - start)
 
 
-class _Fold:
+class _Fold(Generic[Known]):
     """A log without one fold, to fit to, and that fold, to judge on."""
 
-    def __init__(self, method: Method, known: Any, rows: Rows, folds: np.ndarray, fold: int, seed: int) -> None:
-        self.method, self.known, self.rows, self.seed = method, known, rows, FOLDS * seed + fold
-        device = rows.x.device
-        self.index, self.held_index = (rows_where(part, device) for part in (folds != fold, folds == fold))
-        self.part, self.held = rows.take(self.index), rows.take(self.held_index)
-        self.batch, self.held_batch = (Batch(known, index) for index in (self.index, self.held_index))
+    def __init__(self, method: Method[Known], known: Known, setting: Setting, fold: int) -> None:
+        self.method, self.known, self.inputs = method, known, setting.inputs
+        self.seed = FOLDS * setting.seed + fold
+        device, inside = setting.inputs.x.device, setting.folds != fold
+        self.index, self.held_index = rows_where(inside, device), rows_where(~inside, device)
+        self.part, self.held = (self.inputs.take(index) for index in (self.index, self.held_index))
+        self.batch, self.held_batch = (known.take(index) for index in (self.index, self.held_index))
 
     def heads(self, unit: Tensor | None) -> Heads:
-        return Heads(self.rows, self.method.propensity, self.known.level, unit)
+        return Heads(self.inputs, self.method.propensity, self.known.level, unit)
 
     def judged(self, heads: Heads) -> float:
+        """The held-out criterion."""
         with torch.no_grad():
-            s, t = heads(self.held)
-            return float((self.method.judge or self.method.loss)(s, t, self.held_batch, None))
+            return float((self.method.judge or self.method.loss)(Logits(*heads(self.held)), self.held_batch))
 
     def linear(self, unit: Tensor, sd: float, start: Heads | None = None) -> Heads:
         """Linear heads of the smallest penalised objective, by L-BFGS."""
@@ -200,9 +248,8 @@ class _Fold:
         objective = self.method.objective or self.method.loss
 
         def loss() -> Tensor:
-            s, t = heads(self.part)
             prior = heads.penalty(sd, self.method.reward_prior) / len(self.index)
-            return objective(s, t, self.batch, None) + prior
+            return objective(Logits(*heads(self.part)), self.batch) + prior
 
         fit_map([parameter for parameter in heads.parameters() if parameter.requires_grad], loss)
         return heads
@@ -211,18 +258,19 @@ class _Fold:
         """Networks by AdamW in shuffled batches, until the held-out criterion rises six times in a row."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            heads, lagged = self.heads(None), None
+            heads = self.heads(None)
+        lagged: tuple[Tensor, Tensor] | None = None
 
         def loss(heads: Heads, rows: Tensor) -> Tensor:
             old = None if lagged is None else (lagged[0].index_select(0, rows), lagged[1].index_select(0, rows))
-            s, t = heads(self.rows.take(rows))
-            return self.method.loss(s, t, Batch(self.known, rows), old)
+            reward, propensity = heads(self.inputs.take(rows))
+            return self.method.loss(Logits(reward, propensity, old), self.known.take(rows))
 
         def before_epoch() -> None:
             nonlocal lagged
             if self.method.lagged:
                 with torch.no_grad():
-                    lagged = heads(self.rows)
+                    lagged = heads(self.inputs)
 
         train_network(
             heads,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,10 +11,28 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from irm_fast import __version__
+from irm_fast.data.outputs import OutputFolder, check_choice
 from irm_fast.experiments.reproduce.population import PROTOCOLS, SIGNALS, Population
 
 if TYPE_CHECKING:
     from irm_fast.experiments.reproduce.experiment import Experiment
+
+
+def _is_marked(folder: Path) -> bool:
+    """Whether the settings in a folder are those of a comparison."""
+    try:
+        settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(settings, dict) and "experiment" in settings
+
+
+FOLDER = OutputFolder(
+    "run",
+    files=("settings.json", "embeddings.safetensors", "table.md", "results.csv", "comparison.png"),
+    folders=("redraws", "embeddings.safetensors.parts"),
+    is_marked=_is_marked,
+)
 
 
 def whole_redraws(output: Path) -> list[dict[str, Any]]:
@@ -32,7 +49,7 @@ def _place(path: Path) -> tuple[int, int]:
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
-    """What a redraw has so far; a line that was cut off by an interruption does not count."""
+    """The results that a redraw has so far; a line that was cut off by an interruption does not count."""
     results = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:
@@ -43,55 +60,53 @@ def read_results(path: Path) -> list[dict[str, Any]]:
 
 
 def results_file(output: Path, protocol: str, seed: int) -> Path:
-    """A line of JSON for each method that is done."""
+    """The file of a redraw, which holds a line of JSON for each method that is done."""
     return output / "redraws" / f"{protocol}-{seed}.jsonl"
 
 
-OURS = ("settings.json", "redraws", "embeddings.safetensors", "table.md", "results.csv", "comparison.png")
-
-
 def check_folder(output: Path, *, resume: bool, overwrite: bool) -> None:
-    """Raises ValueError if there is something in it that must not be replaced."""
-    if resume and overwrite:
-        raise ValueError("resume and overwrite: both are set; choose one")
-    if not output.exists() or not any(output.iterdir()):
+    """See that a run may begin in a folder, or go on there; nothing is written.
+
+    Args:
+        output: The folder.
+        resume: Whether to go on with an earlier run.
+        overwrite: Whether to replace an earlier run.
+
+    Raises:
+        ValueError: Both are set; the folder holds something else; or it holds a run, and neither is set.
+    """
+    check_choice(resume=resume, overwrite=overwrite)
+    if FOLDER.check(output) != "ours":
         return
-    if "experiment" not in (_json(output / "settings.json") or {}):
-        raise ValueError(f"output: {output} is not empty and holds no earlier run; choose another folder")
     worth_keeping = [*output.glob("redraws/*.jsonl"), *output.glob("embeddings*")]
     if worth_keeping and not (resume or overwrite):
-        raise ValueError(f"output: {output} holds an earlier run; --resume goes on, --overwrite replaces it")
+        raise FOLDER.held(output, "an earlier run", resume=True)
+    if not resume:
+        FOLDER.check_replaceable(output)
 
 
 def prepare(output: Path, experiment: Experiment, *, resume: bool) -> None:
     """Make the folder; unless a run is resumed, without what an earlier one wrote."""
     if not resume:
-        _remove(output)
+        FOLDER.clear_own(output)
     (output / "redraws").mkdir(parents=True, exist_ok=True)
     settings = output / "settings.json"
     if not settings.exists():  # marks the folder as ours before the embeddings, which take long
         settings.write_text(json.dumps({"experiment": asdict(experiment)}, indent=2) + "\n", encoding="utf-8")
 
 
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-
-
-def _remove(output: Path) -> None:
-    """What a run writes, and nothing else that lies there."""
-    for name in (*OURS, "embeddings.safetensors.parts"):
-        path = output / name
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-
-
 def check_settings(output: Path, experiment: Experiment, population: Population, *, resume: bool) -> None:
-    """Results of other settings or data must not be mixed with those to come."""
+    """Refuse to mix results of other settings or data with those to come, and write down the present ones.
+
+    Args:
+        output: The folder of the run.
+        experiment: The settings.
+        population: The population that logs are drawn from.
+        resume: Whether the run goes on with an earlier one.
+
+    Raises:
+        ValueError: The earlier run had other settings, other data, or another version of this package.
+    """
     content = hashlib.blake2b(digest_size=16)
     for values in (population.X, population.rating, population.preference):
         content.update(np.ascontiguousarray(values).tobytes())

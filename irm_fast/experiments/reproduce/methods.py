@@ -1,7 +1,7 @@
 """Who competes. Each method is its loss and what it reads; heads, candidates and folds are the same for all.
 
-A method reads what it needs from a `contest.Facts`: the feedback, and nuisances that are estimated from it. The bounds,
-known propensities and explicit labels, read `contest.Bounds`, which alone holds the truth.
+Losses take the logits of some rows and what is known of these rows: `Actions`, or `ActionsAndEstimates` where they need
+nuisances. The bounds, known propensities and explicit labels, read `ActionsAndTruth`, which alone holds the truth.
 """
 
 from __future__ import annotations
@@ -11,91 +11,107 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from irm_fast.experiments.reproduce.fitting import Lagged, Method
+from irm_fast import implicit_rm_loss
+from irm_fast.experiments.reproduce.facts import Actions, ActionsAndEstimates, ActionsAndTruth
+from irm_fast.experiments.reproduce.fitting import Logits, Method
 from irm_fast.losses import baselines
-from irm_fast.losses.implicit import implicit_rm_loss
+
+# Losses of the actions, taken for labels
 
 
-def _naive(s: Tensor, t: Any, log: Any, lagged: Lagged) -> Tensor:
-    return baselines.naive_loss(s, log.acted)
+def _naive(logits: Logits, log: Actions) -> Tensor:
+    return baselines.naive_loss(logits.reward, log.acted)
 
 
-def _ips(s: Tensor, t: Any, log: Any, lagged: Lagged) -> Tensor:
-    return baselines.ips_loss(s, log.popularity, log.acted)
+def _ips(logits: Logits, log: ActionsAndEstimates) -> Tensor:
+    return baselines.ips_loss(logits.reward, log.popularity, log.acted)
 
 
-def _upu(s: Tensor, t: Any, log: Any, lagged: Lagged) -> Tensor:
-    return baselines.upu_loss(s, log.acted, class_prior=log.class_prior, action_rate=log.action_rate)
+def _upu(logits: Logits, log: ActionsAndEstimates) -> Tensor:
+    return baselines.upu_loss(logits.reward, log.acted, class_prior=log.class_prior, action_rate=log.action_rate)
 
 
-def _nnpu(s: Tensor, t: Any, log: Any, lagged: Lagged) -> Tensor:
-    return baselines.nnpu_loss(s, log.acted, class_prior=log.class_prior, action_rate=log.action_rate)
+def _nnpu(logits: Logits, log: ActionsAndEstimates) -> Tensor:
+    return baselines.nnpu_loss(logits.reward, log.acted, class_prior=log.class_prior, action_rate=log.action_rate)
 
 
-def _doubly_robust(s: Tensor, t: Any, log: Any, lagged: Lagged) -> Tensor:
-    return baselines.doubly_robust_loss(s, log.popularity, log.acted, imputed_preference=log.imputed)
-
-
-def _clamped(s: Tensor, t: Any, log: Any, lagged: Lagged) -> Tensor:
+def _clamped(logits: Logits, log: ActionsAndEstimates) -> Tensor:
     """The value of nnPU with its own gradient: the rule's other direction is for batches, not for a line search."""
     liked = log.acted * (log.class_prior / log.action_rate)
-    risk = baselines.pointwise_loss(s, liked, torch.zeros_like(liked))
-    return risk + baselines.pointwise_loss(s, torch.zeros_like(liked), 1 - liked).clamp(min=0)
+    risk = baselines.pointwise_loss(logits.reward, liked, torch.zeros_like(liked))
+    return risk + baselines.pointwise_loss(logits.reward, torch.zeros_like(liked), 1 - liked).clamp(min=0)
 
 
-def _sar_em(s: Tensor, t: Any, log: Any, lagged: Lagged) -> Tensor:
-    return baselines.sar_em_loss(s, t.squeeze(1), log.acted, stratification=_one(lagged))
+def _doubly_robust(logits: Logits, log: ActionsAndEstimates) -> Tensor:
+    return baselines.doubly_robust_loss(logits.reward, log.popularity, log.acted, imputed_preference=log.imputed)
 
 
-def _recrec(s: Tensor, t: Any, log: Any, lagged: Lagged) -> Tensor:
-    return baselines.recrec_loss(s, t.squeeze(1), log.acted, stratification=_one(lagged))
+# Losses with posteriors, from the weights at the start of an epoch or from the present ones
 
 
-def _one(lagged: Lagged) -> Lagged:
-    return None if lagged is None else (lagged[0], lagged[1].squeeze(1))
+def _sar_em(logits: Logits, log: Actions) -> Tensor:
+    return baselines.sar_em_loss(
+        logits.reward, logits.propensity.squeeze(1), log.acted, stratification=_lagged_of_one_signal(logits)
+    )
 
 
-def _stratified(s: Tensor, t: Any, log: Any, lagged: Lagged) -> Tensor:
-    return implicit_rm_loss(s, t, log.feedback, stratification=lagged or (s.detach(), t.detach()))
+def _recrec(logits: Logits, log: Actions) -> Tensor:
+    return baselines.recrec_loss(
+        logits.reward, logits.propensity.squeeze(1), log.acted, stratification=_lagged_of_one_signal(logits)
+    )
 
 
-def _marginal(s: Tensor, t: Any, log: Any, _: Lagged) -> Tensor:
+def _lagged_of_one_signal(logits: Logits) -> tuple[Tensor, Tensor] | None:
+    return None if logits.lagged is None else (logits.lagged[0], logits.lagged[1].squeeze(1))
+
+
+def _stratified(logits: Logits, log: Actions) -> Tensor:
+    posteriors_from = logits.lagged or (logits.reward.detach(), logits.propensity.detach())
+    return implicit_rm_loss(logits.reward, logits.propensity, log.feedback, stratification=posteriors_from)
+
+
+# Likelihoods
+
+
+def _marginal(logits: Logits, log: Actions) -> Tensor:
     """Negative log-likelihood of the actions: comparable between models, unlike a loss with posteriors."""
-    return implicit_rm_loss(s, t, log.feedback)
+    return implicit_rm_loss(logits.reward, logits.propensity, log.feedback)
 
 
-def _known(s: Tensor, t: Any, log: Any, lagged: Lagged) -> Tensor:
-    return implicit_rm_loss(s, log.known, log.feedback)
+def _known(logits: Logits, log: ActionsAndTruth) -> Tensor:
+    return implicit_rm_loss(logits.reward, log.known, log.feedback)
 
 
-def _explicit(s: Tensor, t: Any, log: Any, lagged: Lagged) -> Tensor:
-    return torch.nn.functional.binary_cross_entropy_with_logits(s, log.preference)
+def _explicit(logits: Logits, log: ActionsAndTruth) -> Tensor:
+    return torch.nn.functional.binary_cross_entropy_with_logits(logits.reward, log.preference)
 
 
 # Losses with posteriors share the stationary points of the likelihood (Fisher's identity), which linear heads minimise
 # outright: expectation maximisation would creep there. ReCRec's gradient is twice the likelihood's in the reward and
 # once in the propensity, so that beside it the prior of the reward counts half.
 LIKELIHOOD: dict[str, Any] = {"judge": _marginal, "objective": _marginal}
-NAIVE = Method("naive", _naive)
-BASELINES = (
-    NAIVE,
+NAIVE: Method[Actions] = Method("naive", _naive)
+ON_ESTIMATES: tuple[Method[ActionsAndEstimates], ...] = (
     Method("Rel-MF / IPS", _ips),
     Method("uPU", _upu),
     Method("nnPU", _nnpu, objective=_clamped),
     Method("DR", _doubly_robust),
+)
+WITH_POSTERIORS: tuple[Method[Actions], ...] = (
     Method("SAR-EM", _sar_em, **LIKELIHOOD, propensity="hidden", lagged=True),
     Method("ReCRec-I", _recrec, **LIKELIHOOD, reward_prior=0.5, propensity="item"),
     Method("ReCRec-F", _recrec, **LIKELIHOOD, reward_prior=0.5, propensity="hidden"),
 )
-FORMS = (
+BASELINES: tuple[Method[Any], ...] = (NAIVE, *ON_ESTIMATES, *WITH_POSTERIORS)
+FORMS: tuple[Method[Actions], ...] = (
     Method("stratified, current (paper)", _stratified, **LIKELIHOOD, propensity="hidden", sees="each"),
     Method("stratified, lagged (paper)", _stratified, **LIKELIHOOD, propensity="hidden", lagged=True, sees="each"),
     Method("marginal, constant", _marginal, propensity="constant", sees="each"),
     Method("marginal, features", _marginal, propensity="features", sees="each"),
     Method("marginal, hidden", _marginal, propensity="hidden", sees="each"),
 )
-KNOWN = Method("known propensities", _known, sees="truth")
-EXPLICIT = Method("explicit labels", _explicit, sees="truth")
+KNOWN: Method[ActionsAndTruth] = Method("known propensities", _known, sees="each")
+EXPLICIT: Method[ActionsAndTruth] = Method("explicit labels", _explicit, sees="each")
 BOUNDS = (KNOWN, EXPLICIT)
 ITEMS = 64  # clusters of embeddings that stand for items
-DEFAULT, DEFAULT_FEATURES = "ImplicitRM (default)", "ImplicitRM (default, + features)"
+DEFAULT, DEFAULT_FEATURES = "ImplicitRM (default)", "ImplicitRM (default, + features)"  # `EmbeddingRewardModel`

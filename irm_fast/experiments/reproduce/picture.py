@@ -1,18 +1,30 @@
-"""The redraws as a picture."""
+"""The picture of all redraws: how far each method is from the default."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from irm_fast.experiments.reproduce.methods import EXPLICIT, KNOWN
 from irm_fast.experiments.reproduce.table import Results, Table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 COLOURS = {1: "tab:orange", 2: "tab:blue", 0: "black"}
 PANELS = (("raw auroc", "AUROC"), ("calibrated r2", "R2, all calibrated alike"))
 
 
 def draw(results: Results, path: Path) -> Path | None:
-    """AUROC and calibrated R2 less the default's: a dot a redraw, a bar at the mean. None without matplotlib."""
+    """Draw AUROC and calibrated R2 less the default's: a dot a redraw, and a bar at the mean.
+
+    Args:
+        results: The results of `run_redraws`.
+        path: The file to write, .png.
+
+    Returns:
+        The path; None where matplotlib is not installed.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -33,7 +45,7 @@ def draw(results: Results, path: Path) -> Path | None:
     return path
 
 
-def _panel(axes, table: Table, names: list[str], metric: str) -> None:
+def _panel(axes: Axes, table: Table, names: list[str], metric: str) -> None:
     axes.axvline(0, color="grey", linewidth=1)
     for key, values in table.values.items():
         difference = values[metric] - table.values[table.default(key)][metric]
@@ -45,6 +57,6 @@ def _panel(axes, table: Table, names: list[str], metric: str) -> None:
     for label in axes.get_yticklabels():
         name = label.get_text()
         label.set_fontweight("bold" if name.startswith("ImplicitRM") else "normal")
-        label.set_style("italic" if name in (KNOWN.name, EXPLICIT.name) else "normal")
+        label.set_fontstyle("italic" if name in (KNOWN.name, EXPLICIT.name) else "normal")
     axes.grid(axis="x", alpha=0.3)
     axes.tick_params(labelsize=8)

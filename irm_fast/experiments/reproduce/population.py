@@ -17,10 +17,13 @@ PROTOCOLS = ("rating", "feature")
 
 @dataclass(frozen=True)
 class Log:
-    """What methods see: n rows, and nothing of what users really preferred.
+    """What methods see of n rows, and nothing of what users really preferred.
 
-    X: (n, D) float32 embeddings.  features: (n, F) float32, visible ones of the text.  feedback: (n, K) int8.
-    group: (n,) numbers; rows of one group are held out together.
+    Attributes:
+        X: (n, D) float32, the embeddings.
+        features: (n, F) float32, visible features of the text.
+        feedback: (n, K) int8, 1 where a signal acted and 0 where it was silent.
+        group: (n,) numbers; rows of one group are held out together.
     """
 
     X: np.ndarray
@@ -29,17 +32,19 @@ class Log:
     group: np.ndarray
 
     def signals(self, count: int) -> Log:
-        """The same with the first so many signals."""
+        """The same log with the first so many signals."""
         return replace(self, feedback=self.feedback[:, :count])
 
 
 @dataclass(frozen=True)
 class Truth:
-    """What only the bounds read.  preference: (n,) of 0 and 1.
+    """The truth of a log, which only the bounds read.
 
-    propensity: (n, K) float64, how often preferred rows act: by the visible features; under "rating" their mean over
-    the preferred, since a row's own would give its rating away. It is no bound there: preferred rows of a higher rating
-    act more often.
+    Attributes:
+        preference: (n,) of 0 and 1.
+        propensity: (n, K) float64, how often preferred rows act. Under the protocol "feature" it is that of each row.
+            Under "rating" it is the mean over the preferred rows, since a row's own would give its rating away; it is
+            no bound there, for preferred rows of a higher rating act more often.
     """
 
     preference: np.ndarray
@@ -48,7 +53,14 @@ class Truth:
 
 @dataclass(frozen=True)
 class Redraw:
-    """A log, its truth, and the clean test set: X (m, D) and preferences (m,) of other rows."""
+    """A log, its truth, and the clean test set.
+
+    Attributes:
+        log: What methods see.
+        truth: What only the bounds see.
+        test_X: (m, D) float32, the embeddings of other rows.
+        test_preference: (m,) of 0 and 1, whether these rows are preferred.
+    """
 
     log: Log
     truth: Truth
@@ -58,10 +70,14 @@ class Redraw:
 
 @dataclass(frozen=True)
 class Population:
-    """N rated rows.
+    """N rated rows, from which logs are drawn.
 
-    X: (N, D) float32.  features: (N, F) float32, standardised.  rating: (N,).  preference: (N,) of 0 and 1.
-    group: (N,) numbers; rows of one group, a prompt or a pair, are not parted.
+    Attributes:
+        X: (N, D) float32, the embeddings.
+        features: (N, F) float32, standardised visible features of the text.
+        rating: (N,) the ratings.
+        preference: (N,) of 0 and 1.
+        group: (N,) numbers; rows of one group, a prompt or a pair, are not parted.
     """
 
     X: np.ndarray
@@ -71,7 +87,14 @@ class Population:
     group: np.ndarray
 
     def redraw(self, protocol: str, seed: int, *, alpha: float = 0.5, target: float = 0.2) -> Redraw:
-        """Another split into log and test set, and other actions on the log. Protocols as in `irm_fast.simulate`."""
+        """Split the rows into a log and a test set, and draw the actions on the log.
+
+        Args:
+            protocol: "rating" or "feature", as in `irm_fast.data.simulation`.
+            seed: The seed of the split and of the actions.
+            alpha: The decay of the protocol "rating".
+            target: The mean propensity of each signal.
+        """
         held = hold_out(self.group, TEST_FRACTION, seed)
         rows, test = np.flatnonzero(~held), np.flatnonzero(held)
         seen = self.features[rows] if protocol == "feature" else None
@@ -85,16 +108,27 @@ class Population:
         return Redraw(log, Truth(preference, known), self.X[test], self.preference[test])
 
 
-def semi_synthetic(rows: int = 16_000, width: int = 1024, noise: float = 0.45) -> Population:
-    """Made embeddings of a decaying spectrum, a quality that is linear in them, and ratings in five equal levels.
+def made_embeddings(rng: np.random.Generator, rows: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Embeddings (N, D) float32 of a decaying spectrum, and a standardised quality (N,) that is linear in them."""
+    X = (rng.normal(size=(rows, width)) * np.exp(-np.arange(width) / 80)).astype(np.float32)
+    return X, standardised(X @ rng.normal(size=width))
 
-    A rating is the quality, of deviation 1, and noise: much of it makes the preference less steep. Of the five visible
-    features, all linear in the embedding, the first is correlated with the quality by 0.4, as length often is.
+
+def semi_synthetic(rows: int = 16_000, width: int = 1024, noise: float = 0.45) -> Population:
+    """A population of made embeddings, with ratings in five equal levels.
+
+    A rating is the quality of the row and noise: much of it makes the preference less steep. There are five visible
+    features, all linear in the embedding; the first is correlated with the quality by 0.4, as length often is.
+
+    Args:
+        rows: The number of rows, N.
+        width: The width of embeddings, D.
+        noise: The deviation of the noise, where that of the quality is 1.
     """
     rng = np.random.default_rng(26)  # another world than that of examples/identification, on which defaults were found
-    X = (rng.normal(size=(rows, width)) * np.exp(-np.arange(width) / 80)).astype(np.float32)
-    quality, *others = (_standard(X @ rng.normal(size=width)) for _ in range(6))
-    others[0] = _standard(0.4 * quality + np.sqrt(1 - 0.4**2) * others[0])
+    X, quality = made_embeddings(rng, rows, width)
+    others = [standardised(X @ rng.normal(size=width)) for _ in range(5)]
+    others[0] = standardised(0.4 * quality + np.sqrt(1 - 0.4**2) * others[0])
     noisy = quality + noise * rng.normal(size=rows)
     rating = np.argsort(np.argsort(noisy)) * LEVELS // rows
     features = np.clip(np.column_stack(others), -3, 3).astype(np.float32)
@@ -108,7 +142,17 @@ def of_rated(rated: Rated, X: np.ndarray) -> Population:
 
 
 def embedded(rated: Rated, model: str, path: Path, *, max_length: int) -> np.ndarray:
-    """(N, D) embeddings of rated responses, from a file that is written first if it is not there yet."""
+    """Embed rated responses, or read the embeddings that an earlier run wrote.
+
+    Args:
+        rated: The responses.
+        model: Folder or hub id of a decoder or an encoder.
+        path: The file of embeddings, which is written if it does not exist.
+        max_length: The number of tokens of a row, at most.
+
+    Returns:
+        (N, D) float32.
+    """
     from irm_fast.embeddings.embedder import Embedder, write_embeddings
     from irm_fast.embeddings.store import read_embeddings
 
@@ -118,5 +162,6 @@ def embedded(rated: Rated, model: str, path: Path, *, max_length: int) -> np.nda
     return read_embeddings(path, rated.ids, rated.messages)
 
 
-def _standard(values: np.ndarray) -> np.ndarray:
+def standardised(values: np.ndarray) -> np.ndarray:
+    """The values, shifted and scaled to mean 0 and deviation 1."""
     return (values - values.mean()) / values.std()

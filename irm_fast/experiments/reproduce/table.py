@@ -1,4 +1,4 @@
-"""What the redraws say: means, paired differences with simultaneous intervals, shares of a distance."""
+"""The table of all redraws: means, paired differences with simultaneous intervals, and shares of a distance."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from irm_fast.experiments.report import markdown_table
+from irm_fast.experiments.report import markdown_table, percent, share_closed
 from irm_fast.experiments.reproduce.methods import DEFAULT, EXPLICIT, ITEMS, KNOWN, NAIVE
 
 Results = Sequence[Mapping[str, Any]]
@@ -47,7 +47,18 @@ clean labels. It is not reproduced here."""
 
 
 class Table:
-    """The results of one protocol."""
+    """The results of one protocol.
+
+    Args:
+        results: The results of `run_redraws`.
+        protocol: The protocol.
+
+    Attributes:
+        values: (redraws,) values of each metric, raw and calibrated, for each method and number of signals.
+        signals: The greatest number of signals.
+        redraws: The number of redraws.
+        candidates: The number of candidates from which each method chose.
+    """
 
     def __init__(self, results: Results, protocol: str) -> None:
         self.values: dict[Key, dict[str, np.ndarray]] = {}
@@ -80,22 +91,24 @@ class Table:
         return float(difference.mean()), float(quantile * difference.std(ddof=1) / np.sqrt(count))
 
     def default(self, key: Key) -> Key:
-        """What a method is compared with."""
+        """The method with which a method is compared."""
         return DEFAULT, key[1] or self.signals
 
     def share(self, key: Key, goal: str) -> float:
-        """Of the AUROC distance from naive to the goal; NaN if that is under two standard errors or 0.005."""
+        """The share of the AUROC distance from naive to the goal; NaN if that is under two standard errors or 0.005."""
         signals = key[1] or self.signals
         value, low, high = (
             self.values[one]["raw auroc"]
             for one in (key, (NAIVE.name, signals), (goal, 0 if goal == EXPLICIT.name else signals))
         )
-        distance = high - low
-        noise = max(2 * distance.std(ddof=1) / np.sqrt(len(distance)), 0.005)
-        return float((value - low).mean() / distance.mean()) if distance.mean() > noise else float("nan")
+        return share_closed(value, low, high, least=0.005)
 
     def rows(self, published: float | None) -> list[list[str]]:
-        """Header and cells."""
+        """The header of the table, and the cells of each method.
+
+        Args:
+            published: The mean absolute error that the paper prints for these data; None if it has none.
+        """
         head = ["signals", "method", "AUROC", "MAE", "RMSE", "R2", "MAE cal.", "RMSE cal.", "R2 cal."]
         head += ["AUROC - default", "R2 cal. - default", "to known", "to explicit"]
         rows = [head + (["MAE, published"] if published is not None else [])]
@@ -104,7 +117,7 @@ class Table:
             cells += [f"{values[f'calibrated {name}'].mean():.3f}" for name in METRICS[1:]]
             own = key[0] == DEFAULT
             cells += ["" if own else self._interval(key, metric) for metric in ("raw auroc", "calibrated r2")]
-            cells += [_percent(self.share(key, goal)) for goal in (KNOWN.name, EXPLICIT.name)]
+            cells += [percent(self.share(key, goal)) for goal in (KNOWN.name, EXPLICIT.name)]
             if published is not None:
                 cells.append(f"{published:.4f}" if key == PUBLISHED_ROW and self.protocol == "rating" else "-")
             rows.append(cells)
@@ -118,35 +131,38 @@ class Table:
         return f"**{text}**" if abs(mean) > half else text
 
 
-def _percent(share: float) -> str:
-    return "-" if np.isnan(share) else f"{share:.0%}"
-
-
 def markdown(results: Results, data: str, about: str = "") -> str:
-    """A table a protocol, with what the columns mean.  about: how the logs were made, a line."""
-    parts = []
-    for protocol in dict.fromkeys(result["protocol"] for result in results):
-        table = Table(results, protocol)
-        parts.append(
-            f"## {data}, protocol {protocol}, {table.redraws} redraws\n\n{markdown_table(table.rows(_of(data)))}"
-        )
+    """A table for each protocol, and what the columns mean.
+
+    Args:
+        results: The results of `run_redraws`.
+        data: The name of the data.
+        about: A line that says how the logs were made.
+    """
+    published = PUBLISHED_MAE.get(data)
+    tables = [Table(results, protocol) for protocol in dict.fromkeys(result["protocol"] for result in results)]
+    parts = [
+        f"## {data}, protocol {table.protocol}, {table.redraws} redraws\n\n{markdown_table(table.rows(published))}"
+        for table in tables
+    ]
     notes = NOTES.format(
         default=DEFAULT,
-        signals=table.signals,
+        signals=tables[-1].signals,
         level=1 - LEVEL,
-        count=table.comparisons,
-        candidates=table.candidates,
+        count=tables[-1].comparisons,
+        candidates=tables[-1].candidates,
         items=ITEMS,
     )
-    return "\n\n".join([*parts, *([about] if about else []), notes, *([PUBLISHED_NOTE] if _of(data) else [])]) + "\n"
-
-
-def _of(data: str) -> float | None:
-    return PUBLISHED_MAE.get(data)
+    if about:
+        parts.append(about)
+    parts.append(notes)
+    if published is not None:
+        parts.append(PUBLISHED_NOTE)
+    return "\n\n".join(parts) + "\n"
 
 
 def write_csv(results: Results, path: Path) -> None:
-    """A line a fit: protocol, redraw, method, signals, all metrics, candidate, seconds."""
+    """Write a line for each fit: protocol, redraw, method, signals, all metrics, candidate, seconds."""
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         kinds = [(kind, name) for kind in ("raw", "calibrated") for name in results[0]["raw"]]

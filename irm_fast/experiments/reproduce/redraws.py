@@ -1,4 +1,4 @@
-"""All redraws of all protocols, in processes; every result is kept as it comes (see `folder`)."""
+"""All redraws of all protocols, in processes; every result is kept as it comes (see the module `folder`)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from unittest.mock import patch
 
 from irm_fast import __version__
 from irm_fast.data.simulation import check_arguments
-from irm_fast.experiments.reproduce.experiment import HUB, MADE, Experiment, _embedded, _made, read
+from irm_fast.experiments.reproduce.experiment import MADE, Experiment, population_of, read
 from irm_fast.experiments.reproduce.folder import (
     check_folder,
     check_settings,
@@ -37,7 +37,7 @@ from irm_fast.experiments.reproduce.population import (
 Job = tuple[str, int, Path]  # protocol, redraw, and the file of its results
 
 
-def run_experiment(
+def run_redraws(
     experiment: Experiment,
     output: Path,
     *,
@@ -47,39 +47,62 @@ def run_experiment(
     resume: bool = False,
     overwrite: bool = False,
 ) -> list[dict[str, Any]]:
-    """Fit every method to every redraw, keep what comes out in a folder, and return it: see `Contest.measured`.
+    """Fit every method to every redraw, and keep what comes out in a folder.
 
-    processes: how many redraws at once; None: one a core.  resume: go on with an interrupted run, or with more redraws.
+    Args:
+        experiment: The data and the settings of the logs drawn from them.
+        output: The folder.
+        protocols: The protocols of propensities, of "rating" and "feature".
+        redraws: How many logs to draw for each protocol, 2 or more.
+        processes: How many redraws to fit at once; None for one a core.
+        resume: Go on with an interrupted run, or with more redraws.
+        overwrite: Replace an earlier run.
+
+    Returns:
+        The results as `Contest.measured` gives them, with "protocol" and "redraw", of all redraws in the folder.
 
     Raises:
-        ValueError: an argument out of range, data that cannot be used, or a folder that holds something else.
+        ValueError: An argument is out of range, the data cannot be used, or the folder holds something else.
     """
+    # Checks
     for protocol in protocols:
         check_arguments(protocol, SIGNALS, experiment.alpha, experiment.target, 0, TEST_FRACTION)
     if redraws < 2:
         raise ValueError(f"redraws: got {redraws}; expected 2 or more, to tell a difference from chance")
     check_folder(output, resume=resume, overwrite=overwrite)
     rated = read(experiment)  # what cannot be read leaves no folder behind
+
+    # Data
     prepare(output, experiment, resume=resume)
-    population = _made(experiment) if rated is None else _embedded(rated, experiment, output)
-    check_settings(output, experiment, population, resume=resume)
+    responses = population_of(experiment, rated, output)
+    check_settings(output, experiment, responses, resume=resume)
+
+    # Fits
     jobs = [(protocol, seed) for seed in range(redraws) for protocol in protocols]
-    _run(jobs, population, experiment, output, processes or os.cpu_count() or 1)
+    _run(jobs, responses, experiment, output, processes or os.cpu_count() or 1)
     return whole_redraws(output)
 
 
-def report(results: Sequence[Mapping[str, Any]], experiment: Experiment, output: Path) -> str:
-    """Write table.md, results.csv and comparison.png to the folder; the table, and what was written."""
+def write_report(results: Sequence[Mapping[str, Any]], experiment: Experiment, output: Path) -> str:
+    """Write table.md, results.csv and comparison.png to the folder of a run.
+
+    Args:
+        results: The results of `run_redraws`.
+        experiment: The experiment.
+        output: The folder.
+
+    Returns:
+        The table, and a line that says what was written.
+    """
     from irm_fast.experiments.reproduce.picture import draw
     from irm_fast.experiments.reproduce.table import markdown, write_csv
 
-    name = experiment.data if experiment.data in (MADE, *HUB) else Path(experiment.data).name
     rows = json.loads((output / "settings.json").read_text(encoding="utf-8"))["rows"]
     how = (
         f"noise {experiment.noise:g}" if experiment.data == MADE else f"embedded by {Path(str(experiment.model)).name}"
     )
     about = f"{rows:,} responses, {how}, a fifth of them the test set; mean propensity {experiment.target:g}"
-    table = markdown(results, name, f"{about}, alpha {experiment.alpha:g}; irm_fast {__version__}.")
+    table = markdown(results, experiment.name, f"{about}, alpha {experiment.alpha:g}; irm_fast {__version__}.")
     (output / "table.md").write_text(table, encoding="utf-8")
     write_csv(results, output / "results.csv")
     picture = draw(results, output / "comparison.png")
@@ -91,7 +114,7 @@ _shared: tuple[Population, Experiment] | None = None  # in a child process
 
 
 def _share(population: Population, experiment: Experiment, threads: int) -> None:
-    """In each child, once."""
+    """Keep in a child process what all its jobs share."""
     global _shared
     import torch
 
