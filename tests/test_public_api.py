@@ -24,7 +24,7 @@ NAMES = {  # name: the parameters of a function, "" for what is none
     "backends": "",
     "baselines": "",
     "diagnose": (
-        "feedback signals polarity misclick_rate propensity_design reward_logits propensity_logits preference "
+        "feedback propensity_design signals polarity misclick_rate reward_logits propensity_logits preference "
         "labels_ignorable weight users fold_rewards feature_names"
     ),
     "evaluate": "model_dir data batch_size",

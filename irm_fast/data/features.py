@@ -14,11 +14,24 @@ _LIST_OR_CODE = re.compile(r"^\s*(?:[-*•]|\d+[.)]|```)", re.MULTILINE)
 
 
 def text_features(conversations: Sequence[Messages]) -> np.ndarray:
-    """(N, 5) float64 of last turns: log(1 + characters), share of digits, log(1 + items and fences), any ?, any !."""
+    """Measure what anyone can see of the last turns of conversations.
+
+    Args:
+        conversations: N lists of messages.
+
+    Returns:
+        Numbers (float64) of shape (N, 5), in the order of `FEATURES`: log(1 + characters), the share of digits,
+        log(1 + list items and code fences), 1 if there is a question mark, 1 if there is an exclamation mark.
+
+    Examples:
+        >>> text_features([[{"role": "assistant", "content": "In 1789!"}]]).round(2).tolist()
+        [[2.2, 0.5, 0.0, 0.0, 1.0]]
+    """
     return np.array([_of_text(turns[-1]["content"]) for turns in conversations]).reshape(-1, len(FEATURES))
 
 
 def _of_text(text: str) -> list[float]:
+    """Measure one text."""
     return [
         float(np.log1p(len(text))),
         sum(char.isdigit() for char in text) / max(len(text), 1),

@@ -21,10 +21,13 @@ from irm_fast.data.rows import Messages, completion_of, messages_of, number_of, 
 
 
 class Response(NamedTuple):
-    """One response of a row.
+    """A rated response of one row of a data set.
 
-    messages: the prompt and the response; empty if one of them is.  rating: NaN if it is missing or not finite.
-    pair: the number that it shares with the other response to the prompt, or -1.
+    Attributes:
+        id: Its name.
+        messages: The prompt and the response; empty if one of them is.
+        rating: Its rating; NaN if that is missing or not finite.
+        pair: The number that it shares with the other response to the prompt, or -1.
     """
 
     id: str
@@ -34,12 +37,12 @@ class Response(NamedTuple):
 
 
 def helpsteer(name: str, number: int, row: Mapping[str, Any]) -> list[Response]:
-    """One response of `prompt`, `response` and `helpfulness`, 0 to 4; rows of one prompt are no pairs."""
+    """Return the one response, of `prompt`, `response` and `helpfulness`, 0 to 4; rows of one prompt are no pairs."""
     return [Response(name, _answer(row["prompt"], row["response"]), _rating(row["helpfulness"]), -1)]
 
 
 def ultrafeedback(name: str, number: int, row: Mapping[str, Any]) -> list[Response]:
-    """The pair of `chosen` and `rejected`, lists of messages, with `score_chosen` and `score_rejected`, 1 to 10."""
+    """Return `chosen` and `rejected`, lists of messages, with `score_chosen` and `score_rejected`, 1 to 10."""
     return [
         Response(f"{name}-{side}", _dialogue(row[side]), _rating(row[f"score_{side}"]), number)
         for side in ("chosen", "rejected")
@@ -47,7 +50,7 @@ def ultrafeedback(name: str, number: int, row: Mapping[str, Any]) -> list[Respon
 
 
 def saferlhf(name: str, number: int, row: Mapping[str, Any]) -> list[Response]:
-    """The pair of `response_0` and `response_1` to `prompt`, rated 3 minus `response_{i}_severity_level`.
+    """Return the pair of `response_0` and `response_1` to `prompt`, rated 3 minus `response_{i}_severity_level`.
 
     The level goes from 0, safe, to 3, severe harm: a rating of 3 is safe.
     """
@@ -64,11 +67,15 @@ def saferlhf(name: str, number: int, row: Mapping[str, Any]) -> list[Response]:
 
 @dataclass(frozen=True)
 class Source:
-    """A data set of the hub.
+    """A data set of the hub, and how its rows become rated responses.
 
-    median: level of the rating above which a response is preferred, that of the scale and not of the rows.
-    convert: (name, number, row) -> the row's responses; their ids begin with `name`, unique to the row, and their
-    pair, if they are one, has the `number`. The row holds `columns`.
+    Attributes:
+        repository: The id of the data set.
+        splits: The splits to read, one after the other.
+        columns: The columns that `convert` reads.
+        median: The rating above which a response is preferred: the middle of the scale, not of the rows.
+        convert: A function of a name, a number and a row that returns the row's responses. Their ids begin with the
+            name, which is unique to the row, and their pair, if they are one, has the number.
     """
 
     repository: str
@@ -98,18 +105,25 @@ SOURCES = {
 
 
 def fetch_rated(name: str, limit: int | None = None) -> Rated:
-    """The rated responses of a data set's train split: all of them, or the first `limit`.
-
-    name: "hs" (HelpSteer), "ufb" (UltraFeedback, binarized) or "saferlhf" (PKU-SafeRLHF).
+    """Fetch the rated responses of a data set's train split from the Hugging Face hub.
 
     Ids are name, split, row and, in pairs, response: "hs-train-17", "ufb-train_prefs-17-chosen",
     "saferlhf-train-17-1". Preferred is what is rated above the median level, as in the published protocol: 2 of 0 to 4,
     6.5 of 1 to 10, 1.5 of 0 to 3. Responses without a text, a prompt or a finite rating are left out with one warning
     that counts them; the other response of their pair stays, with a pair of -1.
 
+    Args:
+        name: "hs" (HelpSteer), "ufb" (UltraFeedback, binarized) or "saferlhf" (PKU-SafeRLHF).
+        limit: The number of responses to fetch, the first ones; None: all.
+
     Raises:
-        ValueError: an unknown name, a limit below 1, a column that the data set lacks, no usable response.
-        RuntimeError: the hub cannot be reached.
+        ValueError: The name is unknown, the limit is below 1, a column is missing, or no response can be used.
+        RuntimeError: The hub cannot be reached, or the package `datasets` is not installed.
+
+    Examples:
+        >>> rated = fetch_rated("hs", limit=1000)  # doctest: +SKIP
+        >>> rated.ids[0]  # doctest: +SKIP
+        'hs-train-0'
     """
     if name not in SOURCES:
         raise ValueError(f"name: got {name!r}{closest(name, tuple(SOURCES))}; expected one of {', '.join(SOURCES)}")
@@ -142,6 +156,7 @@ def fetch_rated(name: str, limit: int | None = None) -> Rated:
 
 
 def _responses(name: str, source: Source) -> Iterator[Response]:
+    """Yield the responses of all rows, those that cannot be used as well."""
     number = 0
     for split in source.splits:
         for i, row in enumerate(_load(name, source, split)):
@@ -150,9 +165,15 @@ def _responses(name: str, source: Source) -> Iterator[Response]:
 
 
 def _load(name: str, source: Source, split: str) -> Any:
-    """One split, reduced to the columns that are read."""
-    import datasets
-    from huggingface_hub.errors import HTTPError  # a failed connection; in some versions no OSError
+    """Load one split, reduced to the columns that are read."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise RuntimeError(
+            f"data: {name} is fetched from the hub by the package datasets, which is not installed; "
+            "pip install 'irm-fast[hub]', or give a file instead"
+        ) from error
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # no OSError in some versions
 
     try:
         rows = datasets.load_dataset(source.repository, split=split)
@@ -171,7 +192,7 @@ def _load(name: str, source: Source, split: str) -> Any:
 
 
 def _answer(prompt: object, response: object) -> Messages:
-    """A conversation of one prompt and one response; empty if either is."""
+    """Return the conversation of one prompt and one response; empty if either is."""
     try:
         return prompt_of(prompt, "prompt") + completion_of(response, "response")
     except FieldError:
@@ -179,7 +200,7 @@ def _answer(prompt: object, response: object) -> Messages:
 
 
 def _dialogue(turns: object) -> Messages:
-    """A conversation that ends with the response; empty if the response or a turn before it is."""
+    """Return the conversation that ends with the response; empty if the response or a turn before it is."""
     try:
         messages = messages_of(turns, "messages")
         if not all(turn["content"].strip() for turn in messages):
@@ -190,6 +211,7 @@ def _dialogue(turns: object) -> Messages:
 
 
 def _rating(value: object) -> float:
+    """Return a rating, NaN if it is no finite number."""
     try:
         return number_of(value, "rating")
     except FieldError:

@@ -184,4 +184,5 @@ def hold_out(groups: np.ndarray, fraction: float, seed: int) -> np.ndarray:
         drawn[order[np.argmin(sizes[order])]] = True
     if len(sizes) > 1 and drawn.all():
         drawn[order[-1]] = False
-    return drawn[groups]
+    held: np.ndarray = drawn[groups]
+    return held

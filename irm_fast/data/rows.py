@@ -1,4 +1,7 @@
-"""Rows of a log and of rated data: names of fields, and what one row must hold."""
+"""The names of fields, the parsers of their values, and the rows of a log.
+
+A parser takes a value and the name of its field, and returns the parsed value or raises FieldError.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ PREFERENCE = ("preference", "preferred")
 
 
 def spellings(names: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
-    """From each name that a field may have to its canonical one."""
+    """Return a mapping from each name that a field may have to its canonical one."""
     return {spelling: name for name, group in names.items() for spelling in group}
 
 
@@ -46,6 +49,7 @@ LOG_FIELDS = spellings(
 
 
 def text_of(value: object, field: str) -> str:
+    """Parse a text that can be encoded."""
     if not isinstance(value, str):
         raise FieldError(field, f"got {shown(value)}; expected text")
     try:
@@ -56,6 +60,7 @@ def text_of(value: object, field: str) -> str:
 
 
 def name_of(value: object, field: str) -> str:
+    """Parse a name, such as an id: a text that is not empty, or a whole number."""
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str) or not value.strip():
@@ -64,13 +69,14 @@ def name_of(value: object, field: str) -> str:
 
 
 def number_of(value: object, field: str) -> float:
-    """A finite number that float32 can hold; true and false are no numbers."""
+    """Parse a finite number that float32 can hold; true and false are no numbers."""
     if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= FLOAT32_MAX:
         return float(value)
     raise FieldError(field, f"got {shown(value)}; expected a finite number (for a flag, 1 or 0)")
 
 
 def weight_of(value: object, field: str) -> float:
+    """Parse a number that is not negative."""
     weight = number_of(value, field)
     if weight < 0:
         raise FieldError(field, f"got {shown(value)}; expected a number that is not negative")
@@ -78,7 +84,7 @@ def weight_of(value: object, field: str) -> float:
 
 
 def propensity_of(value: object, field: str) -> float:
-    """NaN where not given; the lower limit is the least number that float32 holds to full precision."""
+    """Parse a propensity, null as NaN; the lower limit is the least number that float32 holds to full precision."""
     if value is None:
         return math.nan
     propensity = number_of(value, field)
@@ -88,7 +94,7 @@ def propensity_of(value: object, field: str) -> float:
 
 
 def level_of(value: object, field: str) -> int:
-    """1, 0, or -1 for null."""
+    """Parse 1 or 0, and null as -1."""
     if value is None:
         return -1
     if isinstance(value, (bool, int, float)) and value in (0, 1):
@@ -97,17 +103,19 @@ def level_of(value: object, field: str) -> int:
 
 
 def index_of(value: object, field: str) -> int:
+    """Parse a whole number from 0."""
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63:
         return value
     raise FieldError(field, f"got {shown(value)}; expected a whole number from 0")
 
 
 def time_of(value: object, field: str) -> object:
+    """Parse a time: a text, a date or a number, which nothing reads."""
     return value if isinstance(value, (str, date)) else number_of(value, field)
 
 
 def mapping_of(parse: Callable[[object, str], T]) -> Callable[[object, str], dict[str, T]]:
-    """A parser of an object whose values `parse` reads."""
+    """Return a parser of an object whose values `parse` reads."""
 
     def parse_mapping(value: object, field: str) -> dict[str, T]:
         if not isinstance(value, dict):
@@ -120,6 +128,7 @@ def mapping_of(parse: Callable[[object, str], T]) -> Callable[[object, str], dic
 
 
 def messages_of(value: object, field: str) -> Messages:
+    """Parse a list of messages, each with role and content."""
     if not isinstance(value, list) or not value:
         raise FieldError(field, f"got {shown(value)}; expected text or a list of messages")
     return [_message_of(message, f"{field}[{i}]") for i, message in enumerate(value)]
@@ -138,6 +147,7 @@ def _message_of(value: object, field: str) -> dict[str, str]:
 
 
 def prompt_of(value: object, field: str) -> Messages:
+    """Parse a prompt: a text of the user, or a list of messages."""
     if not isinstance(value, str):
         return messages_of(value, field)
     if not value.strip():
@@ -146,8 +156,11 @@ def prompt_of(value: object, field: str) -> Messages:
 
 
 def completion_of(value: object, field: str) -> Messages:
-    turns = [{"role": "assistant", "content": text_of(value, field)}] if isinstance(value, str) else None
-    turns = messages_of(value, field) if turns is None else turns
+    """Parse a completion: a text of the assistant, or a list of messages that ends with the assistant's turn."""
+    if isinstance(value, str):
+        turns = [{"role": "assistant", "content": text_of(value, field)}]
+    else:
+        turns = messages_of(value, field)
     if turns[-1]["role"] != "assistant" or any(turn["role"] in ("system", "user") for turn in turns):
         raise FieldError(field, "expected turns of the assistant (and tools) only, the assistant's last")
     if not turns[-1]["content"].strip():
@@ -156,7 +169,13 @@ def completion_of(value: object, field: str) -> Messages:
 
 
 class Fields:
-    """The fields of one row under their canonical names; reports what is wrong with them."""
+    """The fields of one row under their canonical names, and whether anything is wrong with them.
+
+    Attributes:
+        values: The values that are given, by canonical name.
+        spelled: The name that the row gives each of them, by canonical name.
+        failed: True once a problem with the row was reported.
+    """
 
     def __init__(self, line: int, raw: Mapping[str, Any], known: Mapping[str, str], problems: Problems) -> None:
         self.line, self.problems, self.failed = line, problems, False
@@ -172,11 +191,12 @@ class Fields:
                 self.values[name], self.spelled[name] = value, key
 
     def fail(self, field: str, text: str) -> None:
+        """Report a problem with a field."""
         self.failed = True
         self.problems.add(self.line, field, text)
 
     def get(self, name: str, parse: Callable[[object, str], T], default: D) -> T | D:
-        """The parsed value; `default` where it is absent, null or wrong."""
+        """Return the parsed value of a field, or `default` where it is absent, null or wrong."""
         if name not in self.values:
             return default
         try:
@@ -186,7 +206,7 @@ class Fields:
             return default
 
     def conversation(self) -> Messages:
-        """Prompt and completion joined; `messages` alone, ending with the assistant's turn, holds both."""
+        """Return prompt and completion joined; `messages` alone, ending with the assistant's turn, holds both."""
         prompt = self.get("prompt", prompt_of, None) or []
         completion = self.get("completion", completion_of, None) or []
         spelled = self.spelled.get("prompt", "prompt")
@@ -206,7 +226,20 @@ class Fields:
 
 @dataclass(frozen=True)
 class LogRow:
-    """One impression, as read: null and absent fields are None, -1 or NaN."""
+    """An impression as it was read from a file.
+
+    Attributes:
+        line: The number of its line in the file.
+        id: Its name.
+        messages: The conversation that ends with the response.
+        feedback: For each signal that the row records 1 (the user acted), 0 (the user could have acted and did not) or
+            -1 (null: missing); None if the row has no feedback.
+        preference: A label: 1 the response is preferred, 0 it is not, -1 unknown.
+        weight: Its weight, or None.
+        propensity: Known propensities by signal, NaN for null, or None.
+        features: Numbers that the propensities may depend on, by name, or None.
+        user_id: The user, or None.
+    """
 
     line: int
     id: str
@@ -220,7 +253,7 @@ class LogRow:
 
 
 def log_row(line: int, raw: Mapping[str, Any], problems: Problems) -> LogRow | None:
-    """One row of a log, or None if anything is wrong with it: `problems` says what."""
+    """Parse one row of a log, or return None and report the problems if anything is wrong with it."""
     fields = Fields(line, raw, LOG_FIELDS, problems)
     row = LogRow(
         line=line,
@@ -239,7 +272,7 @@ def log_row(line: int, raw: Mapping[str, Any], problems: Problems) -> LogRow | N
 
 
 def check_ids(names: Iterable[tuple[int, str]], problems: Problems) -> int:
-    """Reports every id that an earlier row has too, and counts them; `names` holds (line, id)."""
+    """Report every id that an earlier row has too, and count them; `names` holds lines and their ids."""
     first: dict[str, int] = {}
     twice = 0
     for line, name in names:

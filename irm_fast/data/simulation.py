@@ -1,6 +1,6 @@
-"""Turns rated responses into a log of implicit feedback whose truth is known.
+"""Simulation: a log of implicit feedback whose truth is known, drawn from rated responses.
 
-Each signal k follows `f = r* a`: r* is whether the response is preferred, a whether the user is active, drawn
+Each signal k follows `f = r* a`: r* is 1 if the response is preferred, a is 1 if the user is active, which is drawn
 with the propensity p_k. Two protocols set the propensity:
 
 rating: the published protocol of the paper (ImplicitRM, arXiv:2603.23184) and its relatives. With ratings y,
@@ -44,10 +44,13 @@ WEIGHTS = np.array(
 
 @dataclass(frozen=True)
 class Simulation:
-    """A log and its truth: N rows in the same order, K signals.
+    """A log and its truth: N rows in the same order, with K signals.
 
-    truth: the rated rows behind the log.  propensity: (N, K) float64, the true ones.
-    test: rated rows that are not in the log, or None.
+    Attributes:
+        log: The log, which does not hold the truth.
+        truth: The rated responses behind the log.
+        propensity: The true propensities (float64) of shape (N, K).
+        test: Rated responses that are not in the log, to test with, or None.
     """
 
     log: Log
@@ -66,14 +69,27 @@ def simulate(
     seed: int = 0,
     test_fraction: float = 0.0,
 ) -> Simulation:
-    """Draws a log from rated responses; the same seed gives the same log.
+    """Draw a log from rated responses; the same seed gives the same log.
 
-    protocol: see above; "feature" also gives the log the features that the propensities are made of.
-    signals: 1 to 4 of click, copy, share, save, drawn independently.  alpha: in (0, 1], how steeply activity
-    falls with the rating ("rating" only).  target: the mean propensity, in (0, 1).
-    test_fraction: the share of rows to hold out as a clean test; one prompt or pair stays on one side.
-    Raises ValueError for arguments out of range, ratings that are all equal, rows all
-    preferred or none, and a log without any action.
+    Args:
+        rated: The rated responses.
+        protocol: "rating" (propensities that fall with the rating) or "feature" (propensities that depend on what can
+            be seen of the text), see the head of this module. "feature" also gives the log these features.
+        signals: The number of signals, 1 to 4 of click, copy, share and save, drawn independently.
+        alpha: How steeply activity falls with the rating, in (0, 1]; of "rating" only.
+        target: The mean propensity, in (0, 1).
+        seed: The seed of all draws.
+        test_fraction: The share of rows to hold out as a clean test; one prompt or pair stays on one side.
+
+    Raises:
+        ValueError: An argument is out of range, the ratings are all equal, the rows are all preferred or none is, or no
+            action was drawn.
+
+    Examples:
+        >>> rated = read_rated("rated.jsonl")  # doctest: +SKIP
+        >>> sim = simulate(rated, protocol="feature", signals=2)  # doctest: +SKIP
+        >>> sim.log.feedback.mean(axis=0)  # doctest: +SKIP
+        array([0.1, 0.1])
     """
     check_arguments(protocol, signals, alpha, target, seed, test_fraction)
     test = None
@@ -103,7 +119,7 @@ def simulate(
 
 
 def response_groups(rated: Rated) -> np.ndarray:
-    """(N,) numbers: responses to one prompt, or of one pair, are one group, not to be parted."""
+    """Number the groups (N,) of responses that must not be parted: those to one prompt, or of one pair."""
     prompts = [prompt_key(messages) for messages in rated.messages]
     pairs = [number if number >= 0 else None for number in rated.pair.tolist()]
     return group_rows(prompts, pairs)
@@ -112,54 +128,59 @@ def response_groups(rated: Rated) -> np.ndarray:
 def propensities(
     rating: np.ndarray, features: np.ndarray | None, signals: int, alpha: float, target: float
 ) -> np.ndarray:
-    """(N, K) true propensities: of protocol "feature" where there are features (N, F), else of "rating"."""
+    """Return true propensities (N, K): of protocol "feature" where there are features (N, F), else of "rating"."""
     if features is not None:
         return feature_propensity(features, signals, target)
     return np.tile(rating_propensity(rating, alpha, target)[:, None], (1, signals))
 
 
 def draw_feedback(preference: np.ndarray, propensity: np.ndarray, seed: int) -> np.ndarray:
-    """(N, K) int8 of 1 acted and 0 silent, from preferences (N,) and propensities (N, K): f = r* a."""
+    """Draw feedback (int8, N, K) of 1 acted and 0 silent from preferences (N,) and propensities (N, K): f = r* a."""
     # A stream of its own for each signal: asking for one more leaves the others as they were.
     streams = [np.random.default_rng([seed, k]) for k in range(1, propensity.shape[1] + 1)]
     active = np.column_stack([stream.random(len(preference)) for stream in streams]) <= propensity
-    return (active & (preference == 1)[:, None]).astype(np.int8)
+    feedback: np.ndarray = active & (preference == 1)[:, None]
+    return feedback.astype(np.int8)
 
 
 def rating_propensity(rating: np.ndarray, alpha: float, target: float) -> np.ndarray:
-    """(N,) propensities of protocol "rating", from (N,) ratings that are not all equal."""
+    """Return the propensities (N,) of protocol "rating", from ratings (N,) that are not all equal."""
     level = 1 + 4 * (rating - rating.min()) / (rating.max() - rating.min())
     decay = alpha ** (5 - level)
 
     def propensity(log_c: float) -> np.ndarray:
-        return np.minimum(1, np.exp(log_c) * decay)
+        values: np.ndarray = np.minimum(1, np.exp(log_c) * decay)
+        return values
 
-    return propensity(_solve(lambda c: propensity(c).mean(), np.log(target), -np.log(decay.min()), target))
+    log_c = _solve(lambda c: float(propensity(c).mean()), np.log(target), -np.log(decay.min()), target)
+    return propensity(log_c)
 
 
 def feature_propensity(features: np.ndarray, signals: int, target: float) -> np.ndarray:
-    """(N, K) propensities of protocol "feature", from (N, F) standardised features."""
+    """Return the propensities (N, K) of protocol "feature", from standardised features (N, F)."""
 
     def sigmoid(logit: np.ndarray) -> np.ndarray:
-        return np.exp(-np.logaddexp(0, -logit))
+        probability: np.ndarray = np.exp(-np.logaddexp(0, -logit))
+        return probability
 
     def column(slope: np.ndarray) -> np.ndarray:
-        return sigmoid(slope + _solve(lambda bias: sigmoid(slope + bias).mean(), -50.0, 50.0, target))
+        return sigmoid(slope + _solve(lambda bias: float(sigmoid(slope + bias).mean()), -50.0, 50.0, target))
 
     return np.column_stack([column(slope) for slope in WEIGHTS[:signals] @ features.T.astype(np.float64)])
 
 
 def standard_features(messages: list[Messages]) -> np.ndarray:
-    """(N, F) float32 visible features of the responses: mean 0, deviation 1, then cut at 3; 0 if constant."""
+    """Return visible features (float32, N, F) of responses: mean 0, deviation 1, then cut at 3; 0 if constant."""
     raw = text_features(messages)
     deviation = raw.std(axis=0)
     # A column that is constant but for rounding has no scale of its own.
     scale = np.where(deviation > 1e-9 * np.abs(raw).max(axis=0), deviation, np.inf)
-    return np.clip((raw - raw.mean(axis=0)) / scale, -3, 3).astype(np.float32)
+    standard: np.ndarray = np.clip((raw - raw.mean(axis=0)) / scale, -3, 3)
+    return standard.astype(np.float32)
 
 
 def _solve(increasing: Callable[[float], float], low: float, high: float, target: float) -> float:
-    """Where a function that increases reaches the target, by bisection to the last bit."""
+    """Return the argument at which an increasing function reaches the target, by bisection to the last bit."""
     for _ in range(200):
         middle = (low + high) / 2
         low, high = (middle, high) if increasing(middle) < target else (low, middle)
@@ -167,7 +188,7 @@ def _solve(increasing: Callable[[float], float], low: float, high: float, target
 
 
 def check_arguments(protocol: str, signals: int, alpha: float, target: float, seed: int, test_fraction: float) -> None:
-    """Raises ValueError for an argument of `simulate` that is out of range."""
+    """Raise ValueError for an argument of `simulate` that is out of range."""
     for name, value, right, expected in (
         ("protocol", protocol, protocol in ("rating", "feature"), "'rating' or 'feature'"),
         ("signals", signals, signals in range(1, len(SIGNALS) + 1), f"1 to {len(SIGNALS)}"),
@@ -181,7 +202,7 @@ def check_arguments(protocol: str, signals: int, alpha: float, target: float, se
 
 
 def check_ratings(rated: Rated) -> None:
-    """Raises ValueError for ratings that nothing can be drawn from."""
+    """Raise ValueError for ratings that nothing can be drawn from."""
     if not len(rated):
         raise ValueError("no rated rows; expected at least two")
     if rated.rating.min() == rated.rating.max():
@@ -190,7 +211,7 @@ def check_ratings(rated: Rated) -> None:
 
 
 def output_paths(out: Path | str, *, overwrite: bool) -> tuple[Path, Path, Path]:
-    """The files of a simulation: log (NAME.jsonl), truth (NAME.truth.jsonl) and test (NAME.test.jsonl).
+    """Return the paths of a simulation: log (NAME.jsonl), truth (NAME.truth.jsonl) and test (NAME.test.jsonl).
 
     Args:
         out: The path of the log.
@@ -209,10 +230,19 @@ def output_paths(out: Path | str, *, overwrite: bool) -> tuple[Path, Path, Path]
 
 
 def write_simulation(sim: Simulation, out: Path | str, *, overwrite: bool = False) -> tuple[Path, Path]:
-    """Writes the log to `out` (NAME.jsonl), the truth beside it (NAME.truth.jsonl), and any NAME.test.jsonl.
+    """Write the log, the truth beside it (NAME.truth.jsonl), and the test, if there is one (NAME.test.jsonl).
 
-    Returns the paths of log and truth. The truth holds the true propensities; the log does not.
-    Raises as `output_paths`. overwrite: delete what an earlier run wrote, its test file too.
+    Args:
+        sim: The simulation.
+        out: The path of the log, NAME.jsonl.
+        overwrite: Delete what an earlier run wrote, its test file too.
+
+    Returns:
+        The paths of log and truth. The truth holds the true propensities; the log does not.
+
+    Raises:
+        ValueError: The name of the log does not end in .jsonl.
+        FileExistsError: One of the files exists, and `overwrite` is False.
     """
     log_path, truth_path, test_path = output_paths(out, overwrite=overwrite)
     log_path.parent.mkdir(parents=True, exist_ok=True)
@@ -231,18 +261,21 @@ def write_simulation(sim: Simulation, out: Path | str, *, overwrite: bool = Fals
 
 
 def _write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write rows as JSONL."""
     with open(path, "w", encoding="utf-8", newline="\n") as handle:
         for row in rows:
             handle.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def _texts(messages: Messages) -> dict[str, Any]:
+    """Return prompt and completion, the prompt as a text where it is one turn of the user."""
     *prompt, completion = messages
     single = len(prompt) == 1 and prompt[0]["role"] == "user" and prompt[0]["content"].strip()
     return {"prompt": prompt[0]["content"] if single else prompt, "completion": completion["content"]}
 
 
 def _log_row(log: Log, i: int) -> dict[str, Any]:
+    """Return row i of a log as it is written."""
     feedback = dict(zip(log.signals, log.feedback[i].tolist(), strict=True))
     row = {"id": log.ids[i]} | _texts(log.messages[i]) | {"feedback": feedback}
     if log.features is not None:
@@ -251,6 +284,7 @@ def _log_row(log: Log, i: int) -> dict[str, Any]:
 
 
 def _rated_row(rated: Rated, i: int) -> dict[str, Any]:
+    """Return rated response i as it is written."""
     row = {"id": rated.ids[i]} | _texts(rated.messages[i])
     row |= {"rating": float(rated.rating[i]), "preference": int(rated.preference[i])}
     return row | {"pair": int(rated.pair[i])} if rated.pair[i] >= 0 else row

@@ -12,11 +12,18 @@ GROUPS = 10
 
 
 def refit(acted: np.ndarray, rate: np.ndarray, features: np.ndarray) -> np.ndarray:
-    """Rates (N,) that agree with what happened on average, and along the features and their squares.
+    """Refit predicted rates so that they agree with the actions on average, and along features and their squares.
 
-    acted: (N,) of 0 and 1.  rate: (N,) predicted, in (0, 1).  features: (N, F), such as the logits of all predictions.
-    Logistic regression with the predicted logit as offset and a small ridge penalty, by Newton's method. The
+    This is logistic regression with the predicted logit as offset and a small ridge penalty, by Newton's method. The
     errors that remain are unrelated to the predictions themselves, and less likely to pass for dependence.
+
+    Args:
+        acted: Actions of shape (N,), 0 and 1.
+        rate: Predicted rates of shape (N,), in (0, 1).
+        features: Numbers of shape (N, F), such as the logits of all predictions.
+
+    Returns:
+        Rates of shape (N,).
     """
     offset = logit(rate)
     scaled = np.clip((features - features.mean(axis=0)) / np.maximum(features.std(axis=0), 1e-6), -4, 4)
@@ -32,14 +39,19 @@ def refit(acted: np.ndarray, rate: np.ndarray, features: np.ndarray) -> np.ndarr
         weight = weight + step * min(1.0, 2.0 / np.abs(step).max())  # far steps overshoot where actions are rare
         if np.abs(step).max() < 1e-6:
             break
-    return special.expit(offset + columns @ weight)
+    refitted: np.ndarray = special.expit(offset + columns @ weight)
+    return refitted
 
 
 class Calibration(NamedTuple):
-    """Predicted and observed rates in groups of equal size by the predicted rate.
+    """Predicted and observed rates in G groups of equal size, ordered by the predicted rate.
 
-    predicted, observed, rows: (G,).  statistic: sum over groups of (observed - expected actions)^2 / variance, about
-    chi-square with G degrees of freedom if the predictions are right (Hosmer and Lemeshow 1980, held-out rows).
+    Attributes:
+        predicted: The mean predicted rate of each group, of shape (G,).
+        observed: The share of rows that acted, of shape (G,).
+        rows: The number of rows, of shape (G,).
+        statistic: The sum over groups of (observed - expected actions)^2 / variance, about chi-square with G degrees of
+            freedom if the predictions are right (Hosmer and Lemeshow 1980, held-out rows).
     """
 
     predicted: np.ndarray
@@ -49,7 +61,7 @@ class Calibration(NamedTuple):
 
 
 def calibrate(acted: np.ndarray, rate: np.ndarray) -> Calibration:
-    """Calibration of rates (N,) against actions (N,) of 0 and 1, by decile; fewer groups where actions are few."""
+    """Compare rates (N,) with actions (N,) of 0 and 1, by decile; in fewer groups where actions are few."""
     groups = int(np.clip(acted.sum() // 5, 1, GROUPS))
     parts = np.array_split(np.argsort(rate, kind="stable"), groups)
     rows = np.array([len(part) for part in parts])
@@ -61,5 +73,6 @@ def calibrate(acted: np.ndarray, rate: np.ndarray) -> Calibration:
 
 
 def logit(rate: np.ndarray) -> np.ndarray:
-    """The logit of rates, 0 and 1 taken as close to it."""
-    return special.logit(np.clip(rate, 1e-7, 1 - 1e-7))
+    """Return the logits of rates; 0 and 1 count as 1e-7 and 1 - 1e-7."""
+    logits: np.ndarray = special.logit(np.clip(rate, 1e-7, 1 - 1e-7))
+    return logits

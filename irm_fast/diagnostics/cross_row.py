@@ -9,12 +9,16 @@ import numpy as np
 
 
 class CrossRow(NamedTuple):
-    """What the residuals of different rows of one user have in common.
+    """The covariance of the residuals of different rows of one user.
 
-    z: of the sum over users, signals and pairs of different rows of residual products; about standard normal if users
-    do not differ, NaN without such pairs.
-    rho: (K, K) relative covariance, sum of e_ij e_i'k / sum of p_ij p_i'k over pairs of different rows i, i' of a user;
-    NaN where there are none.  interval: (K, K, 2), 95%.  pairs: of different rows of one user.  users: that have any.
+    Attributes:
+        z: The z statistic of the sum of residual products over users, signals and pairs of different rows: about
+            standard normal if users do not differ, NaN without such pairs.
+        rho: Relative covariances of shape (K, K): the sum of e_ij e_i'k over the sum of p_ij p_i'k, over pairs of
+            different rows i, i' of a user; NaN where there are none.
+        interval: The 95% confidence intervals of `rho`, of shape (K, K, 2).
+        pairs: The number of pairs of different rows of one user.
+        users: The number of users who have such a pair.
     """
 
     z: float
@@ -27,16 +31,19 @@ class CrossRow(NamedTuple):
 def cross_row_dependence(
     feedback: np.ndarray, rates: np.ndarray, users: Sequence[Hashable | None], *, slack: float = 0.0
 ) -> CrossRow:
-    """Cross-row dependence of users who appear in several rows.
-
-    feedback: (N, K), 1 acted, 0 silent, -1 missing.  rates: (N, K), P(acted | x) as predicted, best for rows that the
-    model was not trained on; NaN leaves an entry out.  users: (N,), None where unknown.  slack: the relative covariance
-    beyond which z counts.
+    """Measure the dependence between different rows of users who appear in several.
 
     Only products of *different* rows enter: a preference that varies with x is no confounder, and if users see random
     responses neither are predictions that are off for some x. The rates of each signal are scaled to the number of its
     actions. Users who act more on whatever pleases them raise rho; so do users who are easier to please, and users who
     see responses of one kind whose rates the predictions get wrong.
+
+    Args:
+        feedback: Integers of shape (N, K): 1 acted, 0 silent, -1 missing.
+        rates: Predicted action rates of shape (N, K), best for rows that the model was not trained on; NaN leaves an
+            entry out.
+        users: The user of each of the N rows, None where unknown.
+        slack: The relative covariance beyond which z counts.
     """
     known = np.array([user is not None for user in users], bool)
     recorded = (feedback >= 0) & np.isfinite(rates) & known[:, None]
@@ -61,7 +68,7 @@ def cross_row_dependence(
 
 
 def _products(values: np.ndarray, user: np.ndarray) -> np.ndarray:
-    """(U, K, K): for each user the sum over ordered pairs of different rows of value_ij value_i'k."""
+    """Return for each of U users the sum over ordered pairs of different rows of value_ij value_i'k, (U, K, K)."""
     count = values.shape[1]
     sums = np.stack([np.bincount(user, values[:, k]) for k in range(count)], axis=1)
     same = [np.bincount(user, values[:, j] * values[:, k]) for j in range(count) for k in range(count)]

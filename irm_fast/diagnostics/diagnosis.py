@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.special import expit
 from scipy.stats import norm
 
 from irm_fast.data.signals import DESIGNS, action_rate
 from irm_fast.diagnostics import counts, residuals, text
 from irm_fast.diagnostics.calibration import logit, refit
-from irm_fast.diagnostics.counts import (
-    ENOUGH,
+from irm_fast.diagnostics.cross_row import CrossRow, cross_row_dependence
+from irm_fast.diagnostics.result import Diagnosis, Sensitivity
+from irm_fast.diagnostics.sensitivity import rank_correlation, refit_agreement, sample, shared_activity
+from irm_fast.diagnostics.subject import (
     FAILED,
     LEVEL,
     NEEDS_PREDICTIONS,
@@ -23,99 +25,21 @@ from irm_fast.diagnostics.counts import (
     PASSED,
     TOO_FEW,
     Check,
-    Observations,
+    DiagnosedLog,
 )
-from irm_fast.diagnostics.cross_row import CrossRow, cross_row_dependence
-from irm_fast.diagnostics.sensitivity import SharedActivity, rank_correlation, refit_agreement, sample, shared_activity
 
 ACTIVITY = (0.5, 1.0, 2.0)  # standard deviations on the logit
-FOR_GOOD_FITS = ("inequality", "pairwise agreement", "third signal")
 USERS = 30  # with several rows; fewer decide nothing
 ACROSS_ROWS = 0.05  # relative covariance between rows of one user that moves the scale too little to matter
-
-
-@dataclass(frozen=True)
-class Sensitivity:
-    """How far scale and ranking would move; None where there are no predictions, or nothing to compare.
-
-    mean_g: mean preference as fitted.  shared_activity: two signals or more, see `sensitivity.SharedActivity`.
-    mean_g_range: one signal: from the mean action rate to 1; with cross-row dependence: from the fitted mean (users
-    differ in how easily they are pleased) to the mean corrected for shared activity (they differ in that alone).
-    rank_with_action_rate: Spearman correlation of the fitted preference with the action rate (one signal): the ranking
-    under a constant propensity; under a constant preference nothing is left of the ranking.
-    refit_agreement: mean Spearman correlation of refits; agreement does not prove that they are right.
-    """
-
-    mean_g: float | None = None
-    mean_g_range: tuple[float, float] | None = None
-    rank_with_action_rate: float | None = None
-    shared_activity: tuple[SharedActivity, ...] = ()
-    refit_agreement: float | None = None
-
-
-@dataclass(frozen=True)
-class Diagnosis:
-    """Whether the reward is identified, and on what that rests.
-
-    Attributes:
-        kind: `identified`, `conditional`, `not identified` or `contradicted`.
-        verdict: The same in words.
-        assumed: What has to be believed for this propensity design.
-        tests: What was tested, and its result.
-        sensitivity: How far scale and ranking would move if assumptions failed.
-        remedies: The cheapest remedy for each problem.
-        cross_row: Dependence between rows of one user, where users repeat and there are predictions.
-    """
-
-    kind: str
-    verdict: str
-    assumed: tuple[str, ...]
-    tests: tuple[Check, ...]
-    sensitivity: Sensitivity
-    remedies: tuple[str, ...] = ()
-    cross_row: CrossRow | None = field(default=None, repr=False)
-
-    def to_dict(self) -> dict[str, Any]:
-        """What JSON can hold: lists and mappings, None for what is not finite."""
-        cross = self.cross_row
-        content = {name: value for name, value in asdict(self).items() if name != "cross_row"}
-        if cross is not None:
-            content["cross_row"] = {**cross._asdict(), "rho": cross.rho.tolist(), "interval": cross.interval.tolist()}
-        plain: dict[str, Any] = _plain(content)
-        return plain
-
-    @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> Diagnosis:
-        """The diagnosis that `to_dict` described."""
-        sensitivity, cross = dict(content["sensitivity"]), content.get("cross_row")
-        moved = tuple(SharedActivity(**entry) for entry in sensitivity.pop("shared_activity"))
-        span = sensitivity.pop("mean_g_range")
-        return cls(
-            kind=content["kind"],
-            verdict=content["verdict"],
-            assumed=tuple(content["assumed"]),
-            tests=tuple(Check(**entry) for entry in content["tests"]),
-            sensitivity=Sensitivity(**sensitivity, shared_activity=moved, mean_g_range=span and tuple(span)),
-            remedies=tuple(content["remedies"]),
-            cross_row=cross
-            and CrossRow(**{**cross, **{name: np.array(cross[name], float) for name in ("rho", "interval")}}),
-        )
-
-    def summary(self) -> str:
-        """The verdict, what failed, what would help, in a few lines."""
-        return text.summary(self.to_dict())
-
-    def __str__(self) -> str:
-        return text.report(self.to_dict())
 
 
 def diagnose(
     feedback: np.ndarray,
     *,
+    propensity_design: str | Sequence[str],
     signals: Sequence[str] | None = None,
     polarity: Sequence[int] | np.ndarray | None = None,
     misclick_rate: Sequence[float] | np.ndarray | None = None,
-    propensity_design: str | Sequence[str],
     reward_logits: np.ndarray | None = None,
     propensity_logits: np.ndarray | None = None,
     preference: np.ndarray | None = None,
@@ -125,138 +49,129 @@ def diagnose(
     fold_rewards: np.ndarray | None = None,
     feature_names: Sequence[str] = (),
 ) -> Diagnosis:
-    """Diagnose a log, and a fit to it where predictions are given.
+    """Diagnose a log, and a fit to it where predictions are given: is the reward identified, and by what?
 
-    Predictions may be somewhat off, see `residuals`. Together the tests reject what holds about once in 60 logs. A
-    failed calibration says that the fit is poor, not that an assumption is wrong: it never contradicts.
+    The predictions may be somewhat off: see `residuals`. Together the checks reject what holds about once in 60 logs.
+    A failed calibration says that the fit is poor, not that an assumption is wrong: it never contradicts.
 
     Args:
-        feedback: (N, K) of 1 acted, 0 silent, -1 missing.
-        signals: K names; default "signal 1", "signal 2", ...
-        polarity: (K,) of +1 and -1; default all +1.
-        misclick_rate: (K,) in [0, 1); default all 0.
-        propensity_design: constant, hidden, features or known, for all signals or one for each.
-        reward_logits: (N,), with the bias, of a model that was not trained on these rows; NaN in rows without such a
-            prediction. None: only what the log alone shows.
-        propensity_logits: (N, K) of the same model.
-        preference: (N,) explicit labels 1, 0, -1 unknown.
+        feedback: Integers of shape (N, K): 1 acted, 0 silent, -1 missing.
+        propensity_design: constant, hidden, features or known, for all signals or for each.
+        signals: The names of the K signals.
+        polarity: +1 or -1 for each signal; None: all +1.
+        misclick_rate: A rate in [0, 1) for each signal; None: all 0.
+        reward_logits: Reward logits of shape (N,), with the bias, of a model that was not trained on these rows; NaN in
+            rows without a prediction. None: diagnose what the log alone shows.
+        propensity_logits: Propensity logits of shape (N, K), as the reward logits.
+        preference: Explicit labels of shape (N,): 1, 0, or -1 unknown.
         labels_ignorable: The user's word that the choice of rows to label does not depend on the preference.
-        weight: (N,); rows of weight 0 are left out, otherwise weights change no test: all are conditional on the
-            response.
-        users: (N,) names, None where unknown.
-        fold_rewards: (F, N) reward logits of refits on the same rows.
-        feature_names: Names of what the `features` design reads.
+        weight: The weight of each row, of shape (N,). Rows of weight 0 are left out; otherwise weights change no check,
+            since all are conditional on the response.
+        users: The user of each row, None where unknown; or None if all are.
+        fold_rewards: Reward logits of shape (F, N), of F refits on the same rows.
+        feature_names: The names of what the propensity design `features` reads.
+
+    Returns:
+        The diagnosis; `print` shows it as a page of text.
 
     Raises:
         ValueError: An argument has the wrong shape or an unknown value.
 
     Examples:
-        >>> import numpy as np, irm_fast
-        >>> feedback = np.random.default_rng(0).integers(0, 2, (200, 1))
-        >>> irm_fast.diagnose(feedback, propensity_design="constant").kind
+        >>> import numpy as np
+        >>> feedback = np.random.default_rng(0).integers(0, 2, (1000, 1))
+        >>> found = diagnose(feedback, propensity_design="constant", signals=["copy"])
+        >>> found.kind
         'not identified'
+        >>> found.remedies[0][:52]
+        'Log one more action of the same polarity that does n'
     """
-    # Arguments
     feedback = np.asarray(feedback)
-    designs = _check_arguments(
-        feedback,
-        propensity_design,
-        users,
-        signals=signals,
-        polarity=polarity,
-        misclick_rate=misclick_rate,
-        reward_logits=reward_logits,
-        propensity_logits=propensity_logits,
-        preference=preference,
-        weight=weight,
-    )
-
-    # Rows that count, with predictions where there are any
+    _check_feedback(feedback)
     rows, count = feedback.shape
-    kept = np.ones(rows, bool) if weight is None else np.asarray(weight) > 0
-    log = Observations(
+    designs = _designs(propensity_design, count)
+    shapes = {
+        "signals": (signals, (count,)),
+        "polarity": (polarity, (count,)),
+        "misclick_rate": (misclick_rate, (count,)),
+        "reward_logits": (reward_logits, (rows,)),
+        "propensity_logits": (propensity_logits, (rows, count)),
+        "preference": (preference, (rows,)),
+        "weight": (weight, (rows,)),
+    }
+    _check_shapes(shapes)
+    if users is not None and len(users) != rows:
+        raise ValueError(f"users: got {len(users)}; expected {rows}, as the feedback's rows")
+    if (reward_logits is None) != (propensity_logits is None):
+        raise ValueError("reward_logits and propensity_logits: got one of the two; expected both or none")
+
+    # The log, its predictions, and the rows that count
+    log = DiagnosedLog(
         names=tuple(signals) if signals is not None else tuple(f"signal {k + 1}" for k in range(count)),
+        designs=designs,
         feedback=feedback.astype(np.int64),
         polarity=np.ones(count, int) if polarity is None else np.asarray(polarity, int),
         misclick=np.zeros(count) if misclick_rate is None else np.asarray(misclick_rate, float),
+        preference=np.full(rows, -1) if preference is None else np.asarray(preference),
         users=_numbers(users, rows),
         known=np.full((rows, count), np.nan),
+        feature_names=feature_names,
     )
     if reward_logits is not None and propensity_logits is not None:
-        log = _with_predictions(log, np.asarray(reward_logits, float), np.asarray(propensity_logits, float), designs)
-    log = log.subset(kept)
-    labels = np.full(rows, -1) if preference is None else np.asarray(preference)
+        log = _with_predictions(log, np.asarray(reward_logits, float), np.asarray(propensity_logits, float))
+    kept = np.ones(rows, bool) if weight is None else np.asarray(weight) > 0
     named = None if users is None else [user for user, keep in zip(users, kept, strict=True) if keep]
+    return _diagnosis(log.subset(kept), named, labels_ignorable, fold_rewards)
 
-    # Tests
-    crossed, cross_test = _cross_row(log, named)
-    tests = _tests(log, designs, cross_test)
 
-    # Verdict
-    labelled = min((labels[kept] == 1).sum(), (labels[kept] == 0).sum()) >= ENOUGH
-    kind, verdict = text.verdict(log, designs, tests, labelled, labels_ignorable, feature_names)
+def _diagnosis(
+    log: DiagnosedLog,
+    users: Sequence[Hashable | None] | None,
+    labels_ignorable: bool,
+    fold_rewards: np.ndarray | None,
+) -> Diagnosis:
+    """Check the log, and put together what the checks say."""
+    cross_row, users_alike = _cross_row(log, users)
+    checks = _checks(log, users_alike)
+    kind, verdict = text.verdict(log, checks, labels_ignorable)
     return Diagnosis(
         kind=kind,
         verdict=verdict,
-        assumed=text.assumptions(log, designs, bool((labels >= 0).any()), labels_ignorable, feature_names),
-        tests=tuple(tests),
-        sensitivity=_sensitivity(log, crossed, fold_rewards),
-        remedies=text.remedies(log, kind, tests),
-        cross_row=crossed,
+        assumed=text.assumptions(log, labels_ignorable),
+        tests=checks,
+        sensitivity=_sensitivity(log, cross_row, fold_rewards),
+        remedies=text.remedies(log, kind, checks),
+        cross_row=cross_row,
     )
 
 
-def _check_arguments(
-    feedback: np.ndarray,
-    design: str | Sequence[str],
-    users: Sequence[Hashable | None] | np.ndarray | None,
-    **given: Any,
-) -> tuple[str, ...]:
-    """The propensity design of every signal. Raises ValueError as `diagnose`."""
+def _check_feedback(feedback: np.ndarray) -> None:
+    """Raise ValueError unless the feedback is of shape (N, K) and holds 1, 0 and -1 only."""
     if feedback.ndim != 2 or not np.isin(feedback, (-1, 0, 1)).all():
         got = f"{feedback.shape}" if feedback.ndim != 2 else "other values"
         raise ValueError(f"feedback: got {got}; expected (N, K) of 1 acted, 0 silent, -1 missing")
-    rows, count = feedback.shape
-    designs = (design,) * count if isinstance(design, str) else tuple(design)
+
+
+def _designs(propensity_design: str | Sequence[str], count: int) -> tuple[str, ...]:
+    """Return the propensity design of each signal."""
+    designs = (propensity_design,) * count if isinstance(propensity_design, str) else tuple(propensity_design)
     if not set(designs) <= set(DESIGNS) or len(designs) != count:
         expected = f"one of {', '.join(DESIGNS)}, or {count} of them"
-        raise ValueError(f"propensity_design: got {design!r}; expected {expected}")
-    shapes = {"reward_logits": (rows,), "preference": (rows,), "weight": (rows,), "propensity_logits": (rows, count)}
-    for name, value in given.items():
-        shape = shapes.get(name, (count,))
-        if value is not None and np.shape(value) != shape:
-            raise ValueError(f"{name}: got shape {np.shape(value)}; expected {shape}, as the feedback's")
-    if users is not None and len(users) != rows:
-        raise ValueError(f"users: got {len(users)}; expected {rows}, as the feedback's rows")
-    if (given["reward_logits"] is None) != (given["propensity_logits"] is None):
-        raise ValueError("reward_logits and propensity_logits: got one of the two; expected both or none")
+        raise ValueError(f"propensity_design: got {propensity_design!r}; expected {expected}")
     return designs
 
 
-def _tests(log: Observations, designs: Sequence[str], cross_test: Check) -> list[Check]:
-    """All tests, in the order of the report."""
-    calibration = residuals.calibration(log)
-    tests = [
-        counts.coactions(log),
-        counts.nesting(log),
-        counts.opposites(log),
-        residuals.inequality(log),
-        residuals.agreement(log),
-        residuals.triples(log),
-        cross_test,
-        calibration,
-    ]
-    if "constant" in designs and calibration.result == FAILED:
-        tests = [_undecided(test) if test.name in FOR_GOOD_FITS else test for test in tests]
-    return tests
+def _check_shapes(given: Mapping[str, tuple[ArrayLike | None, tuple[int, ...]]]) -> None:
+    """Raise ValueError for an argument that is given and does not have its shape; `given` holds both by name."""
+    for name, (value, shape) in given.items():
+        if value is not None and np.shape(value) != shape:
+            raise ValueError(f"{name}: got shape {np.shape(value)}; expected {shape}, as the feedback's")
 
 
-def _with_predictions(
-    log: Observations, reward: np.ndarray, propensity: np.ndarray, designs: Sequence[str]
-) -> Observations:
-    """The signals with predicted probabilities, action rates refitted on the rows that have a prediction."""
+def _with_predictions(log: DiagnosedLog, reward: np.ndarray, propensity: np.ndarray) -> DiagnosedLog:
+    """Return the log with predicted probabilities, and action rates refitted on the rows that have a prediction."""
     own, m = expit(reward[:, None] * log.polarity), expit(propensity)
-    known = np.where(np.array(designs) == "known", m, np.nan)
+    known = np.where(np.array(log.designs) == "known", m, np.nan)
     predicted = np.isfinite(reward) & (np.isfinite(propensity) | (log.feedback < 0)).all(axis=1)
     m = np.where(np.isfinite(m), m, 0.5)  # of entries that are missing in the log as well
     rates = np.full(m.shape, np.nan)
@@ -268,19 +183,27 @@ def _with_predictions(
         if recorded.any():
             rates[recorded, k] = refit(log.feedback[recorded, k], raw[recorded, k], features[recorded])
     own = np.where(predicted[:, None], own, np.nan)
-    return Observations(log.names, log.feedback, log.polarity, log.misclick, log.users, known, own, m, rates)
+    return replace(log, known=known, own=own, propensity=m, rates=rates)
 
 
 def _numbers(users: Sequence[Hashable | None] | np.ndarray | None, rows: int) -> np.ndarray:
-    """(N,) integers: one for each user, and one of its own for each row without a user."""
+    """Return integers of shape (N,): one for each user, and one of its own for each row without a user."""
     if users is None:
         return np.arange(rows)
     numbers: dict[Hashable, int] = {}
     return np.array([i if user is None else numbers.setdefault(user, rows + i) for i, user in enumerate(users)], int)
 
 
-def _cross_row(log: Observations, users: Sequence[Hashable | None] | None) -> tuple[CrossRow | None, Check]:
-    """The statistic of users who repeat, and the test that they do not differ."""
+def _cross_row(log: DiagnosedLog, users: Sequence[Hashable | None] | None) -> tuple[CrossRow | None, Check]:
+    """Measure what different rows of one user have in common, and check that it is nothing.
+
+    Args:
+        log: The rows to check.
+        users: The user of each of these rows, None where unknown; or None if all are.
+
+    Returns:
+        The measure, or None where there is none, and the check.
+    """
     name = "users alike"
     if users is None or len(log.names) < 2:
         why = "needs user ids" if users is None else "one signal assumes nothing about users"
@@ -304,15 +227,26 @@ def _cross_row(log: Observations, users: Sequence[Hashable | None] | None) -> tu
     return found, Check(name, FAILED if p_value < LEVEL else PASSED, said, found.z, p_value, (low, high))
 
 
-def _undecided(test: Check) -> Check:
-    """A test that failed under propensities taken as constant: if they are not, it fails as well."""
-    if test.result != FAILED:
-        return test
+def _checks(log: DiagnosedLog, users_alike: Check) -> tuple[Check, ...]:
+    """Carry out the other checks, and return all in the order of the report."""
+    calibration = residuals.calibration(log)
+    for_good_fits = [residuals.inequality(log), residuals.agreement(log), residuals.triples(log)]
+    if "constant" in log.designs and calibration.result == FAILED:
+        for_good_fits = [_undecided(check) for check in for_good_fits]
+    from_counts = [counts.coactions(log), counts.nesting(log), counts.opposites(log)]
+    return (*from_counts, *for_good_fits, users_alike, calibration)
+
+
+def _undecided(check: Check) -> Check:
+    """Take back a failure under propensities that are taken as constant: if they are not, the check fails as well."""
+    if check.result != FAILED:
+        return check
     why = "; propensities that are not constant do the same, and the fit is poor: fit propensity hidden first"
-    return replace(test, result=NOT_TESTABLE, text=test.text + why)
+    return replace(check, result=NOT_TESTABLE, text=check.text + why)
 
 
-def _sensitivity(log: Observations, crossed: CrossRow | None, refits: np.ndarray | None) -> Sensitivity:
+def _sensitivity(log: DiagnosedLog, crossed: CrossRow | None, refits: np.ndarray | None) -> Sensitivity:
+    """Compute how far scale and ranking would move: of one signal, or of the two that act together most often."""
     agreement = None if refits is None else refit_agreement(np.asarray(refits, float))
     if log.own is None or log.propensity is None or not np.isfinite(log.own).any():
         return Sensitivity(refit_agreement=agreement)
@@ -335,13 +269,3 @@ def _sensitivity(log: Observations, crossed: CrossRow | None, refits: np.ndarray
     if crossed is not None and math.isfinite(crossed.rho[j, k]) and log.polarity[j] > 0:
         span = (mean, float(np.clip(mean * (1 + max(0.0, crossed.rho[j, k])), 0, 1)))
     return Sensitivity(mean, span, None, moved, agreement)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(entry) for entry in value]
-    if isinstance(value, (float, np.floating)):
-        return float(value) if math.isfinite(value) else None
-    return value

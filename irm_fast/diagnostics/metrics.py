@@ -8,16 +8,27 @@ CALIBRATION_BINS = 15
 
 
 def reward_metrics(logit: np.ndarray, preference: np.ndarray, pair: np.ndarray | None = None) -> dict[str, float]:
-    """Metrics of `sigmoid(logit)` against a preference of 0 or 1.
+    """Measure how well `sigmoid(logit)` predicts a preference of 0 or 1.
 
-    logit: (N,) float.  preference: (N,) of 0 and 1.  pair: (N,) integers, one number for the two responses of
-    a pair, negative for a response without a pair.
+    A metric that is undefined, as the AUROC of one class, is NaN, and so is all that a NaN logit enters.
 
-    Returns mae, rmse, r2, auroc, nll (natural logarithm, per row), ece (expected calibration error, 15 bins
-    of equal width), n and, where there are pairs, pair_accuracy: over the pairs of one preferred and one
-    rejected response, the share in which the preferred one has the higher logit, a tie counting half.
-    A metric that is undefined, as AUROC of one class, is NaN, and so is all that a NaN logit enters.
-    Raises ValueError for wrong shapes, other preferences, and pairs of more than two rows.
+    Args:
+        logit: Reward logits of shape (N,).
+        preference: The preference of each row, 0 or 1, of shape (N,).
+        pair: Integers of shape (N,), one number for the two responses of a pair, negative for a response without one.
+
+    Returns:
+        mae, rmse, r2, auroc, nll (natural logarithm, per row), ece (expected calibration error, 15 bins of equal
+        width), n and, where there are pairs, pair_accuracy: over the pairs of one preferred and one rejected response,
+        the share in which the preferred one has the higher logit, a tie counting half.
+
+    Raises:
+        ValueError: A shape is wrong, a preference is neither 0 nor 1, or a pair has more than two rows.
+
+    Examples:
+        >>> metrics = reward_metrics(np.array([2.0, -1.0, 0.5]), np.array([1, 0, 0]))
+        >>> metrics["auroc"], metrics["n"]
+        (1.0, 3)
     """
     logit = np.asarray(logit, np.float64)
     preference = np.asarray(preference)
@@ -53,9 +64,15 @@ def reward_metrics(logit: np.ndarray, preference: np.ndarray, pair: np.ndarray |
 
 
 def paired_difference(one: np.ndarray, other: np.ndarray, weight: np.ndarray) -> tuple[float, float]:
-    """Difference of two mean losses, `one` less `other`, over the same rows, and its standard error.
+    """Compare two models on the same rows by their mean losses.
 
-    Shapes: all (N,), the losses already multiplied by `weight`. The error of a single row is infinite.
+    Args:
+        one: The loss of each row under one model, already multiplied by its weight, of shape (N,).
+        other: The same under the other model.
+        weight: The weight of each row, of shape (N,).
+
+    Returns:
+        The mean of `one` less that of `other`, and the standard error of this difference, infinite for a single row.
     """
     difference, total, size = one.astype(np.float64) - other, weight.sum(dtype=np.float64), len(weight)
     mean = difference.sum() / total
@@ -66,7 +83,7 @@ def paired_difference(one: np.ndarray, other: np.ndarray, weight: np.ndarray) ->
 
 
 def _auroc(logit: np.ndarray, preference: np.ndarray) -> float:
-    """The Mann-Whitney statistic from mean ranks, so that ties count half."""
+    """Return the Mann-Whitney statistic from mean ranks, so that ties count half."""
     positive = int(preference.sum())
     pairs = positive * (len(logit) - positive)
     if pairs == 0 or np.isnan(logit).any():
@@ -77,7 +94,7 @@ def _auroc(logit: np.ndarray, preference: np.ndarray) -> float:
 
 
 def _calibration_error(probability: np.ndarray, preference: np.ndarray) -> float:
-    """sum over bins of (rows in the bin / N) * |mean predicted - observed rate|; Naeini et al., AAAI 2015."""
+    """Sum (rows in the bin / N) * |mean predicted - observed rate| over bins; Naeini et al., AAAI 2015."""
     if np.isnan(probability).any():
         return float("nan")
     place = np.minimum((probability * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
@@ -86,6 +103,7 @@ def _calibration_error(probability: np.ndarray, preference: np.ndarray) -> float
 
 
 def _pair_accuracy(logit: np.ndarray, preference: np.ndarray, pair: np.ndarray) -> float:
+    """Return the share of pairs in which the preferred response has the higher logit."""
     rows = np.flatnonzero(pair >= 0)
     rows = rows[np.lexsort((preference[rows], pair[rows]))]  # the rejected response of each pair first
     number, start, size = np.unique(pair[rows], return_index=True, return_counts=True)

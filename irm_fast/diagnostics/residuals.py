@@ -1,7 +1,7 @@
-"""What the residuals of a fit say against signals that are independent given the response: one test a function.
+"""Checks that signals are independent given the response, by the residuals of a fit: one check a function.
 
 All is conditional on x. Errors of the predictions must not look like dependence: rates are refitted on the rows at
-hand (`calibration.refit`), only products of two errors remain, and a test rejects beyond a slack, never at zero.
+hand (`calibration.refit`), only products of two errors remain, and a check rejects beyond a slack, never at zero.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from scipy.stats import chi2, norm, poisson
 
 from irm_fast.data.signals import action_rate
 from irm_fast.diagnostics.calibration import calibrate, logit, refit
-from irm_fast.diagnostics.counts import (
+from irm_fast.diagnostics.subject import (
     ENOUGH,
     FAILED,
     LEVEL,
@@ -24,7 +24,7 @@ from irm_fast.diagnostics.counts import (
     PASSED,
     TOO_FEW,
     Check,
-    Observations,
+    DiagnosedLog,
     by_user,
 )
 
@@ -33,11 +33,12 @@ SLACK_GIVEN = 0.07  # the same where one acted: an activity that three signals s
 STRATA = 5
 
 
-def inequality(log: Observations) -> Check:
-    """P(f_j, f_k | x) >= P(f_j | x) P(f_k | x) for one polarity, the reverse for two: it follows from 0 <= g <= 1.
+def inequality(log: DiagnosedLog) -> Check:
+    """Check that P(f_j, f_k | x) >= P(f_j | x) P(f_k | x) for one polarity, and the reverse for two.
 
-    Residual covariance relative to the product of the rates, overall and in strata of the predicted rates. Where
-    actions are rare its own spread is too small, so the count of co-actions must be too small (Poisson) as well.
+    It follows from 0 <= g <= 1. The statistic is the residual covariance relative to the product of the rates, overall
+    and in strata of the predicted rates. Where actions are rare its own spread is too small, so the count of co-actions
+    must be too small (Poisson) as well.
     """
     name = "inequality"
     part = log.predicted()
@@ -69,9 +70,9 @@ def inequality(log: Observations) -> Check:
 
 
 def _strata(
-    log: Observations, cases: Sequence[tuple[float, float, float, float, int, int]]
+    log: DiagnosedLog, cases: Sequence[tuple[float, float, float, float, int, int]]
 ) -> tuple[Mapping[str, Any], ...]:
-    """One mapping for each pair and stratum, the whole first: co-actions over those of unrelated signals, interval."""
+    """Return a mapping for each pair and stratum, the whole first: co-actions over those of unrelated signals."""
     return tuple(
         {
             "signals": [log.names[j], log.names[k]],
@@ -83,8 +84,8 @@ def _strata(
     )
 
 
-def _covariance(log: Observations, j: int, k: int, sign: int, rows: np.ndarray) -> tuple[float, float, float, float]:
-    """(tail probability, relative covariance, its standard error, co-actions expected of unrelated signals)."""
+def _covariance(log: DiagnosedLog, j: int, k: int, sign: int, rows: np.ndarray) -> tuple[float, float, float, float]:
+    """Return tail probability, relative covariance and its standard error, and co-actions of unrelated signals."""
     p, f = log.rates[rows], log.feedback[rows]  # type: ignore[index]
     product, base = (f[:, j] - p[:, j]) * (f[:, k] - p[:, k]), p[:, j] * p[:, k]
     expected = float(base.sum())
@@ -101,12 +102,12 @@ def _covariance(log: Observations, j: int, k: int, sign: int, rows: np.ndarray) 
     return max(normal, counted), ratio, error, expected
 
 
-def agreement(log: Observations) -> Check:
-    """Three signals: the preference that each two imply, P_j P_k / P_jk = g, must be one.
+def agreement(log: DiagnosedLog) -> Check:
+    """Check that the preference that each two of three signals imply, P_j P_k / P_jk = g, is one.
 
-    Relative residual covariances E[e_j e_k]/(p_j p_k) = 1/g - 1 of the three pairs, each row with the same weight in
-    all, so that a g that varies cancels; Wald test of two differences with the covariance of the rows (of the users),
-    less the slack.
+    The relative residual covariances E[e_j e_k]/(p_j p_k) = 1/g - 1 of the three pairs are compared, each row with the
+    same weight in all, so that a g that varies cancels: by a Wald test of two differences with the covariance of the
+    rows (of the users), less the slack.
     """
     name = "pairwise agreement"
     part = log.predicted()
@@ -127,8 +128,8 @@ def agreement(log: Observations) -> Check:
     return Check(name, FAILED if failed else PASSED, text, apart, p_value)
 
 
-def _pairs_of(log: Observations, triple: tuple[int, ...]) -> tuple[float, float, list[float], tuple[int, ...]] | None:
-    """(tail probability, relative spread of 1/g beyond the slack, implied g of the pairs, triple), or None: too few."""
+def _pairs_of(log: DiagnosedLog, triple: tuple[int, ...]) -> tuple[float, float, list[float], tuple[int, ...]] | None:
+    """Return tail probability, relative spread of 1/g, implied g of the pairs, and the triple; None if too few act."""
     rows, index = log.recorded(*triple), list(triple)
     f, p, own = log.feedback[rows][:, index], log.rates[rows][:, index], log.own[rows][:, index]  # type: ignore[index]
     pairs = list(combinations(range(3), 2))
@@ -153,11 +154,12 @@ def _pairs_of(log: Observations, triple: tuple[int, ...]) -> tuple[float, float,
     return float(chi2.sf(statistic * left**2, 2)), float(np.expm1(apart)), list(1 / ratio), triple
 
 
-def triples(log: Observations) -> Check:
-    """Three signals: where one acted the response pleased, so that there the two others must be unrelated given x.
+def triples(log: DiagnosedLog) -> Check:
+    """Check that where one of three signals acted the two others are unrelated given x: there the response pleased.
 
-    Residual covariance of the others on those rows, relative to the product of their rates there (refitted on those
-    rows), less what the declared misclicks explain. The one test of a single row that a shared activity cannot pass.
+    The statistic is the residual covariance of the others on those rows, relative to the product of their rates there
+    (refitted on those rows), less what the declared misclicks explain. It is the one check of single rows that a shared
+    activity cannot pass.
     """
     name = "third signal"
     part = log.predicted()
@@ -186,8 +188,8 @@ def triples(log: Observations) -> Check:
     return Check(name, FAILED if p_value < LEVEL else PASSED, text, ratio, p_value, interval)
 
 
-def _given(log: Observations, first: int, others: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """Products of the others' residuals, products of their rates, and users, in the rows where `first` acted."""
+def _given(log: DiagnosedLog, first: int, others: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Return products of the others' residuals, products of their rates, and users, of the rows where `first` acted."""
     part = log.subset(log.recorded(first, *others) & (log.feedback[:, first] == 1))
     if len(part.feedback) < 3 * ENOUGH:
         return None
@@ -202,8 +204,8 @@ def _given(log: Observations, first: int, others: list[int]) -> tuple[np.ndarray
     return (f[:, 1:] - rate).prod(axis=1) - explained, rate.prod(axis=1), part.users
 
 
-def calibration(log: Observations) -> Check:
-    """Predicted against observed rates by decile: a test of the fit, which identifies nothing."""
+def calibration(log: DiagnosedLog) -> Check:
+    """Check predicted against observed rates by decile: a check of the fit, which identifies nothing."""
     name = "fit: calibration"
     if log.own is None or log.propensity is None:
         return Check(name, NOT_TESTABLE, NEEDS_PREDICTIONS, about="fit")

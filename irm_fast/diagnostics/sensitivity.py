@@ -15,10 +15,13 @@ NODES, BISECTIONS = 25, 24
 
 @dataclass(frozen=True)
 class SharedActivity:
-    """What the reward would be if an activity u ~ N(0, sd^2) on the logit were common to all signals of a row.
+    """The reward under an activity u ~ N(0, sd^2), added to the propensity logits of all signals of a row.
 
-    mean_g: the mean preference.  rank_correlation: Spearman, with the fitted preference.
-    impossible: share of the rows in which no preference up to 1 explains the fitted co-actions; they count as 1.
+    Attributes:
+        sd: The standard deviation of the activity.
+        mean_g: The mean preference.
+        rank_correlation: Spearman's correlation with the fitted preference.
+        impossible: The share of rows in which no preference up to 1 explains the fitted co-actions; they count as 1.
     """
 
     sd: float
@@ -28,10 +31,17 @@ class SharedActivity:
 
 
 def shared_activity(g: np.ndarray, m_1: np.ndarray, m_2: np.ndarray, sd: float) -> SharedActivity:
-    """Solve g', b_1, b_2 in g m_k = g' E[sigmoid(b_k + u)], g m_1 m_2 = g' E[sigmoid(b_1 + u) sigmoid(b_2 + u)].
+    """Find the preference that explains the fitted rates if two signals share an activity.
 
-    Shapes: all (N,), fitted probabilities. The observable rates of the fit stay as they are; more co-actions come from
-    activity, so that fewer are left to the preference's absence, and g' >= g. Gauss-Hermite quadrature, bisection.
+    Solves g', b_1, b_2 in g m_k = g' E[sigmoid(b_k + u)], g m_1 m_2 = g' E[sigmoid(b_1 + u) sigmoid(b_2 + u)], by
+    Gauss-Hermite quadrature and bisection. The rates and co-actions of the fit stay as they are; part of the
+    co-actions comes from the activity, so that g' >= g.
+
+    Args:
+        g: The fitted preference, of shape (N,).
+        m_1: The fitted propensity of the first signal, of shape (N,).
+        m_2: The fitted propensity of the second signal, of shape (N,).
+        sd: The standard deviation of the activity.
     """
     node, weight = np.polynomial.hermite_e.hermegauss(NODES)
     u, weight = sd * node, weight / weight.sum()
@@ -40,7 +50,8 @@ def shared_activity(g: np.ndarray, m_1: np.ndarray, m_2: np.ndarray, sd: float) 
 
     def coactions(value: np.ndarray) -> np.ndarray:
         b_1, b_2 = (np.interp(g * m / value, mean, grid)[:, None] + u for m in (m_1, m_2))
-        return value * ((expit(b_1) * expit(b_2)) @ weight)
+        together: np.ndarray = value * ((expit(b_1) * expit(b_2)) @ weight)
+        return together
 
     low, high = g.copy(), np.ones_like(g)
     impossible = coactions(high) > g * m_1 * m_2
@@ -53,18 +64,18 @@ def shared_activity(g: np.ndarray, m_1: np.ndarray, m_2: np.ndarray, sd: float) 
 
 
 def rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
-    """Spearman's; NaN where one of the two is constant."""
+    """Return Spearman's rank correlation; NaN where one of the two is constant."""
     if len(one) < 2 or not np.ptp(one) or not np.ptp(other):
         return float("nan")
     return float(spearmanr(one, other).statistic)
 
 
 def refit_agreement(rewards: np.ndarray) -> float:
-    """Mean Spearman correlation over all pairs of F refits, rewards (F, N); NaN for fewer than two."""
+    """Return the mean of Spearman's correlations of all pairs of F refits, rewards (F, N); NaN for fewer than two."""
     pairs = [rank_correlation(rewards[j], rewards[k]) for j, k in combinations(range(len(rewards)), 2)]
     return float(np.mean(pairs)) if pairs else float("nan")
 
 
 def sample(rows: np.ndarray) -> np.ndarray:
-    """At most 2,000 of these row numbers, evenly spaced."""
+    """Return at most 2,000 of these row numbers, evenly spaced."""
     return rows[np.linspace(0, len(rows) - 1, min(ROWS, len(rows))).astype(int)] if len(rows) else rows

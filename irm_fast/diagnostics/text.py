@@ -8,47 +8,48 @@ from typing import Any
 
 import numpy as np
 
-from irm_fast.diagnostics.counts import ENOUGH, FAILED, PASSED, TOO_FEW, Check, Observations
+from irm_fast.diagnostics.subject import ENOUGH, FAILED, PASSED, TOO_FEW, Check, DiagnosedLog
 
 IDENTIFIED, CONDITIONAL, OPEN, CONTRADICTED = "identified", "conditional", "not identified", "contradicted"
 INDEPENDENT = "identified if the signals are independent given the response"
 
 
-def verdict(
-    log: Observations,
-    designs: Sequence[str],
-    tests: Sequence[Check],
-    labelled: bool,
-    ignorable: bool,
-    features: Sequence[str],
-) -> tuple[str, str]:
-    """(kind, verdict). `identified` only by known propensities or labels that are ignorable."""
-    failed = [test.name for test in tests if test.result == FAILED and test.about == "identification"]
+def verdict(log: DiagnosedLog, checks: Sequence[Check], labels_ignorable: bool) -> tuple[str, str]:
+    """Return the kind of verdict and the verdict in words.
+
+    Only known propensities, or labels whose choice does not depend on the preference, make a reward `identified`.
+    """
+    failed = [check.name for check in checks if check.result == FAILED and check.about == "identification"]
     if failed:
         return CONTRADICTED, f"contradicted by this log: {', '.join(failed)}"
-    if designs and set(designs) == {"known"}:
+    if log.designs and set(log.designs) == {"known"}:
         return IDENTIFIED, "identified, as the propensities are known"
-    if labelled and ignorable:
+    labelled = min((log.preference == 1).sum(), (log.preference == 0).sum()) >= ENOUGH
+    if labelled and labels_ignorable:
         return IDENTIFIED, "identified by the explicit labels, whose choice does not depend on the preference"
-    if not designs:
+    if not log.designs:
         return (
             OPEN,
             "not identified without assuming that labelled rows were chosen regardless of the preference",
         )
-    together = next(test for test in tests if test.name == "co-actions").result == PASSED
-    if together or (len(designs) > 1 and "known" in designs):
+    together = _results(checks)["co-actions"] == PASSED
+    if together or (len(log.designs) > 1 and "known" in log.designs):
         return CONDITIONAL, INDEPENDENT
-    return OPEN, f"not identified without assuming {_belief(log, designs, features)}"
+    return OPEN, f"not identified without assuming {_belief(log)}"
 
 
-def _belief(log: Observations, designs: Sequence[str], features: Sequence[str]) -> str:
-    """What a log that identifies nothing by itself leaves to belief."""
-    kinds = set(designs) - {"known"}
-    one = len(designs) == 1
+def _results(checks: Sequence[Check]) -> dict[str, str]:
+    return {check.name: check.result for check in checks}
+
+
+def _belief(log: DiagnosedLog) -> str:
+    """Say what a log that identifies nothing by itself leaves to belief."""
+    kinds = set(log.designs) - {"known"}
+    one = len(log.designs) == 1
     if "hidden" in kinds:
         what = "that the fit split preference and propensity rightly, though any other split explains the log as well"
     elif "features" in kinds:
-        named = ", ".join(features) or "the features"
+        named = ", ".join(log.feature_names) or "the features"
         what = f"that propensities depend on {named} only, and the preference on none of them (then up to scale)"
     else:
         what = f"that {'the propensity is' if one else 'propensities are'} the same for every response"
@@ -57,22 +58,20 @@ def _belief(log: Observations, designs: Sequence[str], features: Sequence[str]) 
     return what
 
 
-def assumptions(
-    log: Observations, designs: Sequence[str], labels: bool, ignorable: bool, features: Sequence[str]
-) -> tuple[str, ...]:
-    """What has to be believed for these designs, a sentence each."""
+def assumptions(log: DiagnosedLog, labels_ignorable: bool) -> tuple[str, ...]:
+    """Say what has to be believed for these propensity designs, a sentence each."""
     found = []
-    named = ", ".join(features) or "the features"
+    named = ", ".join(log.feature_names) or "the features"
     for design, text in (
         ("constant", "The propensity of {who} is the same for every response."),
         ("hidden", "The propensity of {who} is a function of the response of the form that was fitted."),
         ("features", f"The propensity of {{who}} depends on {named} only, and the preference on none of them."),
         ("known", "The known propensity of {who} is right, as under randomised exposure."),
     ):
-        who = [name for name, kind in zip(log.names, designs, strict=True) if kind == design]
+        who = [name for name, kind in zip(log.names, log.designs, strict=True) if kind == design]
         if who:
             found.append(text.format(who=", ".join(who)))
-    if len(log.names) == 1 and designs[0] == "constant":
+    if len(log.names) == 1 and log.designs[0] == "constant":
         found.append("The shape of the sigmoid sets the scale; the ranking is that of the action rate.")
     if len(log.names) > 1:
         found.append("Given the response and whether it pleased, the signals act independently of each other.")
@@ -81,8 +80,8 @@ def assumptions(
     for name, rate in zip(log.names, log.misclick, strict=True):
         if rate:
             found.append(f"{rate:g} of the active users act by {name} on what it does not speak for.")
-    if labels:
-        word = "you say so" if ignorable else "nobody has said so"
+    if (log.preference >= 0).any():
+        word = "you say so" if labels_ignorable else "nobody has said so"
         found.append(f"The choice of rows with an explicit label does not depend on the preference ({word}).")
     return tuple(found)
 
@@ -107,12 +106,11 @@ USER_IDS = "Log user ids: users with several rows show whether some just act mor
 RANDOMISE = "Show a button at random in 1% of the traffic: that makes its propensity known."
 
 
-def remedies(log: Observations, kind: str, tests: Sequence[Check]) -> tuple[str, ...]:
-    """The cheapest remedy for each problem, the worst first."""
-    found = [REMEDIES[test.name] for test in tests if test.result == FAILED and test.name in REMEDIES]
-    state = {test.name: test.result for test in tests}
+def remedies(log: DiagnosedLog, kind: str, checks: Sequence[Check]) -> tuple[str, ...]:
+    """Name the cheapest remedy for each problem, the worst problem first."""
+    found = [REMEDIES[check.name] for check in checks if check.result == FAILED and check.name in REMEDIES]
     if kind == OPEN and log.names:
-        tied = state["co-actions"] == TOO_FEW
+        tied = _results(checks)["co-actions"] == TOO_FEW
         found += [NOT_TOGETHER if tied else SECOND_SIGNAL, RANDOMISE]
     elif kind == OPEN:
         found.append("Label rows drawn at random.")
@@ -122,7 +120,7 @@ def remedies(log: Observations, kind: str, tests: Sequence[Check]) -> tuple[str,
 
 
 def report(diagnosis: Mapping[str, Any], width: int = 110) -> str:
-    """The page for people, of `Diagnosis.to_dict()`."""
+    """Format what `Diagnosis.to_dict()` returns as a page of text."""
     lines = textwrap.wrap(f"The reward is {diagnosis['verdict']}.", width)
     lines += _list("Assumed", diagnosis["assumed"], width)
     lines.append("Tested in this log")
@@ -135,7 +133,7 @@ def report(diagnosis: Mapping[str, Any], width: int = 110) -> str:
 
 
 def summary(diagnosis: Mapping[str, Any], width: int = 110) -> str:
-    """The few lines that `train` ends with, of `Diagnosis.to_dict()`."""
+    """Format what `Diagnosis.to_dict()` returns as the few lines that `train` ends with."""
     lines = textwrap.wrap(f"The reward is {diagnosis['verdict']}.", width)
     by_result: dict[str, list[str]] = {}
     for test in diagnosis["tests"]:
@@ -147,6 +145,7 @@ def summary(diagnosis: Mapping[str, Any], width: int = 110) -> str:
 
 
 def _off(numbers: Mapping[str, Any]) -> list[str]:
+    """Say how far the reward could be off, an entry a number of `Sensitivity`."""
     lines = []
     mean, span = numbers["mean_g"], numbers["mean_g_range"]
     if mean is not None:

@@ -25,11 +25,11 @@ class Made:
     feedback: np.ndarray
     users: np.ndarray
 
-    def diagnose(self, propensity_design="hidden", users=False, **options):
+    def diagnose(self, design="hidden", users=False, **options):
         options = {"users": self.users.tolist()} if users else {} | options
         return diagnose(
             self.feedback,
-            propensity_design=propensity_design,
+            propensity_design=design,
             reward_logits=self.reward,
             propensity_logits=self.propensity,
             **options,
@@ -185,8 +185,7 @@ def test_one_signal_is_never_identified(design, words):
     found = made.diagnose(design, feature_names=("device", "hour"))
     assert found.kind == "not identified"
     assert found.verdict.startswith("not identified without assuming")
-    without = diagnose(made.feedback, propensity_design=design, feature_names=("device", "hour"))
-    assert words in without.verdict
+    assert words in diagnose(made.feedback, propensity_design=design, feature_names=("device", "hour")).verdict
     low, high = found.sensitivity.mean_g_range
     assert low == pytest.approx((sigmoid(made.reward) * sigmoid(made.propensity[:, 0])).mean())
     assert high == 1
@@ -231,18 +230,16 @@ def opposite(seed, misclick):
 
 
 def test_signals_of_opposite_polarity():
-    given = {"polarity": (1, -1)}
+    given = {"polarity": (1, -1), "propensity_design": "hidden"}
     for seed in range(REDRAWS):
         made = opposite(seed, 0.02)
         logits = {"reward_logits": made.reward, "propensity_logits": made.propensity}
-        said = diagnose(made.feedback, propensity_design="hidden", misclick_rate=(0.02, 0.02), **given, **logits)
+        said = diagnose(made.feedback, misclick_rate=(0.02, 0.02), **given, **logits)
         assert said.kind == "not identified"  # one signal of each side
-        assert diagnose(made.feedback, propensity_design="hidden", **given, **logits).kind == "contradicted"
+        assert diagnose(made.feedback, **given, **logits).kind == "contradicted"
         careless = opposite(seed, 0.2).feedback
-        assert (
-            diagnose(careless, propensity_design="hidden", misclick_rate=(0.02, 0.02), **given).kind == "contradicted"
-        )
-    assert diagnose(opposite(0, 0.0).feedback, propensity_design="hidden", **given).kind == "not identified"
+        assert diagnose(careless, misclick_rate=(0.02, 0.02), **given).kind == "contradicted"
+    assert diagnose(opposite(0, 0.0).feedback, **given).kind == "not identified"
 
 
 def test_a_poor_fit_contradicts_nothing():

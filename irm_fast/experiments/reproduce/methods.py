@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from irm_fast import implicit_rm_loss
 from irm_fast.experiments.reproduce.facts import Actions, ActionsAndEstimates, ActionsAndTruth
 from irm_fast.experiments.reproduce.fitting import Logits, Method
 from irm_fast.losses import baselines
+from irm_fast.losses.implicit import implicit_rm_loss
 
 # Losses of the actions, taken for labels
 
