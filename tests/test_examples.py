@@ -9,7 +9,7 @@ import pytest
 
 MODULES = [
     *("irm_fast.losses.implicit", "irm_fast.losses.linear", "irm_fast.losses.dispatch", "irm_fast.training.config"),
-    *("irm_fast.training.run", "irm_fast.embeddings.estimator"),
+    *("irm_fast.training.run", "irm_fast.embeddings.estimator", "irm_fast.diagnostics.diagnosis"),
 ]
 
 

@@ -245,10 +245,11 @@ def recrec_loss(
     checks.check_logits("propensity_logits", propensity_logits, reward_logits.shape, reward_logits.device)
     lagged = (reward_logits.detach(), propensity_logits.detach()) if stratification is None else stratification
     options: dict[str, Any] = {"reduction": reduction, "normalizer": normalizer, "backend": backend}
-    pair = implicit_rm_loss(
+    pair: Tensor = implicit_rm_loss(
         reward_logits, propensity_logits, feedback, stratification=lagged, weight=recorded, **options
     )
-    return pair + implicit_rm_loss(reward_logits, lagged[1].detach(), feedback, weight=recorded, **options)
+    product: Tensor = implicit_rm_loss(reward_logits, lagged[1].detach(), feedback, weight=recorded, **options)
+    return pair + product
 
 
 def _feedback(reward_logits: Tensor, feedback: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -305,7 +306,8 @@ def _numbers(
         raise ValueError(f"{name} must be {expected}, got shape {tuple(values.shape)}")
     if values.dim() and values.device != reward_logits.device:
         raise ValueError(f"{name} is on {values.device}, reward_logits on {reward_logits.device}")
-    return values.detach().to(torch.float64 if reward_logits.dtype == torch.float64 else torch.float32)
+    constants: Tensor = values.detach()
+    return constants.to(torch.float64 if reward_logits.dtype == torch.float64 else torch.float32)
 
 
 def _clipped(propensity: Any, least: float, reward_logits: Tensor) -> Tensor | float:

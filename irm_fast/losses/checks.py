@@ -214,7 +214,7 @@ def per_signal(name: str, value: Any, default: float, n_signals: int) -> tuple[f
         return (float(value),) * n_signals
     if not isinstance(value, Sequence) or not all(isinstance(entry, Real) for entry in value):
         raise TypeError(f"{name} must be a number, a sequence of numbers or a CPU tensor, got {value!r}")
-    value = tuple(float(entry) for entry in value)
-    if len(value) != n_signals:
-        raise ValueError(f"{name} has {len(value)} entries for {n_signals} signal(s)")
-    return value
+    numbers = tuple(float(entry) for entry in value)
+    if len(numbers) != n_signals:
+        raise ValueError(f"{name} has {len(numbers)} entries for {n_signals} signal(s)")
+    return numbers

@@ -55,4 +55,5 @@ def imputed_preference(action_probability: np.ndarray, propensity: np.ndarray) -
 
     action_probability: (N,) held-out probabilities of a naive classifier.  propensity: (N,) in (0, 1].
     """
-    return np.minimum(np.asarray(action_probability, np.float64) / propensity, 1.0)
+    implied: np.ndarray = np.minimum(np.asarray(action_probability, np.float64) / propensity, 1.0)
+    return implied

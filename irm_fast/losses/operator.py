@@ -66,7 +66,7 @@ def _operator(_: Any, operator: Callable[..., Tensor], *arguments: Any) -> Tenso
 
 def _transformable(function: Callable[..., Tensor], _: Any, *arguments: Any) -> Tensor:
     """Under torch.func it needs a function that unwraps its tensors."""
-    return _Unwrapped.apply(function, *arguments)  # type: ignore[no-any-return]
+    return _Unwrapped.apply(function, *arguments)  # type: ignore[no-any-return, no-untyped-call, unused-ignore]
 
 
 class _Unwrapped(torch.autograd.Function):
