@@ -12,9 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
+from irm_fast.models.batches import TokenizedRows
 from irm_fast.models.reward_model import ImplicitRewardModel
 from irm_fast.training import distributed
 from irm_fast.training.config import TrainConfig
@@ -62,7 +64,7 @@ def start(make_log, make_config, tmp_path):
         return finished[key]
 
     def run_anew(name: str, processes: int, kill_at: int, launcher: tuple, optimizer: str = "sgd", **settings) -> Run:
-        config = make_config(name, data=str(data), epochs=4, validation_fraction=0, propensity="hidden")
+        config = make_config(name, data=str(data), epochs=4, validation_fraction=0, propensity_design="hidden")
         config = replace(config, **settings)
         config.save(tmp_path / f"{name}.yaml")
         if processes > 1 and not launcher:
@@ -179,6 +181,6 @@ def test_processes_that_see_different_lengths():
 
     accelerator = SimpleNamespace(device="cpu", gather=gather)
     with pytest.raises(RuntimeError, match=r"process 0 has 2 and 0 .*process 1 has 40 and 3"):
-        check_same_lengths(accelerator, [{"length": [3, 4]}, None])
+        check_same_lengths(accelerator, [TokenizedRows([np.arange(3), np.arange(4)]), None])
     accelerator.gather = lambda mine: torch.cat([mine, mine])
-    check_same_lengths(accelerator, [{"length": [3, 4]}, None])
+    check_same_lengths(accelerator, [TokenizedRows([np.arange(3), np.arange(4)]), None])
