@@ -124,10 +124,10 @@ class RawRow(NamedTuple):
     """
 
     line: int | None
-    content: dict[str, Any] | FieldError
+    content: dict[str, object] | FieldError
 
 
-def read_rows(path: Path | str, problems: Problems) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_rows(path: Path | str, problems: Problems) -> Iterator[tuple[int, dict[str, object]]]:
     """Read a file: yield each line number with its object, and add what cannot be read to the problems.
 
     Raises:
@@ -136,7 +136,7 @@ def read_rows(path: Path | str, problems: Problems) -> Iterator[tuple[int, dict[
     return rows_of(read_file(path), problems)
 
 
-def rows_of(raw: Iterable[RawRow], problems: Problems) -> Iterator[tuple[int, dict[str, Any]]]:
+def rows_of(raw: Iterable[RawRow], problems: Problems) -> Iterator[tuple[int, dict[str, object]]]:
     """Yield each line number with its object, and add the lines without an object to the problems."""
     for line, content in raw:
         if isinstance(content, FieldError):
@@ -175,7 +175,7 @@ def _json_rows(path: Path) -> Iterator[RawRow]:
         yield RawRow(line + 1, FieldError("file", f"cannot be read: {error}; expected a whole file that may be read"))
 
 
-def _object_of(raw: bytes, encoding: str) -> dict[str, Any] | FieldError:
+def _object_of(raw: bytes, encoding: str) -> dict[str, object] | FieldError:
     """Parse one line of JSON."""
     try:
         content = _parse_json(raw.decode(encoding))
@@ -190,7 +190,7 @@ def _object_of(raw: bytes, encoding: str) -> dict[str, Any] | FieldError:
     )
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, object]:
     """Make an object of its pairs, and refuse a key that occurs twice."""
     parsed = dict(pairs)
     if len(parsed) < len(pairs):

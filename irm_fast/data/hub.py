@@ -36,12 +36,12 @@ class Response(NamedTuple):
     pair: int
 
 
-def helpsteer(name: str, number: int, row: Mapping[str, Any]) -> list[Response]:
+def helpsteer(name: str, number: int, row: Mapping[str, object]) -> list[Response]:
     """Return the one response, of `prompt`, `response` and `helpfulness`, 0 to 4; rows of one prompt are no pairs."""
     return [Response(name, _answer(row["prompt"], row["response"]), _rating(row["helpfulness"]), -1)]
 
 
-def ultrafeedback(name: str, number: int, row: Mapping[str, Any]) -> list[Response]:
+def ultrafeedback(name: str, number: int, row: Mapping[str, object]) -> list[Response]:
     """Return `chosen` and `rejected`, lists of messages, with `score_chosen` and `score_rejected`, 1 to 10."""
     return [
         Response(f"{name}-{side}", _dialogue(row[side]), _rating(row[f"score_{side}"]), number)
@@ -49,7 +49,7 @@ def ultrafeedback(name: str, number: int, row: Mapping[str, Any]) -> list[Respon
     ]
 
 
-def saferlhf(name: str, number: int, row: Mapping[str, Any]) -> list[Response]:
+def saferlhf(name: str, number: int, row: Mapping[str, object]) -> list[Response]:
     """Return the pair of `response_0` and `response_1` to `prompt`, rated 3 minus `response_{i}_severity_level`.
 
     The level goes from 0, safe, to 3, severe harm: a rating of 3 is safe.
@@ -82,7 +82,7 @@ class Source:
     splits: tuple[str, ...]
     columns: tuple[str, ...]
     median: float
-    convert: Callable[[str, int, Mapping[str, Any]], list[Response]]
+    convert: Callable[[str, int, Mapping[str, object]], list[Response]]
 
 
 SOURCES = {

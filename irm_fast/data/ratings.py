@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from irm_fast.data.files import FieldError, Problems, shown
 from irm_fast.data.rows import (
@@ -66,7 +65,7 @@ class RatedRow:
     pair: int
 
 
-def rated_rows(line: int, raw: Mapping[str, Any], problems: Problems) -> list[RatedRow]:
+def rated_rows(line: int, raw: Mapping[str, object], problems: Problems) -> list[RatedRow]:
     """Parse one row: into a rated response, or the two of a pair, or none if anything is wrong."""
     if is_pair(raw):
         return _pair_rows(line, raw, problems)
@@ -85,12 +84,12 @@ def rated_rows(line: int, raw: Mapping[str, Any], problems: Problems) -> list[Ra
     return [] if fields.failed else [row]
 
 
-def is_pair(raw: Mapping[str, Any]) -> bool:
+def is_pair(raw: Mapping[str, object]) -> bool:
     """Return True if a row is a pair of a chosen and a rejected response."""
     return raw.get("chosen") is not None or raw.get("rejected") is not None
 
 
-def _pair_rows(line: int, raw: Mapping[str, Any], problems: Problems) -> list[RatedRow]:
+def _pair_rows(line: int, raw: Mapping[str, object], problems: Problems) -> list[RatedRow]:
     """Parse a pair into its chosen and its rejected response; a pair with an empty response is left out."""
     fields = Fields(line, raw, PAIR_FIELDS, problems)
     name = fields.get("id", name_of, f"row-{line}")

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from irm_fast.data.files import FieldError, Problems, closest, shown
 
@@ -177,9 +177,9 @@ class Fields:
         failed: True once a problem with the row was reported.
     """
 
-    def __init__(self, line: int, raw: Mapping[str, Any], known: Mapping[str, str], problems: Problems) -> None:
+    def __init__(self, line: int, raw: Mapping[str, object], known: Mapping[str, str], problems: Problems) -> None:
         self.line, self.problems, self.failed = line, problems, False
-        self.values: dict[str, Any] = {}
+        self.values: dict[str, object] = {}
         self.spelled: dict[str, str] = {}
         for key, value in raw.items():
             if key not in known:
@@ -252,7 +252,7 @@ class LogRow:
     user_id: str | None
 
 
-def log_row(line: int, raw: Mapping[str, Any], problems: Problems) -> LogRow | None:
+def log_row(line: int, raw: Mapping[str, object], problems: Problems) -> LogRow | None:
     """Parse one row of a log, or return None and report the problems if anything is wrong with it."""
     fields = Fields(line, raw, LOG_FIELDS, problems)
     row = LogRow(

@@ -19,7 +19,7 @@ import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -260,21 +260,21 @@ def write_simulation(sim: Simulation, out: Path | str, *, overwrite: bool = Fals
     return log_path, truth_path
 
 
-def _write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+def _write(path: Path, rows: Iterable[dict[str, object]]) -> None:
     """Write rows as JSONL."""
     with open(path, "w", encoding="utf-8", newline="\n") as handle:
         for row in rows:
             handle.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def _texts(messages: Messages) -> dict[str, Any]:
+def _texts(messages: Messages) -> dict[str, object]:
     """Return prompt and completion, the prompt as a text where it is one turn of the user."""
     *prompt, completion = messages
     single = len(prompt) == 1 and prompt[0]["role"] == "user" and prompt[0]["content"].strip()
     return {"prompt": prompt[0]["content"] if single else prompt, "completion": completion["content"]}
 
 
-def _log_row(log: Log, i: int) -> dict[str, Any]:
+def _log_row(log: Log, i: int) -> dict[str, object]:
     """Return row i of a log as it is written."""
     feedback = dict(zip(log.signals, log.feedback[i].tolist(), strict=True))
     row = {"id": log.ids[i]} | _texts(log.messages[i]) | {"feedback": feedback}
@@ -283,7 +283,7 @@ def _log_row(log: Log, i: int) -> dict[str, Any]:
     return row
 
 
-def _rated_row(rated: Rated, i: int) -> dict[str, Any]:
+def _rated_row(rated: Rated, i: int) -> dict[str, object]:
     """Return rated response i as it is written."""
     row = {"id": rated.ids[i]} | _texts(rated.messages[i])
     row |= {"rating": float(rated.rating[i]), "preference": int(rated.preference[i])}

@@ -1,6 +1,7 @@
 import gzip
 import json
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -316,6 +317,14 @@ def test_parquet_errors_name_the_row(tmp_path):
         read_log(path)
     pyarrow.parquet.write_table(pa.Table.from_pylist(rows).slice(0, 0), path)
     with pytest.raises(DataError, match=r"log\.parquet: file: empty"):
+        read_log(path)
+
+
+def test_parquet_without_pyarrow(tmp_path, monkeypatch):
+    path = tmp_path / "log.parquet"
+    path.touch()
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(DataError, match="read by pyarrow, which is not installed"):
         read_log(path)
 
 

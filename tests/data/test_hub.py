@@ -1,4 +1,5 @@
 import math
+import sys
 import warnings
 from dataclasses import replace
 
@@ -232,3 +233,9 @@ def test_other_failures_of_the_hub(monkeypatch, error):
         fetch_rated("hs")
     cause = {"ConnectionError": "no route", "FileNotFoundError": "gone", "TimeoutError": "TimeoutError"}
     assert f"cannot be reached: {cause.get(type(error).__name__, '502')}; give a file instead" in str(raised.value)
+
+
+def test_without_datasets_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(RuntimeError, match=r"pip install 'irm-fast\[hub\]', or give a file"):
+        fetch_rated("hs")
