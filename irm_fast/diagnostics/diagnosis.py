@@ -241,9 +241,7 @@ def _undecided(check: Check) -> Check:
     """Take back a failure under propensities that are taken as constant: if they are not, the check fails as well."""
     if check.result != FAILED:
         return check
-    why = (
-        "; propensities that are not constant do the same, and the fit is poor: fit propensity design hidden first"
-    )
+    why = "; propensities that are not constant do the same, and the fit is poor: fit propensity design hidden first"
     return replace(check, result=NOT_TESTABLE, text=check.text + why)
 
 
