@@ -1,6 +1,6 @@
 """A training run of one or several processes, which writes down what rows each step saw.
 
-python tests/training/recorded_run.py CONFIG.yaml RECORD sgd|own KILL_AT_STEP, perhaps under torchrun.
+python tests/training/recorded_run.py CONFIG.yaml RECORD sgd|own KILL_AT_STEP anew|resume, perhaps under torchrun.
 RECORD.<rank>.jsonl gets a line for each micro-batch: the step, the numbers of its rows, and whether the weights are
 sharded. sgd: plain, in the place of the trainer's own optimiser. At step KILL_AT_STEP, if it comes, every process kills
 itself.
@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+from dataclasses import replace
 
 import torch
 from accelerate import PartialState
@@ -34,7 +35,7 @@ def shard_on_cpus() -> None:
     AcceleratorState.__init__ = with_fsdp
 
 
-def main(config: str, record: str, optimizer: str, kill_at: str) -> None:
+def main(config: str, record: str, optimizer: str, kill_at: str, start: str) -> None:
     torch.set_num_threads(1)
     compute_loss = ImplicitTrainer.compute_loss
     path = f"{record}.{os.environ.get('RANK', '0')}.jsonl"
@@ -55,7 +56,7 @@ def main(config: str, record: str, optimizer: str, kill_at: str) -> None:
     ImplicitTrainer.compute_loss = recorded
     if optimizer == "sgd":
         ImplicitTrainer.create_optimizer = create_optimizer
-    train(TrainConfig.load(config))
+    train(replace(TrainConfig.load(config), resume=start == "resume"))
 
 
 if __name__ == "__main__":

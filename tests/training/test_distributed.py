@@ -70,6 +70,7 @@ def start(make_log, make_config, tmp_path):
         if processes > 1 and not launcher:
             launcher = ("-m", "torch.distributed.run", "--nproc-per-node", str(processes))
         arguments = [tmp_path / f"{name}.yaml", tmp_path / f"{name}.rows", optimizer, str(kill_at)]
+        arguments.append("resume" if config.resume else "anew")  # no file of settings holds it
         command = [sys.executable, *launcher, SCRIPT, *arguments]
         paths = [str(SCRIPT.parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
