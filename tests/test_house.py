@@ -105,7 +105,7 @@ def circles(arrows: dict[str, set[str]]) -> list[list[str]]:
 
 
 def test_the_house_is_in_order() -> None:
-    assert len(modules(ROOT)) > 80
+    assert len([*ROOT.glob("irm_fast/**/*.py"), *ROOT.glob("kernels/**/*.py")]) > 80  # what it looks at is there
     found = faults(ROOT)
     assert not found, "\n".join(found)
 
