@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,30 @@ from irm_fast.training import run
 from irm_fast.training.callbacks import MetricsFile
 from irm_fast.training.config import load_config
 from irm_fast.training.run import train, train_log
+
+
+def test_output_folder(make_log, make_config, tmp_path):
+    config = make_config()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("precious")
+    for settings in ({}, {"overwrite": True}, {"resume": True}):
+        with pytest.raises(ValueError, match="not empty"):
+            train_log(make_log(), replace(config, **settings))
+    assert (tmp_path / "out" / "mine.txt").exists()
+
+    config = make_config("new", epochs=1)
+    train_log(make_log(), config)
+    for settings in ({}, {"resume": True}):
+        with pytest.raises(ValueError, match=r"not empty.*finished.*--overwrite"):
+            train_log(make_log(), replace(config, **settings))
+    (tmp_path / "new" / "notes.txt").write_text("precious")
+    with pytest.raises(ValueError, match=r"holds 'notes\.txt'.*--overwrite does not delete"):
+        train_log(make_log(), replace(config, overwrite=True))
+    (tmp_path / "new" / "notes.txt").rename(tmp_path / "notes.txt")
+    for settings in ({"model": config.output}, {"data": str(tmp_path / "new" / "train.yaml")}):
+        with pytest.raises(ValueError, match=rf"holds {next(iter(settings))} "):
+            train_log(make_log(), replace(config, overwrite=True, **settings))
+    train_log(make_log(), replace(config, overwrite=True))
 
 
 def test_the_settings_of_an_overwritten_run_do_not_delete_it(make_log, make_config):
