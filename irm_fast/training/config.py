@@ -17,6 +17,7 @@ from irm_fast.models import Attention
 
 Config = TypeVar("Config", bound="RunConfig")
 NOT_KEPT = ("resume", "overwrite", "progress")  # no settings of the result: a file of settings does not hold them
+_RENAMED = {"propensity": "propensity_design"}  # settings under the names that earlier runs saved them by
 _EXPECTED = {
     bool: "true or false",
     int: "a whole number",
@@ -31,13 +32,21 @@ _EXPECTED = {
 def option(
     default: Any, help: str, *, above: float | None = None, at_least: float | None = None, below: float | None = None
 ) -> Any:
-    """A setting: its default, what `irm-fast train --help` says of it, and the bounds of its value."""
+    """A setting of a run: a dataclass field whose metadata hold its help and its bounds.
+
+    Args:
+        default: The default value; MISSING for a setting that has to be given.
+        help: The line that `irm-fast train --help` prints.
+        above: The value has to be greater than this.
+        at_least: The value has to be this or greater.
+        below: The value has to be less than this.
+    """
     return field(default=default, metadata={"help": help, "above": above, "at_least": at_least, "below": below})
 
 
 @dataclass(kw_only=True)
 class RunConfig:
-    """The settings that training a language model and fitting a reward on embeddings share.
+    """The settings that both programs share: training a language model, and fitting a reward on embeddings.
 
     Values are converted and checked on construction; numbers may be text, as YAML reads `1e-5` as text.
 
@@ -73,7 +82,11 @@ class RunConfig:
 
     @classmethod
     def from_mapping(cls: type[Config], values: Mapping[str, Any], source: str = "config") -> Config:
-        """A config from a mapping; `source` names it in errors.
+        """A config from a mapping of settings.
+
+        Args:
+            values: The settings by name. One that belongs to the other program may stand there at its default.
+            source: Where the settings come from, for errors.
 
         Raises:
             ValueError: A key is unknown (the message has the closest known one) or belongs to the other program, a
@@ -98,10 +111,14 @@ class RunConfig:
 
     @classmethod
     def load(cls: type[Config], path: str | Path | None, **overrides: Any) -> Config:
-        """Read a YAML file, if any, and let `overrides` that are not None replace what it says.
+        """A config from a YAML file and from settings that replace those of the file.
+
+        Args:
+            path: The file, or None.
+            overrides: Settings by name; None leaves what the file says.
 
         Raises:
-            ValueError: The file is not a YAML mapping, or as `from_mapping`.
+            ValueError: The file is no mapping in YAML or asks for `resume` or `overwrite`, or as `from_mapping`.
             OSError: The file cannot be read.
         """
         values, source = _merged(path, overrides)
@@ -244,12 +261,15 @@ def _merged(path: str | Path | None, overrides: Mapping[str, Any]) -> tuple[dict
     if path is None:
         return given, "command line"
     values = _read_yaml(path)
+    for old, new in _RENAMED.items():
+        if old in values and new not in values:
+            values[new] = values.pop(old)
     for name in ("resume", "overwrite"):
         if values.pop(name, False):
             raise ValueError(
                 f"{path}: {name}: it belongs to one start of a run, not to its settings: a file that is used again "
-                f"would {'delete' if name == 'overwrite' else 'go on with'} a run unasked. Remove it here and say "
-                f"--{name}, or {name}=True"
+                f"would {'delete' if name == 'overwrite' else 'go on with'} a run unasked; remove it here and give "
+                f"--{name} on the command line, or {name}=True in Python"
             )
     return {**values, **given}, str(path)
 
@@ -273,7 +293,7 @@ def _read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def _given_twice(node: Any) -> Any:
-    """The first YAML key that its mapping, or one within, holds already (YAML's loader lets the last win), or None."""
+    """The first key that stands twice in a YAML mapping or in one within it, or None: the loader lets the last win."""
     if getattr(node, "id", None) != "mapping":
         return None
     seen = set()
@@ -287,7 +307,7 @@ def _given_twice(node: Any) -> Any:
 
 
 def _convert(name: str, value: Any, kind: Any) -> Any:
-    """`value` as the type that the field declares; YAML and the command line may bring text."""
+    """The value in the type that its field declares; YAML and the command line may bring text."""
     if get_origin(kind) is Literal:
         if value not in get_args(kind):
             raise ValueError(f"{name}: got {value!r}; expected one of {', '.join(get_args(kind))}")
@@ -330,7 +350,7 @@ def _check_bounds(
 
 
 def _widths(value: Any) -> str:
-    """auto, linear, or widths: 128, "128,64" or [128, 64], as text."""
+    """Text for the layers of a reward: auto, linear, or widths given as 128, "128,64" or [128, 64]."""
     text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
     if text not in ("auto", "linear") and not all(part.strip().isdecimal() and int(part) for part in text.split(",")):
         raise ValueError
@@ -338,7 +358,7 @@ def _widths(value: Any) -> str:
 
 
 def _by_name(value: Any, kind: type) -> dict[str, Any]:
-    """A mapping, or its text form NAME=VALUE,NAME=VALUE."""
+    """A mapping from names to numbers, perhaps given as text: NAME=VALUE,NAME=VALUE."""
     if isinstance(value, str):
         value = dict(part.split("=", 1) for part in value.split(","))
     return {str(name).strip(): _number(entry, kind) for name, entry in value.items()}
