@@ -1,7 +1,7 @@
 """The settings of a training run: dataclasses that Python, YAML files and the command line fill in alike.
 
 A setting is one field: its type, its default, its bounds, and the line of help that the command line prints. Nothing
-else lists it. Importing this module takes no torch, so that help comes at once.
+else lists it; `setting_values` knows how to read one. Importing this module takes no torch, so that help comes at once.
 """
 
 from __future__ import annotations
@@ -10,34 +10,36 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar, get_type_hints
 
 from irm_fast.data.signals import Absent, DesignChoice
 from irm_fast.models import Attention
+from irm_fast.training.setting_values import check_bounds, convert, read_yaml
+from irm_fast.training.setting_values import parse_polarity as parse_polarity
 
 Config = TypeVar("Config", bound="RunConfig")
 NOT_KEPT = ("resume", "overwrite", "progress")  # no settings of the result: a file of settings does not hold them
-_EXPECTED = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "text",
-    "polarity": "NAME=1 or NAME=-1",
-    "misclick_rate": "a number, or NAME=RATE",
-    "hidden_layers": "auto, linear, or widths such as 128 or 128,64",
-}
+_RENAMED = {"propensity": "propensity_design"}  # settings under the names that earlier runs saved them by
 
 
 def option(
     default: Any, help: str, *, above: float | None = None, at_least: float | None = None, below: float | None = None
 ) -> Any:
-    """A setting: its default, what `irm-fast train --help` says of it, and the bounds of its value."""
+    """A setting of a run: a dataclass field whose metadata hold its help and its bounds.
+
+    Args:
+        default: The default value; MISSING for a setting that has to be given.
+        help: The line that `irm-fast train --help` prints.
+        above: The value has to be greater than this.
+        at_least: The value has to be this or greater.
+        below: The value has to be less than this.
+    """
     return field(default=default, metadata={"help": help, "above": above, "at_least": at_least, "below": below})
 
 
 @dataclass(kw_only=True)
 class RunConfig:
-    """The settings that training a language model and fitting a reward on embeddings share.
+    """The settings that both programs share: training a language model, and fitting a reward on embeddings.
 
     Values are converted and checked on construction; numbers may be text, as YAML reads `1e-5` as text.
 
@@ -64,16 +66,20 @@ class RunConfig:
     def __post_init__(self) -> None:
         kinds = get_type_hints(type(self))
         for setting in fields(self):
-            value = _convert(setting.name, getattr(self, setting.name), kinds[setting.name])
+            value = convert(setting.name, getattr(self, setting.name), kinds[setting.name])
             setattr(self, setting.name, value)
-            _check_bounds(setting.name, value, **{k: v for k, v in setting.metadata.items() if k != "help"})
+            check_bounds(setting.name, value, **{k: v for k, v in setting.metadata.items() if k != "help"})
         rates = self.misclick_rate if isinstance(self.misclick_rate, Mapping) else {"": self.misclick_rate}
         if not all(0 <= rate < 1 for rate in rates.values()):
             raise ValueError(f"misclick_rate: got {self.misclick_rate}; expected numbers in [0, 1)")
 
     @classmethod
     def from_mapping(cls: type[Config], values: Mapping[str, Any], source: str = "config") -> Config:
-        """A config from a mapping; `source` names it in errors.
+        """A config from a mapping of settings.
+
+        Args:
+            values: The settings by name. One that belongs to the other program may stand there at its default.
+            source: Where the settings come from, for errors.
 
         Raises:
             ValueError: A key is unknown (the message has the closest known one) or belongs to the other program, a
@@ -98,10 +104,14 @@ class RunConfig:
 
     @classmethod
     def load(cls: type[Config], path: str | Path | None, **overrides: Any) -> Config:
-        """Read a YAML file, if any, and let `overrides` that are not None replace what it says.
+        """A config from a YAML file and from settings that replace those of the file.
+
+        Args:
+            path: The file, or None.
+            overrides: Settings by name; None leaves what the file says.
 
         Raises:
-            ValueError: The file is not a YAML mapping, or as `from_mapping`.
+            ValueError: The file is no mapping in YAML or asks for `resume` or `overwrite`, or as `from_mapping`.
             OSError: The file cannot be read.
         """
         values, source = _merged(path, overrides)
@@ -221,130 +231,20 @@ def load_config(path: str | Path | None, **overrides: Any) -> TrainConfig | Embe
     return kind.from_mapping(values, source)
 
 
-def parse_polarity(value: str | Mapping[str, Any] | None) -> dict[str, int] | None:
-    """The polarity of signals from a mapping or from NAME=1,NAME=-1; None stays None.
-
-    Raises:
-        ValueError: The value is something else, or a polarity is neither 1 nor -1.
-    """
-    if value is None:
-        return None
-    try:
-        signs = _by_name(value, int)
-    except (ValueError, TypeError, AttributeError):
-        raise ValueError(f"polarity: got {value!r}; expected {_EXPECTED['polarity']}") from None
-    if not set(signs.values()) <= {1, -1}:
-        raise ValueError(f"polarity: got {signs}; expected 1 or -1 for every signal")
-    return signs
-
-
 def _merged(path: str | Path | None, overrides: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     """The settings of a file under those that were given, and how errors name their source."""
     given = {key: value for key, value in overrides.items() if value is not None}
     if path is None:
         return given, "command line"
-    values = _read_yaml(path)
+    values = read_yaml(path)
+    for old, new in _RENAMED.items():
+        if old in values and new not in values:
+            values[new] = values.pop(old)
     for name in ("resume", "overwrite"):
         if values.pop(name, False):
             raise ValueError(
                 f"{path}: {name}: it belongs to one start of a run, not to its settings: a file that is used again "
-                f"would {'delete' if name == 'overwrite' else 'go on with'} a run unasked. Remove it here and say "
-                f"--{name}, or {name}=True"
+                f"would {'delete' if name == 'overwrite' else 'go on with'} a run unasked; remove it here and give "
+                f"--{name} on the command line, or {name}=True in Python"
             )
     return {**values, **given}, str(path)
-
-
-def _read_yaml(path: str | Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-        values = yaml.safe_load(text)
-        twice = _given_twice(yaml.compose(text, Loader=yaml.SafeLoader))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not readable as YAML: {error}") from error
-    if twice is not None:
-        raise ValueError(f"{path}:{twice.start_mark.line + 1}: {twice.value}: given a second time; expected it once")
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: got a {type(values).__name__}; expected lines of 'setting: value'")
-    return values
-
-
-def _given_twice(node: Any) -> Any:
-    """The first YAML key that its mapping, or one within, holds already (YAML's loader lets the last win), or None."""
-    if getattr(node, "id", None) != "mapping":
-        return None
-    seen = set()
-    for key, value in node.value:
-        if key.id == "scalar" and key.value in seen:
-            return key
-        seen.add(str(key.value))
-        if (inner := _given_twice(value)) is not None:
-            return inner
-    return None
-
-
-def _convert(name: str, value: Any, kind: Any) -> Any:
-    """`value` as the type that the field declares; YAML and the command line may bring text."""
-    if get_origin(kind) is Literal:
-        if value not in get_args(kind):
-            raise ValueError(f"{name}: got {value!r}; expected one of {', '.join(get_args(kind))}")
-        return value
-    if name == "polarity":
-        return parse_polarity(value)
-    kinds = get_args(kind) or (kind,)
-    if value is None and type(None) in kinds:
-        return None
-    try:
-        if name == "misclick_rate":
-            named = isinstance(value, Mapping) or (isinstance(value, str) and "=" in value)
-            return _by_name(value, float) if named else _number(value, float)
-        if name == "hidden_layers":
-            return _widths(value)
-        if float in kinds or int in kinds:
-            return _number(value, float if float in kinds else int)
-        if kind is str and isinstance(value, (str, Path)):
-            return str(value)
-        if isinstance(value, kind):
-            return value
-        raise ValueError
-    except (ValueError, TypeError, AttributeError):
-        expected = _EXPECTED.get(name) or _EXPECTED[kinds[0]]
-        raise ValueError(f"{name}: got {value!r}; expected {expected}") from None
-
-
-def _check_bounds(
-    name: str, value: Any, above: float | None = None, at_least: float | None = None, below: float | None = None
-) -> None:
-    """Raise ValueError for a number outside its bounds; NaN is outside of all."""
-    if value is None:
-        return
-    if above is not None and not value > above:
-        raise ValueError(f"{name}: got {value}; expected a number above {above}")
-    if at_least is not None and below is not None and not at_least <= value < below:
-        raise ValueError(f"{name}: got {value}; expected a number in [{at_least}, {below})")
-    if at_least is not None and below is None and not value >= at_least:
-        raise ValueError(f"{name}: got {value}; expected {at_least} or more")
-
-
-def _widths(value: Any) -> str:
-    """auto, linear, or widths: 128, "128,64" or [128, 64], as text."""
-    text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-    if text not in ("auto", "linear") and not all(part.strip().isdecimal() and int(part) for part in text.split(",")):
-        raise ValueError
-    return text
-
-
-def _by_name(value: Any, kind: type) -> dict[str, Any]:
-    """A mapping, or its text form NAME=VALUE,NAME=VALUE."""
-    if isinstance(value, str):
-        value = dict(part.split("=", 1) for part in value.split(","))
-    return {str(name).strip(): _number(entry, kind) for name, entry in value.items()}
-
-
-def _number(value: Any, kind: type) -> Any:
-    if isinstance(value, bool) or (kind is int and isinstance(value, float) and not value.is_integer()):
-        raise ValueError
-    return kind(value)

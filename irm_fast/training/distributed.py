@@ -4,25 +4,44 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
+from accelerate import Accelerator, PartialState
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-
-    from irm_fast.training.config import TrainConfig
+from irm_fast.models.batches import TokenizedRows
+from irm_fast.training.config import TrainConfig
 
 
-def check_same_log(data: Mapping[str, Any]) -> None:
-    """Raise RuntimeError on every process if their logs differ; data: as of `run_folder.describe`."""
+@contextmanager
+def main_process() -> Iterator[bool]:
+    """A context in which one process writes and the others do not; all wait for each other before and after it.
+
+    Yields:
+        Whether this is the process that writes.
+    """
+    state = PartialState(cpu=not torch.accelerator.is_available())
+    state.wait_for_everyone()
+    yield state.is_main_process
+    state.wait_for_everyone()
+
+
+def check_same_log(fingerprint: Mapping[str, Any]) -> None:
+    """Check that all processes have read the same log.
+
+    Args:
+        fingerprint: The number of rows and the hash of the log in this process, see `run_folder.describe`.
+
+    Raises:
+        RuntimeError: The logs differ; raised on every process.
+    """
     PartialState(cpu=not torch.accelerator.is_available())
-    table = gather_object([dict(data)])
+    table = gather_object([dict(fingerprint)])
     for rank, other in enumerate(table):
         if other != table[0]:
             raise RuntimeError(
@@ -31,8 +50,16 @@ def check_same_log(data: Mapping[str, Any]) -> None:
             )
 
 
-def check_same_lengths(accelerator: Accelerator, datasets: Sequence[Any]) -> None:
-    """Raise RuntimeError on every process if their rows have other lengths: each would take part in other steps."""
+def check_same_lengths(accelerator: Accelerator, datasets: Sequence[TokenizedRows | None]) -> None:
+    """Check that the rows of all processes have the same lengths: else each would take part in other steps.
+
+    Args:
+        accelerator: The one of the trainer.
+        datasets: The training rows and the held-out rows, or None, of this process.
+
+    Raises:
+        RuntimeError: The lengths differ; raised on every process.
+    """
     lengths = [np.array([] if dataset is None else dataset.lengths, dtype=np.int64) for dataset in datasets]
     mine = [number for part in lengths for number in (len(part), zlib.crc32(part.tobytes()))]
     table = accelerator.gather(torch.tensor([mine], device=accelerator.device)).tolist()
@@ -47,9 +74,15 @@ def check_same_lengths(accelerator: Accelerator, datasets: Sequence[Any]) -> Non
 
 
 def check_fsdp(config: TrainConfig, processes: int, enabled: bool = True) -> None:
-    """Raise ValueError where FSDP is wanted, here or by accelerate's configuration, and does not come about.
+    """Check that FSDP comes about where it is wanted, by the settings or by accelerate's configuration.
 
-    enabled: whether accelerate has turned it on, once that is known: on CPUs it would replicate without a word.
+    Args:
+        config: The settings.
+        processes: The number of processes.
+        enabled: Whether accelerate has turned FSDP on, once that is known: on CPUs it would replicate without a word.
+
+    Raises:
+        ValueError: FSDP is wanted, and there is one process only, or it is not enabled.
     """
     wanted = config.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
     if wanted and processes == 1:
@@ -64,8 +97,13 @@ def prepare_fsdp(accelerator: Accelerator, config: TrainConfig) -> None:
     Under accelerate's own policy every weight and the loss itself would be rounded to bfloat16, the heads' too. Weights
     are gathered in float32 instead and autocast computes in bfloat16, as without FSDP; the price is twice the traffic.
 
+    Args:
+        accelerator: The one of the trainer, with FSDP enabled.
+        config: The settings.
+
     Raises:
-        ValueError: FSDP of the first version, or a stratification model, which would have to be sharded alike.
+        ValueError: Accelerate is configured for FSDP of the first version, or the settings ask for a stratification
+            model, which would have to be sharded alike.
     """
     from torch.distributed.fsdp import MixedPrecisionPolicy
 
@@ -78,8 +116,12 @@ def prepare_fsdp(accelerator: Accelerator, config: TrainConfig) -> None:
 
 
 def whole_state(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:
-    """The state of a perhaps sharded model, whole and on the CPU. Every process has to ask; those that do not keep it
-    get an empty one."""
+    """The whole state of a perhaps sharded model, on the CPU. Every process has to call this.
+
+    Args:
+        model: The model, or this process's part of it.
+        keep: Whether this process wants the state; else its result is empty.
+    """
     from torch.distributed.tensor import DTensor
 
     state = {}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from irm_fast.data.log import Log
 from irm_fast.data.signals import RewardSpec
+from irm_fast.embeddings.estimator import EmbeddingRewardModel
 from irm_fast.embeddings.store import Source, read_embeddings, read_source
 from irm_fast.embeddings.text_model import EmbeddedRewardModel, propensity_features
 from irm_fast.evaluation.evaluation import heldout_metrics
@@ -18,9 +19,6 @@ from irm_fast.training.config import EmbeddingTrainConfig
 from irm_fast.training.prepare import Prepared, prepare_run, read_data
 from irm_fast.training.result import TrainResult
 from irm_fast.training.run_folder import begin_run, close_run
-
-if TYPE_CHECKING:
-    from irm_fast.embeddings.estimator import EmbeddingRewardModel
 
 
 def train_on_embeddings(config: EmbeddingTrainConfig) -> TrainResult:
@@ -36,44 +34,52 @@ def train_on_embeddings(config: EmbeddingTrainConfig) -> TrainResult:
     Raises:
         ValueError: What is wrong with the log (`DataError`), the embeddings, the model, the settings or the folder.
     """
-    # Prepare: what can be refused is refused here
+    # Prepare: what can be refused is refused before the work
     source = read_source(config.embeddings)
     source = replace(source, model=config.model or source.model)
-    model_config(source.model)  # refused before the work, not after it
+    model_config(source.model)  # raises if there is no such model
     prepared = prepare_run(read_data(config), config)
     parts = [prepared.log] if prepared.heldout is None else [prepared.log, prepared.heldout]
     vectors = read_embeddings(
         config.embeddings, [name for part in parts for name in part.ids], [m for part in parts for m in part.messages]
     )
 
-    # Fit; the estimator chooses designs and heads by itself
+    # Fit: the estimator chooses propensity designs and layers by itself
     result = _fit(prepared, vectors, config, source)
 
-    # Save; a language model that does not load is refused before there is a folder
+    # Save: a language model that does not load is refused before there is a folder
     model = result.model
     assert isinstance(model, EmbeddedRewardModel)
     model.load_checkpoint()
-    begin_run(config, prepared.data)
+    begin_run(config, prepared.fingerprint)
     model.save(config.output, {"objective": "marginal", "stratification": None} | result.record(config))
     close_run(config)
     return result
 
 
 def _fit(prepared: Prepared, vectors: np.ndarray, config: EmbeddingTrainConfig, source: Source) -> TrainResult:
-    """The fitted model, with metrics and diagnosis by the held-out part.
+    """Fit the estimator to the training part, and measure and diagnose it on the held-out part.
 
     Args:
-        vectors: Embeddings of the training rows, then of the held-out rows.
+        prepared: The log.
+        vectors: The embeddings (N, D) of the training rows, then of the held-out rows.
+        config: The settings.
+        source: The kind of the embeddings, for the model that is saved.
     """
+    # Fit
     log, heldout = prepared.log, prepared.heldout
     estimator = _new_estimator(prepared.specs[0], config)
     # The estimator takes no empty signal axis: explicit preferences alone get one that is always missing.
     feedback = log.feedback if log.signals else np.full((len(log), 1), -1, np.int8)
     estimator.fit(vectors[: len(log)], feedback, **_fit_arguments(log, config))
+
+    # Model
     design = _design(estimator)
     features = log.feature_names if design == "features" else ()
     spec = replace(prepared.specs[0], design=design, feature_names=features, max_length=source.max_length)
     model = EmbeddedRewardModel(estimator, spec, source)
+
+    # Judgement
     if heldout is None:
         return TrainResult(model, design, {}, diagnosis=estimator.diagnosis_)
     predicted = model.predict(vectors[len(log) :], heldout)
@@ -82,8 +88,7 @@ def _fit(prepared: Prepared, vectors: np.ndarray, config: EmbeddingTrainConfig, 
 
 
 def _new_estimator(spec: RewardSpec, config: EmbeddingTrainConfig) -> EmbeddingRewardModel:
-    from irm_fast.embeddings.estimator import EmbeddingRewardModel
-
+    """An unfitted estimator with the settings of the run."""
     return EmbeddingRewardModel(
         hidden_layers=_hidden_layers(config.hidden_layers),
         propensity_design=config.propensity_design,
@@ -95,13 +100,14 @@ def _new_estimator(spec: RewardSpec, config: EmbeddingTrainConfig) -> EmbeddingR
 
 
 def _hidden_layers(setting: str) -> str | tuple[int, ...]:
+    """The setting `hidden_layers` as the estimator takes it."""
     if setting in ("auto", "linear"):
         return "auto" if setting == "auto" else ()
     return tuple(int(width) for width in setting.split(","))
 
 
 def _fit_arguments(log: Log, config: EmbeddingTrainConfig) -> dict[str, Any]:
-    """What the log holds beside feedback, as arguments of `EmbeddingRewardModel.fit`."""
+    """Arguments of `EmbeddingRewardModel.fit`: all that a log holds beside feedback."""
     return {
         "propensity": log.propensity if config.propensity_design == "known" else None,
         "propensity_features": propensity_features(log, config.propensity_design),
@@ -113,7 +119,7 @@ def _fit_arguments(log: Log, config: EmbeddingTrainConfig) -> dict[str, Any]:
 
 
 def what_was_written(result: TrainResult) -> str:
-    """The kind of model in the output folder, in a line."""
+    """One line on the kind of model that a run on embeddings has left in its output folder."""
     assert isinstance(result.model, EmbeddedRewardModel)
     if result.model.is_checkpoint:
         return "an ordinary sequence classifier, linear on the last token"
@@ -124,6 +130,6 @@ def what_was_written(result: TrainResult) -> str:
 
 
 def _design(estimator: EmbeddingRewardModel) -> str:
-    """One name for the designs of all signals; constant is a case of the others."""
+    """One name for the propensity designs of all signals; "constant" is a special case of the others."""
     designs = set(estimator.propensity_designs_)
     return next(iter(designs - {"constant"} or designs or {"constant"}))

@@ -1,4 +1,4 @@
-"""Everything that is checked and decided before a run begins: signals, propensity designs, rows, the output folder.
+"""All checks and decisions before a run begins: rows, signals, propensity designs, the output folder.
 
 Nothing is written here and no model is trained: what can be refused is refused before it costs anything.
 """
@@ -29,16 +29,16 @@ class Prepared:
     Attributes:
         log: The training part, with the signals that act.
         heldout: The part to evaluate on, or None.
-        specs: What the model of each propensity design to try is to explain.
+        specs: What a model is to explain, one for each propensity design to try; never empty.
         dropped: The number of rows that were left out as too long.
-        data: The fingerprint of the whole log, see `run_folder.describe`.
+        fingerprint: The number of rows and the hash of the whole log, see `run_folder.describe`.
     """
 
     log: Log
     heldout: Log | None
     specs: Sequence[RewardSpec]
     dropped: int
-    data: Mapping[str, Any]
+    fingerprint: Mapping[str, Any]
 
 
 def read_data(config: RunConfig) -> Log:
@@ -54,19 +54,24 @@ def read_data(config: RunConfig) -> Log:
 
 
 def prepare_run(log: Log, config: RunConfig, heldout: Log | None = None) -> Prepared:
-    """Check a log against the settings and the output folder, and part it.
+    """Check a log against the settings and the output folder, and split it into a training and a held-out part.
+
+    Args:
+        log: The log, as it was read.
+        config: The settings of either program.
+        heldout: The log to evaluate on, instead of a part split from `log`.
 
     Raises:
         ValueError: What is wrong with the log, the settings or the output folder.
         RuntimeError: Several processes read different logs.
     """
-    # The log: known by its content, the same in every process
-    data = describe(log, heldout)
+    # The log as it was read. First of all: a process that refused its own log would leave the others waiting.
+    fingerprint = describe(log, heldout)
     if isinstance(config, TrainConfig):
-        check_same_log(data)
+        check_same_log(fingerprint)
     check_misclick_names(log, config)
 
-    # Its rows and signals
+    # Rows, then signals: a signal may act in rows alone that are too long
     rows = len(log)
     if isinstance(config, TrainConfig) and config.overlong == "drop":
         log = without_overlong(log, config)
@@ -74,25 +79,30 @@ def prepare_run(log: Log, config: RunConfig, heldout: Log | None = None) -> Prep
     dropped = rows - len(log)
     log, heldout = live_signals(log, heldout)
 
-    # What is to be explained, by each propensity design
+    # Propensity designs: what a model is to explain by each of them
     specs = [spec_of(log, config, design) for design in designs_to_try(log, config, heldout)]
     for spec in specs:
-        if spec.design != "auto":  # the estimator on embeddings chooses by itself
-            check_design(spec.design, log)
+        check_design(spec.design, log)
     check_evidence(specs[0], log)
-    if isinstance(config, TrainConfig):
+    if isinstance(config, TrainConfig):  # a fit on embeddings has its diagnosis soon enough
         warn_of_identification(specs[0], log)
 
-    # The output folder, and the two parts
-    check_output(config, data)
+    # The output folder
+    check_output(config, fingerprint)
+
+    # The two parts
     if heldout is None and config.validation_fraction:
         log, heldout = log.split(config.validation_fraction, config.seed)
     check_parts(log, heldout)
-    return Prepared(log, heldout, specs, dropped, data)
+    return Prepared(log, heldout, specs, dropped, fingerprint)
 
 
 def check_misclick_names(log: Log, config: RunConfig) -> None:
-    """Raise ValueError if a misclick rate is given for a signal that the log does not have."""
+    """Check that misclick rates are given for signals of the log only.
+
+    Raises:
+        ValueError: The log has no such signal.
+    """
     rates = config.misclick_rate
     unknown = sorted(rates.keys() - set(log.signals)) if isinstance(rates, Mapping) else ()
     if unknown:
@@ -101,7 +111,10 @@ def check_misclick_names(log: Log, config: RunConfig) -> None:
 
 
 def live_signals(log: Log, heldout: Log | None) -> tuple[Log, Log | None]:
-    """Both logs without the signals that never act in the first; warnings say which, and which are nested."""
+    """Both logs without the signals that never act in the first one.
+
+    Warnings name these signals, and signals of which one acts only where another does.
+    """
     live = [name for k, name in enumerate(log.signals) if (log.feedback[:, k] == 1).any()]
     for note in signal_notes(log):
         warnings.warn(note, stacklevel=4)
@@ -114,7 +127,12 @@ def live_signals(log: Log, heldout: Log | None) -> tuple[Log, Log | None]:
 
 
 def designs_to_try(log: Log, config: RunConfig, heldout: Log | None) -> list[str]:
-    """The propensity designs to train: more than one only where held-out likelihood is to choose."""
+    """The propensity designs to train, more than one only where held-out likelihood is to choose.
+
+    Raises:
+        ValueError: Held-out likelihood is to choose, and there is no held-out part.
+    """
+    # On embeddings "auto" stays: the estimator tries designs for each signal by itself
     if config.propensity_design != "auto" or not isinstance(config, TrainConfig):
         return [config.propensity_design]
     if len(log.signals) < 2:
@@ -125,7 +143,7 @@ def designs_to_try(log: Log, config: RunConfig, heldout: Log | None) -> list[str
 
 
 def spec_of(log: Log, config: RunConfig, design: str) -> RewardSpec:
-    """What a model of this propensity design is to explain."""
+    """The signals and settings that a model of this propensity design is to explain the log by."""
     rates = config.misclick_rate
     return RewardSpec(
         design=design,
@@ -140,7 +158,7 @@ def spec_of(log: Log, config: RunConfig, design: str) -> RewardSpec:
 
 
 def warn_of_identification(spec: RewardSpec, log: Log) -> None:
-    """Warn where one signal alone meets a propensity that is free to take any part of it."""
+    """Warn where a single signal meets a propensity design that can explain any part of it."""
     if len(spec.signals) == 1 and spec.design in ("hidden", "features"):
         verdict = diagnose_rows([log], spec).verdict
         text = f"propensity_design {spec.design!r}, signal {spec.signals[0]!r}: the reward is {verdict}"
@@ -148,10 +166,10 @@ def warn_of_identification(spec: RewardSpec, log: Log) -> None:
 
 
 def without_overlong(log: Log, config: TrainConfig) -> Log:
-    """The rows that need no truncation.
+    """The rows of a log that need no truncation.
 
     Raises:
-        ValueError: There are none.
+        ValueError: All rows are too long.
     """
     tokens, limit = count_tokens(config.model, log.messages, config.max_length)
     fits = np.flatnonzero(tokens <= limit)
@@ -161,7 +179,11 @@ def without_overlong(log: Log, config: TrainConfig) -> Log:
 
 
 def check_parts(log: Log, heldout: Log | None) -> None:
-    """Raise ValueError if a part of the log has nothing to learn from or to judge by."""
+    """Check that the parts of a log have something to learn from, and something to judge by.
+
+    Raises:
+        ValueError: A part has no row of a weight above 0, or the training part has no action and no preference.
+    """
     remedy = "expected some; give more rows, another --seed or another --validation-fraction"
     for name, part in (("training", log), ("held-out", heldout)):
         if part is not None and not (len(part) if part.weight is None else part.weight.sum() > 0):

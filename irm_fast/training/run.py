@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 
 from irm_fast.data.log import Log
@@ -27,7 +25,7 @@ from irm_fast.models.reward_model import ImplicitRewardModel
 from irm_fast.models.tokens import tokenise
 from irm_fast.training.callbacks import MetricsFile
 from irm_fast.training.config import EmbeddingTrainConfig, TrainConfig
-from irm_fast.training.distributed import whole_state
+from irm_fast.training.distributed import main_process, whole_state
 from irm_fast.training.prepare import Prepared, prepare_run, read_data
 from irm_fast.training.result import TrainResult
 from irm_fast.training.run_folder import (
@@ -43,7 +41,7 @@ from irm_fast.training.run_folder import (
 from irm_fast.training.throughput import typical
 from irm_fast.training.trainer import ImplicitTrainer, training_arguments
 
-_KEPT = ("truncated", "attention", "throughput")  # of a design that is trained, while others are
+_KEPT = ("truncated", "attention", "throughput")  # of the result of a design, for a run that is resumed
 
 
 def train(config: TrainConfig | EmbeddingTrainConfig) -> TrainResult:
@@ -65,7 +63,7 @@ def train(config: TrainConfig | EmbeddingTrainConfig) -> TrainResult:
         >>> result = irm_fast.train(config)  # doctest: +SKIP
     """
     if isinstance(config, EmbeddingTrainConfig):
-        from irm_fast.training.on_embeddings import train_on_embeddings
+        from irm_fast.training.on_embeddings import train_on_embeddings  # needs scikit-learn, which is slow to import
 
         return train_on_embeddings(config)
     return train_log(read_data(config), config)
@@ -87,7 +85,7 @@ def train_log(log: Log, config: TrainConfig, *, heldout: Log | None = None) -> T
         ValueError: As `train`.
         RuntimeError: As `train`.
     """
-    # Prepare: what can be refused is refused here
+    # Prepare: what can be refused is refused before the work
     prepared = prepare_run(log, config, heldout)
 
     # Fit each propensity design, from the same weights on the same rows
@@ -104,7 +102,7 @@ def train_log(log: Log, config: TrainConfig, *, heldout: Log | None = None) -> T
     best = _choose(fits)
     designs = {fit.result.design: fit.result.metrics["nll"] for fit in fits if fit.result.metrics}
 
-    # Diagnose: what does the reward rest on?
+    # Diagnose what the reward rests on
     spec, parts = best.spec, [prepared.log]
     if prepared.heldout is not None:
         parts.append(align(prepared.heldout, spec))
@@ -112,7 +110,7 @@ def train_log(log: Log, config: TrainConfig, *, heldout: Log | None = None) -> T
     result = replace(best.result, dropped=prepared.dropped, designs=designs, diagnosis=diagnosis)
 
     # Save
-    with _main_process() as is_main:
+    with main_process() as is_main:
         if is_main:
             stratification = config.stratification if config.objective == "stratified" else None
             objective = {"objective": config.objective, "stratification": stratification}
@@ -122,14 +120,21 @@ def train_log(log: Log, config: TrainConfig, *, heldout: Log | None = None) -> T
 
 
 class _Fit(NamedTuple):
-    """One trained design."""
+    """One trained propensity design.
+
+    Attributes:
+        result: What the run returns if it chooses this design, but for what is known of all designs.
+        model: The model of the result.
+        heldout: Predictions for the held-out rows, in the order of their log, or None without such rows.
+    """
 
     result: TrainResult
     model: ImplicitRewardModel
-    heldout: HeldOut | None  # predictions for the held-out rows, in the log's order
+    heldout: HeldOut | None
 
     @property
     def spec(self) -> RewardSpec:
+        """What the model explains; its `max_length` is what the language model allows."""
         return self.model.spec
 
 
@@ -144,7 +149,14 @@ def _choose(fits: Sequence[_Fit]) -> _Fit:
 
 
 def _fit(prepared: Prepared, spec: RewardSpec, config: TrainConfig, *, first: bool) -> _Fit:
-    """Train one propensity design; the first one to be trained begins the run."""
+    """Train one propensity design.
+
+    Args:
+        prepared: The log.
+        spec: What the model is to explain, with the propensity design.
+        config: The settings.
+        first: Whether this is the first design of the run, with which its folder begins.
+    """
     # Model
     set_seed(config.seed)
     model = _new_model(prepared.log, config, spec)
@@ -161,9 +173,9 @@ def _fit(prepared: Prepared, spec: RewardSpec, config: TrainConfig, *, first: bo
         plan = trainer.packs.plan
         if config.resume:
             check_plan(folder, plan)
-        with _main_process() as is_main:
+        with main_process() as is_main:
             if is_main and first:  # only now: a run that cannot start writes nothing
-                begin_run(config, prepared.data)
+                begin_run(config, prepared.fingerprint)
             if is_main:
                 keep_plan(folder, plan)
         trainer.train(resume_from_checkpoint=last_checkpoint(folder) if config.resume else None)
@@ -179,14 +191,14 @@ def _fit(prepared: Prepared, spec: RewardSpec, config: TrainConfig, *, first: bo
 
 
 def _folder(config: TrainConfig, spec: RewardSpec) -> Path:
-    """The checkpoints of a design."""
+    """The folder for the checkpoints of a propensity design."""
     return Path(config.output) / CHECKPOINTS / spec.design
 
 
 def _keep(fit: _Fit, config: TrainConfig) -> None:
-    """Leave a trained design among the checkpoints, for a run that is resumed while others are trained."""
+    """Leave a trained design among the checkpoints, for a run that is interrupted while it trains the others."""
     folder = _folder(config, fit.spec) / "model"
-    with _main_process() as is_main:
+    with main_process() as is_main:
         if is_main and not (folder / RECORD).is_file():
             record = {name: getattr(fit.result, name) for name in _KEPT} | {"metrics": plain(fit.result.metrics)}
             if fit.heldout is not None:
@@ -195,7 +207,7 @@ def _keep(fit: _Fit, config: TrainConfig) -> None:
 
 
 def _finished(config: TrainConfig, spec: RewardSpec) -> _Fit | None:
-    """What `_keep` left of this design before the run was interrupted."""
+    """The trained design that `_keep` left before the run was interrupted, or None."""
     folder = _folder(config, spec) / "model"
     if not config.resume or not (folder / RECORD).is_file():
         return None
@@ -204,16 +216,8 @@ def _finished(config: TrainConfig, spec: RewardSpec) -> _Fit | None:
     return _Fit(result, model, HeldOut(**{name: np.array(values) for name, values in record["heldout"].items()}))
 
 
-@contextmanager
-def _main_process() -> Iterator[bool]:
-    """Whether this is the process that writes; all processes wait for each other before and after."""
-    state = PartialState(cpu=not torch.accelerator.is_available())
-    state.wait_for_everyone()
-    yield state.is_main_process
-    state.wait_for_everyone()
-
-
 def _new_model(log: Log, config: TrainConfig, spec: RewardSpec) -> ImplicitRewardModel:
+    """A language model with new heads, started at the rates and the features of the log."""
     model = ImplicitRewardModel.from_backbone(config.model, spec)
     if config.gradient_checkpointing:
         model.recompute_activations()
@@ -228,7 +232,7 @@ def _new_model(log: Log, config: TrainConfig, spec: RewardSpec) -> ImplicitRewar
 def _trainer(
     log: Log, heldout: Log | None, config: TrainConfig, model: ImplicitRewardModel, args: TrainingArguments
 ) -> tuple[ImplicitTrainer, int]:
-    """The loop, and the number of training rows that were truncated."""
+    """The training loop on the tokens of both parts, and the number of training rows that were truncated."""
     length = model.spec.max_length
     input_ids, truncated = tokenise(model.tokenizer, log.messages, length)
     evaluation = None
@@ -259,7 +263,11 @@ def _plain_model(trainer: ImplicitTrainer, log: Log, config: TrainConfig) -> Imp
 
 
 def _best_metrics(trainer: ImplicitTrainer) -> dict[str, float]:
-    """Metrics of the evaluation whose weights were kept."""
+    """The metrics of the evaluation whose weights were kept.
+
+    Raises:
+        RuntimeError: The training diverged.
+    """
     best = trainer.state.best_global_step  # None if no evaluation was finite, or none came before the end
     entries = [e for e in trainer.state.log_history if "eval_nll" in e and e["step"] == best]
     entry = entries[0] if entries else trainer.evaluate()

@@ -1,4 +1,8 @@
-"""The output folder of a training run: new, interrupted, or finished."""
+"""The output folder of a training run: new, interrupted, or finished.
+
+A run passes `check_output`, then `begin_run`, and at its end `close_run`. In between it leaves checkpoints, and for
+each propensity design the order of its rows (`keep_plan`), so that an interrupted run can be resumed.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +17,14 @@ from typing import Any
 
 from irm_fast.data.log import Log
 from irm_fast.models.record import RECORD
-from irm_fast.training.config import NOT_KEPT, RunConfig, load_config
+from irm_fast.training.config import NOT_KEPT, RunConfig, TrainConfig, load_config
 
 SETTINGS, METRICS, CHECKPOINTS, DATA = "train.yaml", "metrics.jsonl", "checkpoints", "train_data.json"
 PLAN = "packs.json"  # among the checkpoints of a design
 TRACKERS = "trackers"  # events of TensorBoard and others that write beside the checkpoints, by design
 _OF_A_DESIGN = (PLAN, "checkpoint-*", "model")  # all that lies among the checkpoints of a design but trackers' files
 _NO_RESULT = {*NOT_KEPT, "report_to", "output"}  # may differ when a run goes on
-_WHOLE = "checkpoint-*/trainer_state.json"  # a checkpoint that was written to its end: this comes last
+_WHOLE = "checkpoint-*/trainer_state.json"  # the last file of a checkpoint: it was written to its end
 
 # What a run writes, with the names that transformers gives to models and tokenizers. Nothing else is ever deleted.
 _OWN_FOLDERS = (CHECKPOINTS, TRACKERS, "additional_chat_templates")
@@ -35,7 +39,12 @@ _OWN_FILES = (
 
 
 def describe(log: Log, heldout: Log | None) -> dict[str, Any]:
-    """What tells one set of logs from another: `rows`, and `sha256` of all that training and evaluation read."""
+    """The fingerprint of a log: the number of `rows`, and `sha256` of all that training and evaluation read.
+
+    Args:
+        log: The log, as it was read.
+        heldout: The log to evaluate on, or None.
+    """
     digest = hashlib.sha256()
     logs = [part for part in (log, heldout) if part is not None]
     for part in logs:
@@ -47,26 +56,32 @@ def describe(log: Log, heldout: Log | None) -> dict[str, Any]:
     return {"rows": sum(map(len, logs)), "sha256": digest.hexdigest()}
 
 
-def check_output(config: RunConfig, data: Mapping[str, Any]) -> None:
-    """See that a run may begin in the output folder, or go on there; writes nothing.
+def check_output(config: RunConfig, fingerprint: Mapping[str, Any]) -> None:
+    """Check that a run may begin in the output folder, or go on there. Nothing is written.
 
-    data: as `describe` gives it.
+    Args:
+        config: The settings.
+        fingerprint: The fingerprint of the log, see `describe`.
 
     Raises:
-        ValueError: the folder is not empty and neither `resume` nor `overwrite` applies, it holds what no run
-            wrote, or a run cannot be resumed since its settings or its log were others.
+        ValueError: The folder is not empty and neither `resume` nor `overwrite` applies, it holds files that no run
+            wrote, or the interrupted run had other settings or another log.
     """
     folder = Path(config.output)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"output {folder}: is a file; expected a new or empty folder")
     if not any(path.is_file() for path in folder.rglob("*")):  # transformers makes folders before a run can start
         return
+
+    # Files of others are not touched, nor what this run reads
     for name, source in ((name, getattr(config, name, "")) for name in ("data", "model", "embeddings")):
         path = Path(source).expanduser()
         if source and path.exists() and path.resolve().is_relative_to(folder.resolve()):
             raise ValueError(f"output {folder}: holds {name} {source}; expected a folder that the run does not read")
     if not (folder / SETTINGS).is_file():
         raise ValueError(f"output {folder}: not empty, and not by irm-fast; expected a new or empty folder")
+
+    # An earlier run: to be deleted, finished, or to go on with
     if config.overwrite:
         foreign = sorted(path.name for path in folder.iterdir() if not _is_own(path))
         if foreign:
@@ -77,33 +92,44 @@ def check_output(config: RunConfig, data: Mapping[str, Any]) -> None:
         return
     if (folder / RECORD).is_file():
         raise ValueError(f"output {folder}: not empty, it holds a finished run; --overwrite deletes it")
-    if not getattr(config, "resume", False):
+    if not isinstance(config, TrainConfig):
+        raise ValueError(f"output {folder}: holds an interrupted run; --overwrite starts anew")
+    if not config.resume:
         choice = "--resume goes on with it, --overwrite starts anew"
         raise ValueError(f"output {folder}: holds an interrupted run; {choice}")
-    _check_same(load_config(folder / SETTINGS), config, folder)
-    _check_data(data, folder)
+    _check_settings(load_config(folder / SETTINGS), config, folder)
+    _check_log(fingerprint, folder)
 
 
-def begin_run(config: RunConfig, data: Mapping[str, Any]) -> None:
-    """Make the folder that `check_output` has passed, and write there the run's settings and what tells its log."""
+def begin_run(config: RunConfig, fingerprint: Mapping[str, Any]) -> None:
+    """Make the folder that `check_output` has passed, and write the settings and the fingerprint of the log there.
+
+    With `overwrite`, what an earlier run wrote there is deleted first.
+
+    Args:
+        config: The settings.
+        fingerprint: The fingerprint of the log, see `describe`.
+    """
     folder = Path(config.output)
     if config.overwrite and folder.is_dir():
         for path in filter(_is_own, folder.iterdir()):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
-    (folder / DATA).write_text(json.dumps(data) + "\n", encoding="utf-8")
+    (folder / DATA).write_text(json.dumps(fingerprint) + "\n", encoding="utf-8")
     config.save(folder / SETTINGS)
 
 
 def close_run(config: RunConfig) -> None:
-    """Remove the checkpoints of a run that has written its model; what trackers wrote among them is kept."""
+    """Remove the checkpoints of a run that has written its model, but keep the files of trackers.
+
+    TensorBoard and others write their events beside the checkpoints of a design; they are moved to `trackers`.
+    """
     folder = Path(config.output)
-    for design in (folder / CHECKPOINTS).iterdir():
-        for path in design.iterdir():
-            if not any(fnmatch(path.name, pattern) for pattern in _OF_A_DESIGN):
-                target = folder / TRACKERS / design.name
-                target.mkdir(parents=True, exist_ok=True)
-                shutil.move(path, target / path.name)
+    for path in (folder / CHECKPOINTS).glob("*/*"):
+        if not any(fnmatch(path.name, pattern) for pattern in _OF_A_DESIGN):
+            target = folder / TRACKERS / path.parent.name
+            target.mkdir(parents=True, exist_ok=True)
+            shutil.move(path, target / path.name)
     shutil.rmtree(folder / CHECKPOINTS)
 
 
@@ -122,7 +148,13 @@ def _is_own(path: Path) -> bool:
     return any(fnmatch(path.name, pattern) for pattern in _OWN_FILES)
 
 
-def _check_same(earlier: RunConfig, config: RunConfig, folder: Path) -> None:
+def _check_settings(earlier: RunConfig, config: RunConfig, folder: Path) -> None:
+    """Raise ValueError if the run to resume had another setting of the result."""
+    if type(earlier) is not type(config):
+        raise ValueError(
+            f"resume: the interrupted run in {folder} was {earlier.program}, and this one is {config.program}; "
+            "use --overwrite, or choose another folder"
+        )
     for name in (f.name for f in fields(config) if f.name not in _NO_RESULT):
         was, now = getattr(earlier, name), getattr(config, name)
         if was != now:
@@ -132,14 +164,15 @@ def _check_same(earlier: RunConfig, config: RunConfig, folder: Path) -> None:
             )
 
 
-def _check_data(data: Mapping[str, Any], folder: Path) -> None:
+def _check_log(fingerprint: Mapping[str, Any], folder: Path) -> None:
+    """Raise ValueError if the run to resume had another log."""
     path = folder / DATA
     try:
         earlier = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: not readable, so the log cannot be compared: {error}; use --overwrite") from error
-    if earlier != data:
-        was, now = earlier.get("rows"), data["rows"]
+    if earlier != fingerprint:
+        was, now = earlier.get("rows"), fingerprint["rows"]
         change = f"{now} rows instead of {was}" if was != now else f"{now} rows as before, but other content"
         raise ValueError(
             f"data: the log has changed since the run in {folder} was interrupted: {change}; "
@@ -148,15 +181,20 @@ def _check_data(data: Mapping[str, Any], folder: Path) -> None:
 
 
 def last_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint that was written to its end, or None."""
+    """The newest checkpoint of a propensity design that was written to its end, or None."""
     whole = [state.parent for state in folder.glob(_WHOLE)]
     return str(max(whole, key=lambda path: int(path.name.rsplit("-", 1)[1]))) if whole else None
 
 
 def check_plan(folder: Path, plan: Mapping[str, Any]) -> None:
-    """Raise ValueError if the run that left a checkpoint in `folder` was to take its rows in another order.
+    """Check that a resumed run takes its rows in the order of the interrupted one.
 
-    plan: as of `PackSampler.plan`, kept by `keep_plan`.
+    Args:
+        folder: The checkpoints of a propensity design.
+        plan: What decides the order of rows now, see `PackSampler.plan`.
+
+    Raises:
+        ValueError: The interrupted run left a checkpoint, and its order was another.
     """
     path = folder / PLAN
     if last_checkpoint(folder) is None or not path.is_file():
@@ -171,20 +209,25 @@ def check_plan(folder: Path, plan: Mapping[str, Any]) -> None:
 
 
 def keep_plan(folder: Path, plan: Mapping[str, Any]) -> None:
-    """Write in what order the run whose checkpoints are in `folder` takes its rows."""
+    """Write what decides the order of rows of a run, for `check_plan`.
+
+    Args:
+        folder: The checkpoints of a propensity design.
+        plan: As of `PackSampler.plan`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / PLAN).write_text(json.dumps(plan) + "\n", encoding="utf-8")
 
 
 def write_metrics(path: Path, lines: list[Mapping[str, Any]], *, append: bool) -> None:
-    """Write JSON lines; NaN, which JSON does not know, as null."""
+    """Write a file of JSON lines, or append to it, with null for NaN, which JSON does not have."""
     with path.open("a" if append else "w", encoding="utf-8") as file:
         for line in lines:
             file.write(json.dumps(plain(line)) + "\n")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a metrics file; none if there is no file."""
+    """The lines of a metrics file that were written to their end; none if there is no file."""
     if not path.is_file():
         return []
     text = path.read_text(encoding="utf-8")
@@ -192,5 +235,5 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The mapping with None for NaN."""
+    """The mapping with None for NaN, as JSON needs it."""
     return {key: None if value != value else value for key, value in values.items()}

@@ -1,4 +1,4 @@
-"""How fast a training runs: examples and tokens a second, padding, memory, and the use made of the device."""
+"""The speed of a training run: examples and tokens a second, padding, memory, and the use made of the device."""
 
 from __future__ import annotations
 
@@ -7,18 +7,14 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from statistics import median
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 
 from irm_fast.models.attention import head_width
 from irm_fast.models.batches import Counts
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-
-    from irm_fast.models.reward_model import ImplicitRewardModel
+from irm_fast.models.reward_model import ImplicitRewardModel
 
 # Dense bfloat16 multiplications with float32 sums, operations a second, from NVIDIA's and AMD's data sheets (half of
 # what they state with sparsity). A device is the first whose words are all in its name: boards that differ stand first.
@@ -40,7 +36,7 @@ REPORTED = ("examples_per_second", "tokens_per_second", "non_padding", "peak_mem
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """Operations a second that a device can do in bfloat16, or None where that is not known."""
+    """The operations a second that a device can do in bfloat16, or None where that is not known."""
     if device.type != "cuda":
         return None
     words = set(re.split(r"[\s-]+", torch.cuda.get_device_name(device)))
@@ -48,11 +44,15 @@ def peak_flops(device: torch.device) -> float | None:
 
 
 def flops_of(model: ImplicitRewardModel) -> tuple[float, float] | None:
-    """Operations of a training step for each token, and for each squared length of a row; None for mixtures of experts.
+    """The operations of a training step for each token, and for each squared length of a row.
 
-    Model operations in the usual count (PaLM, arXiv:2204.02311, appendix B): 6 for each weight of the backbone's
-    matrices and each token, none for the look-up of embeddings nor for activations that are computed again; for causal
-    attention half of 12 times its width, for each squared length; attention within a sliding window is left out.
+    These are model operations in the usual count (PaLM, arXiv:2204.02311, appendix B): 6 for each weight of the
+    backbone's matrices and each token, none for the look-up of embeddings nor for activations that are computed again;
+    for causal attention half of 12 times its width, for each squared length; attention within a sliding window is left
+    out.
+
+    Returns:
+        Both numbers, or None for mixtures of experts, whose tokens take part of the weights.
     """
     config = model.classifier.config.get_text_config()
     experts = [getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts")]
@@ -67,9 +67,11 @@ def flops_of(model: ImplicitRewardModel) -> tuple[float, float] | None:
 
 
 class Throughput:
-    """Counts what passes and the time it takes, between one report and the next.
+    """Counts examples, tokens and seconds between one report and the next.
 
-    flops: of `flops_of`, before the model is sharded.
+    Args:
+        accelerator: The one of the trainer.
+        flops: The operations of the model, by `flops_of` before it is sharded.
     """
 
     def __init__(self, accelerator: Accelerator, flops: tuple[float, float] | None) -> None:
@@ -84,18 +86,18 @@ class Throughput:
         self.peak_memory = 0
 
     def begin(self) -> None:
-        """A step is about to load its batches: start the clock, unless it runs."""
+        """Start the clock, unless it runs: a step is about to load its batches."""
         if self.start is None:
             self.start = time.perf_counter()
             self._reset_memory()
 
     def add(self, counts: Counts) -> None:
-        """A batch is about to be computed."""
+        """Count a batch that is about to be computed."""
         self.sums = [total + count for total, count in zip(self.sums, counts, strict=True)]
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Work that is not training: evaluation, checkpoints."""
+        """A context for work that is not training, such as evaluation and checkpoints: it does not count."""
         self._synchronise()
         before = time.perf_counter()
         self.peak_memory = self._memory()
@@ -106,11 +108,15 @@ class Throughput:
             self.start += time.perf_counter() - before
 
     def report(self) -> dict[str, float]:
-        """Of all processes, since the last report. Every process has to ask; waits for the device.
+        """The throughput of all processes since the last report.
 
-        `examples_per_second`, `tokens_per_second` (without padding), `non_padding`, the share of computed positions
-        that are tokens, `peak_memory_gb` of the fullest device (10^9 bytes; GPUs only), and `mfu`, model FLOP
-        utilisation, where the device's peak is known and the model's operations can be counted.
+        Every process has to call this. It waits for the device.
+
+        Returns:
+            `examples_per_second`, `tokens_per_second` (without padding), `non_padding` (the share of computed positions
+            that are tokens), on GPUs `peak_memory_gb` of the fullest device (10^9 bytes), and `mfu`, model FLOP
+            utilisation, where the device's peak is known and the model's operations can be counted. Empty if nothing
+            was counted since.
         """
         if self.start is None:
             return {}
@@ -149,14 +155,14 @@ class Throughput:
 
 
 def typical(log_history: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """The median of each key of `Throughput.report` over the log entries of a run; empty if none has them."""
+    """The median of each key of `Throughput.report` over the log entries of a run, or nothing if none has them."""
     reports = [entry for entry in log_history if "tokens_per_second" in entry]
     names = [name for name in REPORTED if all(name in report for report in reports)]
     return {name: median(report[name] for report in reports) for name in names} if reports else {}
 
 
 def in_words(report: Mapping[str, float]) -> str:
-    """One line of a report, for people."""
+    """A report of `Throughput.report` as a line of text."""
     parts = [
         f"{report['examples_per_second']:,.1f} examples/s",
         f"{report['tokens_per_second']:,.0f} tokens/s",

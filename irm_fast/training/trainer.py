@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
@@ -30,7 +31,13 @@ STRATIFICATION_FILE = "stratification.safetensors"
 
 
 def training_arguments(config: TrainConfig, folder: Path, *, evaluate: bool) -> TrainingArguments:
-    """The settings of transformers' loop; its checkpoints go to `folder`."""
+    """The settings of transformers' loop.
+
+    Args:
+        config: The settings of the run.
+        folder: The folder for checkpoints.
+        evaluate: Whether there is a held-out part, by which the best checkpoint is chosen.
+    """
     interval = "epoch" if config.eval_steps is None else "steps"
     steps = config.eval_steps or 500  # transformers' default, without effect where the interval is an epoch
     return TrainingArguments(
@@ -74,12 +81,18 @@ class ImplicitTrainer(Trainer):
     The loss is the sum over rows divided by the rows of the whole optimiser step, over micro-batches and
     processes. Evaluation reports the keys of `heldout_metrics`, always of the marginal form: a likelihood.
 
-    model: within `packed_attention`. train_dataset, eval_dataset: rows of two logs.
+    Args:
+        model: The model, within `packed_attention`.
+        config: The settings of the run.
+        args: The settings of transformers' loop, by `training_arguments`.
+        train_dataset: The training rows.
+        eval_dataset: The held-out rows, or None.
+        callbacks: Callbacks beside those of the trainer itself.
 
     Raises:
-        RuntimeError: one process sees several GPUs (`nn.DataParallel` would split batches and their mean), or the
-            processes have rows of different lengths; on training, rows of a pack that can see each other.
-        ValueError: a token budget that is smaller than a row, or a setting that FSDP does not go with.
+        RuntimeError: One process sees several GPUs (`nn.DataParallel` would split batches and their mean), or the
+            processes have rows of different lengths; when training begins, rows of a pack can see each other.
+        ValueError: A token budget is smaller than a row, or a setting does not go with FSDP.
     """
 
     loss_is_scaled_for_ga = True
@@ -99,6 +112,8 @@ class ImplicitTrainer(Trainer):
                 f"torchrun --nproc-per-node {args.n_gpu} -m irm_fast train ..., or set CUDA_VISIBLE_DEVICES=0"
             )
         check_fsdp(config, args.world_size)
+
+        # Batches
         self.core, self.config = model, config
         self.packs = PackSampler(
             train_dataset.lengths,
@@ -112,9 +127,11 @@ class ImplicitTrainer(Trainer):
         )
         if eval_dataset is not None:
             check_budget(eval_dataset.lengths, config.rows_per_pass, config.token_budget)
-        # About fifty entries. As a share of all steps, transformers would warn of it whenever a run is resumed.
+        # About fifty entries. Given as a share, transformers would warn of another number whenever a run is resumed.
         args.logging_steps = max(1, round(0.02 * config.epochs * self.packs.steps))
-        flops = flops_of(model)
+
+        # Loop
+        flops = flops_of(model)  # before the model is sharded
         collator = Collator(model.tokenizer.pad_token_id, packed=model.packed, filler=train_dataset.filler())
         super().__init__(
             model,
@@ -125,6 +142,11 @@ class ImplicitTrainer(Trainer):
             callbacks=callbacks,
         )
         check_same_lengths(self.accelerator, [train_dataset, eval_dataset])
+        check_fsdp(config, args.world_size, self.is_fsdp_enabled)
+        if self.is_fsdp_enabled:
+            prepare_fsdp(self.accelerator, config)
+
+        # What happens beside the steps
         self.throughput = Throughput(self.accelerator, flops)
         self.stratifier: StratificationModel | None = None
         if config.stratification != "current":
@@ -133,23 +155,21 @@ class ImplicitTrainer(Trainer):
         self.add_callback(EpochOfPacks(self.packs))
         if model.packed:
             self.add_callback(IsolationCheck(model, self.compute_loss_context_manager))
-        check_fsdp(config, args.world_size, self.is_fsdp_enabled)
-        if self.is_fsdp_enabled:
-            prepare_fsdp(self.accelerator, config)
 
     def compute_loss(  # type: ignore[override]
         self,
-        model: Any,
+        model: nn.Module,
         inputs: Mapping[str, Any],
         return_outputs: bool = False,
         num_items_in_batch: Tensor | None = None,
-    ) -> Any:
+    ) -> Tensor | tuple[Tensor, dict[str, Any]]:
+        """The loss () of a micro-batch: a sum over its rows, divided by the rows of the step."""
         arguments = {name: value for name, value in inputs.items() if name != "row"}
         loss = model(**arguments, stratification=self._stratification(inputs), normalizer=num_items_in_batch)
         return (loss, {}) if return_outputs else loss
 
-    def _stratification(self, inputs: Mapping[str, Any]) -> Any:
-        """What the posterior of the stratified form comes from; None for the marginal form."""
+    def _stratification(self, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor] | Literal["current"] | None:
+        """The logits of the posterior of the stratified form, or "current"; None for the marginal form."""
         if self.config.objective == "marginal":
             return None
         if self.stratifier is None:
@@ -157,21 +177,23 @@ class ImplicitTrainer(Trainer):
         with torch.no_grad(), self.accelerator.autocast():
             return self.stratifier.average("logits", **logit_inputs(inputs))
 
-    def compute_loss_context_manager(self) -> Any:
-        """Mixed precision: accelerate wraps the model in it, but not under FSDP, see `prepare_fsdp`."""
+    def compute_loss_context_manager(self) -> AbstractContextManager[Any]:  # type: ignore[override]
+        """Mixed precision, in which accelerate wraps the model by itself, but not under FSDP, see `prepare_fsdp`."""
         return self.accelerator.autocast() if self.is_fsdp_enabled else super().compute_loss_context_manager()
 
     def get_train_dataloader(self) -> DataLoader:
+        """Batches of training rows, as the sampler packs them."""
         return self._loader(self.train_dataset, self.packs)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """Batches of held-out rows, those of similar length together."""
         dataset: Any = self.eval_dataset if eval_dataset is None else eval_dataset
         rows, tokens = self.config.rows_per_pass, self.config.token_budget
         packs = by_length(dataset.lengths, rows=rows, tokens=tokens, processes=self.args.world_size)
         return self._loader(dataset, packs)
 
     def _loader(self, dataset: Any, packs: Any) -> DataLoader:
-        """Packs, which accelerate deals in turn to the processes."""
+        """Batches of the rows in each pack; accelerate deals them in turn to the processes."""
         pinned = self.args.dataloader_pin_memory
         return self.accelerator.prepare(
             DataLoader(dataset, batch_sampler=packs, collate_fn=self.data_collator, pin_memory=pinned)
@@ -180,9 +202,9 @@ class ImplicitTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list, Tensor]:
-        """The micro-batches of one optimiser step, and the rows in it for each process.
+        """The micro-batches of one optimiser step, and the number () of its rows divided by the processes.
 
-        Gradients are averaged over processes: each divides its sum by the mean number of rows, not by the total.
+        Gradients are averaged over processes, so each divides its sum by the mean number of rows, not by the total.
         """
         self.throughput.begin()
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
@@ -193,11 +215,13 @@ class ImplicitTrainer(Trainer):
         return batches, self.accelerator.reduce(rows, reduction="mean")
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As transformers', with the throughput since the last entry."""
         if "loss" in logs:
             logs |= self.throughput.report()
         super().log(logs, start_time)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As transformers', outside the clock of training."""
         with self.throughput.paused():
             return super().evaluate(*args, **kwargs)
 
@@ -215,10 +239,14 @@ class ImplicitTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """As transformers', which cannot gather packs: their numbers of rows differ between processes.
+        """Metrics and predictions for held-out rows.
 
-        The predictions are a `HeldOut`, in the data set's order.
+        In the place of transformers' loop, which cannot gather packs: their numbers of rows differ between processes.
+
+        Returns:
+            The metrics, and as `predictions` a `HeldOut` in the order of the data set.
         """
+        # Predictions of this process
         model = self.model_wrapped.eval()
         parts: list[dict[str, np.ndarray]] = []
         for batch in dataloader:
@@ -228,18 +256,22 @@ class ImplicitTrainer(Trainer):
             columns |= {"row": batch["row"], "feedback": batch["feedback"]}
             parts.append({name: column.cpu().double().numpy() for name, column in columns.items()})
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+
+        # Rows of all processes, in the order of the data set
         gathered = gather_object(parts)
         table = {name: np.concatenate([part[name] for part in gathered]) for name in gathered[0]}
         order = np.argsort(table["row"])
         order = order[table["row"][order] >= 0]  # without fillers
         heldout = HeldOut(*(table[name][order] for name in HeldOut._fields))
         feedback = table["feedback"][order]
+
+        # Metrics
         metrics = heldout_metrics(self.core.spec, heldout, feedback)
         named = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         return EvalLoopOutput(predictions=heldout, label_ids=feedback, metrics=named, num_samples=len(order))  # type: ignore[arg-type]
 
     def heldout_predictions(self) -> HeldOut:
-        """Predictions for the held-out rows, now, in the data set's order."""
+        """Predictions of the present weights for the held-out rows, in the order of the data set."""
         return self.evaluation_loop(self.get_eval_dataloader(), "Prediction").predictions  # type: ignore[return-value]
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:

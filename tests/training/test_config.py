@@ -94,3 +94,12 @@ def test_each_program_has_settings_of_its_own():
     assert isinstance(load_config(None, model="m", output="o", embeddings=""), TrainConfig)
     with pytest.raises(ValueError, match=r"epochs: got 4.*has no effect with embeddings"):
         EmbeddingTrainConfig.from_mapping({"embeddings": "e", "output": "o", "epochs": 4})
+
+
+def test_settings_that_an_earlier_run_saved_are_read(tmp_path):
+    path = tmp_path / "train.yaml"
+    path.write_text("model: m\noutput: o\nembeddings: ''\nhidden_layers: auto\npropensity: hidden\nresume: false\n")
+    assert load_config(path) == make(propensity_design="hidden")
+    path.write_text("model: m\noutput: o\npropensity: hidden\npropensity_design: known\n")
+    with pytest.raises(ValueError, match=r"unknown setting 'propensity'; did you mean 'propensity_design'"):
+        load_config(path)

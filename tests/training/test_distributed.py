@@ -21,6 +21,7 @@ from irm_fast.models.reward_model import ImplicitRewardModel
 from irm_fast.training import distributed
 from irm_fast.training.config import TrainConfig
 from irm_fast.training.distributed import check_same_lengths, check_same_log
+from tests.training.training_cases import write_log
 
 ROWS = 78
 finished: dict[tuple, Run] = {}
@@ -50,10 +51,7 @@ class Run:
 def start(make_log, make_config, tmp_path):
     """A function that trains on the same log, by so many processes, and returns a `Run`; or dies at a step."""
     log, data = make_log(ROWS), tmp_path / "log.jsonl"
-    with data.open("w") as file:
-        for name, turns, given in zip(log.ids, log.messages, log.feedback.tolist(), strict=True):
-            row = {"id": name, "messages": turns, "feedback": dict(zip(log.signals, given, strict=True))}
-            file.write(json.dumps(row) + "\n")
+    write_log(log, data)
 
     def run(name: str, processes: int = 1, kill_at: int = -1, launcher: tuple = (), **settings) -> Run:
         key = (processes, launcher, *sorted(settings.items()))

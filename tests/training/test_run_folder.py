@@ -4,14 +4,44 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
+from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+from transformers.integrations import integration_utils
 
 from irm_fast.training import run
 from irm_fast.training.callbacks import MetricsFile
-from irm_fast.training.config import load_config
+from irm_fast.training.config import EmbeddingTrainConfig, load_config
 from irm_fast.training.run import train, train_log
+from irm_fast.training.run_folder import CHECKPOINTS, begin_run, check_output, close_run, describe
+from tests.training.training_cases import Interrupted, interrupt
+
+
+def test_output_folder(make_log, make_config, tmp_path):
+    config = make_config()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("precious")
+    for settings in ({}, {"overwrite": True}, {"resume": True}):
+        with pytest.raises(ValueError, match="not empty"):
+            train_log(make_log(), replace(config, **settings))
+    assert (tmp_path / "out" / "mine.txt").exists()
+
+    config = make_config("new", epochs=1)
+    train_log(make_log(), config)
+    for settings in ({}, {"resume": True}):
+        with pytest.raises(ValueError, match=r"not empty.*finished.*--overwrite"):
+            train_log(make_log(), replace(config, **settings))
+    (tmp_path / "new" / "notes.txt").write_text("precious")
+    with pytest.raises(ValueError, match=r"holds 'notes\.txt'.*--overwrite does not delete"):
+        train_log(make_log(), replace(config, overwrite=True))
+    (tmp_path / "new" / "notes.txt").rename(tmp_path / "notes.txt")
+    for settings in ({"model": config.output}, {"data": str(tmp_path / "new" / "train.yaml")}):
+        with pytest.raises(ValueError, match=rf"holds {next(iter(settings))} "):
+            train_log(make_log(), replace(config, overwrite=True, **settings))
+    train_log(make_log(), replace(config, overwrite=True))
 
 
 def test_the_settings_of_an_overwritten_run_do_not_delete_it(make_log, make_config):
@@ -48,6 +78,41 @@ def test_events_of_trackers_are_kept(make_log, make_config, monkeypatch):
     assert not (output / "trackers" / "hidden").exists()
 
 
+def test_events_of_tensorboard_are_kept(make_log, make_config, monkeypatch):
+    """Also those from before an interruption, in the folder where transformers' own callback wants them."""
+
+    class SummaryWriter:
+        def __init__(self, log_dir):
+            self.folder = Path(log_dir)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.file = self.folder / f"events.{len(list(self.folder.parent.rglob('events.*')))}"
+
+        def add_scalar(self, name, value, step):
+            with self.file.open("a") as file:
+                file.write(f"{name} {step}\n")
+
+        def add_text(self, *content): ...
+
+        def flush(self): ...
+
+        def close(self): ...
+
+    stub = ModuleType("torch.utils.tensorboard")
+    stub.SummaryWriter = SummaryWriter
+    monkeypatch.setitem(sys.modules, stub.__name__, stub)
+    monkeypatch.setattr(integration_utils, "is_tensorboard_available", lambda: True)
+    monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
+    config = make_config(report_to="tensorboard", epochs=2)
+    with monkeypatch.context() as patch:
+        interrupt(patch, 6)
+        with pytest.raises(Interrupted):
+            train_log(make_log(), config)
+    train_log(make_log(), replace(config, resume=True))
+    events = sorted((Path(config.output) / "trackers" / "constant" / "runs").rglob("events.*"))
+    assert [path.name for path in events] == ["events.0", "events.1"]
+    assert all("eval/nll" in path.read_text() for path in events)
+
+
 @pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
 def test_files_of_a_model_honour_the_umask(make_log, make_config, mask, mode):
     before = os.umask(mask)
@@ -58,3 +123,24 @@ def test_files_of_a_model_honour_the_umask(make_log, make_config, mask, mode):
         os.umask(before)
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in Path(config.output).iterdir() if path.is_file()}
     assert "model.safetensors" in modes and set(modes.values()) == {mode}, modes
+
+
+def test_interrupted_run_of_the_other_program(make_log, make_config, tmp_path):
+    """A fit on embeddings is not resumed, nor taken for the run of a language model."""
+    fingerprint = describe(make_log(), None)
+    fit = EmbeddingTrainConfig(embeddings=str(tmp_path / "log.safetensors"), output=make_config().output)
+    begin_run(fit, fingerprint)
+    with pytest.raises(ValueError, match=r"holds an interrupted run; --overwrite starts anew"):
+        check_output(fit, fingerprint)
+    with pytest.raises(ValueError, match=r"resume: the interrupted run in .* was with embeddings.*--overwrite"):
+        check_output(make_config(resume=True), fingerprint)
+    check_output(make_config(overwrite=True), fingerprint)
+
+
+def test_a_stray_file_among_the_checkpoints_does_not_stop_the_end(make_log, make_config):
+    config = make_config()
+    begin_run(config, describe(make_log(), None))
+    checkpoints = Path(config.output) / CHECKPOINTS
+    (checkpoints / ".DS_Store").write_text("")
+    close_run(config)
+    assert not checkpoints.exists()

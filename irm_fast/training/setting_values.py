@@ -1,0 +1,143 @@
+"""Values of settings: read from YAML, converted to the types of their fields, and kept within bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+# What errors say that they expected: of settings that are read in a way of their own, and of types
+_EXPECTED_OF = {
+    "polarity": "NAME=1 or NAME=-1",
+    "misclick_rate": "a number, or NAME=RATE",
+    "hidden_layers": "auto, linear, or widths such as 128 or 128,64",
+}
+_EXPECTED = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+
+
+def parse_polarity(value: str | Mapping[str, Any] | None) -> dict[str, int] | None:
+    """The polarity of signals from a mapping or from NAME=1,NAME=-1; None stays None.
+
+    Raises:
+        ValueError: The value is something else, or a polarity is neither 1 nor -1.
+    """
+    if value is None:
+        return None
+    try:
+        signs = _by_name(value, int)
+    except (ValueError, TypeError, AttributeError):
+        raise ValueError(f"polarity: got {value!r}; expected {_EXPECTED_OF['polarity']}") from None
+    if not set(signs.values()) <= {1, -1}:
+        raise ValueError(f"polarity: got {signs}; expected 1 or -1 for every signal")
+    return signs
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds; an empty file holds an empty one.
+
+    Raises:
+        ValueError: The file is no mapping in YAML, or a key stands there twice.
+        OSError: The file cannot be read.
+    """
+    import yaml
+
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        values = yaml.safe_load(text)
+        twice = _given_twice(yaml.compose(text, Loader=yaml.SafeLoader))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not readable as YAML: {error}") from error
+    if twice is not None:
+        raise ValueError(f"{path}:{twice.start_mark.line + 1}: {twice.value}: given a second time; expected it once")
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: got a {type(values).__name__}; expected lines of 'setting: value'")
+    return values
+
+
+def _given_twice(node: Any) -> Any:
+    """The first key that stands twice in a YAML mapping or in one within it, or None: the loader lets the last win."""
+    if getattr(node, "id", None) != "mapping":
+        return None
+    seen = set()
+    for key, value in node.value:
+        if key.id == "scalar" and key.value in seen:
+            return key
+        seen.add(str(key.value))
+        if (inner := _given_twice(value)) is not None:
+            return inner
+    return None
+
+
+def convert(name: str, value: Any, kind: Any) -> Any:
+    """The value of a setting in the type that its field declares.
+
+    Args:
+        name: The setting.
+        value: What was given for it; YAML and the command line may bring text for a number.
+        kind: The type of the field.
+
+    Raises:
+        ValueError: The value is of another type, or none of the choices.
+    """
+    if get_origin(kind) is Literal:
+        if value not in get_args(kind):
+            raise ValueError(f"{name}: got {value!r}; expected one of {', '.join(get_args(kind))}")
+        return value
+    if name == "polarity":
+        return parse_polarity(value)
+    kinds = get_args(kind) or (kind,)
+    if value is None and type(None) in kinds:
+        return None
+    try:
+        if name == "misclick_rate":
+            named = isinstance(value, Mapping) or (isinstance(value, str) and "=" in value)
+            return _by_name(value, float) if named else _number(value, float)
+        if name == "hidden_layers":
+            return _widths(value)
+        if float in kinds or int in kinds:
+            return _number(value, float if float in kinds else int)
+        if kind is str and isinstance(value, (str, Path)):
+            return str(value)
+        if isinstance(value, kind):
+            return value
+        raise ValueError
+    except (ValueError, TypeError, AttributeError):
+        expected = _EXPECTED_OF.get(name) or _EXPECTED[kinds[0]]
+        raise ValueError(f"{name}: got {value!r}; expected {expected}") from None
+
+
+def check_bounds(
+    name: str, value: Any, above: float | None = None, at_least: float | None = None, below: float | None = None
+) -> None:
+    """Raise ValueError for a number outside its bounds; NaN is outside of all."""
+    if value is None:
+        return
+    if above is not None and not value > above:
+        raise ValueError(f"{name}: got {value}; expected a number above {above}")
+    if at_least is not None and below is not None and not at_least <= value < below:
+        raise ValueError(f"{name}: got {value}; expected a number in [{at_least}, {below})")
+    if at_least is not None and below is None and not value >= at_least:
+        raise ValueError(f"{name}: got {value}; expected {at_least} or more")
+
+
+def _widths(value: Any) -> str:
+    """Text for the layers of a reward: auto, linear, or widths given as 128, "128,64" or [128, 64]."""
+    text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    if text not in ("auto", "linear") and not all(part.strip().isdecimal() and int(part) for part in text.split(",")):
+        raise ValueError
+    return text
+
+
+def _by_name(value: Any, kind: type) -> dict[str, Any]:
+    """A mapping from names to numbers, perhaps given as text: NAME=VALUE,NAME=VALUE."""
+    if isinstance(value, str):
+        value = dict(part.split("=", 1) for part in value.split(","))
+    return {str(name).strip(): _number(entry, kind) for name, entry in value.items()}
+
+
+def _number(value: Any, kind: type) -> Any:
+    if isinstance(value, bool) or (kind is int and isinstance(value, float) and not value.is_integer()):
+        raise ValueError
+    return kind(value)

@@ -1,0 +1,17 @@
+"""Tests of training run quickly."""
+
+import gc
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    """One thread, and no collection of what was imported: accelerate collects garbage before every run."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    gc.freeze()
+    yield
+    gc.unfreeze()
+    torch.set_num_threads(threads)

@@ -1,0 +1,134 @@
+"""A resumed run goes on as if it had not been interrupted, or is refused."""
+
+import shutil
+from dataclasses import replace
+
+import pytest
+
+from irm_fast.models import attention
+from irm_fast.training import run_folder
+from irm_fast.training.config import TrainConfig
+from irm_fast.training.run import train_log
+from irm_fast.training.trainer import ImplicitTrainer
+from tests.training.training_cases import Interrupted, interrupt, largest_difference, metrics_of
+
+
+@pytest.mark.parametrize(
+    ("settings", "step", "checkpoint"),  # 6 steps an epoch
+    [
+        ({}, 10, 6),
+        ({"eval_steps": 4}, 11, 8),
+        ({"eval_steps": 4, "gradient_accumulation": 2, "batch_size": 4}, 9, 8),
+        ({"objective": "stratified", "stratification": "ema"}, 10, 6),
+        ({"objective": "stratified", "stratification": "frozen", "eval_steps": 4}, 11, 8),
+        ({"objective": "stratified", "stratification": "frozen", "eval_steps": 6}, 8, 6),
+        ({"eval_steps": 50}, 3, None),
+    ],
+)
+def test_resume_gives_the_uninterrupted_result(make_log, make_config, monkeypatch, settings, step, checkpoint):
+    log = make_log(64)
+    settings = {"epochs": 3, **settings}
+    whole = train_log(log, make_config("whole", **settings))
+    cut = make_config("cut", **settings)
+    with monkeypatch.context() as patch:
+        interrupt(patch, step)
+        with pytest.raises(Interrupted):
+            train_log(log, cut)
+    with pytest.raises(ValueError, match=r"interrupted run; --resume .* --overwrite"):
+        train_log(log, cut)
+    with pytest.raises(ValueError, match=r"learning_rate: got 0\.5.*0\.001"):
+        train_log(log, replace(cut, resume=True, learning_rate=0.5))
+    with monkeypatch.context() as patch:
+        if checkpoint is not None:
+            interrupt(patch, checkpoint - 1)  # would raise if earlier steps were done again
+        resumed = train_log(log, replace(cut, resume=True))
+    assert largest_difference(whole, resumed) < 1e-6
+    steps = [entry["step"] for entry in metrics_of(cut) if "eval_nll" in entry]
+    assert steps == sorted(set(steps))
+
+
+def test_resume_with_dropout(make_log, make_config, monkeypatch, tmp_path, save_llama, save_tokenizer):
+    model = tmp_path / "model"
+    save_llama(model, save_tokenizer(model), dropout=0.3)
+    whole = train_log(make_log(), replace(make_config("whole"), model=str(model)))
+    cut = replace(make_config("cut"), model=str(model))
+    with monkeypatch.context() as patch:
+        interrupt(patch, 7)
+        with pytest.raises(Interrupted):
+            train_log(make_log(), cut)
+    assert largest_difference(whole, train_log(make_log(), replace(cut, resume=True))) < 1e-6
+
+
+def test_resume_of_auto_keeps_the_first_design(make_log, make_config, monkeypatch, tmp_path):
+    whole = train_log(make_log(), make_config("whole", propensity_design="auto"))
+    cut = make_config("cut", propensity_design="auto")
+    with monkeypatch.context() as patch:
+        interrupt(patch, 6, "hidden")
+        with pytest.raises(Interrupted):
+            train_log(make_log(), cut)
+    with monkeypatch.context() as patch:
+        interrupt(patch, 0, "constant")  # raises if that design is trained again
+        with pytest.raises(Interrupted):
+            copy = shutil.copytree(cut.output, tmp_path / "copy")
+            train_log(make_log(), replace(cut, output=copy, overwrite=True))
+        resumed = train_log(make_log(), replace(cut, resume=True))
+    assert resumed.designs == pytest.approx(dict(whole.designs))
+    assert largest_difference(whole, resumed) < 1e-6
+
+
+def test_resume_notices_another_log(make_log, make_config, monkeypatch):
+    log, config = make_log(), make_config()
+    with monkeypatch.context() as patch:
+        interrupt(patch, 6)
+        with pytest.raises(Interrupted):
+            train_log(log, config)
+    again = replace(config, resume=True)
+    feedback = log.feedback.copy()
+    feedback[0, 0] ^= 1
+    for other, text in [
+        (make_log(47), "47 rows instead of 48"),
+        (replace(log, feedback=feedback), "48 rows as before, but other content"),
+        (replace(log, messages=[*log.messages[1:], log.messages[0]]), "other content"),
+    ]:
+        with pytest.raises(ValueError, match=f"log has changed.*{text}.*--overwrite"):
+            train_log(other, again)
+    assert train_log(log, again).metrics
+
+
+def test_resume_finds_the_same_logging_steps(make_log, make_config, monkeypatch):
+    """Transformers warns where the steps in the arguments are not those that its checkpoint holds."""
+    seen = []
+    training_step = ImplicitTrainer.training_step
+
+    def watched(self, *args, **kwargs):
+        seen.append((self.args.logging_steps, self.state.logging_steps))
+        return training_step(self, *args, **kwargs)
+
+    monkeypatch.setattr(ImplicitTrainer, "training_step", watched)
+    train_log(make_log(150), make_config(epochs=1, batch_size=1, validation_fraction=0))
+    assert set(seen) == {(3, 3)}
+
+
+def test_resume_takes_the_rows_in_the_same_order(make_log, make_config, monkeypatch):
+    """Also where another order would have as many steps."""
+    config = make_config(eval_steps=4)
+    with monkeypatch.context() as patch:
+        interrupt(patch, 6)
+        with pytest.raises(Interrupted):
+            train_log(make_log(), config)
+    for name, value, message in [
+        ("rows_per_pass", 16, "steps: got 3; the interrupted run had 5"),
+        ("seed", 1, r"order: got \d+; the interrupted run had \d+"),
+    ]:
+        with monkeypatch.context() as patch:
+            patch.setattr(run_folder, "_NO_RESULT", {*run_folder._NO_RESULT, "seed"})
+            if name == "rows_per_pass":
+                patch.setattr(TrainConfig, name, value)
+            other = replace(config, resume=True, **({} if name == "rows_per_pass" else {name: value}))
+            with pytest.raises(ValueError, match=f"resume: {message}"):
+                train_log(make_log(), other)
+    with monkeypatch.context() as patch:
+        patch.setattr(attention, "obstacle", lambda name, *args: None if name == "sdpa" else "not here")
+        with pytest.raises(ValueError, match=r"resume: rows: got padded; the interrupted run had packed"):
+            train_log(make_log(), replace(config, resume=True))
+    assert train_log(make_log(), replace(config, resume=True)).metrics
