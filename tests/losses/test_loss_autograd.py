@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 import irm_fast
-from tests.losses.loss_cases import NAN, assert_same, evaluate, make, options
+from tests.losses.loss_cases import assert_same, evaluate, make, options
+from tests.poison import fresh_memory
 
 # --- autograd ----------------------------------------------------------------------------------------------
 
@@ -91,7 +92,7 @@ def test_inputs_are_never_written(backend: str) -> None:
     assert versions == [x._version for x in inputs]
 
 
-def test_outputs_are_written_whole(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outputs_are_written_whole(backend: str) -> None:
     """Fresh memory is filled with NaN: an element that is never written shows."""
 
     def compute() -> tuple[Tensor, ...]:
@@ -110,23 +111,9 @@ def test_outputs_are_written_whole(backend: str, monkeypatch: pytest.MonkeyPatch
             results.append(irm_fast.stratify(s, t, f, **options(k)))
         return tuple(results)
 
-    def poison(allocate: Any) -> Any:
-        def poisoned(*args: Any, **kwargs: Any) -> Tensor:
-            out: Tensor = allocate(*args, **kwargs)
-            fill = NAN if out.is_floating_point() else 99
-            return out.detach().fill_(fill).requires_grad_(out.requires_grad)
-
-        return poisoned
-
-    want = compute()
-    for where, names in (
-        (torch, ("empty", "empty_like", "empty_strided")),
-        (torch.Tensor, ("new_empty", "new_empty_strided")),
-    ):
-        for name in names:
-            monkeypatch.setattr(where, name, poison(getattr(where, name)))
-    got = compute()
-    monkeypatch.undo()
+    with fresh_memory(filled=False):
+        want = compute()
+    got = compute()  # on memory that is filled, as in every test here
     assert_same(got, want, exact=True)
     assert all(torch.isfinite(x).all() for x in got)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 import irm_fast
 from irm_fast.losses.pointwise import pointwise_loss
 from tests.losses.loss_cases import BLOCK_EDGES, INF, NAN, assert_same
+from tests.poison import fresh_memory
 
 HALF = (torch.bfloat16, torch.float16)
 
@@ -188,7 +189,7 @@ def test_expanded_inputs(backend: str) -> None:
     assert_same(tuple(x.double() for x in got), want)
 
 
-def test_outputs_are_written_whole(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outputs_are_written_whole(backend: str) -> None:
     """Fresh memory is filled with NaN: an element that is never written shows."""
 
     def compute() -> tuple[Tensor, ...]:
@@ -200,14 +201,9 @@ def test_outputs_are_written_whole(backend: str, monkeypatch: pytest.MonkeyPatch
                 results.append(pointwise_loss(s, w1, w0, reduction=reduction, backend=backend))
         return tuple(results)
 
-    def poison(allocate: Any) -> Any:
-        return lambda *args, **kwargs: allocate(*args, **kwargs).fill_(NAN)
-
-    want = compute()
-    for where, name in ((torch, "empty"), (torch.Tensor, "new_empty")):
-        monkeypatch.setattr(where, name, poison(getattr(where, name)))
-    got = compute()
-    monkeypatch.undo()
+    with fresh_memory(filled=False):
+        want = compute()
+    got = compute()  # on memory that is filled, as in every test here
     assert_same(got, want, exact=True)
     assert all(torch.isfinite(x).all() for x in got)
 
