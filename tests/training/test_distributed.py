@@ -21,6 +21,7 @@ from irm_fast.models.reward_model import ImplicitRewardModel
 from irm_fast.training import distributed
 from irm_fast.training.config import TrainConfig
 from irm_fast.training.distributed import check_same_lengths, check_same_log
+from tests.training import forked
 from tests.training.training_cases import write_log
 
 ROWS = 78
@@ -65,18 +66,19 @@ def start(make_log, make_config, tmp_path):
         config = make_config(name, data=str(data), epochs=4, validation_fraction=0, propensity_design="hidden")
         config = replace(config, **settings)
         config.save(tmp_path / f"{name}.yaml")
-        if processes > 1 and not launcher:
-            launcher = ("-m", "torch.distributed.run", "--nproc-per-node", str(processes))
-        arguments = [tmp_path / f"{name}.yaml", tmp_path / f"{name}.rows", optimizer, str(kill_at)]
-        arguments.append("resume" if config.resume else "anew")  # no file of settings holds it
-        command = [sys.executable, *launcher, SCRIPT, *arguments]
-        paths = [str(SCRIPT.parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        how = "resume" if config.resume else "anew"  # no file of settings holds it
+        arguments = (f"{tmp_path / name}.yaml", f"{tmp_path / name}.rows", optimizer, str(kill_at), how)
+        if launcher:
+            paths = [str(SCRIPT.parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+            environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
+            command = [sys.executable, *launcher, SCRIPT, *arguments]
+            done = subprocess.run(command, env=environment, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+        else:
+            codes = forked.run(arguments, processes, tmp_path)
+            assert codes == [0 if kill_at < 0 else -signal.SIGKILL] * processes
         if kill_at >= 0:
-            assert done.returncode == (-signal.SIGKILL if processes == 1 else 1)
             return None  # type: ignore[return-value]
-        assert done.returncode == 0, done.stderr
         return Run(config, tmp_path / f"{name}.rows")
 
     return run

@@ -1,0 +1,60 @@
+"""Training runs of one or several processes, forked from a process that has imported everything.
+
+Importing takes each process longer than the runs of these tests. `torchrun` and `accelerate launch` are tested beside
+them, in test_steps.py and test_distributed.py.
+"""
+
+import multiprocessing
+import os
+import socket
+import traceback
+from pathlib import Path
+
+from tests.training import recorded_run
+
+_SERVER = multiprocessing.get_context("forkserver")
+_SERVER.set_forkserver_preload([recorded_run.__name__])
+_LIMIT = 300.0  # seconds
+
+
+def _rank(rank: int, ranks: int, port: int, arguments: tuple[str, ...], errors: Path) -> None:
+    """What one process does: the environment that torchrun would give it, and the run."""
+    if ranks > 1:
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
+        place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        os.environ |= {name: str(value) for name, value in place.items()}
+    try:
+        recorded_run.main(*arguments)
+    except BaseException:
+        errors.write_text(traceback.format_exc())
+        raise
+
+
+def run(arguments: tuple[str, ...], ranks: int, folder: Path) -> list[int]:
+    """Do the run of `recorded_run` by so many processes; returns their exit codes.
+
+    Args:
+        arguments: Those of `recorded_run.main`.
+        ranks: The number of processes.
+        folder: A folder for what goes wrong.
+
+    Raises:
+        RuntimeError: A process raised an error, or did not end in time.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    errors = [folder / f"error.{rank}.txt" for rank in range(ranks)]
+    parts = [_SERVER.Process(target=_rank, args=(i, ranks, port, arguments, errors[i])) for i in range(ranks)]
+    for part in parts:
+        part.start()
+    for part in parts:
+        part.join(_LIMIT)
+    late = [part for part in parts if part.exitcode is None]
+    for part in late:
+        part.kill()
+        part.join()
+    texts = [path.read_text() for path in errors if path.exists()]
+    if texts or late:
+        raise RuntimeError("\n".join([f"{len(late)} of {ranks} processes did not end", *texts]))
+    return [part.exitcode for part in parts]
