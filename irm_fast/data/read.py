@@ -141,7 +141,7 @@ def scan_log(
     polarity: Mapping[str, int] | None = None,
     misclick: bool = False,
 ) -> Scan:
-    """Parse and check the lines of a log, with arguments as of `read_log`; problems are collected, not raised."""
+    """Check the objects that lines of a log hold; problems are collected, not raised. Arguments as of `read_log`."""
     _check_arguments(absent, polarity or {})
     problems = Problems(path)
     rows, seen = [], 0

@@ -1,4 +1,4 @@
-"""Fit_joint."""
+"""Propensities that nothing proves: learned together with a reward, by the likelihood of both."""
 
 from __future__ import annotations
 

@@ -14,8 +14,9 @@ Shared arguments:
 All return float32 (float64 for float64 logits), () or, for reduction "none", (N,). They raise TypeError and ValueError
 for arguments of other kinds, shapes or devices, and for numbers out of range; values of tensors are not looked at.
 
-`irm_fast.nuisances` estimates class prior, propensity and imputed preferences from a log without clean labels; what
-each estimate assumes is said there.
+Nuisances are the quantities that a loss needs and nobody is interested in. `irm_fast.nuisances` estimates class prior,
+propensity and imputed preferences from a log without clean labels; what each assumes is said there. CONTRIBUTING.md
+says how to add a baseline.
 """
 
 from __future__ import annotations

@@ -47,15 +47,20 @@ _KEPT = ("truncated", "attention", "throughput")  # of the result of a design, f
 def train(config: TrainConfig | EmbeddingTrainConfig) -> TrainResult:
     """Train a reward model on the log at `config.data` and write it to `config.output`.
 
-    With an `EmbeddingTrainConfig` the language model stays as it is, see `training.on_embeddings`.
+    In order: read the log; check it and the settings, and split off held-out rows; train one model for each propensity
+    design that comes into question (the first step of the first one begins to write); choose the design by held-out
+    likelihood; diagnose what the reward rests on; save the model and remove the checkpoints.
+
+    With an `EmbeddingTrainConfig` the language model stays as it is, and a reward is fitted to its embeddings: see
+    `training.on_embeddings`.
 
     Args:
-        config: The settings of either program.
+        config: The settings: of training a language model, or of a reward on embeddings of a frozen one.
 
     Raises:
         ValueError: What is wrong with the log (`DataError`), the model, the settings or the output folder.
-        RuntimeError: One process sees several GPUs, processes see different data, rows of a pack see each other, or
-            the training diverged.
+        RuntimeError: One process sees several GPUs, processes see different data, packed rows attend to each
+            other, or the training diverged.
 
     Examples:
         >>> import irm_fast

@@ -1,8 +1,9 @@
 // The implicit reward-model loss on CPUs: posterior, loss and gradients of a block of rows in one pass.
 //
 // Rows are taken in tiles that stay in the first-level cache. Each step is a plain loop over the rows of a tile, free of
-// branches, which the compiler vectorises. irm_fast/reference.py defines what is computed and docs/numerics.md derives
-// the forms used here, which keep float32 accurate in the tails. The Triton twin is kernels/triton/implicit_rm.py.
+// branches, which the compiler vectorises. kernels/reference/definition.py defines what is computed; docs/numerics.md
+// derives the forms used here, which keep float32 accurate in the tails. The Triton twin, with the same quantities under
+// the same names, is kernels/triton/four_groups.py.
 //
 // No template of the standard library is used here: the linker would be free to run the AVX-512 copy of it anywhere.
 #include <cstring>
@@ -40,9 +41,9 @@ inline OtherSide silent_other_side(float m, float not_m, float rate) {
   return {m * (1.0f - rate) * inverse, not_m * inverse};
 }
 
-// Gradient in the logit of signal k; the stratified form also adds its cross-entropy to the loss.
+// Gradient in the propensity logit of signal k; the stratified form also adds its cross-entropy to the loss.
 template <bool kMisclick, bool kStratified>
-void signal_gradient(Tile& tile, const Signal& sig, int k, float* dt) {
+void propensity_gradient(Tile& tile, const Signal& sig, int k, float* dt) {
   const bool positive = sig.polarity > 0.0f;
   for (int i = 0; i < kTile; ++i) {
     const bool acted = tile.code[k][i] == 1, missing = tile.code[k][i] == -1;
@@ -89,7 +90,8 @@ void store_groups(const Tile& tile, const Signal& sig, int k, float* groups, int
   }
 }
 
-// The evidence before any signal has spoken: labels, which are evidence without limit.
+// The evidence (log-likelihoods of r* = 1 and of r* = 0) before any signal has spoken: labels, which are evidence
+// without limit.
 template <bool kStratified>
 int start_evidence(const Arguments& args, Tile& tile) {
   int32_t label[kTile];
@@ -124,7 +126,7 @@ void signal_outputs(const Arguments& args, Tile& tile, int k) {
   if (kStratified) load_signal_logits<kStratified>(args, tile, k);
   if (kStratified || args.grad_propensity) {
     alignas(64) float dt[kTile];
-    signal_gradient<kMisclick, kStratified>(tile, sig, k, dt);
+    propensity_gradient<kMisclick, kStratified>(tile, sig, k, dt);
     float* out = args.grad_propensity + entry;
     if (args.grad_propensity) for_rows(tile.rows, K, [=, &dt](int i, int64_t at) { out[at] = dt[i]; });
   }

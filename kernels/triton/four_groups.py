@@ -1,8 +1,8 @@
 """Device functions of the four-group model on a tile of rows and signals: evidence, posterior, loss, gradients.
 
 A tile is [BLOCK_N, BLOCK_K] with BLOCK_K a power of two; a column that is no signal counts as missing, and so
-contributes nothing. What belongs to a row is [BLOCK_N, 1]. docs/numerics.md derives the forms. The C++ twins are in
-kernels/cpu, under the same names.
+contributes nothing. What belongs to a row is [BLOCK_N, 1]. docs/numerics.md derives the forms. The C++ twin is
+kernels/cpu/implicit_rm_block.cpp: the same quantities under the same names.
 """
 
 import triton
@@ -53,7 +53,8 @@ def four_groups_tile(
         o_nk = o_n * stride_propensity_strat_n + o_k * stride_propensity_strat_k
         b_t_post = load_logits(propensity_strat_ptr, o_nk, m_nk)
 
-    # NaN where a logit is not finite or a value impossible; what a missing entry holds does not matter.
+    # The poison is NaN where a logit is not finite or a value impossible, else 0: added to the results of a row, it
+    # makes them NaN. What a missing entry holds does not matter.
     b_poison = tl.where(b_code == -1, 0.0, invalid_code(b_code) + not_finite(b_t) + not_finite(b_t_post))
     b_poison = tl.sum(b_poison, 1, keep_dims=True) + not_finite(b_s) + not_finite(b_s_post)
     b_A, b_C, b_D, m, not_m = add_evidence(b_t_post, b_code, polarity, rate, signals_ptr, o_k, m_k, K, HAS_MISCLICK)
@@ -67,11 +68,13 @@ def four_groups_tile(
     b_q += b_poison
     b_not_q += b_poison
 
-    w, not_w, active_other, passive_other, b_dt = silent_signals(b_q, b_not_q, m, not_m, polarity, rate, HAS_MISCLICK)
+    w, not_w, active_other, passive_other, b_dt = propensity_gradient(
+        b_q, b_not_q, m, not_m, polarity, rate, HAS_MISCLICK
+    )
     nothing = 0.0 * w  # 0, or NaN where the row has no posterior
     if reward_strat_ptr is not None:  # cross-entropies against a posterior that is a constant
         b_loss, b_ds = stratified_reward(b_s, b_q, b_not_q, (b_s_post - b_s) + b_D)
-        b_entropy, b_dt = stratified_signals(
+        b_entropy, b_dt = stratified_propensity(
             b_t, b_t_post, b_code, m, not_m, w, not_w * active_other, w + not_w * passive_other, b_dt
         )
         b_loss = tl.where(b_impossible, INF, b_loss + b_entropy)
@@ -155,8 +158,12 @@ def combine_evidence(b_s, b_A, b_C, b_D):
 
 
 @triton.jit
-def silent_signals(b_q, b_not_q, m, not_m, polarity, rate, HAS_MISCLICK: tl.constexpr):
-    """Mass on the side that a signal speaks for and on the other; there, if silent, active and passive; dL/dt."""
+def propensity_gradient(b_q, b_not_q, m, not_m, polarity, rate, HAS_MISCLICK: tl.constexpr):
+    """The gradient in the propensity logits where silent, after the masses that it is made of.
+
+    Those are P(r*) of the side that a signal speaks for and of the other side, and there the shares of active and of
+    passive users.
+    """
     w = tl.where(polarity > 0, b_q, b_not_q)
     not_w = tl.where(polarity > 0, b_not_q, b_q)
     active_other, passive_other, grad = m, not_m, w * m  # the gradient is m - (PA + NA)
@@ -177,8 +184,8 @@ def stratified_reward(b_s, b_q, b_not_q, lead):
 
 
 @triton.jit
-def stratified_signals(b_t, b_t_post, b_code, m, not_m, w, active, passive, silent_grad):
-    """Sum over recorded signals of CE(p', t), and its gradients; p' = PA + NA is `active` where silent."""
+def stratified_propensity(b_t, b_t_post, b_code, m, not_m, w, active, passive, silent_grad):
+    """Sum over recorded signals of CE(p', t), and its gradients in t; p' = PA + NA is `active` where silent."""
     acted = b_code == 1
     active, passive = tl.where(acted, 1.0, active), tl.where(acted, 0.0, passive)
     trained, not_trained, softplus, softplus_minus = sigmoid_softplus(b_t)

@@ -1,7 +1,7 @@
 """The implicit reward-model loss on GPUs: posterior, loss and gradients of a batch in one pass.
 
-kernels/reference/definition.py defines what is computed and docs/numerics.md derives the forms used here, which keep
-float32 accurate in the tails. The C++ twin is kernels/cpu/implicit_rm.cpp: the same quantities under the same names.
+kernels/reference/definition.py defines what is computed. The mathematics of a tile is in `four_groups`; here are the
+kernel around it and its launch, as kernels/cpu/implicit_rm.cpp is around implicit_rm_block.cpp.
 """
 
 import torch

@@ -2,7 +2,8 @@
 
 A program keeps the heads and its share of their gradient in registers and walks over tiles of rows: logits, loss and
 logit gradients of a tile, and its part of the weight gradient, come from one load. Heads too large for registers are
-read in pieces, and the weight gradient then takes a second read. irm_fast/reference.py defines what is computed.
+read in pieces, and the weight gradient then takes a second read. kernels/reference/definition.py defines what is
+computed, `four_groups` has the mathematics of a tile.
 """
 
 from typing import NamedTuple

@@ -19,7 +19,11 @@ RATE = 0.31
 
 
 class Case(NamedTuple):
-    """N rows; f: 1, 0 or -1.  s and t are logits, m, r, o, w constants, as pi, and h, the two flip rates."""
+    """N rows: reward logits s, propensity logits t, feedback f (1, 0 or -1), and constants.
+
+    The constants are propensities m, imputed preferences r, the rows o that were observed, row weights w, the class
+    prior pi, and the two flip rates h.
+    """
 
     s: Tensor
     t: Tensor
