@@ -91,7 +91,7 @@ def simulate(
     """Turn ratings or pairs into an implicit log whose truth is known.
 
     Protocol "feature" writes to the log the very features that the propensities are made of (logistic in them), so
-    that `train --propensity features` is well specified there.
+    that `train --propensity-design features` is well specified there.
     """
     from irm_fast.data.files import check_not_input
     from irm_fast.data.read import read_rated

@@ -30,7 +30,13 @@ class PropensityDesign(nn.Module):
     Args:
         spec: The signals and features of the model.
         hidden_size: The width H of the hidden states.
+
+    Attributes:
+        state_maps: Names of the parameters that are linear maps of the hidden state: they learn at the backbone's rate,
+            the others, a few scalars, at the rate of the heads.
     """
+
+    state_maps: frozenset[str] = frozenset()
 
     def __init__(self, spec: RewardSpec, hidden_size: int) -> None:
         super().__init__()
@@ -77,6 +83,8 @@ class ConstantPropensity(PropensityDesign):
 
 class HiddenPropensity(PropensityDesign):
     """Propensity logits that are linear in the pooled hidden state; they start constant."""
+
+    state_maps = frozenset({"weight"})
 
     def __init__(self, spec: RewardSpec, hidden_size: int) -> None:
         super().__init__(spec, hidden_size)

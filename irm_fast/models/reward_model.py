@@ -207,8 +207,7 @@ class ImplicitRewardModel(nn.Module):
 
     def scalar_parameters(self) -> set[str]:
         """Names of the heads' parameters that are not maps of the hidden state."""
-        maps = {"weight"} if self.spec.design == "hidden" else set()
-        names = dict(self.propensity_design.named_parameters()).keys() - maps
+        names = dict(self.propensity_design.named_parameters()).keys() - self.propensity_design.state_maps
         return {"heads.reward_bias"} | {f"heads.propensity_design.{name}" for name in names}
 
     @torch.no_grad()
