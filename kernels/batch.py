@@ -78,7 +78,8 @@ def _make_signal_table(
     rate = np.array(misclick_rate, dtype).astype(np.float64)
     with np.errstate(divide="ignore"):  # -log 0 = inf: an impossible misclick
         table = np.stack([np.array(polarity, np.float64), rate, -np.log(rate), np.log1p(-rate)])
-    return torch.from_numpy(table.astype(dtype)).to(device)
+    with torch.inference_mode(False):  # kept for later calls, whose gradients could not save an inference tensor
+        return torch.from_numpy(table.astype(dtype)).to(device)
 
 
 def _has_storage(x: Tensor) -> bool:

@@ -213,16 +213,16 @@ def score(
 ) -> None:
     """Write the reward of every response; no feedback or rating is needed."""
     from irm_fast.data.files import check_not_input
+    from irm_fast.data.outputs import check_folder_of, whole_file
     from irm_fast.data.rated import read_conversations
     from irm_fast.evaluation.scoring import load
     from irm_fast.evaluation.scoring import score as rewards_of
 
     check_not_input(out, data)
-    if not out.parent.is_dir():
-        raise ValueError(f"out: no such folder as {str(out.parent)!r}; make it first")
+    check_folder_of(out)
     ids, conversations = read_conversations(data)
     rewards = rewards_of(load(model), conversations, batch_size=batch_size)
-    with out.open("w", encoding="utf-8") as file:
+    with whole_file(out) as file:
         for name, reward in zip(ids, rewards.tolist(), strict=True):
             value = reward if math.isfinite(reward) else None  # JSON has no NaN
             file.write(json.dumps({"id": name, "reward": value}) + "\n")

@@ -6,12 +6,14 @@ Nothing in this module follows a symbolic link or deletes what the command did n
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TextIO
 
 State = Literal["new", "empty", "ours", "foreign"]
 
@@ -188,3 +190,29 @@ def check_file(path: Path, *, overwrite: bool, argument: str = "out") -> None:
         raise ValueError(f"{argument}: {path} is a folder; expected the name of a file")
     if path.exists() and not overwrite:
         raise OutputExistsError(f"{argument}: {path} exists already; --overwrite replaces it")
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[TextIO]:
+    """Open a text file to write, which takes its name only when it is whole.
+
+    Until then it is `NAME.unfinished`, and after an error nothing is left of it. A link and what is no ordinary file,
+    such as /dev/stdout, are written to directly.
+
+    Args:
+        path: The file. One of this name is replaced.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        with path.open("w", encoding="utf-8") as file:
+            yield file
+        return
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    try:
+        with unfinished.open("w", encoding="utf-8") as file:
+            yield file
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)

@@ -239,7 +239,8 @@ class ImplicitRewardModel(nn.Module):
             self.tokenizer.save_pretrained(directory)
         weights = {name: weight.detach().cpu() for name, weight in self.propensity_design.state_dict().items()}
         save_tensors(weights, directory / PROPENSITY_FILE)
-        give_usual_mode(*directory.glob("*.safetensors"))
+        own = (PROPENSITY_FILE, "model.safetensors", "model-*-of-*.safetensors")
+        give_usual_mode(*(path for pattern in own for path in directory.glob(pattern)))
         write_record(directory, self.spec, float(self.reward_bias.detach()), record or {})
 
     @classmethod

@@ -69,6 +69,9 @@ class RunConfig:
             value = convert(setting.name, getattr(self, setting.name), kinds[setting.name])
             setattr(self, setting.name, value)
             check_bounds(setting.name, value, **{k: v for k, v in setting.metadata.items() if k != "help"})
+        for name in (setting.name for setting in fields(self) if setting.default is MISSING):
+            if not getattr(self, name):
+                raise ValueError(f"{name}: got an empty one; expected a value")
         rates = self.misclick_rate if isinstance(self.misclick_rate, Mapping) else {"": self.misclick_rate}
         if not all(0 <= rate < 1 for rate in rates.values()):
             raise ValueError(f"misclick_rate: got {self.misclick_rate}; expected numbers in [0, 1)")
@@ -226,9 +229,35 @@ def load_config(path: str | Path | None, **overrides: Any) -> TrainConfig | Embe
         ValueError: As `RunConfig.load`.
         OSError: The file cannot be read.
     """
-    values, source = _merged(path, overrides)
+    return _of_either_kind(*_merged(path, overrides))
+
+
+def load_saved_config(path: Path) -> TrainConfig | EmbeddingTrainConfig:
+    """The settings that a run saved, by this version or an older one, which saved `resume` and `overwrite` too.
+
+    Args:
+        path: The `train.yaml` of the run.
+
+    Raises:
+        ValueError: As `load_config`.
+        OSError: The file cannot be read.
+    """
+    values = {name: value for name, value in _read_settings(path).items() if name not in NOT_KEPT}
+    return _of_either_kind(values, str(path))
+
+
+def _of_either_kind(values: Mapping[str, Any], source: str) -> TrainConfig | EmbeddingTrainConfig:
     kind = EmbeddingTrainConfig if values.get("embeddings") else TrainConfig
     return kind.from_mapping(values, source)
+
+
+def _read_settings(path: str | Path) -> dict[str, Any]:
+    """The settings of a file under their present names."""
+    values = read_yaml(path)
+    for old, new in _RENAMED.items():
+        if old in values and new not in values:
+            values[new] = values.pop(old)
+    return values
 
 
 def _merged(path: str | Path | None, overrides: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
@@ -236,10 +265,7 @@ def _merged(path: str | Path | None, overrides: Mapping[str, Any]) -> tuple[dict
     given = {key: value for key, value in overrides.items() if value is not None}
     if path is None:
         return given, "command line"
-    values = read_yaml(path)
-    for old, new in _RENAMED.items():
-        if old in values and new not in values:
-            values[new] = values.pop(old)
+    values = _read_settings(path)
     for name in ("resume", "overwrite"):
         if values.pop(name, False):
             raise ValueError(

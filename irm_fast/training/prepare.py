@@ -14,7 +14,7 @@ import numpy as np
 
 from irm_fast.data.log import Log
 from irm_fast.data.read import read_log
-from irm_fast.data.signals import RewardSpec, check_design, check_evidence, keep_signals, signal_notes
+from irm_fast.data.signals import RewardSpec, align, check_design, check_evidence, keep_signals, signal_notes
 from irm_fast.evaluation.log_diagnosis import diagnose_rows
 from irm_fast.models.backbone import count_tokens
 from irm_fast.training.config import RunConfig, TrainConfig
@@ -24,11 +24,11 @@ from irm_fast.training.run_folder import check_output, describe
 
 @dataclass(frozen=True)
 class Prepared:
-    """A log that may be trained on.
+    """A log that may be trained on, and the rows to judge by.
 
     Attributes:
         log: The training part, with the signals that act.
-        heldout: The part to evaluate on, or None.
+        heldout: The part to evaluate on, with the same signals in the same order, or None.
         specs: What a model is to explain, one for each propensity design to try; never empty.
         dropped: The number of rows that were left out as too long.
         fingerprint: The number of rows and the hash of the whole log, see `run_folder.describe`.
@@ -93,6 +93,8 @@ def prepare_run(log: Log, config: RunConfig, heldout: Log | None = None) -> Prep
     # The two parts
     if heldout is None and config.validation_fraction:
         log, heldout = log.split(config.validation_fraction, config.seed)
+    if heldout is not None:
+        heldout = align(heldout, specs[0])
     check_parts(log, heldout)
     return Prepared(log, heldout, specs, dropped, fingerprint)
 

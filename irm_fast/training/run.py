@@ -13,7 +13,7 @@ import torch
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 
 from irm_fast.data.log import Log
-from irm_fast.data.signals import RewardSpec, align
+from irm_fast.data.signals import RewardSpec
 from irm_fast.diagnostics.metrics import paired_difference
 from irm_fast.evaluation.log_diagnosis import diagnose_rows
 from irm_fast.models.batches import TokenizedRows
@@ -87,9 +87,16 @@ def train_log(log: Log, config: TrainConfig, *, heldout: Log | None = None) -> T
         heldout: The log to evaluate on, instead of a part split from `log`.
 
     Raises:
+        TypeError: The settings are those of another program.
         ValueError: As `train`.
         RuntimeError: As `train`.
     """
+    if not isinstance(config, TrainConfig):
+        raise TypeError(
+            f"config: got {type(config).__name__}; expected TrainConfig. A log in memory has no embeddings on disk: "
+            "save it and call train(config), or fit irm_fast.EmbeddingRewardModel to arrays"
+        )
+
     # Prepare: what can be refused is refused before the work
     prepared = prepare_run(log, config, heldout)
 
@@ -108,10 +115,8 @@ def train_log(log: Log, config: TrainConfig, *, heldout: Log | None = None) -> T
     designs = {fit.result.design: fit.result.metrics["nll"] for fit in fits if fit.result.metrics}
 
     # Diagnose what the reward rests on
-    spec, parts = best.spec, [prepared.log]
-    if prepared.heldout is not None:
-        parts.append(align(prepared.heldout, spec))
-    diagnosis = diagnose_rows(parts, spec, best.heldout)
+    parts = [part for part in (prepared.log, prepared.heldout) if part is not None]
+    diagnosis = diagnose_rows(parts, best.spec, best.heldout)
     result = replace(best.result, dropped=prepared.dropped, designs=designs, diagnosis=diagnosis)
 
     # Save
@@ -217,7 +222,8 @@ def _finished(config: TrainConfig, spec: RewardSpec) -> _Fit | None:
     if not config.resume or not (folder / RECORD).is_file():
         return None
     record, model = read_record(folder), ImplicitRewardModel.load(folder)
-    result = TrainResult(model, spec.design, record["metrics"], **{name: record[name] for name in _KEPT})
+    metrics = {name: np.nan if value is None else value for name, value in record["metrics"].items()}
+    result = TrainResult(model, spec.design, metrics, **{name: record[name] for name in _KEPT})
     return _Fit(result, model, HeldOut(**{name: np.array(values) for name, values in record["heldout"].items()}))
 
 
@@ -242,7 +248,6 @@ def _trainer(
     input_ids, truncated = tokenise(model.tokenizer, log.messages, length)
     evaluation = None
     if heldout is not None:
-        heldout = align(heldout, model.spec)
         evaluation = TokenizedRows.from_log(heldout, tokenise(model.tokenizer, heldout.messages, length)[0])
     callbacks: list[TrainerCallback] = [MetricsFile(Path(config.output) / METRICS, model.spec.design)]
     if heldout is not None and config.patience:

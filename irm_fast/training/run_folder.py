@@ -17,7 +17,7 @@ from typing import Any
 
 from irm_fast.data.log import Log
 from irm_fast.models.record import RECORD
-from irm_fast.training.config import NOT_KEPT, RunConfig, TrainConfig, load_config
+from irm_fast.training.config import NOT_KEPT, RunConfig, TrainConfig, load_saved_config
 
 SETTINGS, METRICS, CHECKPOINTS, DATA = "train.yaml", "metrics.jsonl", "checkpoints", "train_data.json"
 PLAN = "packs.json"  # among the checkpoints of a design
@@ -97,7 +97,7 @@ def check_output(config: RunConfig, fingerprint: Mapping[str, Any]) -> None:
     if not config.resume:
         choice = "--resume goes on with it, --overwrite starts anew"
         raise ValueError(f"output {folder}: holds an interrupted run; {choice}")
-    _check_settings(load_config(folder / SETTINGS), config, folder)
+    _check_settings(load_saved_config(folder / SETTINGS), config, folder)
     _check_log(fingerprint, folder)
 
 

@@ -115,6 +115,17 @@ def test_torchs_default_dtype_changes_nothing(dtype: torch.dtype, backend: str) 
     assert_same(got, want, exact=True)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_training_after_inference_with_the_same_settings(dtype: torch.dtype) -> None:
+    """Tables of the signals are kept: one made in inference mode could not be saved for backward."""
+    s, t = torch.randn(5, dtype=dtype, requires_grad=True), torch.randn(5, 2, dtype=dtype, requires_grad=True)
+    settings = {"misclick_rate": (0.0625, 0.03125), "backend": "reference"}  # of no other test
+    with torch.inference_mode():
+        irm_fast.implicit_rm_loss(s, t, torch.ones(5, 2).bool(), **settings)
+    irm_fast.implicit_rm_loss(s, t, torch.ones(5, 2).bool(), **settings).backward()
+    assert bool(t.grad.any())
+
+
 def test_inference_mode(backend: str) -> None:
     s, t, f = make(30, 2)
     want = irm_fast.implicit_rm_loss(s, t, f, backend=backend)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from irm_fast.training.config import EmbeddingTrainConfig, TrainConfig, load_config
+from irm_fast.training.config import EmbeddingTrainConfig, TrainConfig, load_config, load_saved_config
 
 
 def make(**settings) -> TrainConfig:
@@ -87,6 +87,18 @@ def test_a_file_cannot_ask_for_one_start(tmp_path, name):
         load_config(path)
     path.write_text(f"model: m\noutput: o\n{name}: false\n")
     assert load_config(path) == make()
+
+
+def test_what_is_required_may_not_be_empty():
+    for settings in ({"model": "", "output": "o"}, {"model": "m", "output": ""}):
+        with pytest.raises(ValueError, match=r"(model|output): got an empty one; expected a value"):
+            TrainConfig(**settings)
+
+
+def test_a_saved_run_of_an_older_version_is_read_whatever_it_was_started_with(tmp_path):
+    path = tmp_path / "train.yaml"
+    path.write_text("model: m\noutput: o\npropensity: hidden\noverwrite: true\nresume: true\nprogress: false\n")
+    assert load_saved_config(path) == TrainConfig(model="m", output="o", propensity_design="hidden")
 
 
 def test_each_program_has_settings_of_its_own():

@@ -2,7 +2,9 @@
 
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from irm_fast.models import attention
@@ -74,6 +76,34 @@ def test_resume_of_auto_keeps_the_first_design(make_log, make_config, monkeypatc
         resumed = train_log(make_log(), replace(cut, resume=True))
     assert resumed.designs == pytest.approx(dict(whole.designs))
     assert largest_difference(whole, resumed) < 1e-6
+
+
+def test_resume_of_auto_keeps_metrics_that_are_no_numbers(make_log, make_config, monkeypatch):
+    """A signal that was never recorded in the held-out rows has no rates there; JSON has no NaN."""
+    log = make_log()
+    heldout = replace(make_log(16, seed=1), feedback=np.where([True, False], make_log(16, seed=1).feedback, -1))
+    config = make_config(propensity_design="auto")
+    with monkeypatch.context() as patch:
+        interrupt(patch, 6, "hidden")
+        with pytest.raises(Interrupted):
+            train_log(log, config, heldout=heldout)
+    result = train_log(log, replace(config, resume=True), heldout=heldout)
+    assert result.design == "constant"
+    assert all(isinstance(value, float) for value in result.metrics.values())
+    assert np.isnan(result.metrics["share_observed"])
+
+
+def test_resume_replaces_the_metrics_of_an_older_version(make_log, make_config, monkeypatch):
+    config = make_config()
+    with monkeypatch.context() as patch:
+        interrupt(patch, 6)
+        with pytest.raises(Interrupted):
+            train_log(make_log(), config)
+    path = Path(config.output) / "metrics.jsonl"
+    path.write_text(path.read_text().replace('"propensity_design"', '"propensity"'))
+    train_log(make_log(), replace(config, resume=True))
+    steps = [(line["step"], "loss" in line, "eval_nll" in line) for line in metrics_of(config)]
+    assert len(steps) == len(set(steps))
 
 
 def test_resume_notices_another_log(make_log, make_config, monkeypatch):

@@ -10,6 +10,7 @@ import torch
 
 from irm_fast.evaluation.evaluation import evaluate_log, evaluate_rated
 from irm_fast.evaluation.scoring import load, score
+from irm_fast.training.config import EmbeddingTrainConfig
 from irm_fast.training.run import train_log
 from tests.training.training_cases import metrics_of
 
@@ -124,6 +125,23 @@ def test_what_cannot_be_had_is_said_before_anything_is_written(make_log, make_co
     with pytest.raises(ValueError, match=r"fsdp: one process has nothing to shard over; expected several"):
         train_log(make_log(), make_config(fsdp=True))
     assert not any(path.is_file() for path in Path(make_config().output).rglob("*"))
+
+
+def test_a_held_out_log_is_fitted_to_the_other_before_anything_is_written(make_log, make_config, tmp_path):
+    other = make_log(16, ("share", "click", "copy"), seed=1)
+    with pytest.warns(UserWarning, match="left out click") as given:
+        swapped = train_log(make_log(), make_config("swapped", epochs=1), heldout=other)
+    assert sum("left out" in str(warning.message) for warning in given) == 1
+    assert {"copy_observed", "share_observed"} < swapped.metrics.keys()
+    with pytest.raises(ValueError, match=r"signals: the log lacks copy"):
+        train_log(make_log(), make_config("lacking"), heldout=make_log(16, ("share",)))
+    assert not (tmp_path / "lacking").exists()
+
+
+def test_settings_of_another_program_are_refused(make_log):
+    config = EmbeddingTrainConfig(embeddings="e.safetensors", data="log.jsonl", output="out")
+    with pytest.raises(TypeError, match=r"got EmbeddingTrainConfig; expected TrainConfig.* train\(config\)"):
+        train_log(make_log(), config)
 
 
 def test_several_gpus_in_one_process_are_refused(make_log, make_config, monkeypatch):
