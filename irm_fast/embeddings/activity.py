@@ -1,10 +1,11 @@
-"""An activity that all signals of a user share: measured between rows of one user, and taken out of the scale.
+"""User activity that all signals share: measure it between different rows of one user, and correct for it.
 
-With P(f_j, f_k | r* = 1) = m_j m_k (1 + rho) the signals are not independent given the response. Propensities that are
-read off co-actions come out too large by 1 + rho, and a response that pleased stays silent more often than the product
-of 1 - m_k: both make the preference look rarer than it is. Products of residuals from *different* rows of one user show
-rho and nothing of a row's own preference. Users who are easier to please raise it as well, so the truth lies between
-the fit without this correction and the fit with it.
+If P(f_j = 1, f_k = 1 | r* = 1) = m_j m_k (1 + rho), with feedback f, preference r* and propensities m, the signals are
+not independent given the response. Propensities estimated from co-actions are then too large by the factor 1 + rho, and
+a preferred response stays silent more often than the product of the 1 - m_k says. Both make preferred responses look
+rarer than they are. Products of residuals from *different* rows of one user estimate rho and do not depend on a row's
+own preference. Users who are easier to please also raise this estimate, so the truth lies between the fit without the
+correction and the fit with it.
 """
 
 from __future__ import annotations
@@ -25,9 +26,13 @@ SIGNIFICANT = 3.0  # standard errors from which the scale is corrected
 
 @dataclass
 class Activity:
-    """z: of the cross-row statistic.  rho: (K,) mean relative covariance with the other signals of the same polarity.
+    """The dependence between the K signals that comes from the activity of the users.
 
-    mean_preference: as fitted without and with the correction.
+    Attributes:
+        z: The z statistic of the residual products between different rows of one user.
+        rho: For each signal, the mean relative covariance with the other signals of the same polarity; K numbers.
+        mean_preference: The mean held-out probability that a response is preferred, without and with the correction;
+            NaN until the fit sets it.
     """
 
     z: float
@@ -35,14 +40,29 @@ class Activity:
     mean_preference: tuple[float, float] = (float("nan"), float("nan"))
 
     def factor(self, designs: tuple[str, ...]) -> Tensor:
-        """(K,) by what to multiply propensities that were read off co-actions."""
+        """Return the factors that correct propensities which were estimated from co-actions.
+
+        Args:
+            designs: The propensity designs of the K signals.
+
+        Returns:
+            Factors (float32) of shape (K,): 1 / (1 + rho), or 1 for signals of the design `known`.
+        """
         return torch.tensor([1.0 if d == "known" else 1 / (1 + r) for d, r in zip(designs, self.rho, strict=True)])
 
     def silence(self, logits: Tensor, objective: Objective) -> Tensor:
-        """Propensity logits (N, K) under which independent signals are all silent as often as dependent ones are.
+        """Return propensity logits with which independent signals are all silent as often as the dependent signals are.
 
-        To first order in rho (Bahadur 1961) that is prod (1 - m_k) (1 + sum_{j<k} rho m_j m_k / ((1 - m_j) (1 - m_k)))
-        over the recorded signals of one polarity. The reward depends on propensities through this product alone.
+        To first order in rho (Bahadur 1961), the probability that all signals are silent is prod (1 - m_k) (1 +
+        sum_{j<k} rho m_j m_k / ((1 - m_j) (1 - m_k))), over the recorded signals of one polarity. The fit of the reward
+        depends on the propensities through this product alone.
+
+        Args:
+            logits: Corrected propensity logits of shape (N, K).
+            objective: The feedback of the same rows, and the polarity of the signals.
+
+        Returns:
+            Propensity logits of shape (N, K).
         """
         log_silent = -torch.nn.functional.softplus(logits) * (objective.feedback >= 0)
         odds = torch.exp(logits).clamp(max=1e4) * (objective.feedback >= 0)
@@ -63,9 +83,15 @@ class Activity:
 
 
 def measure(seen: Observed, reward: Tensor, propensity: Tensor) -> Activity | None:
-    """The activity that rows of one user have in common; None where users are unknown or show nothing.
+    """Measure the activity that the rows of one user have in common.
 
-    reward: (N,), propensity: (N, K): logits, those of the reward for rows that it was not fitted to.
+    Args:
+        seen: The feedback and users of the N rows.
+        reward: Reward logits of shape (N,), each from a fit that did not use the row.
+        propensity: Propensity logits of shape (N, K).
+
+    Returns:
+        The activity, or None if users are unknown, there are fewer than two signals, or z is not above 3.
     """
     count = seen.feedback.shape[1]
     if seen.users is None or count < 2:

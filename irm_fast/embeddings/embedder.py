@@ -1,4 +1,4 @@
-"""Embeddings of conversations by a frozen language model, and the run that writes them to a file."""
+"""Embed conversations with a frozen language model, and write the embeddings to a file."""
 
 from __future__ import annotations
 
@@ -31,16 +31,27 @@ _SAMPLE = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content":
 
 
 class Embedder:
-    """A frozen language model, on the GPU if there is one, that makes a vector of a conversation.
+    """A frozen language model, on the GPU if there is one, that turns each conversation into a vector.
 
-    model: folder or hub id of a decoder (its text is that of training, by the chat template) or of an encoder
-    (plain text, "User: ...\\n\\nAssistant: ..."). pooling: "last", the state at the last token, which is what
-    `ImplicitRewardModel` reads; "mean", over all tokens that are not padding; "auto", last for decoders and mean
-    for encoders. max_length: tokens; longer texts lose their beginning; the model's own limit may shorten it.
-    precision: "float32", or "bfloat16" weights and states.
+    Args:
+        model: A folder or hub id. A decoder reads conversations through its chat template, as in training; an encoder
+            reads plain text, "User: ...\\n\\nAssistant: ...".
+        pooling: "last", the state at the last token, which `ImplicitRewardModel` reads (decoders only); "mean", the
+            mean over all tokens that are not padding; "auto", "last" for decoders and "mean" for encoders.
+        max_length: The largest number of tokens; longer conversations lose their beginning. The model's own limit may
+            reduce it.
+        precision: The dtype of weights and states: "float32" or "bfloat16".
+
+    Attributes:
+        reward_model: The decoder as a reward model; None for an encoder.
+        body: The transformer that computes the token states.
+        tokenizer: The tokenizer of the model.
+        source: How the embeddings are made, for the file that holds them.
+        device: Where the model runs.
 
     Raises:
-        ValueError: the model or its tokenizer does not load, or it cannot be pooled so.
+        ValueError: `pooling` or `precision` is unknown, the model or its tokenizer cannot be loaded, the model is an
+            encoder-decoder, or it is an encoder and `pooling` is "last".
     """
 
     def __init__(
@@ -72,7 +83,7 @@ class Embedder:
 
     @property
     def width(self) -> int:
-        """D, the length of a vector."""
+        """The length D of an embedding."""
         return (
             self.reward_model.classifier.score.in_features if self.reward_model else int(self.body.config.hidden_size)
         )
@@ -80,9 +91,15 @@ class Embedder:
     def embed(
         self, conversations: Sequence[Messages], *, batch_size: int = 64, done: Callable[[int], Any] | None = None
     ) -> tuple[Tensor, int]:
-        """Vectors (N, D) float32 on the CPU, and how many conversations were longer than `max_length`.
+        """Embed conversations; those of similar length share a batch.
 
-        Rows of similar length are computed together. done: called with the number of rows after each batch.
+        Args:
+            conversations: N lists of messages.
+            batch_size: The number of conversations per forward pass.
+            done: Called after each batch with the number of its conversations; None calls nothing.
+
+        Returns:
+            The embeddings (float32, on the CPU) of shape (N, D), and how many conversations exceeded `max_length`.
         """
         ids, truncated = self._tokenise(conversations, self.source.max_length)
         order = np.argsort([-len(row) for row in ids], kind="stable")  # the longest first: memory runs out at once
@@ -99,7 +116,7 @@ class Embedder:
         return vectors.cpu(), truncated
 
     def _pool(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """(N, D) float32 from token ids and mask (N, T)."""
+        """Return embeddings (n, D), float32, from token ids (n, T) and their attention mask (n, T)."""
         if self.reward_model and self.source.pooling == "last":
             return self.reward_model.pool(input_ids, attention_mask)
         cache = {"use_cache": False} if self.reward_model else {}
@@ -108,7 +125,7 @@ class Embedder:
         return (weight @ states.float()).squeeze(1)
 
     def _tokenise(self, conversations: Sequence[Messages], max_length: int) -> tuple[list[np.ndarray], int]:
-        """Token ids of each conversation, int32, and how many lost their beginning."""
+        """Return the token ids (int32) of each conversation, and how many of them lost their beginning."""
         if self.reward_model:
             return tokenise(self.tokenizer, conversations, max_length)
         texts = [
@@ -124,9 +141,17 @@ class Embedder:
 
 
 def fingerprint(model: nn.Module, ids: np.ndarray) -> str:
-    """A hash of a model's weights, 64 numbers of each tensor, and of the token ids of a sample.
+    """Hash 64 numbers of every weight tensor of a model, together with the token ids of a sample.
 
-    Cheap, and the same wherever the model lies and however its files are split; fine-tuning moves every tensor.
+    The hash is cheap, and it depends neither on where the model is stored nor on how its files are split. Fine-tuning
+    changes every tensor, and so the hash.
+
+    Args:
+        model: The model.
+        ids: Token ids (int32) of a sample text, of shape (T,), as the tokenizer of the model gives them.
+
+    Returns:
+        32 hexadecimal digits.
     """
     digest = hashlib.blake2b(ids.tobytes(), digest_size=16)
     for name, weight in model.named_parameters():
@@ -148,13 +173,27 @@ def write_embeddings(
     overwrite: bool = False,
     progress: bool = True,
 ) -> int:
-    """Embed N rows into a file, part by part; returns how many were longer than the model's limit.
+    """Embed N rows into a file, in parts of 4,096 rows.
 
-    An interrupted run leaves its whole parts in the folder `out` + ".parts"; with `resume` they are taken over
-    (their truncated rows are not counted). dtype: of the file, "float32" or "bfloat16".
+    An interrupted run leaves its finished parts in the folder `out` + ".parts".
+
+    Args:
+        ids: The ids of the N rows.
+        messages: The conversations of the N rows.
+        embedder: The model that embeds them.
+        out: The file to write; its name ends in ".safetensors".
+        batch_size: The number of conversations per forward pass.
+        dtype: The dtype of the file: "float32" or "bfloat16".
+        resume: Whether to keep the finished parts of an interrupted run.
+        overwrite: Whether to replace an earlier file and its parts.
+        progress: Whether to show a progress bar on stderr.
+
+    Returns:
+        How many rows were truncated to the model's limit; rows of parts that were kept are not counted.
 
     Raises:
-        ValueError: as `check_target`; a part is of other rows or settings; an embedding is not finite.
+        ValueError: `dtype` is unknown, `check_target` rejects `out`, a part was made from other rows or with other
+            settings, or an embedding is not finite.
     """
     from tqdm.auto import tqdm
 
@@ -192,18 +231,24 @@ def write_embeddings(
 
 
 def _remove_earlier(out: Path, folder: Path) -> None:
+    """Delete the file and the folder of parts of an earlier run, where they exist."""
     out.unlink(missing_ok=True)
     if folder.is_dir():
         shutil.rmtree(folder)
 
 
 def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Raise ValueError unless the value of the named argument is one of the choices."""
     if value not in choices:
         raise ValueError(f"{name}: got {value!r}; expected one of {', '.join(choices)}")
 
 
 def _scores_its_last_token(name: str) -> bool:
-    """Whether a model is a decoder: its sequence classifier, if it has one, is linear in the last token's state."""
+    """Whether a model is a decoder: its sequence classifier, if it has one, is linear in the last token's state.
+
+    Raises:
+        ValueError: The model is an encoder-decoder, or it has no configuration that transformers knows.
+    """
     from transformers import AutoModelForSequenceClassification
 
     config = model_config(name)
@@ -218,7 +263,11 @@ def _scores_its_last_token(name: str) -> bool:
 
 
 def _load_encoder(name: str) -> tuple[Any, Any]:
-    """`AutoModel` in float32 and its tokenizer, which pads on the right and cuts on the left."""
+    """Load an encoder (`AutoModel`) in float32 and its tokenizer, which pads on the right and truncates on the left.
+
+    Raises:
+        ValueError: The model or its tokenizer cannot be loaded, weights are missing, or there is no padding token.
+    """
     from transformers import AutoModel, AutoTokenizer
 
     try:
@@ -239,4 +288,5 @@ def _load_encoder(name: str) -> tuple[Any, Any]:
 
 
 def _position_limit(config: Any) -> int:
+    """Return the largest number of positions that the configuration of a model allows."""
     return int(getattr(config.get_text_config(), "max_position_embeddings", None) or sys.maxsize)

@@ -1,4 +1,4 @@
-"""`EmbeddingRewardModel`: a reward model on frozen embeddings, with the manners of a scikit-learn estimator."""
+"""`EmbeddingRewardModel`: a reward model on frozen embeddings, with the interface of a scikit-learn estimator."""
 
 from __future__ import annotations
 
@@ -25,49 +25,52 @@ _WHOLE = {"n_folds": 2, "batch_size": 1, "max_epochs": 1, "patience": 1}  # whol
 
 
 class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
-    """Reward of a response from its embedding, learned from clicks, copies and shares.
+    """A reward model on embeddings of responses, learned from implicit feedback such as clicks, copies and shares.
 
-    Propensities first, then the reward with these propensities (see `embeddings.two_step`): of two or more signals each
-    shows where users were pleased, so how often the others act there is their propensity. Everything that is chosen is
-    chosen by held-out implicit likelihood; clean labels are never needed. One signal alone does not identify the
-    reward: `diagnosis_` says what the result rests on.
+    The propensities are fitted first, then the reward given these propensities (see `embeddings.two_step`). With two or
+    more signals, each shows some responses that users preferred; how often the other signals act on those is their
+    propensity. All choices are made by held-out implicit likelihood; clean labels are never needed. A single signal
+    does not identify the reward: `diagnosis_` says what the result rests on.
 
     The likelihood is that of ImplicitRM (arXiv:2603.23184, section 3), extended to several signals; the stratification
     comes from ReCRec (Lin et al., TOIS 2024, doi 10.1145/3672275).
 
     Args:
-        hidden_layers: Widths of the networks, () for linear heads; "auto" is linear, or (128,) where that is better
-            held out by more than one standard error.
-        propensity_design: One design for all signals or a sequence of one for each. "constant"; "hidden", a function
-            of the embedding and of `propensity_features` where given; "features", linear in these alone; "known";
-            "auto" is hidden where at least 10 co-actions show it and it predicts held-out actions better than a
-            constant, else constant.
-        estimator: "two-step", "joint" (all propensities and a linear reward by one likelihood), or "auto": two-step
-            for the signals with at least 10 co-actions, joint for the rest.
-        polarity: +1 or -1 for each signal, or one for all; None is all +1.
-        misclick_rate: A rate in [0, 1) for each signal, or one for all; None is 0.
-        n_folds: The number of parts to hold out in turn; the model is the mean of the fits.
-        batch_size: Rows per step of the networks' training (AdamW).
-        learning_rate: Learning rate of the networks.
-        weight_decay: Weight decay of the networks.
-        max_epochs: The greatest number of passes over the rows.
-        patience: Passes without a better held-out loss after which training stops.
-        propensity_sd: Prior deviations of propensity logits between responses to choose from, or one.
-        device: A torch device; "auto" is the accelerator, if there is one.
-        random_state: As in scikit-learn.
+        hidden_layers: Widths of the hidden layers; () for linear heads; "auto" for linear heads, or (128,) where the
+            held-out loss is lower by more than one standard error.
+        propensity_design: The design of all signals, or one for each: "constant"; "hidden", a function of the embedding
+            and of any `propensity_features`; "features", linear in these alone; "known", given to `fit`; "auto",
+            "hidden" where at least 10 co-actions show it and it predicts held-out actions better than a constant, else
+            "constant".
+        estimator: "two-step"; "joint", all propensities and a linear reward by one likelihood; or "auto", two-step for
+            signals with at least 10 co-actions and joint for the rest.
+        polarity: +1 for signals of preferred responses and -1 for signals of others: one for all, or K. None means +1.
+        misclick_rate: The share in [0, 1) of active users who act although the response is not on the signal's side:
+            one for all, or K. None means 0.
+        n_folds: The number of folds, at least 2; the model is the mean of the fits that leave one out.
+        batch_size: Rows per gradient step of the networks. Linear heads do not use this and the next four settings.
+        learning_rate: The constant step size of AdamW.
+        weight_decay: The decoupled weight decay of AdamW.
+        max_epochs: The largest number of passes over the training rows.
+        patience: Training stops after this many passes in a row without a new lowest held-out loss.
+        propensity_sd: Prior standard deviation of propensity logits between responses: one, or several to choose from.
+            The joint likelihood takes the first.
+        device: The name of a torch device; "auto" is the accelerator if there is one, else the CPU.
+        random_state: A seed, a `numpy.random.RandomState`, or None for the global one.
 
     Attributes:
-        classes_: (0, 1).
-        n_features_in_: Width D of the embeddings.
-        n_propensity_features_: Width F of the propensity features.
-        propensity_designs_: The designs of the K signals.
-        is_linear_: Whether there is no network in the model.
-        coef_: (D,) weights of a linear model.
-        intercept_: Bias of a linear model.
-        held_out_nll_: Held-out loss per row, in natural logarithms.
-        held_out_decision_: Reward logits of the rows of weight above 0, each by the part that did not see it; not
-            saved.
-        activity_: An `activity.Activity` where `users` showed one that the signals share, or None.
+        classes_: The classes 0 and 1, shape (2,).
+        n_features_in_: The embedding width D.
+        feature_names_in_: The column names of `X`, only if it had them; not saved.
+        n_propensity_features_: The number F of propensity features.
+        propensity_designs_: The designs of the K signals, none of them "auto".
+        is_linear_: Whether the model contains no network.
+        coef_: Weights (float32) of shape (D,), only if the model is linear.
+        intercept_: The bias, only if the model is linear.
+        held_out_nll_: The held-out loss per row (a weighted mean), in nats.
+        held_out_decision_: Reward logits (float32) of the rows of weight above 0, each from the fold model that did not
+            see the row; not saved.
+        activity_: The `activity.Activity` that signals of a user share; None if none was found or `users` was None.
         diagnosis_: The `diagnostics.Diagnosis`.
 
     Examples:
@@ -126,20 +129,25 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
         users: Sequence | None = None,
         groups: Sequence | None = None,
     ) -> EmbeddingRewardModel:
-        """Fit to a log. An interrupted fit leaves the model as it was: not fitted, or with its earlier fit.
+        """Fit to a log of N rows and K signals. If the fit is interrupted, the model keeps its earlier state.
 
         Args:
-            X: (N, D) embeddings of the responses; computed with in float32.
-            y: (N,) or (N, K) feedback: 1 acted, 0 silent, -1 missing.
-            propensity: (N, K) known probabilities in (0, 1], for the known design.
-            propensity_features: (N, F) what propensities read beside the embedding, such as length.
-            preference: (N,) explicit labels: 1, 0, -1 unknown.
-            sample_weight: (N,), at least 0.
-            users: (N,) names, None if unknown: measures activity that signals share, and corrects the scale for it.
-            groups: (N,) names; rows of one group are held out together. Default: the users.
+            X: Embeddings of the responses, of shape (N, D); converted to float32.
+            y: Feedback (bool or integer) of shape (N,) or (N, K): 1 acted, 0 silent, -1 not recorded.
+            propensity: Known probabilities in (0, 1] of shape (N, K), which the design "known" requires.
+            propensity_features: Numbers of shape (N, F) that propensities may depend on, such as the length of the
+                response.
+            preference: Explicit preferences (integer) of shape (N,): 1, 0, or -1 unknown.
+            sample_weight: Row weights of at least 0, of shape (N,). None means 1.
+            users: N user names, None where unknown; they allow a correction for activity that signals share.
+            groups: N names; the rows of a group are in one fold. None means the users.
+
+        Returns:
+            The model itself.
 
         Raises:
-            ValueError: An argument has the wrong shape or values, a row contradicts itself, or there is no action.
+            ValueError: A setting or argument has a wrong shape or value, a row has evidence for both sides, no signal
+                acts and no preference is given, all rows are in one group, or "two-step" lacks co-actions.
         """
         # Arguments; a copy takes what scikit-learn notes while it validates
         self._check_settings()
@@ -202,46 +210,87 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
         self.__dict__ = {**kept, **public, "_fitted": fitted}
 
     def decision_function(self, X: ArrayLike) -> np.ndarray:
-        """(N,) reward logits of (N, D) embeddings: log odds that the response is preferred."""
+        """Return reward logits (float32) of shape (N,): the log odds that each response is preferred.
+
+        Args:
+            X: Embeddings of shape (N, D).
+
+        Raises:
+            NotFittedError: The model is not fitted.
+            ValueError: `X` does not have D columns, or a value is not finite.
+        """
         check_is_fitted(self)
         return self._fitted.reward.logits(self._inputs(X)).cpu().numpy()
 
     def predict_proba(self, X: ArrayLike) -> np.ndarray:
-        """(N, 2): probabilities that the response is not preferred, and that it is."""
+        """Return probabilities (float64) of shape (N, 2): that each response is not preferred, and that it is.
+
+        Args:
+            X: Embeddings of shape (N, D).
+
+        Raises:
+            NotFittedError: The model is not fitted.
+            ValueError: As in `decision_function`.
+        """
         logit = self.decision_function(X).astype(np.float64)
         return np.exp(-np.logaddexp(0, np.column_stack([logit, -logit])))
 
     def predict(self, X: ArrayLike) -> np.ndarray:
-        """(N,) 1 where the response is more likely preferred than not, else 0."""
+        """Return integers of shape (N,): 1 where the response is more likely preferred than not, else 0.
+
+        Args:
+            X: Embeddings of shape (N, D).
+
+        Raises:
+            NotFittedError: The model is not fitted.
+            ValueError: As in `decision_function`.
+        """
         preferred = self.decision_function(X) > 0
         return self.classes_[preferred.astype(int)]
 
     def predict_propensity(self, X: ArrayLike, propensity_features: ArrayLike | None = None) -> np.ndarray:
-        """(N, K) chances that an active reader of the response would act; NaN for signals of the known design.
+        """Return the propensities: the probability that a user acts if the response is on the signal's side.
 
         Args:
-            X: (N, D) embeddings.
-            propensity_features: (N, F), if `fit` had them.
+            X: Embeddings of shape (N, D).
+            propensity_features: Numbers of shape (N, F) if `fit` was given them, else None.
+
+        Returns:
+            Probabilities of shape (N, K), NaN for signals of the design "known".
 
         Raises:
-            ValueError: Features were given in one of `fit` and here.
+            NotFittedError: The model is not fitted.
+            ValueError: As in `decision_function`, or features were given to only one of `fit` and this method.
         """
         check_is_fitted(self)
         scaler = self._fitted.feature_scaler
         if (propensity_features is None) != (scaler is None):
             raise ValueError(
-                "propensity_features: got them in one of fit and predict_propensity; expected both or none"
+                "propensity_features: got them in only one of fit and predict_propensity; expected both or none"
             )
         features = None if scaler is None else scaler(np.asarray(propensity_features, np.float32))
         m = torch.sigmoid(self._fitted.propensities.logits(self._inputs(X), features)).cpu().numpy()
         return np.where([design == "known" for design in self.propensity_designs_], np.nan, m)
 
     def score(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
-        """AUROC of the reward against clean preferences y (N,) of 0 and 1: what a reward is for is to rank."""
+        """Return the AUROC of the reward against clean preferences, since a reward is used to rank responses.
+
+        Args:
+            X: Embeddings of shape (N, D).
+            y: Preferences of shape (N,): 1 or 0.
+            sample_weight: Row weights of shape (N,). None means 1.
+
+        Raises:
+            NotFittedError: The model is not fitted.
+            ValueError: As in `decision_function`.
+        """
         return float(roc_auc_score(y, self.decision_function(X), sample_weight=sample_weight))
 
     def save(self, folder: str | Path) -> None:
-        """Write `embedding_model.safetensors` and `embedding_model.json` to a folder. No pickle.
+        """Write `embedding_model.safetensors` and `embedding_model.json`, without pickle.
+
+        Args:
+            folder: The folder, which is made if it does not exist.
 
         Raises:
             NotFittedError: The model is not fitted.
@@ -251,7 +300,10 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
 
     @classmethod
     def load(cls, folder: str | Path) -> EmbeddingRewardModel:
-        """The model that `save` wrote, on its device.
+        """Read a model that `save` wrote, onto the device of its settings.
+
+        Args:
+            folder: The folder.
 
         Raises:
             ValueError: The folder holds no saved model, one of a newer format, or a damaged one.
@@ -265,12 +317,15 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
         return model
 
     def _inputs(self, X: ArrayLike) -> Tensor:
+        """Validate embeddings (N, D) and standardise them, on the device of the model."""
         return self._fitted.scaler(validate_data(self, X, dtype=np.float32, reset=False))
 
     def _propensity_sds(self) -> tuple[float, ...]:
+        """Return the setting `propensity_sd` as a tuple."""
         return tuple(np.atleast_1d(np.asarray(self.propensity_sd, float)).tolist())
 
     def _check_settings(self) -> None:
+        """Raise ValueError if a setting has an impossible value."""
         for name, least in _WHOLE.items():
             value = getattr(self, name)
             if not isinstance(value, (int, np.integer)) or value < least:
@@ -285,6 +340,7 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
             raise ValueError(f"hidden_layers: got {self.hidden_layers!r}; expected 'auto' or widths such as (128,)")
 
     def __sklearn_tags__(self) -> Any:
+        """Return the tags of scikit-learn: a binary classifier."""
         tags = super().__sklearn_tags__()
         tags.classifier_tags.multi_class = False
         return tags

@@ -1,8 +1,8 @@
-"""The fit of a reward to embeddings and a log: its steps, in their order.
+"""Fit a reward model to embeddings and a log, in fixed steps.
 
-Propensities come first, from rows where something else proves the preference; then the reward, given these
-propensities; then what only a fitted reward can tell: the level of constant propensities, and an activity that users
-share. After each of these the reward is fitted again.
+The propensities come first, from rows on which other evidence proves the preference; then the reward, given these
+propensities; then what only a fitted reward can show: the level of constant propensities, and an activity that the
+signals of a user share. After each of these corrections the reward is fitted again.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from irm_fast.embeddings.two_step import add_networks
 
 @dataclass(frozen=True)
 class Fitted:
-    """All that a fit found.
+    """The result of a fit.
 
     Attributes:
-        scaler: The scale of the embeddings.
-        feature_scaler: The scale of the propensity features, or None.
-        reward: The reward, without what it keeps of the training rows.
+        scaler: Standardises the embeddings.
+        feature_scaler: Standardises the propensity features; None without features.
+        reward: The reward, without the values of the training rows.
         propensities: The propensities.
-        activity: The activity that users share, or None.
-        held_out_nll: Held-out loss per row.
-        held_out_decision: (N,) reward logits of the training rows, each by the part that did not see it; None in a
-            model that was loaded.
-        diagnosis: What the reward rests on.
+        activity: The activity that the signals of a user share, or None.
+        held_out_nll: The held-out loss per row (a weighted mean), in nats.
+        held_out_decision: Reward logits (float32) of the training rows, of shape (N,), each from the fold model that
+            did not see the row; None in a model that was loaded.
+        diagnosis: The assumptions and evidence that the reward rests on.
     """
 
     scaler: Scaler
@@ -52,23 +52,23 @@ class Fitted:
 
     @property
     def is_linear(self) -> bool:
-        """Whether there is no network in it."""
+        """Whether neither the reward nor the propensities contain a network."""
         return not (self.reward.networks or self.propensities.networks)
 
     @property
     def n_features(self) -> int:
-        """Width of the embeddings."""
+        """The embedding width D."""
         return len(self.scaler.mean)
 
     @property
     def n_propensity_features(self) -> int:
-        """Width of the propensity features, 0 without them."""
+        """The number F of propensity features, 0 without them."""
         return 0 if self.feature_scaler is None else len(self.feature_scaler.mean)
 
 
 @dataclass(frozen=True)
 class _Data:
-    """What every step reads: N rows, D embedding features, F propensity features, K signals."""
+    """What every step of the fit reads, for N rows, embedding width D, F propensity features and K signals."""
 
     embeddings: Tensor  # (N, D) standardised
     spread: Tensor  # (D,) deviations before that
@@ -80,13 +80,13 @@ class _Data:
     generator: torch.Generator  # of the order of rows
 
     def logits(self, propensities: Propensities) -> Tensor:
-        """Propensity logits (N, K) of all signals."""
+        """Return the propensity logits of all signals, known ones included, of shape (N, K)."""
         return propensities.logits(self.embeddings, self.features) + self.known
 
     def fit_reward(
         self, propensities: Propensities, layers: str | Sequence[int], activity: Activity | None = None
     ) -> Reward:
-        """A reward fitted anew, given these propensities, and calibrated."""
+        """Fit a new reward given these propensities, corrected for the activity if there is one, and calibrate it."""
         logits = self.logits(propensities)
         if activity is not None:
             logits = activity.silence(logits, self.objective)
@@ -108,18 +108,24 @@ def fit_model(
     device: torch.device,
     random: np.random.RandomState,
 ) -> Fitted:
-    """Fit propensities and reward.
+    """Fit the propensities and the reward.
 
     Args:
-        embeddings: (N, D) float32.
-        observed: What was observed of the same rows, all of weight above 0.
-        layers: Widths of the networks, () for linear heads, None to choose.
+        embeddings: Embeddings (float32) of shape (N, D).
+        observed: The feedback and the other observations of the same rows, whose weights are all above 0.
+        layers: Widths of the hidden layers of the networks; () for linear heads; None to choose.
         estimator: "two-step", "joint" or "auto".
-        propensity_sds: Prior deviations of propensity logits to choose from.
-        n_folds: The number of parts that are held out in turn.
+        propensity_sds: Prior standard deviations of propensity logits between responses, to choose from.
+        n_folds: The number of folds, each of which is held out once.
         training: How networks are trained.
         device: Where to compute.
         random: The source of all random numbers.
+
+    Returns:
+        The reward, the propensities, and what the held-out rows say about them.
+
+    Raises:
+        ValueError: All rows are in one group, or `estimator` is "two-step" and a signal has fewer than 10 co-actions.
     """
     # Folds, scale, device
     generator = torch.Generator().manual_seed(int(random.randint(2**31)))

@@ -1,4 +1,4 @@
-"""Propensities that nothing proves: learned together with a reward, by the likelihood of both."""
+"""Joint likelihood of propensities and a linear reward, for signals that no other evidence proves often enough."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ BIAS_SD = 2.0  # prior deviation of a propensity's logit in the joint likelihood
 
 
 def start_level(objective: Objective) -> Tensor:
-    """(K,) logit of the propensity under which half of the responses please."""
+    """Return starting values (K,): the propensity logits with which half of the responses would be preferred.
+
+    Args:
+        objective: The feedback of the rows.
+    """
     rate = (objective.feedback == 1).sum(0) / (objective.feedback >= 0).sum(0).clamp(min=1)
     return torch.logit((2 * rate).clamp(0.02, 0.9))
 
@@ -32,11 +36,22 @@ def fit_joint(
     *,
     sd: float,
 ) -> Propensities:
-    """Propensities of the signals with a design, together with a linear reward, by penalised maximum likelihood.
+    """Fit propensities together with a linear reward by penalised maximum likelihood.
 
-    fixed: (N, K) logits of the other signals.  folds: (N,); the prior of the reward is chosen by the first.  Where
-    nothing proves a preference this is all that can be done: with one signal the scale of a constant propensity then
-    rests on the sigmoid's shape, and a free one is not identified.
+    No better estimate is available where nothing proves a preference. With a single signal, the scale of a constant
+    propensity then rests on the shape of the sigmoid, and a propensity that varies freely is not identified.
+
+    Args:
+        x: Standardised embeddings of shape (N, D).
+        z: Standardised propensity features of shape (N, F), or None.
+        objective: The implicit loss of the rows.
+        designs: The K designs; None leaves the propensity of a signal as it is in `fixed`.
+        fixed: Propensity logits of shape (N, K), read for the signals without a design.
+        folds: Fold numbers from 0, of shape (N,); fold 0 selects the prior of the reward.
+        sd: Prior standard deviation of a propensity logit between responses.
+
+    Returns:
+        The propensities; those of signals without a design are 0 on the logit scale and of the design "known".
     """
     device = x.device
     learned = torch.tensor([design is not None for design in designs], device=device)

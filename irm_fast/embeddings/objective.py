@@ -1,4 +1,4 @@
-"""The implicit loss of the rows of a fit, held on the device that computes."""
+"""The implicit loss of the rows of a fit, on the device of the embeddings."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from irm_fast.losses.operator import Reduction
 
 @dataclass(frozen=True)
 class Objective:
-    """The implicit loss of N rows, on the device of the embeddings.
+    """The implicit loss of N rows with K signals, on the device of the embeddings.
 
     Attributes:
-        feedback: (N, K) int8.
-        preference: (N,) int8, or None.
-        weight: (N,) float32.
+        feedback: Feedback (int8) of shape (N, K): 1 acted, 0 silent, -1 not recorded.
+        preference: Explicit preferences (int8) of shape (N,): 1, 0, or -1 unknown; None if there are none.
+        weight: Row weights (float32) of shape (N,).
         polarity: +1 or -1 for each signal.
-        misclick_rate: A rate for each signal.
+        misclick_rate: A rate in [0, 1) for each signal.
     """
 
     feedback: Tensor
@@ -35,12 +35,19 @@ class Objective:
 
     @cached_property
     def plain(self) -> bool:
-        """Whether every row counts alike and all signals are what the loss takes for granted: fewer checks."""
+        """Whether all weights and polarities are 1 and all misclick rates 0, so that the loss can use its defaults."""
         alike = bool((self.weight == 1).all())
         return alike and set(self.polarity) == {1} and not any(self.misclick_rate)
 
     @classmethod
     def of(cls, seen: Observed, device: torch.device) -> Objective:
+        """Put observations on a device.
+
+        Args:
+            seen: The feedback and the other observations of the N rows.
+            device: The device of the embeddings.
+        """
+
         def tensor(values: np.ndarray) -> Tensor:
             return torch.from_numpy(values).to(device)
 
@@ -48,7 +55,17 @@ class Objective:
         return cls(tensor(seen.feedback), preference, tensor(seen.weight), seen.polarity, seen.misclick_rate)
 
     def loss(self, reward: Tensor, propensity: Tensor, rows: Tensor, reduction: Reduction = "mean") -> Tensor:
-        """`implicit_rm_loss` of the logits (n,) and (n, K) of some of the rows."""
+        """Return `implicit_rm_loss` of n of the rows.
+
+        Args:
+            reward: Reward logits of shape (n,).
+            propensity: Propensity logits of shape (n, K).
+            rows: The numbers (int64) of the rows, of shape (n,).
+            reduction: "mean", "sum" or "none".
+
+        Returns:
+            The loss, of shape (), or (n,) for "none".
+        """
         return implicit_rm_loss(
             reward,
             propensity,
@@ -61,7 +78,15 @@ class Objective:
         )
 
     def linear_loss(self, x: Tensor, weight: Tensor, bias: Tensor, propensity: Tensor, counted: Tensor) -> Tensor:
-        """Mean loss of a linear reward over the rows of which `counted` (N,) is 1, in one pass over x (N, D)."""
+        """Return the mean loss of a linear reward over some of the rows, in one pass over the embeddings.
+
+        Args:
+            x: Embeddings of shape (N, D).
+            weight: Weights of the reward, of shape (D,).
+            bias: Bias of the reward, of shape ().
+            propensity: Propensity logits of shape (N, K).
+            counted: 1 for the rows to count and 0 for the others (float32), of shape (N,).
+        """
         return linear_implicit_rm_loss(
             x,
             weight,

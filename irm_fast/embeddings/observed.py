@@ -1,4 +1,4 @@
-"""What `EmbeddingRewardModel.fit` was given beside the embeddings, checked and in one shape."""
+"""The arguments of `EmbeddingRewardModel.fit` other than the embeddings, checked and in uniform shapes."""
 
 from __future__ import annotations
 
@@ -16,12 +16,19 @@ from irm_fast.data.signals import DESIGN_CHOICES, known_logits
 
 @dataclass(frozen=True)
 class Observed:
-    """N rows, K signals.
+    """The observations of N rows and K signals.
 
-    feedback: (N, K) int8.  preference: (N,) int8, -1 unknown, or None.  weight: (N,) float32.  polarity,
-    misclick_rate: K.  designs: K of DESIGN_CHOICES.  propensity: (N, K) float64 or None.
-    features: (N, F) float32 or None.
-    groups: (N,) of names; rows of one group are held out together.  users: N names, None if unknown, or None at all.
+    Attributes:
+        feedback: Feedback (int8) of shape (N, K): 1 acted, 0 silent, -1 not recorded.
+        preference: Explicit preferences (int8) of shape (N,): 1, 0, or -1 unknown; None if there are none.
+        weight: Row weights (float32) of shape (N,).
+        polarity: +1 or -1 for each signal.
+        misclick_rate: A rate in [0, 1) for each signal.
+        designs: For each signal one of `DESIGN_CHOICES`.
+        propensity: Known propensities (float64) of shape (N, K), or None.
+        features: Propensity features (float32) of shape (N, F), or None.
+        groups: N names; the rows of a group are held out together. None means the users.
+        users: N user names, None where unknown; None if all are unknown.
     """
 
     feedback: np.ndarray
@@ -39,14 +46,14 @@ class Observed:
         return len(self.feedback)
 
     def known_logits(self) -> np.ndarray:
-        """(N, K) float32: propensity logits of the signals of known design, 0 elsewhere."""
+        """Return propensity logits (float32) of shape (N, K) for the design `known`, 0 for other signals."""
         known = np.array([design == "known" for design in self.designs])
         if self.propensity is None:
             return np.zeros(self.feedback.shape, np.float32)
         return known_logits(torch.from_numpy(np.where(known, self.propensity, np.nan))).numpy()
 
     def counted(self) -> Observed:
-        """The rows whose weight is above 0."""
+        """Return the rows whose weight is above 0."""
         rows = np.flatnonzero(self.weight > 0).tolist()
 
         def of(names: Sequence[Any] | None) -> list[Any] | None:
@@ -64,10 +71,17 @@ class Observed:
         )
 
     def folds(self, count: int, random: np.random.RandomState) -> np.ndarray:
-        """(N,) from 0 to below `count`, a group in one of them; fewer if there are fewer groups.
+        """Divide the rows into folds of about equal size, with all rows of a group (or else of a user) in one fold.
+
+        Args:
+            count: The number of folds; there are fewer if there are fewer groups.
+            random: Decides the order in which groups of equal size are placed.
+
+        Returns:
+            Fold numbers (integer) from 0, of shape (N,).
 
         Raises:
-            ValueError: all rows are of one group.
+            ValueError: All rows are in one group.
         """
         names = self.groups if self.groups is not None else self.users
         group = group_rows(list(names)) if names is not None else np.arange(len(self))
@@ -98,10 +112,26 @@ def observe(
     users: Any = None,
     groups: Any = None,
 ) -> Observed:
-    """The arguments as `Observed`.
+    """Check the arguments of a fit and bring them into uniform shapes.
+
+    Args:
+        rows: The number N of rows of the embeddings.
+        feedback: Feedback of shape (N,) or (N, K): 1 acted, 0 silent, -1 not recorded. (N, 0) means no signals.
+        design: One of `DESIGN_CHOICES` for all signals, or a sequence of K.
+        polarity: +1 or -1 for all signals, or a sequence of K. None means +1.
+        misclick_rate: A rate in [0, 1) for all signals, or a sequence of K. None means 0.
+        propensity: Known propensities in (0, 1], shaped like the feedback; NaN where they are not known. None if no
+            signal has the design `known`.
+        features: Finite propensity features of shape (N, F), or None.
+        preference: Explicit preferences of shape (N,): 1, 0, or -1 unknown. None if there are none.
+        weight: Row weights of at least 0, of shape (N,). None means 1.
+        users: N user names, None or NaN where unknown. None if all are unknown.
+        groups: N names of groups. None means the users.
 
     Raises:
-        ValueError: which argument has a wrong shape or value, what was got, and what is expected.
+        ValueError: An argument has a wrong shape or value, a design lacks its propensities or features, no signal acts
+            and no preference is given, or a row has evidence for both sides. The message says which argument, what was
+            given and what is expected.
     """
     acts = _feedback(feedback, rows)
     signals = acts.shape[1]
@@ -124,6 +154,7 @@ def observe(
 
 
 def _check(observed: Observed) -> None:
+    """Raise ValueError unless the observations fit together."""
     for name, values, right, expected in (
         ("polarity", observed.polarity, {1, -1}.issuperset(observed.polarity), "1 or -1 for every signal"),
         ("misclick_rate", observed.misclick_rate, all(0 <= r < 1 for r in observed.misclick_rate), "rates in [0, 1)"),
@@ -147,6 +178,7 @@ def _check(observed: Observed) -> None:
 
 
 def _check_evidence(observed: Observed) -> None:
+    """Raise ValueError if a row of weight above 0 proves both that the response is preferred and that it is not."""
     certain = np.array(observed.misclick_rate) == 0
     acted = (observed.feedback == 1) & certain
     liked, disliked = (acted & (np.array(observed.polarity) == side) for side in (1, -1))
@@ -161,6 +193,7 @@ def _check_evidence(observed: Observed) -> None:
 
 
 def _feedback(value: Any, rows: int) -> np.ndarray:
+    """Return feedback as int8 of shape (N, K), with a column of -1 if there are no signals, or raise ValueError."""
     if value is None:
         raise ValueError("feedback: requires y to be passed, but the target y is None")
     value = np.asarray(value)
@@ -173,6 +206,7 @@ def _feedback(value: Any, rows: int) -> np.ndarray:
 
 
 def _ternary(name: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """Return values of 1, 0 and -1 as int8 if they have the given shape, or raise ValueError."""
     value = np.asarray(value)
     if value.shape != shape:
         raise ValueError(f"{name}: got shape {value.shape}; expected {shape}, as the rows of X")
@@ -186,6 +220,7 @@ def _ternary(name: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _weight(value: Any, rows: int) -> np.ndarray:
+    """Return row weights as float32 of shape (N,), 1 if there are none, or raise ValueError."""
     if value is None:
         return np.ones(rows, np.float32)
     weight = np.asarray(value, np.float32)
@@ -199,6 +234,7 @@ def _weight(value: Any, rows: int) -> np.ndarray:
 
 
 def _propensity(value: Any, feedback: np.ndarray) -> np.ndarray:
+    """Return known propensities as float64 of shape (N, K), or raise ValueError."""
     propensity = np.asarray(value, np.float64)
     propensity = propensity[:, None] if propensity.ndim == 1 else propensity
     if propensity.shape != feedback.shape:
@@ -209,6 +245,7 @@ def _propensity(value: Any, feedback: np.ndarray) -> np.ndarray:
 
 
 def _features(value: Any, rows: int) -> np.ndarray:
+    """Return propensity features as float32 of shape (N, F), or raise ValueError."""
     features = np.asarray(value, np.float32)
     if features.ndim != 2 or len(features) != rows or not np.isfinite(features).all():
         raise ValueError(f"propensity_features: got shape {features.shape}; expected ({rows}, F), finite")
@@ -216,6 +253,7 @@ def _features(value: Any, rows: int) -> np.ndarray:
 
 
 def _designs(value: Any, signals: int) -> tuple[str, ...]:
+    """Return one design for each signal, or raise ValueError."""
     designs = (value,) * signals if isinstance(value, str) else tuple(value)
     if len(designs) != signals or not set(designs) <= set(DESIGN_CHOICES):
         raise ValueError(
@@ -225,6 +263,7 @@ def _designs(value: Any, signals: int) -> tuple[str, ...]:
 
 
 def _each(name: str, value: Any, signals: int) -> list[Any]:
+    """Return one number for each signal, from a single number or from K, or raise ValueError."""
     values = np.atleast_1d(np.asarray(value))
     if values.shape not in ((1,), (signals,)):
         raise ValueError(f"{name}: got {value!r}; expected one number, or {signals}")
@@ -232,6 +271,7 @@ def _each(name: str, value: Any, signals: int) -> list[Any]:
 
 
 def _names(name: str, value: Any, rows: int) -> list[Any] | None:
+    """Return N names with NaN replaced by None, or None if there are no names; raise ValueError for another length."""
     if value is None:
         return None
     if len(value) != rows:

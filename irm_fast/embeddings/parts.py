@@ -1,4 +1,4 @@
-"""The parts of a fitted model: scale of the embeddings, reward, propensities, and the networks in them."""
+"""The components of a fitted model: the scaler of the embeddings, the reward, the propensities, and their networks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,13 @@ from torch import Tensor, nn
 
 
 class Network(nn.Module):
-    """Hidden layers with ReLU, (n, D) to (n, O)."""
+    """A multilayer perceptron with ReLU.
+
+    Args:
+        inputs: The number D of inputs.
+        hidden: The widths of the hidden layers.
+        outputs: The number O of outputs.
+    """
 
     def __init__(self, inputs: int, hidden: Sequence[int], outputs: int) -> None:
         super().__init__()
@@ -22,11 +28,16 @@ class Network(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Linear(inputs, outputs))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return outputs of shape (n, O).
+
+        Args:
+            x: Inputs (float32) of shape (n, D).
+        """
         out: Tensor = self.layers(x)
         return out
 
     def zero_output(self) -> Network:
-        """The network with a last layer of zeros: training departs from whatever it is added to."""
+        """Set the last layer to zero in place and return the network, so that training starts from an output of 0."""
         for parameter in self.layers[-1].parameters():
             nn.init.zeros_(parameter)
         return self
@@ -34,13 +45,24 @@ class Network(nn.Module):
 
 @dataclass(frozen=True)
 class Scaler:
-    """Features less their mean over their deviation; a constant feature becomes 0.  mean, scale: (D,) float32."""
+    """Standardises features: subtracts the mean and divides by the standard deviation. Constant features become 0.
+
+    Attributes:
+        mean: The means (float32) of shape (D,).
+        scale: The standard deviations (float32) of shape (D,), infinite for constant features.
+    """
 
     mean: Tensor
     scale: Tensor
 
     @classmethod
     def of(cls, x: np.ndarray, device: torch.device) -> Scaler:
+        """Compute the means and standard deviations of features.
+
+        Args:
+            x: Features of shape (N, D).
+            device: The device of the scaler and of what it returns.
+        """
         mean, deviation = x.mean(axis=0, dtype=np.float64), x.std(axis=0, dtype=np.float64)
         # A column that is constant but for rounding has no scale of its own.
         constant = deviation <= 1e-6 * np.maximum(np.abs(mean), 1e-30)
@@ -48,6 +70,11 @@ class Scaler:
         return cls(*(torch.from_numpy(values.astype(np.float32)).to(device) for values in (mean, scale)))
 
     def __call__(self, x: np.ndarray) -> Tensor:
+        """Return the standardised features (float32) of shape (n, D).
+
+        Args:
+            x: Features of shape (n, D).
+        """
         return (torch.as_tensor(x, dtype=torch.float32, device=self.mean.device) - self.mean) / self.scale
 
 
@@ -56,10 +83,17 @@ NONE = torch.empty(0)
 
 @dataclass
 class Reward:
-    """Reward logits (n,) of standardised embeddings: x @ weight + bias + mean of the networks' outputs.
+    """A reward of standardised embeddings x: x @ weight + bias + the mean of the networks' outputs.
 
-    held_out: (N,) logit of each training row by the part that was not fitted to it, losses: (N,) of these, weighted.
-    each: (F, N) logits of all rows by each fold's part. Empty in a model that is kept.
+    The last three attributes are those of the N training rows; they are empty in a model that is kept.
+
+    Attributes:
+        weight: Weights of shape (D,).
+        bias: The bias, of shape ().
+        networks: Networks from (n, D) to (n, 1), one for each fold; none in a linear reward.
+        held_out: The reward logit of each row from the fold model that did not see it, of shape (N,).
+        each: Reward logits of all rows from each fold model, of shape (folds, N).
+        losses: The loss of each row at its held-out logit, times its weight, of shape (N,).
     """
 
     weight: Tensor
@@ -71,17 +105,30 @@ class Reward:
 
     @torch.no_grad()
     def logits(self, x: Tensor) -> Tensor:
+        """Return reward logits of shape (n,).
+
+        Args:
+            x: Standardised embeddings of shape (n, D).
+        """
         out = x @ self.weight + self.bias
         return out + torch.stack([net(x).squeeze(1) for net in self.networks]).mean(0) if self.networks else out
 
 
 @dataclass
 class Propensities:
-    """Propensity logits of K signals: x @ weight.T + z @ feature_weight.T + bias + mean of the networks' outputs.
+    """Propensities of K signals: logits x @ weight.T + z @ feature_weight.T + bias + the mean of the networks' outputs.
 
-    weight: (K, D).  feature_weight: (K, F).  bias: (K,).  designs: K of constant, hidden, features, known.
-    networks: of (n, D) to (n, K); none where all is linear.  A known propensity has no logit here: its column is 0.
-    factor: (K,) multiplies the propensities; below 1 where users share an activity.
+    Here x are standardised embeddings and z standardised propensity features. Known propensities are not included:
+    their logits are 0 here.
+
+    Attributes:
+        designs: For each signal "constant", "hidden", "features" or "known".
+        weight: Weights of the embeddings, of shape (K, D).
+        feature_weight: Weights of the features, of shape (K, F).
+        bias: Biases of shape (K,).
+        networks: Networks from (n, D) to (n, K), one for each fold, read for the design "hidden"; none if all is
+            linear.
+        factor: Factors of the propensities, of shape (K,), below 1 where users share an activity; None means 1.
     """
 
     designs: tuple[str, ...]
@@ -93,6 +140,12 @@ class Propensities:
 
     @torch.no_grad()
     def logits(self, x: Tensor, z: Tensor | None = None) -> Tensor:
+        """Return propensity logits of shape (n, K), 0 for the design "known".
+
+        Args:
+            x: Standardised embeddings of shape (n, D).
+            z: Standardised features of shape (n, F). None leaves their terms out.
+        """
         out = x @ self.weight.T + self.bias
         if z is not None:
             out = out + z @ self.feature_weight.T
@@ -105,5 +158,5 @@ class Propensities:
 
     @property
     def hidden(self) -> Tensor:
-        """(K,) 1 where the design reads the embedding."""
+        """1 for signals of the design "hidden", which reads the embedding, else 0 (float32), of shape (K,)."""
         return torch.tensor([float(design == "hidden") for design in self.designs], device=self.bias.device)

@@ -1,4 +1,4 @@
-"""Propensities of all signals: which design and which estimator each gets, and the joint likelihood for the rest."""
+"""Fit the propensities of all signals: choose the design and the estimator of each."""
 
 from __future__ import annotations
 
@@ -20,11 +20,18 @@ LEFT_OUT = "known"  # the design under which a regression leaves a signal alone
 
 
 class FoundPropensities(NamedTuple):
-    """Linear propensities of all signals."""
+    """Linear propensities of all signals.
+
+    Attributes:
+        propensities: The propensities; those fitted in two steps are means over the folds.
+        by_fold: `ProvenFit.by_fold`, from which `two_step.add_networks` starts; empty if no two-step signal is
+            "hidden".
+        open_level: 1 for constant propensities whose level only the joint likelihood shows, else 0; shape (K,).
+    """
 
     propensities: Propensities
-    by_fold: list[Tensor]  # weights of each fold, from which `two_step.add_networks` starts; empty without hidden ones
-    open_level: Tensor  # (K,): 1 for constants whose level only the joint likelihood shows
+    by_fold: list[Tensor]
+    open_level: Tensor
 
 
 def fit_propensities(
@@ -39,22 +46,25 @@ def fit_propensities(
     estimator: str,
     sds: Sequence[float],
 ) -> FoundPropensities:
-    """Linear propensities of all signals.
+    """Fit linear propensities of all signals, in two steps where the data suffice and jointly elsewhere.
 
     Args:
-        embeddings: (N, D) standardised.
-        spread: (D,) deviations of the embeddings before that.
-        features: (N, F) standardised, or None.
+        embeddings: Standardised embeddings of shape (N, D).
+        spread: Standard deviations of the embeddings before they were standardised, of shape (D,).
+        features: Standardised propensity features of shape (N, F), or None.
         objective: The implicit loss of the rows.
-        designs: K designs, perhaps auto.
-        known: (N, K) logits where the design is known, else 0.
-        folds: (N,) from 0.
-        estimator: two-step, joint or auto.
-        sds: Prior deviations of a logit between responses. The one that is best on the first fold is taken, spread
-            over the embeddings evenly or by raw variances, likewise. The joint likelihood takes the first.
+        designs: For each signal one of `DESIGN_CHOICES`.
+        known: Propensity logits of shape (N, K) for the design "known", 0 elsewhere.
+        folds: Fold numbers from 0, of shape (N,).
+        estimator: "two-step", "joint" or "auto".
+        sds: Prior standard deviations of a logit between responses. Fold 0 selects one of them, and whether the
+            variance is spread over the embeddings evenly or by raw variances. The joint likelihood takes the first.
+
+    Returns:
+        The propensities, with the chosen designs.
 
     Raises:
-        ValueError: The estimator is two-step, and a signal has fewer than 10 co-actions.
+        ValueError: `estimator` is "two-step" and a signal has fewer than 10 co-actions.
     """
     # Which signals other signals prove often enough
     two_steps = _in_two_steps(coactions(objective), designs, estimator)
@@ -96,7 +106,11 @@ def fit_propensities(
 
 
 def _in_two_steps(counts: np.ndarray, designs: Sequence[str], estimator: str) -> list[bool]:
-    """Which signals are fitted on proven rows: those that are not known and have enough co-actions."""
+    """Return for each signal whether it is fitted in two steps: not known, enough co-actions, and not "joint".
+
+    Raises:
+        ValueError: `estimator` is "two-step" and a signal has too few co-actions.
+    """
     few = [k for k, design in enumerate(designs) if design != "known" and counts[k] < ENOUGH]
     if estimator == "two-step" and few:
         raise ValueError(
@@ -115,7 +129,7 @@ def _best_prior(
     folds: np.ndarray,
     sds: Sequence[float],
 ) -> tuple[float, Tensor]:
-    """Deviation, and how its variance is spread over the embeddings: the best on the first fold."""
+    """Return the prior deviation and the shares (D,) of its variance with the lowest loss on fold 0."""
     priors = list(itertools.product(sds, prior_shares(spread).values()))
     if len(priors) == 1 or not any(READS[design] for design in chosen):  # it does not matter
         return priors[0]

@@ -1,4 +1,4 @@
-"""The reward head, given the propensities: linear or a network, chosen by held-out implicit likelihood."""
+"""Fit the reward given the propensities: linear or a network, chosen by held-out implicit likelihood."""
 
 from __future__ import annotations
 
@@ -29,11 +29,20 @@ def fit_reward(
     training: Training,
     generator: torch.Generator,
 ) -> Reward:
-    """Mean over the folds of rewards fitted without each; `auto` takes a network where that is clearly better.
+    """Fit one reward per fold, on the rows outside the fold, and return their mean.
 
-    x: (N, D) standardised.  spread: (D,) deviations before that.  propensity: (N, K) logits, not changed.  folds: (N,)
-    from 0.  Clearly: by more than one standard error of the difference in held-out loss; the linear reward fits into a
-    backbone's own checkpoint.
+    With "auto", a network replaces the linear reward only if its held-out loss is lower by more than one standard error
+    of the difference, because a linear reward fits into the backbone's own checkpoint.
+
+    Args:
+        x: Standardised embeddings of shape (N, D).
+        spread: Standard deviations of the embeddings before they were standardised, of shape (D,).
+        propensity: Propensity logits of shape (N, K), held constant.
+        objective: The implicit loss of the rows.
+        folds: Fold numbers from 0, of shape (N,).
+        hidden_layers: Widths of the hidden layers; () for a linear reward; "auto" to choose.
+        training: How networks are trained.
+        generator: Decides the order of the rows in the training of networks.
     """
     auto = isinstance(hidden_layers, str)
     layers = AUTO_LAYERS if isinstance(hidden_layers, str) else tuple(hidden_layers)
@@ -48,13 +57,25 @@ def fit_reward(
 
 
 def calibration(held_out: Tensor, propensity: Tensor, objective: Objective) -> tuple[float, float]:
-    """Slope above 0 and shift of the greatest implicit likelihood, for held-out reward logits (N,)."""
+    """Return the slope above 0 and the shift of reward logits that maximise the implicit likelihood, with a weak prior.
+
+    Args:
+        held_out: Held-out reward logits of shape (N,).
+        propensity: Propensity logits of shape (N, K).
+        objective: The implicit loss of the rows.
+    """
     _, slope, shift, _ = _levels(held_out, propensity, objective, torch.zeros_like(propensity[0]))
     return float(slope), float(shift)
 
 
 def calibrated(reward: Reward, propensity: Tensor, objective: Objective) -> Reward:
-    """The reward times a slope plus a shift, those of `calibration`."""
+    """Return the reward times the slope plus the shift of `calibration`. The networks of the given reward are changed.
+
+    Args:
+        reward: A reward with its held-out logits.
+        propensity: Propensity logits of shape (N, K).
+        objective: The implicit loss of the rows.
+    """
     slope, shift = calibration(reward.held_out, propensity, objective)
     for network in reward.networks:
         for parameter in network.layers[-1].parameters():
@@ -67,10 +88,19 @@ def calibrated(reward: Reward, propensity: Tensor, objective: Objective) -> Rewa
 
 
 def propensity_shift(reward: Reward, propensity: Tensor, objective: Objective, free: Tensor) -> Tensor:
-    """(K,) what to add to the propensity logits of the signals that `free` (K,) marks, judged by held-out rewards.
+    """Return shifts (K,) of constant propensity logits, chosen by the implicit likelihood of held-out rewards.
 
-    The joint likelihood sees rewards that a prior has shrunk, which hides where action rates level off and makes
-    constant propensities too large, up to 1. On held-out rewards, with a slope of their own, the level shows.
+    The joint likelihood sees rewards that a prior has shrunk. This hides where action rates level off and makes
+    constant propensities too large, up to 1. Held-out rewards, rescaled by a slope of their own, show the level.
+
+    Args:
+        reward: A reward with its held-out logits.
+        propensity: Propensity logits of shape (N, K).
+        objective: The implicit loss of the rows.
+        free: 1 for the constant propensities to shift, 0 for the others, of shape (K,).
+
+    Returns:
+        What to add to the propensity logits, of shape (K,); 0 where `free` is 0.
     """
     constants = propensity[0] * free
     starts = [start * free - constants for start in STARTS]
@@ -80,7 +110,7 @@ def propensity_shift(reward: Reward, propensity: Tensor, objective: Objective, f
 def _levels(
     logit: Tensor, propensity: Tensor, objective: Objective, free: Tensor, start: Tensor | None = None
 ) -> tuple[float, Tensor, Tensor, Tensor]:
-    """Loss, slope above 0 and shift of the reward, and shifts (K,) of the propensities; a weak prior on all of them."""
+    """Return loss, reward slope above 0, reward shift and propensity shifts (K,), fitted under a weak prior."""
     log_slope, shift = logit.new_zeros(()), logit.new_zeros(())
     level = torch.zeros_like(free) if start is None else start.clone()
     rows, constants = torch.arange(len(logit), device=logit.device), propensity[0] * free
@@ -96,14 +126,15 @@ def _levels(
 
 
 def _value(found: tuple[float, Tensor, Tensor, Tensor]) -> float:
+    """Return the loss of what `_levels` returned."""
     return found[0]
 
 
 def _fit_linear(x: Tensor, spread: Tensor, propensity: Tensor, objective: Objective, folds: np.ndarray) -> Reward:
-    """Ridge regressions; the prior that is best on the first fold is taken for all.
+    """Fit a linear reward without each fold in turn, with a Gaussian prior that is chosen by the loss on fold 0.
 
-    A prior gives a logit that varies by `sd` between responses; which of `prior_shares` suits an embedding, only the
-    data can tell.
+    The prior gives logits with a standard deviation of `sd` between responses. Which of the `prior_shares` suits an
+    embedding is an empirical question.
     """
     device = x.device
     shares = prior_shares(spread)
@@ -141,6 +172,8 @@ def _fit_networks(
     training: Training,
     generator: torch.Generator,
 ) -> Reward:
+    """Train one reward network per fold, on the rows outside the fold."""
+
     def loss(network: Network, rows: Tensor) -> Tensor:
         return objective.loss(network(x.index_select(0, rows)).squeeze(1), propensity.index_select(0, rows), rows)
 
@@ -158,11 +191,12 @@ def _fit_networks(
 
 
 def _by_fold(each: Sequence[Tensor], folds: np.ndarray) -> tuple[Tensor, Tensor]:
-    """(N,) logit of each row by the fold that held it out, and (F, N) all of them."""
+    """Return the logit (N,) of each row from the fold model that did not see it, and the logits of all (folds, N)."""
     stacked = torch.stack(list(each))
     return stacked[torch.from_numpy(folds).to(stacked.device), torch.arange(len(folds), device=stacked.device)], stacked
 
 
 def _with_losses(reward: Reward, propensity: Tensor, objective: Objective) -> Reward:
+    """Return the reward with the weighted losses (N,) of its held-out logits."""
     rows = torch.arange(len(propensity), device=propensity.device)
     return replace(reward, losses=objective.loss(reward.held_out, propensity, rows, "none"))

@@ -1,4 +1,4 @@
-"""A fitted `EmbeddingRewardModel` as safetensors and JSON."""
+"""Save a fitted `EmbeddingRewardModel` as safetensors and JSON, and read it back."""
 
 from __future__ import annotations
 
@@ -28,7 +28,13 @@ WRITER = "EmbeddingRewardModel.save"
 
 
 def write(folder: Path, settings: Mapping[str, Any], fitted: Fitted) -> None:
-    """Write the weights, then the record, which tells that all is there."""
+    """Write a fit: first the weights, then the record, whose presence shows that both files are complete.
+
+    Args:
+        folder: The folder to write to, which is made if it does not exist.
+        settings: The constructor arguments of the estimator. A `RandomState` is replaced by None.
+        fitted: The fit.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     reward, propensities = fitted.reward, fitted.propensities
     tensors = {"reward.weight": reward.weight, "reward.bias": reward.bias}
@@ -64,7 +70,13 @@ def write(folder: Path, settings: Mapping[str, Any], fitted: Fitted) -> None:
 
 
 def read(folder: Path) -> tuple[dict[str, Any], Fitted]:
-    """The settings and the fit that `write` wrote, on the device of the settings.
+    """Read what `write` wrote, onto the device that the settings name.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        The settings and the fit.
 
     Raises:
         ValueError: The folder holds no saved model, one of a newer format, or a damaged one.
@@ -82,6 +94,7 @@ def read(folder: Path) -> tuple[dict[str, Any], Fitted]:
 
 
 def _restored(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Fitted:
+    """Return the fit of a record and its tensors."""
     networks = {
         kind: tuple(_network(widths, f"{kind}.{number}.", tensors) for number, widths in enumerate(all_widths))
         for kind, all_widths in record["networks"].items()
@@ -111,12 +124,13 @@ def _restored(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Fitte
 
 
 def _widths(network: Network) -> list[int]:
-    """Inputs, hidden widths, outputs."""
+    """Return the number of inputs, the hidden widths and the number of outputs of a network."""
     layers = [layer for layer in network.layers if isinstance(layer, torch.nn.Linear)]
     return [layers[0].in_features, *(layer.out_features for layer in layers)]
 
 
 def _network(widths: list[int], prefix: str, tensors: Mapping[str, Tensor]) -> Network:
+    """Return the network of these widths whose tensors have names with this prefix."""
     network = Network(widths[0], widths[1:-1], widths[-1])
     state = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
     network.load_state_dict(state)
@@ -124,7 +138,7 @@ def _network(widths: list[int], prefix: str, tensors: Mapping[str, Tensor]) -> N
 
 
 def _plain(value: Any) -> Any:
-    """The value as JSON can hold it; a source of random numbers is not kept."""
+    """Return a value as JSON can hold it; a source of random numbers becomes None."""
     if isinstance(value, np.random.RandomState):
         return None
     if isinstance(value, (np.ndarray, np.generic)):

@@ -1,7 +1,8 @@
-"""Embeddings on disk: one vector for every row of a data file, found again by what the row says.
+"""Embeddings on disk: one vector for every row of a data file, found by a hash of the row's id and text.
 
-A file is safetensors with `embeddings` (N, D), float32 or bfloat16, and `row_hash` (N,) int64; its metadata say how the
-embeddings were made. While it grows it is a folder of parts of the same form.
+A file is in the safetensors format, with `embeddings` (N, D), float32 or bfloat16, and `row_hash` (N,), int64; its
+metadata say how the embeddings were made. While a file is being written, its rows are in a folder of parts of the same
+format.
 """
 
 from __future__ import annotations
@@ -31,11 +32,16 @@ _DTYPES = {"float32": "F32", "bfloat16": "BF16"}  # safetensors' names
 
 @dataclass(frozen=True)
 class Source:
-    """How embeddings were made: what makes more of the same kind.
+    """How embeddings were made: the settings with which further embeddings are comparable to them.
 
-    model: folder or hub id.  kind: "decoder" or "encoder".  pooling: "last" or "mean".  max_length: tokens.
-    precision: of the forward pass, "float32" or "bfloat16".  dtype: of the file, the same names.
-    fingerprint: of the model's weights and tokens, by `embed.fingerprint`: the same wherever the model lies.
+    Attributes:
+        model: The folder or hub id of the language model.
+        kind: "decoder" or "encoder".
+        pooling: "last" or "mean".
+        max_length: The largest number of tokens of a conversation.
+        precision: The dtype of the forward pass, "float32" or "bfloat16".
+        dtype: The dtype of the file, "float32" or "bfloat16".
+        fingerprint: The `embedder.fingerprint` of the model and its tokenizer, which does not depend on where they are.
     """
 
     model: str
@@ -47,31 +53,57 @@ class Source:
     fingerprint: str
 
     def difference(self, other: Source) -> str:
-        """The first setting in which the other differs, "" if none; the model is known by its fingerprint."""
+        """Return the name of the first setting that differs, or "" if none does.
+
+        The names of the models are not compared, because the fingerprint identifies a model.
+
+        Args:
+            other: The source to compare with.
+        """
         names = [f.name for f in fields(self) if f.name != "model"]
         return next((name for name in names if getattr(self, name) != getattr(other, name)), "")
 
 
 def row_hash(ids: Sequence[str], messages: Sequence[Messages]) -> np.ndarray:
-    """(N,) int64 from N ids and conversations: 8 bytes of BLAKE2b over each row's id, roles and texts."""
+    """Return a hash (int64) of each row, of shape (N,): 8 bytes of BLAKE2b over its id, roles and texts.
+
+    Args:
+        ids: The ids of the N rows.
+        messages: The conversations of the N rows.
+    """
     rows = zip(ids, messages, strict=True)
     digests = (hashlib.blake2b(json.dumps(row).encode(), digest_size=8).digest() for row in rows)
     return np.frombuffer(b"".join(digests), "<i8").astype(np.int64)
 
 
 def read_source(path: str | Path) -> Source:
-    """How the embeddings of a file were made. Raises ValueError for what is no such file."""
+    """Read how the embeddings of a file were made.
+
+    Args:
+        path: A file that `irm-fast embed` wrote.
+
+    Raises:
+        ValueError: The file is missing, damaged, of another format, or not written by `irm-fast embed`.
+    """
     with _opened(path) as file:
         return _source(path, file)
 
 
 def read_embeddings(path: str | Path, ids: Sequence[str], messages: Sequence[Messages]) -> np.ndarray:
-    """Embeddings (N, D) float32 of N rows, in their order.
+    """Read the embeddings of N rows, in their order, from a file that may hold more rows and in another order.
 
-    The file may hold more rows, and in another order. In the same order, float32 is mapped, not copied.
+    Args:
+        path: A file that `irm-fast embed` wrote.
+        ids: The ids of the N rows.
+        messages: The conversations of the N rows.
+
+    Returns:
+        Embeddings (float32) of shape (N, D); a float32 file with exactly these rows in this order is memory-mapped
+        instead of copied.
 
     Raises:
-        ValueError: the file is none of `irm-fast embed`, or a row has no embedding there: which, and how many.
+        ValueError: The file is missing, damaged, of another format or not written by `irm-fast embed`; or rows have no
+            embedding there, and the message says how many and names the first.
     """
     wanted = row_hash(ids, messages)
     with _opened(path) as file:
@@ -83,7 +115,7 @@ def read_embeddings(path: str | Path, ids: Sequence[str], messages: Sequence[Mes
 
 
 def _places(path: str | Path, ids: Sequence[str], wanted: np.ndarray, held: np.ndarray) -> np.ndarray:
-    """(N,) positions of the wanted hashes among those held."""
+    """Return the positions (N,) of the wanted hashes among those held; raise ValueError if one is missing."""
     order = np.argsort(held, kind="stable")
     places = order[np.searchsorted(held, wanted, sorter=order).clip(max=len(held) - 1)]
     lacking = np.flatnonzero(held[places] != wanted)
@@ -96,10 +128,17 @@ def _places(path: str | Path, ids: Sequence[str], wanted: np.ndarray, held: np.n
 
 
 def check_target(out: Path, *, resume: bool = False, overwrite: bool = False) -> Path:
-    """The folder for the parts of a file that may be written; writes nothing.
+    """Check that a file may be written, and return the folder for its parts; nothing is written.
+
+    Args:
+        out: The file to write.
+        resume: Whether the parts of an interrupted run may exist.
+        overwrite: Whether an earlier file and its parts may exist.
 
     Raises:
-        ValueError: the file exists, or parts of an interrupted run do, and neither `resume` nor `overwrite` applies.
+        ValueError: `resume` and `overwrite` are both set; the name does not end in ".safetensors"; its folder does not
+            exist; it is a folder; it exists and `overwrite` is not set; parts of an interrupted run exist and neither
+            option is set; or the folder of parts holds other files.
     """
     folder = out.with_name(out.name + ".parts")
     if resume and overwrite:
@@ -121,7 +160,14 @@ def check_target(out: Path, *, resume: bool = False, overwrite: bool = False) ->
 
 
 def write_part(path: Path, vectors: Tensor, hashes: np.ndarray, source: Source) -> None:
-    """Write `vectors` (n, D) in `source.dtype` with their row hashes (n,); the file appears when it is whole."""
+    """Write a part of a file; it appears under its name only when it is complete.
+
+    Args:
+        path: The file of the part.
+        vectors: Embeddings of shape (n, D), converted to `source.dtype`.
+        hashes: The row hashes (int64) of shape (n,).
+        source: How the embeddings were made.
+    """
     import torch
     from safetensors.torch import save_file
 
@@ -132,7 +178,17 @@ def write_part(path: Path, vectors: Tensor, hashes: np.ndarray, source: Source) 
 
 
 def check_part(path: Path, ids: Sequence[str], hashes: np.ndarray, source: Source) -> None:
-    """Raise ValueError unless a part holds these rows, made in this way."""
+    """Check that a part holds the expected rows, embedded with the expected settings.
+
+    Args:
+        path: The file of the part.
+        ids: The ids of the n rows, for the message.
+        hashes: The expected row hashes (int64) of shape (n,).
+        source: The expected settings.
+
+    Raises:
+        ValueError: The part is damaged, or its rows or settings are others.
+    """
     choice = "repeat what the interrupted run had to resume it, or start anew with --overwrite"
     with _opened(path) as file:
         earlier, held = _source(path, file), file.get_tensor("row_hash").numpy()
@@ -149,7 +205,16 @@ def check_part(path: Path, ids: Sequence[str], hashes: np.ndarray, source: Sourc
 
 
 def merge_parts(parts: Sequence[Path], out: Path, source: Source) -> None:
-    """Write the parts as one file, a part in memory at a time; the file appears when it is whole."""
+    """Write the parts as one file, with one part in memory at a time; it appears under its name only when complete.
+
+    Args:
+        parts: The files of the parts, in order; at least one.
+        out: The file to write.
+        source: How the embeddings were made.
+
+    Raises:
+        ValueError: A part is missing or damaged.
+    """
     import torch
 
     sizes = []
@@ -168,7 +233,7 @@ def merge_parts(parts: Sequence[Path], out: Path, source: Source) -> None:
 
 
 def _header(rows: int, width: int, source: Source) -> bytes:
-    """The beginning of a safetensors file: length of the header, and the header, padded to 8 bytes with spaces."""
+    """Return the header of a safetensors file, padded with spaces to 8 bytes, after its length."""
     split = 8 * rows  # the hashes come first, so that both tensors begin at a multiple of their items' size
     end = split + rows * width * (4 if source.dtype == "float32" else 2)
     content: dict[str, Any] = {
@@ -182,12 +247,13 @@ def _header(rows: int, width: int, source: Source) -> bytes:
 
 
 def _metadata(source: Source) -> dict[str, str]:
+    """Return the metadata entries of a file, all of them strings."""
     return {"irm_fast_embeddings": FORMAT, **{name: str(value) for name, value in asdict(source).items()}}
 
 
 @contextmanager
 def _opened(path: str | Path) -> Iterator[Any]:
-    """A safetensors file, to read tensors from; ValueError where there is none."""
+    """Open a safetensors file to read tensors from; raise ValueError if it is missing or damaged."""
     if not Path(path).is_file():
         raise ValueError(f"{path}: not found; expected a file that irm-fast embed wrote")
     try:
@@ -198,6 +264,7 @@ def _opened(path: str | Path) -> Iterator[Any]:
 
 
 def _source(path: str | Path, file: Any) -> Source:
+    """Return the source that the metadata of an open file name; raise ValueError if they name none."""
     metadata = file.metadata() or {}
     version = metadata.pop("irm_fast_embeddings", None)
     if version != FORMAT:

@@ -1,4 +1,4 @@
-"""A reward model on the embeddings of a frozen language model, where it is no ordinary checkpoint."""
+"""A reward model of text: a reward of embeddings, and the frozen language model that makes the embeddings."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from irm_fast.embeddings.store import Source
 from irm_fast.losses.implicit import implicit_rm_loss
 from irm_fast.models.backbone import quiet_transformers
 from irm_fast.models.heldout import HeldOut
-from irm_fast.models.record import give_usual_mode, read_record, spec_of_record, write_record
+from irm_fast.models.record import CHECKPOINT_WEIGHTS, give_usual_mode, read_record, spec_of_record, write_record
 from irm_fast.models.reward_model import ImplicitRewardModel
 
 if TYPE_CHECKING:
@@ -32,9 +32,12 @@ SOURCE = "embeddings"  # the entry of irm_fast.json that tells such a folder fro
 
 @dataclass
 class EmbeddedRewardModel:
-    """A fitted estimator, and the language model whose embeddings it reads: loaded when text is to be embedded.
+    """A fitted estimator and the language model whose embeddings it reads, which is loaded when text must be embedded.
 
-    spec: names and polarity of the signals, and design.  source: how its embeddings are made.
+    Attributes:
+        estimator: The fitted reward model on embeddings.
+        spec: The names and polarities of the signals, and the propensity design.
+        source: How the embeddings are made.
     """
 
     estimator: EmbeddingRewardModel
@@ -43,31 +46,59 @@ class EmbeddedRewardModel:
 
     @property
     def is_checkpoint(self) -> bool:
-        """Whether the reward is that of a sequence classifier: linear in the last token's state of a decoder."""
+        """Whether a sequence classifier can hold the reward: it is linear in the state of a decoder's last token."""
         return self.estimator.is_linear_ and (self.source.kind, self.source.pooling) == ("decoder", "last")
 
     @property
     def reward_bias(self) -> Tensor:
-        """() what to add to `rewards` before the sigmoid."""
+        """What to add to `rewards` before the sigmoid, of shape (); 0 unless the reward is a checkpoint."""
         return torch.tensor(self.estimator.intercept_ if self.is_checkpoint else 0.0)
 
     @cached_property
     def embedder(self) -> Embedder:
-        """The language model. Raises ValueError if it does not load or its weights are others than in training."""
+        """The language model, loaded at first use.
+
+        Raises:
+            ValueError: It cannot be loaded, or its weights or tokenizer are not those that made the embeddings.
+        """
         return open_source(self.source)
 
     def rewards(self, conversations: Sequence[Messages], *, batch_size: int) -> np.ndarray:
-        """Rewards (N,) float32, without `reward_bias`."""
+        """Return rewards (float32) of shape (N,), without `reward_bias`.
+
+        Args:
+            conversations: N lists of messages.
+            batch_size: The number of conversations per forward pass.
+
+        Raises:
+            ValueError: As `embedder`.
+        """
         vectors, _ = self.embedder.embed(conversations, batch_size=batch_size)
         return self.estimator.decision_function(vectors.numpy()) - self.reward_bias.numpy()
 
     def predict_log(self, log: Log, batch_size: int) -> HeldOut:
-        """As `evaluation.predict_log`."""
+        """Embed the conversations of a log and predict its rows, for `evaluation.scoring.predict_log`.
+
+        Args:
+            log: N rows with the signals of `spec`, in their order.
+            batch_size: The number of conversations per forward pass.
+
+        Raises:
+            ValueError: As `embedder`.
+        """
         vectors, _ = self.embedder.embed(log.messages, batch_size=batch_size)
         return self.predict(vectors.numpy(), log)
 
     def predict(self, vectors: np.ndarray, log: Log) -> HeldOut:
-        """Predictions, float32, for a log whose embeddings (N, D) are given."""
+        """Predict the rows of a log from their embeddings.
+
+        Args:
+            vectors: Embeddings (float32) of shape (N, D).
+            log: The same N rows, with the signals of `spec`, in their order.
+
+        Returns:
+            The losses, weights, reward logits and propensity logits of the rows (float32).
+        """
         reward = torch.as_tensor(self.estimator.decision_function(vectors), dtype=torch.float32)
         chance = log.propensity if self.spec.design == "known" else self._propensity(vectors, log)
         logits = known_logits(torch.as_tensor(chance))
@@ -85,25 +116,38 @@ class EmbeddedRewardModel:
         return HeldOut(loss.numpy(), weight.numpy(), reward.numpy(), logits.numpy())
 
     def _propensity(self, vectors: np.ndarray, log: Log) -> np.ndarray:
+        """Return propensities (N, K) of the estimator, given the features that its design reads."""
         features = None
         if self.estimator.n_propensity_features_:
             features = propensity_features(log, "features" if self.spec.design == "features" else "hidden")
         return self.estimator.predict_propensity(vectors, features)
 
     def save(self, directory: str | Path, record: Mapping[str, Any] | None = None) -> None:
-        """Write the estimator, any classifier, and, last, `irm_fast.json`: spec, source and `record`."""
+        """Write the estimator, the classifier if the reward is a checkpoint, and last `irm_fast.json`.
+
+        Args:
+            directory: The folder to write to, which is made if it does not exist.
+            record: Further entries of `irm_fast.json`, beside the spec and the source. None means none.
+
+        Raises:
+            ValueError: As `embedder`, if the reward is a checkpoint.
+        """
         self.estimator.save(directory)
         if self.checkpoint is not None:
             with quiet_transformers():
                 self.checkpoint.classifier.save_pretrained(directory)
                 self.checkpoint.tokenizer.save_pretrained(directory)
-        give_usual_mode(*Path(directory).glob("*.safetensors"))
+        give_usual_mode(Path(directory), *CHECKPOINT_WEIGHTS)
         more = {**(record or {}), SOURCE: asdict(self.source)}
         write_record(Path(directory), self.spec, float(self.reward_bias), more)
 
     @cached_property
     def checkpoint(self) -> ImplicitRewardModel | None:
-        """The ordinary classifier with this reward, or None if it is none. Raises ValueError as `embedder`."""
+        """The sequence classifier with this reward, or None if no classifier can hold it.
+
+        Raises:
+            ValueError: As `embedder`.
+        """
         if not self.is_checkpoint:
             return None
         # In float32 whatever made the embeddings: the head belongs to the whole weights.
@@ -114,12 +158,23 @@ class EmbeddedRewardModel:
         return whole.cpu()
 
     def load_checkpoint(self) -> None:
-        """Load the language model now, if the reward is a checkpoint of it. Raises ValueError as `embedder`."""
+        """Load the language model if the reward is a checkpoint of it, so that a failure shows before `save` writes.
+
+        Raises:
+            ValueError: As `embedder`.
+        """
         _ = self.checkpoint
 
     @classmethod
     def load(cls, directory: str | Path) -> EmbeddedRewardModel:
-        """Read what `save` wrote. Raises ValueError as `ImplicitRewardModel.load`."""
+        """Read a model that `save` wrote.
+
+        Args:
+            directory: The folder.
+
+        Raises:
+            ValueError: The folder is not a saved model, is of a newer format, or is damaged.
+        """
         from irm_fast.embeddings.estimator import EmbeddingRewardModel
 
         record = read_record(directory)
@@ -131,17 +186,28 @@ class EmbeddedRewardModel:
 
 
 def propensity_features(log: Log, design: str) -> np.ndarray | None:
-    """(N, F) what propensities of a design read beside the embedding: the log's features, or what the text shows."""
+    """Return what the propensities of a design read beside the embedding.
+
+    Args:
+        log: N rows.
+        design: One of `DESIGN_CHOICES`.
+
+    Returns:
+        The features of the log (N, F) for "features", `text_features` (N, 5) for "hidden" and "auto", else None.
+    """
     if design == "features":
         return log.features
     return text_features(log.messages) if design in ("auto", "hidden") else None
 
 
 def open_source(source: Source) -> Embedder:
-    """The language model that makes embeddings of this kind.
+    """Load the language model that makes embeddings of a given kind.
+
+    Args:
+        source: How the embeddings were made.
 
     Raises:
-        ValueError: it does not load, or its weights or tokenizer are not those that made them.
+        ValueError: The model cannot be loaded, or its weights or tokenizer are not those that made the embeddings.
     """
     embedder = Embedder(source.model, pooling=source.pooling, max_length=source.max_length, precision=source.precision)
     if embedder.source.fingerprint != source.fingerprint:

@@ -1,15 +1,16 @@
-"""Propensities of several signals: how often each acts among rows whose preference another one proves.
+"""Propensities of several signals: how often each acts on rows whose preference other evidence proves.
 
-A signal that acted proves the side it speaks for (MATH: f_j = 1 implies r* = 1), so on the rows where another signal of
-the same polarity acted, or where an explicit label says so, f_k is an ordinary binary outcome with mean m_k. A logistic
-regression there needs no model of the reward, and a reward that is too simple cannot mislead it, as it can mislead the
-joint likelihood. The loss of the reward depends on propensities only in rows that are silent throughout, and such rows
-the regression never reads: no cross-fitting between the two steps is needed.
+A signal without misclicks that acted proves the preference: f_j = 1 implies r* = 1 for polarity 1. On the rows where
+another signal of the same polarity acted, or where an explicit preference says the same, f_k is therefore an ordinary
+binary outcome with mean m_k, the propensity; such rows are called proven, and actions on them co-actions. A logistic
+regression on them needs no model of the reward, so a reward that is too simple cannot mislead it, as it can mislead the
+joint likelihood. The loss of the reward depends on propensities only in rows where all signals are silent, and the
+regression never reads such rows: no cross-fitting between the two steps is needed.
 
-The prior is weak: logits that vary between responses by 1 or 2, spread evenly over the standardised features or by
-their raw variances, whichever predicts held-out actions better (`propensity_step`). Cross-validation over smaller
-deviations would choose one, good for predicting actions; what it shrinks away from the propensities stays in the
-reward, and the ranking drifts to the naive classifier's.
+The prior is weak: logits vary between responses with a standard deviation of 1 or 2, spread over the standardised
+features evenly or by their raw variances, whichever predicts held-out actions better (`propensity_step`).
+Cross-validation over smaller deviations would choose one of them, as better for predicting actions; but what it shrinks
+away from the propensities stays in the reward, whose ranking then drifts to that of the naive classifier.
 """
 
 from __future__ import annotations
@@ -34,7 +35,11 @@ ENOUGH = 10  # co-actions; with fewer, propensities that depend on the response 
 
 
 def proven(objective: Objective) -> Tensor:
-    """(N, K) bool: rows that record signal k and in which something else proves the side it speaks for."""
+    """Return a mask (bool) of shape (N, K): whether signal k is recorded and other evidence proves its side.
+
+    Args:
+        objective: The feedback, explicit preferences and weights of the rows; those of weight 0 count as not proven.
+    """
     sign = torch.tensor(objective.polarity, device=objective.feedback.device)
     certain = torch.tensor([rate == 0 for rate in objective.misclick_rate], device=sign.device)
     acted = (objective.feedback == 1) & certain
@@ -46,24 +51,42 @@ def proven(objective: Objective) -> Tensor:
 
 
 def coactions(objective: Objective) -> np.ndarray:
-    """(K,) the smaller of how often each signal acts and is silent in its proven rows."""
+    """Count, for each signal, its actions and its silences on proven rows, and return the smaller number.
+
+    Args:
+        objective: The feedback, explicit preferences and weights of the rows.
+
+    Returns:
+        Integers of shape (K,).
+    """
     rows = proven(objective)
     acted = ((objective.feedback == 1) & rows).sum(0)
     return torch.minimum(acted, rows.sum(0) - acted).cpu().numpy()
 
 
 class HeldOutLosses(NamedTuple):
-    """Held-out losses of K signals, summed over their proven rows."""
+    """Held-out losses (log loss times weight) of K signals, summed over their proven rows.
 
-    constant: np.ndarray  # (K,) of constant propensities
-    design: np.ndarray  # (K,) of the designs
+    Attributes:
+        constant: The losses of constant propensities, of shape (K,).
+        design: The losses of the designs, of shape (K,).
+    """
+
+    constant: np.ndarray
+    design: np.ndarray
 
 
 class ProvenFit(NamedTuple):
-    """Propensities of the signals that other signals prove."""
+    """Propensities that were fitted on proven rows.
 
-    propensities: Propensities  # the mean over the folds
-    by_fold: list[Tensor]  # weight, feature_weight and bias of the propensities, each with the folds in front
+    Attributes:
+        propensities: The mean over the folds.
+        by_fold: `weight`, `feature_weight` and `bias` of the propensities, each with the folds as first dimension.
+        losses: The held-out losses.
+    """
+
+    propensities: Propensities
+    by_fold: list[Tensor]
     losses: HeldOutLosses
 
 
@@ -78,17 +101,20 @@ def fit_proven(
     *,
     first: int | None = None,
 ) -> ProvenFit:
-    """Logistic regression of every signal on its proven rows, without each fold in turn.
+    """Fit a logistic regression of every signal on its proven rows, without each fold in turn.
 
     Args:
-        embeddings: (N, D) standardised.
-        features: (N, F) standardised, or None.
+        embeddings: Standardised embeddings of shape (N, D).
+        features: Standardised propensity features of shape (N, F), or None.
         objective: The implicit loss of the rows.
-        designs: K designs; "known" leaves a signal out.
-        folds: (N,) from 0.
-        sd: Prior deviation of a logit between responses.
-        share: (D,) how its variance is spread over the embeddings.
-        first: Only the first so many folds.
+        designs: The K designs; "known" leaves a signal out.
+        folds: Fold numbers from 0, of shape (N,).
+        sd: Prior standard deviation of a logit between responses.
+        share: Relative prior variances of the embeddings, of shape (D,), with a mean of 1.
+        first: Hold out only this many folds, the first ones. None means all.
+
+    Returns:
+        The propensities and their held-out losses.
     """
     rows, acted = proven(objective).cpu().numpy(), (objective.feedback == 1).cpu().numpy()
     weight, n_folds, n_signals = objective.weight.cpu().numpy(), first or int(folds.max()) + 1, len(designs)
@@ -130,7 +156,7 @@ def fit_proven(
 def _logistic(
     blocks: Sequence[np.ndarray], y: np.ndarray, weight: np.ndarray, sd: float
 ) -> tuple[list[np.ndarray], float]:
-    """Slopes of every block of features, and the intercept. Each block has a prior deviation of `sd` in all."""
+    """Return slopes of each block of features and the intercept; the logit of a block has a prior deviation of `sd`."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
@@ -144,12 +170,13 @@ def _logistic(
 
 
 def _constant(acted: np.ndarray, weight: np.ndarray) -> float:
-    """Logit of the weighted rate, half an action and half a silence added."""
+    """Return the logit of the weighted action rate, with half an action and half a silence added."""
     ones = (weight * acted).sum() + 0.5
     return float(np.log(ones / (weight.sum() - ones + 1)))
 
 
 def _loss(logit: np.ndarray, acted: np.ndarray, weight: np.ndarray) -> float:
+    """Return the weighted sum of the log losses of binary outcomes."""
     return float((weight * np.logaddexp(0, np.where(acted, -logit, logit))).sum())
 
 
@@ -164,10 +191,21 @@ def add_networks(
     training: Training,
     generator: torch.Generator,
 ) -> Propensities:
-    """The propensities with a network of the embeddings on top of each fold's linear ones, trained on the same rows.
+    """Add networks of the embeddings to the linear propensities of each fold, trained on the same proven rows.
 
     Args:
-        by_fold: Of `fit_proven`.
+        propensities: The linear propensities of all signals.
+        by_fold: `ProvenFit.by_fold`.
+        embeddings: Standardised embeddings of shape (N, D).
+        features: Standardised propensity features of shape (N, F), or None.
+        objective: The implicit loss of the rows.
+        folds: Fold numbers from 0, of shape (N,).
+        hidden_layers: Widths of the hidden layers.
+        training: How networks are trained.
+        generator: Decides the order of the rows.
+
+    Returns:
+        The propensities with one network for each fold.
     """
     mask = proven(objective).float() * propensities.hidden * objective.weight[:, None]
     target = (objective.feedback == 1).float()

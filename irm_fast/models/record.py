@@ -17,6 +17,7 @@ from irm_fast.data.signals import DESIGNS, RewardSpec
 
 FORMAT = 1  # of irm_fast.json
 RECORD, PROPENSITY_FILE = "irm_fast.json", "propensity.safetensors"
+CHECKPOINT_WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors")  # the names that transformers gives them
 
 
 def read_record(directory: str | Path) -> dict[str, Any]:
@@ -85,15 +86,19 @@ def frozen(value: Any) -> Any:
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Write tensors as safetensors, with the permissions of an ordinary new file."""
     save_file(dict(tensors), path)
-    give_usual_mode(path)
+    give_usual_mode(path.parent, path.name)
 
 
-def give_usual_mode(*paths: Path) -> None:
+def give_usual_mode(directory: Path, *patterns: str) -> None:
     """Give files the permissions of ordinary new ones, which the umask decides.
 
     safetensors writes to a temporary file that only its owner may read, and renames it.
+
+    Args:
+        directory: The folder that was written to; files of others there keep theirs.
+        patterns: Names or patterns of the files that were written.
     """
     mask = os.umask(0o077)  # the one way to ask is to set it; what another thread makes meanwhile stays private
     os.umask(mask)
-    for path in paths:
+    for path in (path for pattern in patterns for path in directory.glob(pattern)):
         path.chmod(0o666 & ~mask)

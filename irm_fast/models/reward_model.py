@@ -15,6 +15,7 @@ from irm_fast.data.signals import RewardSpec
 from irm_fast.models.backbone import load_backbone, load_classifier, load_tokenizer, quiet_transformers, token_limit
 from irm_fast.models.heads import Heads, Logits, PropensityDesign
 from irm_fast.models.record import (
+    CHECKPOINT_WEIGHTS,
     PROPENSITY_FILE,
     give_usual_mode,
     read_record,
@@ -239,8 +240,7 @@ class ImplicitRewardModel(nn.Module):
             self.tokenizer.save_pretrained(directory)
         weights = {name: weight.detach().cpu() for name, weight in self.propensity_design.state_dict().items()}
         save_tensors(weights, directory / PROPENSITY_FILE)
-        own = (PROPENSITY_FILE, "model.safetensors", "model-*-of-*.safetensors")
-        give_usual_mode(*(path for pattern in own for path in directory.glob(pattern)))
+        give_usual_mode(directory, *CHECKPOINT_WEIGHTS)
         write_record(directory, self.spec, float(self.reward_bias.detach()), record or {})
 
     @classmethod

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from irm_fast.data.log import Log
-from irm_fast.models.record import RECORD
+from irm_fast.models.record import CHECKPOINT_WEIGHTS, PROPENSITY_FILE, RECORD
 from irm_fast.training.config import NOT_KEPT, RunConfig, TrainConfig, load_saved_config
 
 SETTINGS, METRICS, CHECKPOINTS, DATA = "train.yaml", "metrics.jsonl", "checkpoints", "train_data.json"
@@ -31,7 +31,7 @@ _OWN_FOLDERS = (CHECKPOINTS, TRACKERS, "additional_chat_templates")
 _OWN_FILES = (
     *(SETTINGS, METRICS, DATA, RECORD),
     *("embedding_model.safetensors", "embedding_model.json"),  # of EmbeddingRewardModel
-    *("propensity.safetensors", "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
+    *(PROPENSITY_FILE, *CHECKPOINT_WEIGHTS, "model.safetensors.index.json"),
     *("config.json", "generation_config.json"),
     *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "vocab.txt", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "chat_template.jinja"),

@@ -160,7 +160,7 @@ def test_propensities_that_features_explain() -> None:
         case.x, case.feedback, propensity_features=features
     )
     assert (correlations(joint, case, propensity_features=features) > 0.97).all()
-    with pytest.raises(ValueError, match="propensity_features: got them in one of fit and predict_propensity"):
+    with pytest.raises(ValueError, match="propensity_features: got them in only one of fit and predict_propensity"):
         fitted.predict_propensity(case.x)
 
 
