@@ -1,22 +1,16 @@
-"""The losses that people learn from implicit feedback with, to compare `irm_fast.implicit_rm_loss` to.
+"""Losses from the literature on implicit feedback, to compare with `irm_fast.implicit_rm_loss`.
 
-s are the reward logits, `l1 = softplus(-s)` and `l0 = softplus(s)` the losses of a label of 1 and of 0, f the feedback,
-m the propensity P(act | preferred), pi the class prior P(preferred). All but ReCRec are weights on l1 and l0 for a
-launch of `pointwise_loss`, two for nnPU and SAR-EM; the weights are constants, whatever they were computed from.
+Notation: s reward logit; `l1 = softplus(-s)` and `l0 = softplus(s)` the losses of a label of 1 and of 0; f feedback (1
+acted, 0 silent, -1 not recorded); r* preference, with g = P(r* = 1), which is sigmoid(s) in the model; m propensity
+P(f = 1 | r* = 1); pi class prior P(r* = 1) over all rows.
 
-Shared arguments:
-    reward_logits: (N,) float32, bfloat16 or float16; float64 selects the reference backend.
-    feedback: (N,) bool or integer: 1 acted, 0 silent, -1 missing; anything else gives NaN. Several signals have to be
-        made one first, such as "any acted": these losses know one.
-    propensity: probabilities in (0, 1], not logits: a number, or (N,) as tensor or numpy array.
-    weight: (N,) row weights >= 0. Rows that are missing or of weight 0 contribute nothing, whatever else they hold.
-    reduction, normalizer, backend: as in `irm_fast.implicit_rm_loss`.
-All return float32 (float64 for float64 logits), () or, for reduction "none", (N,). They raise TypeError and ValueError
-for arguments of other kinds, shapes or devices, and for numbers out of range; values of tensors are not looked at.
+All but ReCRec turn the feedback into weights on l1 and l0, which are constants of the loss, and call `pointwise_loss`,
+nnPU and SAR-EM twice. Each takes one signal: several have to be combined first, for example into "any acted". Rows that
+are not recorded or have weight 0 contribute nothing, whatever else they hold. Numbers are checked, values of tensors by
+`recrec_loss` alone.
 
-Nuisances are the quantities that a loss needs and nobody is interested in. `irm_fast.nuisances` estimates class prior,
-propensity and imputed preferences from a log without clean labels; what each assumes is said there. CONTRIBUTING.md
-says how to add a baseline.
+`irm_fast.nuisances` estimates pi, m and imputed preferences from a log without clean labels, and names the assumption
+of each estimate. CONTRIBUTING.md says how to add a baseline.
 """
 
 from __future__ import annotations
@@ -49,10 +43,24 @@ MIN_PROPENSITY = 0.05
 
 
 def naive_loss(reward_logits: Tensor, feedback: Tensor, *, weight: Tensor | None = None, **options: Any) -> Tensor:
-    """Binary cross-entropy that takes actions for labels: `f l1 + (1 - f) l0`.
+    """Binary cross-entropy that takes actions as labels: `f l1 + (1 - f) l0`.
 
-    Unbiased for P(f = 1), not for the preference: it learns the product of preference and propensity. Nothing else is
-    needed.
+    `l1 = softplus(-s)` and `l0 = softplus(s)` are the losses of a label of 1 and of 0. The loss is unbiased for
+    P(f = 1), not for the preference: it learns the product of preference and propensity. It needs no estimates.
+
+    Args:
+        reward_logits: Logits s, (N,) float32, bfloat16 or float16; float64 selects the reference backend.
+        feedback: Feedback f, (N,) bool or integer: 1 acted, 0 silent, -1 not recorded; other values give NaN.
+        weight: Row weights >= 0, (N,) real or bool; None: all 1. Rows of weight 0 contribute nothing.
+        **options: `reduction`, `normalizer` and `backend`, as in `irm_fast.implicit_rm_loss`.
+
+    Returns:
+        The loss, float32 (float64 for float64 logits): (), or (N,) for `reduction="none"`.
+
+    Raises:
+        TypeError: An argument is no dense tensor or of a wrong dtype, or `normalizer` is no number or tensor.
+        ValueError: A shape, device or option is invalid, N = 0 for a plain mean, or `weight` requires a gradient.
+        RuntimeError: The backend is not available, or a second derivative or `vmap` was asked for.
     """
     f, recorded = _feedback(reward_logits, feedback, weight)
     return pointwise_loss(reward_logits, f, recorded - f, **options)
@@ -69,10 +77,27 @@ def ips_loss(
 ) -> Tensor:
     """Inverse propensity scoring, the loss of Rel-MF: `(f/m) l1 + (1 - f/m) l0` (Saito et al., WSDM 2020).
 
-    Unbiased for the fully labelled loss if m is right, at a variance that grows as 1/m: m is clipped at
-    `min_propensity` from below, which trades some of it for bias. The propensity is given, by an experiment, or
-    estimated: Rel-MF takes the popularity of the item, `nuisances.popularity_propensity`. Its largest value is 1: the
-    scale is arbitrary, and so is that of the reward.
+    `l1 = softplus(-s)` and `l0 = softplus(s)` are the losses of a label of 1 and of 0. The loss is unbiased for the
+    fully labelled loss if m is right. Its variance grows as 1/m: clipping m trades variance for bias.
+
+    Args:
+        reward_logits: Logits s, (N,) float32, bfloat16 or float16; float64 selects the reference backend.
+        propensity: m = P(acts | preferred) in (0, 1], not a logit: a number, or (N,) as tensor or NumPy array;
+            constant. Given by an experiment, or estimated: Rel-MF takes the popularity of the item,
+            `nuisances.popularity_propensity`, whose largest value is set to 1. It is right up to a factor at best, and
+            so are the preference probabilities.
+        feedback: Feedback f, (N,) bool or integer: 1 acted, 0 silent, -1 not recorded; other values give NaN.
+        min_propensity: The limit in (0, 1] at which smaller propensities are clipped.
+        weight: Row weights >= 0, (N,) real or bool; None: all 1. Rows of weight 0 contribute nothing.
+        **options: `reduction`, `normalizer` and `backend`, as in `irm_fast.implicit_rm_loss`.
+
+    Returns:
+        The loss, float32 (float64 for float64 logits): (), or (N,) for `reduction="none"`.
+
+    Raises:
+        TypeError: An argument is no dense tensor or of a wrong dtype, or `normalizer` is no number or tensor.
+        ValueError: A shape, device, option or number is invalid, N = 0 for a plain mean, or `weight` requires grad.
+        RuntimeError: The backend is not available, or a second derivative or `vmap` was asked for.
     """
     f, recorded = _feedback(reward_logits, feedback, weight)
     ratio = f / _clipped(propensity, min_propensity, reward_logits)
@@ -88,15 +113,29 @@ def upu_loss(
     weight: Tensor | None = None,
     **options: Any,
 ) -> Tensor:
-    """Unbiased risk from positive and unlabelled rows: `pi mean_P(l1 - l0) + mean_U l0` (du Plessis et al., ICML 2015).
+    """Unbiased positive-unlabelled risk, uPU: `pi mean_P(l1 - l0) + mean_U l0` (du Plessis et al., ICML 2015).
 
-    P are the rows that acted; U are all recorded rows, since in a log the acting rows were drawn from the same users.
-    Unbiased if preferred rows act equally often everywhere (SCAR); then it is `ips_loss` with the constant propensity
-    `action_rate / pi`. Its value has no lower bound: flexible models overfit it.
+    `l1 = softplus(-s)` and `l0 = softplus(s)` are the losses of a label of 1 and of 0. P are the rows that acted; U are
+    all recorded rows, since in a log the acting rows were drawn from the same users. The loss is unbiased if all
+    preferred rows have the same propensity (selected completely at random, SCAR); then it equals `ips_loss` with the
+    constant propensity `action_rate / pi`. It has no lower bound, so flexible models overfit it.
 
-    class_prior: pi, a number or 0-dim tensor; given, or by best bin estimation, `nuisances.class_prior`.
-    action_rate: share of the acting among the recorded rows of the whole log; None: that of this batch, as in the
-        formula, which is biased where batches hold few actions.
+    Args:
+        reward_logits: Logits s, (N,) float32, bfloat16 or float16; float64 selects the reference backend.
+        feedback: Feedback f, (N,) bool or integer: 1 acted, 0 silent, -1 not recorded; other values give NaN.
+        class_prior: pi = P(preferred), a number in (0, 1] or a 0-dim tensor; given, or from `nuisances.class_prior`.
+        action_rate: Share of the recorded rows of the whole log that acted, a number in (0, 1] or a 0-dim tensor. None:
+            the weighted share in this batch, as in the formula, which is biased where batches hold few actions.
+        weight: Row weights >= 0, (N,) real or bool; None: all 1. Rows of weight 0 contribute nothing.
+        **options: `reduction`, `normalizer` and `backend`, as in `irm_fast.implicit_rm_loss`.
+
+    Returns:
+        The loss, float32 (float64 for float64 logits): (), or (N,) for `reduction="none"`.
+
+    Raises:
+        TypeError: An argument is no dense tensor or of a wrong dtype, or `normalizer` is no number or tensor.
+        ValueError: A shape, device, option or number is invalid, N = 0 for a plain mean, or `weight` requires grad.
+        RuntimeError: The backend is not available, or a second derivative or `vmap` was asked for.
     """
     positive, recorded = _positives(reward_logits, feedback, class_prior, action_rate, weight)
     return pointwise_loss(reward_logits, positive, recorded - positive, **options)
@@ -114,14 +153,32 @@ def nnpu_loss(
     normalizer: float | Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """Non-negative risk of positive and unlabelled rows, nnPU (Kiryo et al., NIPS 2017).
+    """Non-negative positive-unlabelled risk, nnPU: `pi mean_P l1 + max(0, mean_U l0 - pi mean_P l0)`.
 
-    `pi mean_P l1 + max(0, mean_U l0 - pi mean_P l0)`. The bracket estimates the risk on the rows that are not
-    preferred, which cannot be negative. Where that of the batch, a mean over its recorded rows, falls below `-beta`,
-    the gradient is that of `-gamma` times the bracket instead, which undoes some of the overfitting. The rule is of a
-    whole batch: the result is (), a sum over N or `normalizer`. No value is read on the host.
+    Symbols and assumption as in `upu_loss`. The bracket, the second argument of max, estimates the risk on the rows
+    that are not preferred, which cannot be negative. Where the bracket of the batch, a weighted mean over its recorded
+    rows, falls below `-beta`, the gradient is that of `-gamma` times the bracket, which undoes some of the overfitting;
+    elsewhere it is that of the formula without max. No value is read on the host. Source: Kiryo et al., NIPS 2017.
 
-    Arguments and assumption as in `upu_loss`.
+    Args:
+        reward_logits: Logits s, (N,) float32, bfloat16 or float16; float64 selects the reference backend.
+        feedback: Feedback f, (N,) bool or integer: 1 acted, 0 silent, -1 not recorded; other values give NaN.
+        class_prior: pi = P(preferred), a number in (0, 1] or a 0-dim tensor.
+        action_rate: Share of the recorded rows of the whole log that acted, as in `upu_loss`; None: that of this batch.
+        beta: How far below 0 the bracket may fall before its gradient is reversed, at least 0.
+        gamma: Factor of the reversed gradient, from 0 (no gradient) to 1 in the source; not checked.
+        weight: Row weights >= 0, (N,) real or bool; None: all 1. Rows of weight 0 contribute nothing.
+        normalizer: Number or 0-dim tensor above 0 that the sum over rows is divided by; None: N. The rule is of a whole
+            batch, so there is no `reduction`.
+        backend: "triton", "cpu" or "reference"; None chooses by device and dtype.
+
+    Returns:
+        The loss, () float32 (float64 for float64 logits).
+
+    Raises:
+        TypeError: An argument is no dense tensor or of a wrong dtype, or `normalizer` is no number or tensor.
+        ValueError: A shape, device, option or number is invalid, N = 0 for a plain mean, or `weight` requires grad.
+        RuntimeError: The backend is not available, or a second derivative or `vmap` was asked for.
     """
     positive, recorded = _positives(reward_logits, feedback, class_prior, action_rate, weight)
     if not beta >= 0:
@@ -148,11 +205,28 @@ def doubly_robust_loss(
 ) -> Tensor:
     """Doubly robust loss for implicit feedback: `f (l1 - l(s, r)) / m + l(s, r)`, with `l(s, r) = r l1 + (1 - r) l0`.
 
-    The form of Wang et al. (ICML 2019) for ratings, with actions in the place of observed ratings.
-    r is an imputed preference in [0, 1], (N,) or a number. An action shows preferred rows only, so with right m the
-    expectation is `g l1 + (1 - g) l(s, r)`: unlike for explicit feedback, it is the fully labelled loss only where r is
-    0 in rows that are not preferred. m as in `ips_loss`; r from another model of the log,
-    `nuisances.imputed_preference`.
+    `l1 = softplus(-s)` and `l0 = softplus(s)` are the losses of a label of 1 and of 0. The form is that of Wang et al.
+    (ICML 2019) for ratings, with actions in the place of observed ratings. An action shows preferred rows only, so with
+    right m and g = P(preferred) the expectation is `g l1 + (1 - g) l(s, r)`: unlike for explicit feedback, it is the
+    fully labelled loss only where r is 0 in rows that are not preferred.
+
+    Args:
+        reward_logits: Logits s, (N,) float32, bfloat16 or float16; float64 selects the reference backend.
+        propensity: m = P(acts | preferred) in (0, 1], see `ips_loss`: number, or (N,) tensor or NumPy array; constant.
+        feedback: Feedback f, (N,) bool or integer: 1 acted, 0 silent, -1 not recorded; other values give NaN.
+        imputed_preference: r in [0, 1], a number, or (N,) as tensor or NumPy array; constant. From another model of the
+            log, `nuisances.imputed_preference`.
+        min_propensity: The limit in (0, 1] at which smaller propensities are clipped.
+        weight: Row weights >= 0, (N,) real or bool; None: all 1. Rows of weight 0 contribute nothing.
+        **options: `reduction`, `normalizer` and `backend`, as in `irm_fast.implicit_rm_loss`.
+
+    Returns:
+        The loss, float32 (float64 for float64 logits): (), or (N,) for `reduction="none"`.
+
+    Raises:
+        TypeError: An argument is no dense tensor or of a wrong dtype, or `normalizer` is no number or tensor.
+        ValueError: A shape, device, option or number is invalid, N = 0 for a plain mean, or `weight` requires grad.
+        RuntimeError: The backend is not available, or a second derivative or `vmap` was asked for.
     """
     f, recorded = _feedback(reward_logits, feedback, weight)
     ratio = f / _clipped(propensity, min_propensity, reward_logits)
@@ -171,16 +245,32 @@ def causalrm_loss(
     weight: Tensor | None = None,
     **options: Any,
 ) -> Tensor:
-    """Inverse propensities and noisy labels, CausalRM (arXiv:2603.18736): `o (f L1 + (1 - f) L0) / m`.
+    """Inverse propensities with label noise, CausalRM (arXiv:2603.18736): `o (f L1 + (1 - f) L0) / m`.
 
-    o is whether the user's reaction was observed, m = P(o = 1), and f the reaction, which is flipped with known rates:
-    `L1 = ((1 - h10) l1 - h01 l0) / D`, `L0 = ((1 - h01) l0 - h10 l1) / D`, `D = 1 - h10 - h01`. Unbiased for the fully
-    labelled loss if m and the rates are right. A log of actions does not say who looked: without a recorded o this loss
-    cannot be used.
+    o is whether the user's reaction was observed, m = P(o = 1), and f the reaction, which differs from the preference
+    r* with the known rates h10 and h01: `L1 = ((1 - h10) l1 - h01 l0) / D`, `L0 = ((1 - h01) l0 - h10 l1) / D`,
+    `D = 1 - h10 - h01`, with `l1 = softplus(-s)` and `l0 = softplus(s)`. Unbiased for the fully labelled loss if m and
+    the rates are right. A log of actions does not say who looked: without a recorded o this loss cannot be used.
 
-    observed: (N,) bool or 0 and 1: o.
-    flip_rates: (h10, h01) = P(f = 1 | r* = 0, observed), P(f = 0 | r* = 1, observed), with a sum below 1; from a small
-        sample with clean labels, or from rows that are certain to please, or not to.
+    Args:
+        reward_logits: Logits s, (N,) float32, bfloat16 or float16; float64 selects the reference backend.
+        propensity: m = P(observed) in (0, 1], a number, or (N,) as tensor or NumPy array; constant.
+        feedback: Reaction f, (N,) bool or integer: 1 positive, 0 negative, -1 not recorded; else NaN where observed.
+        observed: o, (N,) bool or integer: 1 observed; any other value means not observed.
+        flip_rates: (h10, h01) = P(f = 1 | r* = 0, observed), P(f = 0 | r* = 1, observed), both at least 0, with a sum
+            below 1; from a small sample with clean labels, or from rows whose preference is certain.
+        min_propensity: The limit in (0, 1] at which smaller propensities are clipped.
+        weight: Row weights >= 0, (N,) real or bool; None: all 1. Rows of weight 0 contribute nothing.
+        **options: `reduction`, `normalizer` and `backend`, as in `irm_fast.implicit_rm_loss`.
+
+    Returns:
+        The loss, float32 (float64 for float64 logits): (), or (N,) for `reduction="none"`.
+
+    Raises:
+        TypeError: An argument is no dense tensor or of a wrong dtype, or `normalizer` is no number or tensor.
+        ValueError: A shape, device, option, number or flip rate is invalid, N = 0 for a plain mean, or `weight`
+            requires a gradient.
+        RuntimeError: The backend is not available, or a second derivative or `vmap` was asked for.
     """
     h10, h01 = flip_rates
     if not (h10 >= 0 and h01 >= 0 and h10 + h01 < 1):
@@ -202,13 +292,28 @@ def sar_em_loss(
     weight: Tensor | None = None,
     **options: Any,
 ) -> Tensor:
-    """Expectation maximisation where labels are selected at random, SAR-EM (Bekker et al., ECML PKDD 2019).
+    """Expectation maximisation for labels selected at random, SAR-EM: `CE(q, s) + q BCE(m, f)`.
 
-    `CE(q, s) + q BCE(m, f)` with m = sigmoid(propensity logit) and the posterior q = P(r* = 1 | f), a constant: 1 where
-    the user acted, g (1 - m) / (1 - g m) elsewhere. The propensity is learned from the rows that are likely preferred.
+    g = sigmoid(s), m = sigmoid(t), and q = P(r* = 1 | f) is the posterior of the preference, a constant: 1 where the
+    user acted, g (1 - m) / (1 - g m) elsewhere. CE and BCE are binary cross-entropies, CE with a logit. The propensity
+    is learned from the rows that are likely preferred. Source: Bekker et al., ECML PKDD 2019.
 
-    propensity_logits: (N,), trained together with the rewards.
-    stratification: (reward_logits', propensity_logits') that q comes from, both (N,); None: the current ones.
+    Args:
+        reward_logits: Logits s, (N,) float32, bfloat16 or float16; float64 selects the reference backend.
+        propensity_logits: Logits t of P(acts | preferred), (N,), same dtypes; trained together with the rewards.
+        feedback: Feedback f, (N,) bool or integer: 1 acted, 0 silent, -1 not recorded; other values give NaN.
+        stratification: (reward_logits', propensity_logits') that q comes from, (N,) each, constant; None: the current.
+        weight: Row weights >= 0, (N,) real or bool; None: all 1. Rows of weight 0 contribute nothing.
+        **options: `reduction`, `normalizer` and `backend`, as in `irm_fast.implicit_rm_loss`.
+
+    Returns:
+        The loss, float32 (float64 for float64 logits): (), or (N,) for `reduction="none"`.
+
+    Raises:
+        TypeError: An argument is no dense tensor or of a wrong dtype, or `normalizer` is no number or tensor.
+        ValueError: A shape, device or option is invalid, N = 0 for a plain mean, `stratification` is no pair, or
+            `weight` requires a gradient.
+        RuntimeError: The backend is not available, or a second derivative or `vmap` was asked for.
     """
     f, recorded = _feedback(reward_logits, feedback, weight)
     checks.check_logits("propensity_logits", propensity_logits, reward_logits.shape, reward_logits.device)
@@ -236,11 +341,31 @@ def recrec_loss(
 ) -> Tensor:
     """ReCRec (Lin et al., TOIS 2024): `CE(q, s) + CE(p, t) + BCE(f, m g)`, with m a constant in the last term.
 
-    q and p are the posterior masses of "preferred" and "active", constants; the last term fits the product to the
-    actions. ReCRec-I has a propensity logit for each item, ReCRec-F one that depends on the response freely: the caller
-    makes the logits, and learns them by this loss.
+    g = sigmoid(s), m = sigmoid(t); q and p are the posterior probabilities that the row is preferred and that the user
+    is active, constants; CE and BCE are binary cross-entropies, CE with a logit. The last term fits the product m g to
+    the actions. ReCRec-I has a propensity logit for each item, ReCRec-F one that depends freely on the response: the
+    caller computes the logits, and trains them with this loss.
 
-    propensity_logits: (N,).  stratification: as in `sar_em_loss`; posteriors and the constant m come from it.
+    Args:
+        reward_logits: Logits s, (N,) float32, bfloat16 or float16; float64 selects the reference backend.
+        propensity_logits: Logits t of P(acts | preferred), (N,), same dtypes.
+        feedback: Feedback f, (N,) bool or integer: 1 acted, 0 silent, -1 not recorded. Other values raise on the CPU
+            and reference backends and give NaN on a GPU.
+        stratification: (reward_logits', propensity_logits') that the posteriors and the constant m come from, both
+            (N,); None: the current ones.
+        weight: Row weights >= 0, (N,) real or bool; None: all 1. Rows of weight 0 contribute nothing.
+        reduction: "mean" (over N), "sum" or "none", as in `irm_fast.implicit_rm_loss`.
+        normalizer: Number above 0 or 0-dim tensor that replaces N under "mean"; None: N.
+        backend: "triton", "cpu" or "reference"; None chooses by device and dtype.
+
+    Returns:
+        The loss, float32 (float64 for float64 logits): (), or (N,) for `reduction="none"`.
+
+    Raises:
+        TypeError: An argument is no dense tensor or of a wrong dtype, or `normalizer` is no number or tensor.
+        ValueError: A shape, device or option is invalid, N = 0 for a plain mean, `stratification` is no pair, `weight`
+            requires a gradient, or, on the CPU and reference backends, a value of `feedback` or `weight` is impossible.
+        RuntimeError: The backend is not available, or a second derivative or `vmap` was asked for.
     """
     recorded = _feedback(reward_logits, feedback, weight)[1]
     checks.check_logits("propensity_logits", propensity_logits, reward_logits.shape, reward_logits.device)
@@ -254,7 +379,7 @@ def recrec_loss(
 
 
 def _feedback(reward_logits: Tensor, feedback: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Whether a row acted and whether it is recorded, both times its weight: (N,) float32, or float64."""
+    """Return whether each row acted and whether it is recorded, both times its weight: (N,) float32, or float64."""
     checks.check_rewards(reward_logits)
     checks.check_codes("feedback", feedback, reward_logits.shape, reward_logits.device)
     dtype = torch.float64 if reward_logits.dtype == torch.float64 else torch.float32
@@ -270,7 +395,7 @@ def _feedback(reward_logits: Tensor, feedback: Tensor, weight: Tensor | None) ->
 def _risk(
     reward_logits: Tensor, positive: Tensor, negative: Tensor, counted: Tensor, options: dict[str, Any]
 ) -> Tensor:
-    """`pointwise_loss` with weights that are 0 where a row does not count, whatever made them."""
+    """Call `pointwise_loss` with the weights, replaced by 0 where a row does not count, whatever they are there."""
     return pointwise_loss(
         reward_logits, torch.where(counted, positive, 0.0), torch.where(counted, negative, 0.0), **options
     )
@@ -283,7 +408,7 @@ def _positives(
     action_rate: Tensor | float | None,
     weight: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """`pi f / rate` and the recorded rows, both times the weight."""
+    """Return `pi f / rate` and whether each row is recorded, both times the weight."""
     f, recorded = _feedback(reward_logits, feedback, weight)
     prior = _numbers("class_prior", class_prior, reward_logits, rows=False)
     given = f.sum() / recorded.sum() if action_rate is None else action_rate
@@ -294,7 +419,7 @@ def _positives(
 def _numbers(
     name: str, values: Any, reward_logits: Tensor, *, least: float | None = None, rows: bool = True
 ) -> Tensor | float:
-    """Constants in the precision that weights are read in; a number has to lie in (0, 1], or from `least` on."""
+    """Return constants in the precision of weights; a number has to lie in (0, 1] or be equal to `least`."""
     if isinstance(values, (int, float, np.number)):
         if not (0 < values <= 1 or values == least):  # NaN fails too
             raise ValueError(f"{name} must be a probability, got {values}")
@@ -312,6 +437,7 @@ def _numbers(
 
 
 def _clipped(propensity: Any, least: float, reward_logits: Tensor) -> Tensor | float:
+    """Return the propensity, checked, with values below `least` replaced by it."""
     if not 0 < least <= 1:
         raise ValueError(f"min_propensity must lie in (0, 1], got {least}")
     propensity = _numbers("propensity", propensity, reward_logits)

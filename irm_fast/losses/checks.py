@@ -1,4 +1,7 @@
-"""Argument checks of the loss. Shape, dtype and device cost no synchronisation; values are checked on request."""
+"""Checks of the losses' arguments: kind, shape, dtype and device of tensors, and the range of plain numbers.
+
+No value of a tensor on a device is read: nothing waits for it. `kernels/reference/values.py` checks values.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,18 @@ CODE_DTYPES = (torch.bool, torch.int8, torch.uint8, torch.int16, torch.int32, to
 
 
 def check_logits(name: str, x: Tensor, shape: torch.Size | None, device: torch.device) -> None:
+    """Check a floating-point tensor.
+
+    Args:
+        name: The name of the argument, for the error.
+        x: The tensor.
+        shape: The shape that it must have; None: any.
+        device: The device that it must be on.
+
+    Raises:
+        TypeError: It is no dense tensor, or not float32, bfloat16, float16 or float64.
+        ValueError: Its shape or device is another.
+    """
     _check_tensor(name, x)
     if x.dtype not in LOGIT_DTYPES:
         raise TypeError(f"{name} must be float32, bfloat16, float16 or float64, got {x.dtype}")
@@ -25,6 +40,18 @@ def check_logits(name: str, x: Tensor, shape: torch.Size | None, device: torch.d
 
 
 def check_codes(name: str, x: Tensor, shape: torch.Size | None, device: torch.device) -> None:
+    """Check a tensor of codes, such as feedback (1 acted, 0 silent, -1 not recorded), whose values are not read.
+
+    Args:
+        name: The name of the argument, for the error.
+        x: The tensor.
+        shape: The shape that it must have; None: any.
+        device: The device that it must be on.
+
+    Raises:
+        TypeError: It is no dense tensor, or neither bool nor int8, uint8, int16, int32 or int64.
+        ValueError: Its shape or device is another.
+    """
     _check_tensor(name, x)
     if x.dtype not in CODE_DTYPES:
         raise TypeError(f"{name} must be bool or integer (1, 0, -1), got {x.dtype}")
@@ -32,6 +59,7 @@ def check_codes(name: str, x: Tensor, shape: torch.Size | None, device: torch.de
 
 
 def _check_tensor(name: str, x: Tensor) -> None:
+    """Check that `x`, called `name` in the error, is a dense tensor without a negation bit; else raise TypeError."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
     # Dynamo cannot ask for the negation bit, and resolves it by itself.
@@ -40,6 +68,7 @@ def _check_tensor(name: str, x: Tensor) -> None:
 
 
 def _check_place(name: str, x: Tensor, shape: torch.Size | None, device: torch.device) -> None:
+    """Check that `x`, called `name` in the error, has the shape (None: any) and the device; else raise ValueError."""
     if shape is not None and x.shape != shape:
         raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(x.shape)}")
     if x.device != device:
@@ -47,7 +76,15 @@ def _check_place(name: str, x: Tensor, shape: torch.Size | None, device: torch.d
 
 
 def check_rewards(reward_logits: Tensor) -> None:
-    """Rewards (N,) of any of the logits' dtypes."""
+    """Check reward logits.
+
+    Args:
+        reward_logits: Must be (N,) float32, bfloat16, float16 or float64.
+
+    Raises:
+        TypeError: They are no dense tensor, or of another dtype.
+        ValueError: The shape is another.
+    """
     _check_tensor("reward_logits", reward_logits)
     shape = reward_logits.shape
     if len(shape) != 1:
@@ -57,7 +94,18 @@ def check_rewards(reward_logits: Tensor) -> None:
 
 
 def check_batch(reward_logits: Tensor, propensity_logits: Tensor, feedback: Tensor, preference: Tensor | None) -> None:
-    """Rewards (N,); propensities (N,) or (N, K) with 1 <= K <= 16; feedback alike; preference (N,)."""
+    """Check the tensors of a batch against each other; all must be on one device.
+
+    Args:
+        reward_logits: Must be (N,) float32, bfloat16, float16 or float64.
+        propensity_logits: Must be (N,) or (N, K) with K from 1 to 16, of the same dtypes.
+        feedback: Must be shaped like `propensity_logits`, bool or integer.
+        preference: Must be (N,), bool or integer; None: no labels.
+
+    Raises:
+        TypeError: One is no dense tensor, or of another dtype.
+        ValueError: A shape or device does not fit.
+    """
     check_rewards(reward_logits)
     shape, device = reward_logits.shape, reward_logits.device
     check_logits("propensity_logits", propensity_logits, None, device)
@@ -72,7 +120,16 @@ def check_batch(reward_logits: Tensor, propensity_logits: Tensor, feedback: Tens
 
 
 def check_hidden(hidden: Tensor, feedback: Tensor) -> None:
-    """Hidden states (N, H) with H > 0; feedback (N,) or (N, K) with 1 <= K <= 16."""
+    """Check hidden states and feedback, which must be on one device.
+
+    Args:
+        hidden: Must be (N, H) with H > 0, float32, bfloat16, float16 or float64.
+        feedback: Must be (N,) or (N, K) with K from 1 to 16, bool or integer.
+
+    Raises:
+        TypeError: One is no dense tensor, or of another dtype.
+        ValueError: A shape or device does not fit.
+    """
     _check_tensor("hidden", hidden)
     if hidden.dim() != 2 or not hidden.shape[1]:
         raise ValueError(f"hidden must have shape (N, H), one pooled state a row, got {tuple(hidden.shape)}")
@@ -93,7 +150,20 @@ def check_heads(
     propensity_weight: Tensor | None,
     propensity_bias: Tensor | None,
 ) -> None:
-    """Reward head (H,) and (); propensity heads (K, H) and (K,), or none. Any of the logits' dtypes."""
+    """Check linear heads, which may each be float32, bfloat16, float16 or float64.
+
+    Args:
+        hidden: Hidden states (N, H), on whose device the heads must be.
+        n_signals: The number K of signals.
+        reward_weight: Must be (H,).
+        reward_bias: Must be () or None.
+        propensity_weight: Must be (K, H), or None for no propensity heads.
+        propensity_bias: Must be (K,) or None, and None without `propensity_weight`.
+
+    Raises:
+        TypeError: One is no dense tensor, or of another dtype.
+        ValueError: A shape or device does not fit, or there are propensity biases without weights.
+    """
     width, none = hidden.shape[1], torch.Size(())
     _check_tensor("reward_weight", reward_weight)
     shapes: dict[str, tuple[Tensor | None, torch.Size]] = {
@@ -114,7 +184,20 @@ def check_heads(
 
 
 def check_given_propensity(logits: Tensor, hidden: Tensor, feedback: Tensor) -> Tensor:
-    """Logits shaped like feedback, or (K,) constants, as (N, K)."""
+    """Check propensity logits that take the place of propensity heads.
+
+    Args:
+        logits: Must be shaped like `feedback`, or (K,) constants; floating point, float64 only if `hidden` is.
+        hidden: Hidden states (N, H).
+        feedback: Feedback (N,) or (N, K).
+
+    Returns:
+        The logits as (N, K); constants are widened to float32 at least.
+
+    Raises:
+        TypeError: They are no dense tensor, or of another dtype.
+        ValueError: The shape or device does not fit, or they alone are float64.
+    """
     check_logits("propensity_logits", logits, None, hidden.device)
     if logits.dtype == torch.float64 and hidden.dtype != torch.float64:
         raise ValueError("propensity_logits are float64, hidden is not: convert one of them")
@@ -129,7 +212,19 @@ def check_given_propensity(logits: Tensor, hidden: Tensor, feedback: Tensor) -> 
 
 
 def check_weight(weight: Tensor, reward_logits: Tensor) -> Tensor:
-    """The weight as the kernels read it: contiguous float32."""
+    """Check row weights.
+
+    Args:
+        weight: Must be (N,) on the device of `reward_logits`: floating point, integer or bool.
+        reward_logits: A tensor (N, ...) of logits or hidden states.
+
+    Returns:
+        The weights as the kernels read them: contiguous float32; unchanged if `reward_logits` is float64.
+
+    Raises:
+        TypeError: They are no dense tensor, or not real numbers.
+        ValueError: The shape or device does not fit, or they require a gradient.
+    """
     _check_tensor("weight", weight)
     if not weight.dtype.is_floating_point and weight.dtype not in CODE_DTYPES:
         raise TypeError(f"weight must be real numbers, got {weight.dtype}")
@@ -142,7 +237,20 @@ def check_weight(weight: Tensor, reward_logits: Tensor) -> Tensor:
 def check_stratification(
     stratification: tuple[Tensor, Tensor], reward_logits: Tensor, propensity_logits: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The logits of a separate stratification model, as constants."""
+    """Check the logits of a separate stratification model, which the posterior comes from.
+
+    Args:
+        stratification: Must be a pair of logits shaped like the next two arguments, on the device of `reward_logits`.
+        reward_logits: Of the shape (N,).
+        propensity_logits: Of the shape (N,) or (N, K); `linear_implicit_rm_loss` gives the feedback, which has it too.
+
+    Returns:
+        The pair, detached, and float64 rounded to float32 unless one of the other two arguments is float64.
+
+    Raises:
+        TypeError: One of the two is no dense tensor, or not floating point.
+        ValueError: It is no pair, or a shape or device does not fit.
+    """
     if not isinstance(stratification, Sequence) or len(stratification) != 2:
         raise ValueError("stratification must be a pair (reward_logits, propensity_logits), or None")
     reward, propensity = stratification
@@ -157,12 +265,39 @@ def check_stratification(
 def check_options(
     first: Tensor, weight: Tensor | None, reduction: str, normalizer: float | Tensor | None
 ) -> Tensor | None:
-    """Reduction and normalizer for the rows of `first`, (N, ...); returns the weight as the kernels read it."""
+    """Check the options that all losses share.
+
+    Args:
+        first: The first argument of the loss, (N, ...).
+        weight: Row weights (N,), or None.
+        reduction: Must be "mean", "sum" or "none".
+        normalizer: The number that replaces N under "mean", or None.
+
+    Returns:
+        The weights as `check_weight` returns them, or None.
+
+    Raises:
+        TypeError: As `check_weight` and `check_normalizer`.
+        ValueError: As `check_weight` and `check_reduction`.
+    """
     check_reduction(first.shape[0], first.device, reduction, normalizer)
     return None if weight is None else check_weight(weight, first)
 
 
 def check_reduction(n: int, device: torch.device, reduction: str, normalizer: float | Tensor | None) -> None:
+    """Check the reduction and the normalizer.
+
+    Args:
+        n: The number of rows.
+        device: The device of the loss.
+        reduction: Must be "mean", "sum" or "none".
+        normalizer: The number that replaces n under "mean", or None.
+
+    Raises:
+        TypeError: As `check_normalizer`.
+        ValueError: As `check_normalizer`; the reduction is unknown, a normalizer is given without "mean", or "mean" is
+            taken over no rows without a normalizer.
+    """
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction must be one of {REDUCTIONS}, got {reduction!r}")
     if normalizer is not None:
@@ -174,7 +309,16 @@ def check_reduction(n: int, device: torch.device, reduction: str, normalizer: fl
 
 
 def check_normalizer(normalizer: float | Tensor, device: torch.device) -> None:
-    """A finite number above 0, or a 0-dim tensor on the device, whose value is not looked at."""
+    """Check a normalizer.
+
+    Args:
+        normalizer: Must be a finite number above 0, or a 0-dim tensor without a gradient, whose value is not read.
+        device: The device of the loss; a tensor must be there or on the CPU.
+
+    Raises:
+        TypeError: It is neither a number nor a tensor.
+        ValueError: The number is out of range, or the tensor has another shape or device, or requires a gradient.
+    """
     if isinstance(normalizer, Tensor):
         if normalizer.dim() or normalizer.requires_grad:
             raise ValueError(f"normalizer must be 0-dim and a constant, got shape {tuple(normalizer.shape)}")
@@ -187,7 +331,17 @@ def check_normalizer(normalizer: float | Tensor, device: torch.device) -> None:
 
 
 def signal_constants(polarity: Any, misclick_rate: Any, n_signals: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Polarity and misclick rate of every signal, as numbers."""
+    """Return the polarity and the misclick rate of every signal, as two tuples of K numbers.
+
+    Args:
+        polarity: 1 or -1, for all signals or K of them, as `per_signal` takes them; None: all 1.
+        misclick_rate: In [0, 1), for all signals or K of them; None: all 0.
+        n_signals: The number K of signals.
+
+    Raises:
+        TypeError: As `per_signal`.
+        ValueError: As `per_signal`, or a number is out of range.
+    """
     if polarity is None and misclick_rate is None:
         return _PLAIN[n_signals]
     sign = per_signal("polarity", polarity, 1.0, n_signals)
@@ -203,7 +357,18 @@ _PLAIN = [((1.0,) * k, (0.0,) * k) for k in range(MAX_SIGNALS + 1)]
 
 
 def per_signal(name: str, value: Any, default: float, n_signals: int) -> tuple[float, ...]:
-    """A number, a sequence or a CPU tensor as a tuple of K numbers."""
+    """Return a number for each of K signals, as a tuple.
+
+    Args:
+        name: The name of the argument, for the error.
+        value: A number, which is repeated, or K of them as a sequence, NumPy array or CPU tensor; None: the default.
+        default: The number to take for None.
+        n_signals: The number K of signals.
+
+    Raises:
+        TypeError: The value is neither a number nor a flat sequence of numbers.
+        ValueError: It is on another device than the CPU, or has another number of entries than K.
+    """
     if value is None:
         return (default,) * n_signals
     if isinstance(value, Tensor) and value.device.type != "cpu":

@@ -1,7 +1,6 @@
 """The choice of the backend: Triton on GPUs, C++ on CPUs, or the float64 reference.
 
-Every backend has a module for each operation, with the same functions: `implicit_rm`, `linear_implicit_rm`,
-`pointwise`.
+Every backend has the modules `implicit_rm`, `linear_implicit_rm` and `pointwise`, with the same functions.
 """
 
 from __future__ import annotations
@@ -19,7 +18,26 @@ Results = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
 
 
 class Backend(NamedTuple):
-    """The functions of a backend."""
+    """The functions of a backend.
+
+    All results are float32 unless stated, or float64 for float64 inputs, and None where not wanted. A batch holds what
+    carries no gradient, see `irm_fast.kernels.batch`. K is the number of signals. M is the number of heads, the reward
+    head first: K + 1, or 1 if propensity logits are given. Losses are (), or (N,) if `batch.per_row`.
+
+    Attributes:
+        implicit_rm_forward: Takes (reward, propensity, batch, need): logits (N,) and (N,) or (N, K), a `Batch`, and
+            whether the gradient of each is wanted. Returns loss, both gradients, and posterior, (N, 4) or (N, K, 4).
+        linear_implicit_rm_forward: Takes (hidden, heads, bias, propensity, batch, need): (N, H), (M, H), (M,), logits
+            (N, K) or None, a `Batch`, and whether the gradients of the logits and of the heads are wanted. Returns the
+            loss, the gradients of the logits (N, K + 1) and of the heads (M, H), and the posterior (N, K, 4).
+        linear_hidden_grad: Takes (grad_logits, upstream, heads, dtype): (N, K + 1), () or (N,), (M, H), and a dtype.
+            Returns the gradient of the hidden states, (N, H) of that dtype.
+        linear_weight_grad: Takes (hidden, grad_logits, weight, n_heads): (N, H), (N, K + 1) times the upstream
+            gradient, row weights (N,) or None, and M. Returns the gradient of the heads, (M, H), rows of weight 0 left
+            out.
+        pointwise_forward: Takes (reward, batch, need): logits (N,), a `PointwiseBatch`, and one bool: whether their
+            gradient is wanted. Returns the loss and the gradient (N,).
+    """
 
     implicit_rm_forward: Callable[..., Results]
     linear_implicit_rm_forward: Callable[..., Results]
@@ -29,7 +47,10 @@ class Backend(NamedTuple):
 
 
 def backends() -> dict[str, str]:
-    """State of the backends of the losses on this machine: name -> "available", or why it is not.
+    """State of the loss backends on this machine.
+
+    Returns:
+        For each name, "available", or why it is not.
 
     Examples:
         >>> import irm_fast
@@ -41,7 +62,7 @@ def backends() -> dict[str, str]:
 
 @cache
 def choose_backend(name: str | None, device_type: str, is_double: bool) -> Backend:
-    """The backend asked for, or the best one for this kind of device and dtype.
+    """Return the backend asked for, or the default one for this kind of device and dtype.
 
     Args:
         name: The name of a backend, or None.
@@ -50,7 +71,7 @@ def choose_backend(name: str | None, device_type: str, is_double: bool) -> Backe
 
     Raises:
         ValueError: The name is unknown, or the backend does not take the dtype.
-        RuntimeError: The backend is not available.
+        RuntimeError: The backend is not available, or does not run on this kind of device.
     """
     if name is None:
         name = _default_backend(device_type, is_double)
@@ -66,6 +87,7 @@ def choose_backend(name: str | None, device_type: str, is_double: bool) -> Backe
 
 
 def _default_backend(device_type: str, is_double: bool) -> str:
+    """Return the name of the backend for a kind of device and dtype."""
     if is_double:
         return "reference"
     if device_type == "cpu":
@@ -75,6 +97,7 @@ def _default_backend(device_type: str, is_double: bool) -> str:
 
 
 def _load(name: str) -> Backend:
+    """Import a backend; RuntimeError if it cannot be imported."""
     try:
         if name == "triton":
             from irm_fast.kernels.triton import implicit_rm, linear_implicit_rm, pointwise
@@ -94,6 +117,7 @@ def _load(name: str) -> Backend:
 
 
 def _why_not(name: str) -> str | None:
+    """Return why a backend is not available, or None if it is."""
     if name == "triton" and not (torch.cuda.is_available() or _interpreting()):
         return "no GPU"
     try:
@@ -104,4 +128,5 @@ def _why_not(name: str) -> str | None:
 
 
 def _interpreting() -> bool:
+    """Whether Triton's interpreter is switched on, in which kernels run on CPU tensors."""
     return os.environ.get("TRITON_INTERPRET", "0") == "1"

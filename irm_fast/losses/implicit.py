@@ -1,8 +1,9 @@
 """`implicit_rm_loss` and `stratify`: argument checks, then one operation (operator.py) on one batch (kernels/batch.py).
 
 Method: ImplicitRM, arXiv:2603.23184, section 3, extended to several signals, labels and misclicks. A user prefers the
-response with probability g = sigmoid(reward logit) and, independently, is active on signal k with probability
-m_k = sigmoid(propensity logit); a signal is recorded when both hold.
+response with probability g = sigmoid(reward logit) and, independently, is active on signal k with probability m_k =
+sigmoid(propensity logit). The user acts on a signal if active and the response is on the signal's side, which is
+"preferred" for polarity 1 and "not preferred" for polarity -1: m_k = P(acts on k | the response is on its side).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ PerSignal = float | Sequence[float] | Tensor  # one number for all signals, or K
 
 
 class LossOptions(TypedDict, total=False):
-    """The keywords of the losses beside `return_groups`, for type checkers."""
+    """The keywords of the losses other than `return_groups`, for type checkers."""
 
     preference: Tensor | None
     polarity: PerSignal | None
@@ -73,39 +74,51 @@ def implicit_rm_loss(
     check_values: bool = False,
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Unbiased reward-model loss on implicit feedback: four-group posterior, loss and gradients in one launch.
+    """Unbiased reward-model loss on implicit feedback; posterior, loss and gradients are computed in one launch.
 
-    Without `stratification` it is the negative log-likelihood of the log, `-log(g m)` where the user acted and
-    `-log(1 - g m)` where not (one signal). With it, the two cross-entropies of the paper against the posterior that the
+    Without `stratification` it is the negative log-likelihood of the feedback: for one signal `-log(g m)` where the
+    user acted and `-log(1 - g m)` where not, with preference probability g and propensity m, the sigmoids of the
+    logits. With it, the two cross-entropies of the paper (arXiv:2603.23184, section 3) against the posterior that the
     given logits imply, which is held constant. With equal logits both have the same gradients.
 
     Evidence that contradicts itself (a click and a thumbs-down where no misclick is allowed) has likelihood zero: its
     loss is +inf and its gradients are NaN. A logit that is not finite gives NaN. Inputs are never written to. Double
-    backward and `torch.func.vmap` are not supported and raise; `torch.func.grad` is.
+    backward and `torch.func.vmap` are not supported and raise; `torch.func.grad` is supported.
 
     Args:
         reward_logits: (N,) float32, bfloat16 or float16; float64 selects the reference backend.
-        propensity_logits: (N,), or (N, K) for K signals, at most 16; same dtypes.
-        feedback: Shaped like `propensity_logits`, bool or integer: 1 acted, 0 silent, -1 missing (contributes nothing).
-        preference: (N,) explicit labels, bool or integer: 1 preferred, 0 not preferred, -1 unknown.
-        polarity: (K,) of +1 (caused by pleasure: click, copy) and -1 (by displeasure: thumbs-down); default all +1.
-        misclick_rate: A number or (K,) in [0, 1): the chance that an active user acts although r* speaks against it.
-        stratification: (reward_logits', propensity_logits') of a separate stratification model, shapes as above.
-        weight: (N,) row weights >= 0. A row of weight 0 contributes nothing, whatever it holds.
+        propensity_logits: (N,), or (N, K) for K signals, at most 16; same dtypes. Logits of
+            P(acts on the signal | the response is on the signal's side).
+        feedback: Shaped like `propensity_logits`, bool or integer: 1 acted, 0 silent, -1 not recorded (has no effect).
+        preference: Explicit labels, (N,) bool or integer: 1 preferred, 0 not preferred, -1 unknown; None: all unknown.
+        polarity: A number or (K,): 1 if users act because they like the response (click, copy), -1 if because they
+            dislike it (thumbs-down); numbers, sequence, NumPy array or CPU tensor. None: all 1.
+        misclick_rate: A number or (K,) in [0, 1), in the same forms:
+            P(acts | active, the response is not on the signal's side). None: all 0.
+        stratification: (reward_logits', propensity_logits') of a separate stratification model, shapes and dtypes as
+            above; constants. None: the likelihood.
+        weight: Row weights >= 0, (N,) floating point, integer or bool, read as float32 (float64 for float64 reward
+            logits); constant. A row of weight 0 contributes nothing, whatever it holds. None: all 1.
         reduction: "mean" is sum(weight * loss) / N, as in PyTorch; "sum"; "none" gives weight * loss, (N,).
-        normalizer: A number or 0-dim tensor that replaces N under "mean": the examples of the whole optimiser step.
-        return_groups: Also return the posterior, see `stratify`; it comes from the same launch and carries no gradient.
-        check_values: Look at the values too and raise ValueError on impossible ones. Waits for the device. The CPU
-            and reference backends always look; on a GPU an impossible value otherwise gives NaN.
+        normalizer: Finite number above 0, or 0-dim tensor on the device or the CPU, that replaces N under "mean":
+            usually the number of examples of the whole optimiser step. None: N.
+        return_groups: Whether to return the posterior too, see `stratify`: of the logits in `stratification` if given.
+            It comes from the same launch and carries no gradient.
+        check_values: Whether to check values too, which waits for the device. The CPU and reference backends always
+            check them; on a GPU an impossible value otherwise gives NaN.
         backend: "triton", "cpu" or "reference"; None chooses by device and dtype.
 
     Returns:
         The loss, float32 (float64 for float64 logits): () or, for "none", (N,). With `return_groups` the pair
-        (loss, groups). Gradients come in the dtype of their logits, rounded once.
+        (loss, groups). Gradients have the dtype of their logits, rounded once.
 
     Raises:
-        TypeError: Logits are not floating point, or feedback or preference is.
-        ValueError: Shapes, devices or values do not fit, or "mean" is taken over no rows without a normalizer.
+        TypeError: A tensor is no dense `torch.Tensor`; logits are not floating point; feedback or preference is not
+            bool or integer; weight is not real; polarity or misclick_rate is not a number, a sequence of numbers or a
+            CPU tensor; normalizer is neither a number nor a tensor.
+        ValueError: Shapes or devices do not fit; polarity, misclick_rate, reduction, normalizer or backend is invalid;
+            stratification is not a pair; weight or normalizer requires a gradient; a value of feedback, preference or
+            weight is impossible and values are checked; or "mean" is taken over no rows without a normalizer.
         RuntimeError: The backend is not available, or a second derivative or `vmap` was asked for.
 
     Examples:
@@ -150,17 +163,17 @@ def stratify(
 ) -> Tensor:
     """Posterior over the four latent groups of every row and signal.
 
-    PA: preferred and active, NA: not preferred and active, PP: preferred and passive, NP: not preferred and passive.
-    No gradient flows through it. Rows whose evidence contradicts itself, or whose logits are not finite, are NaN.
-    Source: arXiv:2603.23184, Table 1 (the labels of NA and PP are interchanged in its equation 6).
+    PA: preferred and active, NA: not preferred and active, PP: preferred and passive, NP: not preferred and passive. No
+    gradient flows through it. Rows whose evidence contradicts itself, or whose logits are not finite, are NaN. Source:
+    arXiv:2603.23184, Table 1 (the labels of NA and PP are interchanged in its equation 6).
 
     Args:
-        reward_logits: (N,), as in `implicit_rm_loss`.
-        propensity_logits: (N,) or (N, K), as in `implicit_rm_loss`.
-        feedback: Shaped like `propensity_logits`: 1 acted, 0 silent, -1 missing.
-        preference: (N,) explicit labels, as in `implicit_rm_loss`.
-        polarity: (K,) of +1 and -1; default all +1.
-        misclick_rate: A number or (K,) in [0, 1).
+        reward_logits: (N,) float32, bfloat16, float16 or float64.
+        propensity_logits: (N,) or (N, K), same dtypes, as in `implicit_rm_loss`.
+        feedback: Shaped like `propensity_logits`, bool or integer: 1 acted, 0 silent, -1 not recorded.
+        preference: Explicit labels (N,), as in `implicit_rm_loss`; None: all unknown.
+        polarity: A number or (K,) of 1 and -1, as in `implicit_rm_loss`; None: all 1.
+        misclick_rate: A number or (K,) in [0, 1), as in `implicit_rm_loss`; None: all 0.
 
     Returns:
         (N, 4), or (N, K, 4) for two-dimensional propensities, in the dtype of `propensity_logits`, in the order PA, NA,
@@ -169,6 +182,7 @@ def stratify(
     Raises:
         TypeError: As `implicit_rm_loss`.
         ValueError: As `implicit_rm_loss`.
+        RuntimeError: As `implicit_rm_loss`.
 
     Examples:
         >>> import torch, irm_fast
@@ -186,11 +200,9 @@ def stratify(
 
 
 class ImplicitRMLoss(nn.Module):
-    """`irm_fast.implicit_rm_loss` with the settings of a log bound once. It has no parameters.
+    """`irm_fast.implicit_rm_loss` as a module that keeps the settings of a log. It has no parameters.
 
-    Call it as `loss_fn(reward_logits, propensity_logits, feedback)` with, per batch, the keywords `preference`,
-    `weight`, `stratification`, `normalizer`, `return_groups`, `check_values` of `implicit_rm_loss`, which also lists
-    shapes, dtypes and errors.
+    Call it as `loss_fn(reward_logits, propensity_logits, feedback)`, see `forward`; the settings are checked then.
 
     Args:
         polarity: As in `implicit_rm_loss`.
@@ -214,6 +226,18 @@ class ImplicitRMLoss(nn.Module):
         self.backend = backend
 
     def forward(self, reward_logits: Tensor, propensity_logits: Tensor, feedback: Tensor, **batch: Any) -> Any:
+        """Return `implicit_rm_loss` of a batch, under the settings of the module; shapes, dtypes and errors as there.
+
+        Args:
+            reward_logits: Reward logits, (N,).
+            propensity_logits: Propensity logits, (N,) or (N, K).
+            feedback: Feedback, shaped like `propensity_logits`: 1 acted, 0 silent, -1 not recorded.
+            **batch: `preference`, `weight`, `stratification`, `normalizer`, `return_groups` and `check_values`, as in
+                `implicit_rm_loss`.
+
+        Returns:
+            The loss, or with `return_groups` the pair (loss, groups).
+        """
         return implicit_rm_loss(
             reward_logits,
             propensity_logits,
@@ -226,11 +250,12 @@ class ImplicitRMLoss(nn.Module):
         )
 
     def extra_repr(self) -> str:
+        """Describe the settings, for `print`."""
         return f"polarity={self.polarity}, misclick_rate={self.misclick_rate}, reduction={self.reduction!r}"
 
 
 def _run(reward: Tensor, propensity: Tensor, batch: Batch, need: tuple[bool, bool]) -> tuple[Tensor | None, ...]:
-    """Loss, groups, and float32 gradients of both logits."""
+    """Return the loss, the groups, and the float32 (float64 for float64 logits) gradients of both logits."""
     dtype = propensity.dtype
     backend = choose_backend(batch.backend, reward.device.type, torch.float64 in (reward.dtype, dtype))
     loss, grad_reward, grad_propensity, groups = backend.implicit_rm_forward(reward, propensity, batch, need)
@@ -238,6 +263,7 @@ def _run(reward: Tensor, propensity: Tensor, batch: Batch, need: tuple[bool, boo
 
 
 def _fake(reward: Tensor, propensity: Tensor, batch: Batch, need: tuple[bool, bool]) -> tuple[Tensor, ...]:
+    """Return tensors of the shapes and dtypes of `_run`, empty where it returns None."""
     empty = reward.new_empty
     dtype = torch.float64 if torch.float64 in (reward.dtype, propensity.dtype) else torch.float32
     return (

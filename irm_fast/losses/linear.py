@@ -1,8 +1,8 @@
 """`linear_implicit_rm_loss`: reward head, propensity heads and loss in one read of the hidden states.
 
 The forward pass reads the hidden states once, for the loss, the gradients of the logits and those of the heads. The
-gradient of the hidden states is an outer product of logit gradients and heads: it is written in backward, where the
-upstream gradient is known, so that nothing of the size of the hidden states is held in between or scaled afterwards.
+gradient of the hidden states is a product of logit gradients and heads: it is computed in backward, where the upstream
+gradient is known, so that nothing of the size of the hidden states is stored in between or scaled afterwards.
 """
 
 from __future__ import annotations
@@ -75,27 +75,29 @@ def linear_implicit_rm_loss(
     """Linear heads on hidden states, and `implicit_rm_loss` of their logits, in one read of the hidden states.
 
     The same value as `implicit_rm_loss(hidden @ reward_weight + reward_bias, hidden @ propensity_weight.T +
-    propensity_bias, feedback)`, with logits, loss and sums in float32 whatever the dtype of `hidden`. The forward pass
-    reads `hidden` once and leaves the gradients of the logits, N (K+1) float32 numbers, and of the weights; backward
-    writes the gradient of `hidden`, times the upstream gradient, without a second read. Nothing else grows with N.
+    propensity_bias, feedback)`, with logits, loss and sums in float32 whatever the dtype of `hidden` (float64 for
+    float64). The forward pass reads `hidden` once and keeps the gradients of the logits, N (K+1) float32 numbers, and
+    of the weights; backward computes the gradient of `hidden` without a second read. Nothing else kept grows with N.
 
     A second read is needed for the weights with `reduction="none"`, whose upstream gradients are not known in the
-    forward pass, and on GPUs where the heads outgrow the registers: above 16,384 for next_pow2(M) times next_pow2(H),
-    H taken as 2,048 at least, with M = K+1 heads, or 1 when `propensity_logits` are given.
+    forward pass, and on GPUs where the heads do not fit into registers: above 16,384 for next_pow2(M) times
+    next_pow2(H), H taken as 2,048 at least, with M = K+1 heads, or 1 when `propensity_logits` are given.
 
     Args:
         hidden: (N, H) float32, bfloat16 or float16 with any stride between rows, such as a view into packed states;
-            neighbours within a row (else it is copied). float64 selects the reference backend.
-        reward_weight: (H,) weight of the reward head.
-        feedback: (N,), or (N, K) for K signals, at most 16: 1 acted, 0 silent, -1 missing.
-        reward_bias: () bias of the reward head.
-        propensity_weight: (K, H) weights of propensity heads on the same hidden states.
-        propensity_bias: (K,) biases of the propensity heads.
-        propensity_logits: Instead of propensity heads: (K,) constants, or logits shaped like `feedback`.
+            copied if the entries of a row are not adjacent. float64 selects the reference backend, in float64.
+        reward_weight: (H,) weight of the reward head. All heads may be float32, bfloat16, float16 or float64, and are
+            read as float32 (float64 for float64 `hidden`).
+        feedback: (N,), or (N, K) for K signals, at most 16, bool or integer: 1 acted, 0 silent, -1 not recorded.
+        reward_bias: () bias of the reward head; None: 0.
+        propensity_weight: (K, H) weights of propensity heads on the same hidden states, or None.
+        propensity_bias: (K,) biases of the propensity heads; None: 0.
+        propensity_logits: Instead of propensity heads: (K,) constants, or logits shaped like `feedback`; float32,
+            bfloat16 or float16, or float64 with float64 `hidden`.
         preference: As in `implicit_rm_loss`.
         polarity: As in `implicit_rm_loss`.
         misclick_rate: As in `implicit_rm_loss`.
-        stratification: As in `implicit_rm_loss`.
+        stratification: As in `implicit_rm_loss`: logits of the shapes (N,) and of `feedback`.
         weight: As in `implicit_rm_loss`. A row of weight 0 contributes nothing, whatever its hidden state holds.
         reduction: As in `implicit_rm_loss`.
         normalizer: As in `implicit_rm_loss`.
@@ -104,13 +106,14 @@ def linear_implicit_rm_loss(
         backend: As in `implicit_rm_loss`.
 
     Returns:
-        The loss, float32: () or, for "none", (N,); with `return_groups` the pair (loss, groups), groups float32 with
-        the shape of `feedback` and 4 at its end. Gradients come in the dtypes of their tensors, rounded once.
+        The loss, float32 (float64 for float64 hidden states): () or, for "none", (N,). With `return_groups` the pair
+        (loss, groups), groups of the same dtype, with the shape of `feedback` and 4 at its end. Gradients have the
+        dtypes of their tensors, rounded once.
 
     Raises:
-        TypeError: As `implicit_rm_loss`.
-        ValueError: As `implicit_rm_loss`, and unless exactly one of `propensity_weight` and `propensity_logits` is
-            given.
+        TypeError: As `implicit_rm_loss`, or hidden states or heads are not floating point.
+        ValueError: As `implicit_rm_loss`; not exactly one of `propensity_weight` and `propensity_logits` is given;
+            `propensity_bias` is given without `propensity_weight`; or `propensity_logits` alone are float64.
         RuntimeError: As `implicit_rm_loss`.
 
     Examples:
@@ -172,7 +175,7 @@ def _stack_heads(
     propensity_weight: Tensor | None,
     propensity_bias: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Weights (M, H) and biases (M,) of all heads, the reward's first, as the kernels read them."""
+    """Return weights (M, H) and biases (M,) of all heads, the reward's first, as the kernels read them."""
     dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
     weights = [reward_weight.unsqueeze(0).to(dtype)]
     bias = [hidden.new_zeros(1, dtype=dtype) if reward_bias is None else reward_bias.unsqueeze(0).to(dtype)]
@@ -185,9 +188,9 @@ def _stack_heads(
 
 
 def _wanted(batch: Batch, need: Need) -> tuple[bool, bool]:
-    """Whether the forward pass computes the gradients of the logits, and that of the heads.
+    """Return whether the forward pass computes the gradients of the logits, and that of the heads.
 
-    One upstream gradient for the whole batch scales the gradient of the heads; one a row needs a second read.
+    One upstream gradient for the whole batch scales the gradient of the heads; one for each row needs a second read.
     """
     hidden, heads, bias, propensity = need
     return hidden or bias or propensity or (heads and batch.per_row), heads and not batch.per_row
@@ -196,7 +199,7 @@ def _wanted(batch: Batch, need: Need) -> tuple[bool, bool]:
 def _run(
     hidden: Tensor, heads: Tensor, bias: Tensor, propensity: Tensor | None, batch: Batch, need: Need
 ) -> tuple[Tensor | None, ...]:
-    """Loss, groups, and gradients of the logits (N, K+1) and of the heads (M, H).
+    """Return the loss, the groups, and the gradients of the logits (N, K+1) and of the heads (M, H).
 
     Shapes: hidden (N, H), heads (M, H), bias (M,), propensity (N, K) or None, feedback (N, K).
     """
@@ -210,6 +213,7 @@ def _run(
 def _fake(
     hidden: Tensor, heads: Tensor, bias: Tensor, propensity: Tensor | None, batch: Batch, need: Need
 ) -> tuple[Tensor, ...]:
+    """Return tensors of the shapes and dtypes of `_run`, empty where it returns None."""
     n, n_signals = batch.feedback.shape
     logits_wanted, heads_wanted = _wanted(batch, need)
     return (
@@ -223,7 +227,7 @@ def _fake(
 def _keep(
     inputs: tuple[Tensor, ...], batch: Batch, need: Need, saved: tuple[Tensor | None, Tensor | None]
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of logits and heads, the heads, and for a second read the hidden states and the weight."""
+    """Return the gradients of logits and heads, the heads, and for a second read the hidden states and the weight."""
     hidden, heads = inputs[:2]
     grad_logits, grad_heads = saved
     if need[1] and batch.per_row:
@@ -232,7 +236,7 @@ def _keep(
 
 
 def _gradients(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-    """Gradients of hidden, heads, bias and propensity, where needed."""
+    """Return the gradients of hidden, heads, bias and propensity, where needed."""
     grad_logits, grad_heads, heads, hidden, weight = ctx.saved_tensors
     need_hidden, need_heads, need_bias, need_propensity = ctx.needs_input_grad[:4]
     hidden_dtype, _, _, propensity_dtype = ctx.dtypes
@@ -259,6 +263,7 @@ def _gradients(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
 def _hidden_grad(
     grad_logits: Tensor, upstream: Tensor, heads: Tensor, dtype: torch.dtype, backend: str | None
 ) -> Tensor:
+    """Call `linear_hidden_grad` of the backend."""
     chosen = choose_backend(backend, grad_logits.device.type, heads.dtype == torch.float64)
     return chosen.linear_hidden_grad(grad_logits, upstream, heads, dtype)
 
@@ -266,6 +271,7 @@ def _hidden_grad(
 def _weight_grad(
     hidden: Tensor, grad_logits: Tensor, weight: Tensor | None, n_heads: int, backend: str | None
 ) -> Tensor:
+    """Call `linear_weight_grad` of the backend."""
     chosen = choose_backend(backend, hidden.device.type, grad_logits.dtype == torch.float64)
     return chosen.linear_weight_grad(hidden, grad_logits, weight, n_heads)
 

@@ -1,7 +1,7 @@
-"""What the baselines need beside the feedback, estimated from the log alone: no clean label is read anywhere here.
+"""Estimates of nuisances: what the baselines need beside the feedback, from the log alone, without clean labels.
 
-The class prior, a propensity from popularity, and imputed preferences. Each rests on an assumption that its docstring
-names; none of them is exact on a log whose propensity depends on the response.
+These are the class prior, a propensity from popularity, and imputed preferences. Each rests on an assumption that its
+docstring names; none is exact on a log whose propensity depends on the response.
 """
 
 from __future__ import annotations
@@ -12,15 +12,25 @@ SMOOTHING = 1.0  # actions and silences that a group of rows is given beforehand
 
 
 def class_prior(score: np.ndarray, feedback: np.ndarray, *, delta: float = 0.1, margin: float = 0.01) -> float:
-    """Share of rows that are preferred, P(r* = 1), by best bin estimation (Garg et al., NeurIPS 2021).
+    """Class prior P(r* = 1), the share of preferred rows, by best bin estimation (Garg et al., NeurIPS 2021).
 
-    score: (N,) any held-out score that ranks rows by how likely they act.  feedback: (N,) of 1 acted and 0 silent.
-    delta, margin: of the confidence bound that chooses the bin.
+    Assumption: nearly all rows with the highest scores are preferred, and all preferred rows have the same propensity
+    (SCAR). Then the share of all rows above a threshold of the score, divided by the same share of the acting rows, is
+    the class prior for high thresholds and larger for low ones. The threshold with the smallest upper confidence bound
+    of this ratio is chosen. Where propensities differ, the estimate errs by their ratio.
 
-    Among the rows of the highest scores nearly all are preferred; if, besides, preferred rows act equally often
-    wherever they lie (SCAR), the share of all rows above a threshold over that of the acting rows is the class prior
-    there and larger elsewhere. Where propensities differ, it errs by their ratio. Returns a number between the rate of
-    action and 1. Raises ValueError if no row acted or none was silent, or for shapes that differ.
+    Args:
+        score: Held-out score, (N,) real, larger for rows more likely to act. Rows of equal score stay together.
+        feedback: (N,) numbers or bool: 1 acted; others count as silent, so leave out rows that are not recorded.
+        delta: Probability with which the confidence bound may fail, between 0 and 1. Smaller values prefer lower
+            thresholds, with more rows above them.
+        margin: Relative margin by which the width of the confidence bound is enlarged, at least 0.
+
+    Returns:
+        The class prior, at least the rate of action and at most 1.
+
+    Raises:
+        ValueError: The shapes are not (N,) of both, no row acted, or none was silent.
     """
     score, acted = np.asarray(score, np.float64), np.asarray(feedback) == 1
     if score.ndim != 1 or acted.shape != score.shape:
@@ -37,11 +47,22 @@ def class_prior(score: np.ndarray, feedback: np.ndarray, *, delta: float = 0.1, 
 
 
 def popularity_propensity(feedback: np.ndarray, item: np.ndarray, *, power: float = 0.5) -> np.ndarray:
-    """(N,) propensities in (0, 1] of Rel-MF (Saito et al., WSDM 2020): (rate of the item / largest rate) ** power.
+    """Propensities from popularity, as in Rel-MF: (rate of the item / largest rate) ** power.
 
-    feedback: (N,) of 1 acted and 0 silent.  item: (N,) whole numbers from 0: rows of one item share a propensity.
-    Responses are seldom shown twice: an item is then a group of alike ones, such as a cluster of embeddings. It takes
-    popular items for exposed ones, and so charges part of the preference to the propensity.
+    Responses are seldom shown twice: an item is then a group of similar ones, such as a cluster of embeddings. The
+    estimate assumes that popular items differ from others in exposure only, and so attributes part of the preference to
+    the propensity. Rates are smoothed by one more row at the rate of the log. Source: Saito et al., WSDM 2020.
+
+    Args:
+        feedback: (N,) numbers or bool: 1 acted; others count as silent, so leave out rows that are not recorded.
+        item: Item of each row, (N,) integers from 0; rows of one item share a propensity.
+        power: Exponent: 0.5 in Rel-MF; 0 makes all propensities 1.
+
+    Returns:
+        Propensities in (0, 1], (N,) float64, 1 for the most popular item; all 1 if no row acted.
+
+    Raises:
+        ValueError: From NumPy: `item` has negative numbers or another length than `feedback`, or there are no rows.
     """
     acted = (np.asarray(feedback) == 1).astype(np.float64)
     count, actions = np.bincount(item), np.bincount(item, acted)
@@ -51,9 +72,16 @@ def popularity_propensity(feedback: np.ndarray, item: np.ndarray, *, power: floa
 
 
 def imputed_preference(action_probability: np.ndarray, propensity: np.ndarray) -> np.ndarray:
-    """(N,) P(r* = 1) that a model of the actions implies: `P(f = 1) / m`, at most 1.
+    """Probability P(r* = 1) of preference that a model of the actions implies: `P(f = 1) / m`, at most 1.
 
-    action_probability: (N,) held-out probabilities of a naive classifier.  propensity: (N,) in (0, 1].
+    Right if both arguments are right and only preferred rows act. Nothing is checked.
+
+    Args:
+        action_probability: P(f = 1), held-out probabilities of a classifier of the actions, (N,).
+        propensity: m = P(acts | preferred) in (0, 1], (N,).
+
+    Returns:
+        Imputed preference probabilities, (N,) float64.
     """
     implied: np.ndarray = np.minimum(np.asarray(action_probability, np.float64) / propensity, 1.0)
     return implied

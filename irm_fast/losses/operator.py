@@ -1,9 +1,9 @@
-"""One registration for all operations: autograd for eager calls, a custom operator under torch.compile.
+"""Registration of an operation with PyTorch: autograd for eager calls, a custom operator under torch.compile.
 
-Eager calls go past the dispatcher, which would cost them more than the kernel at small batches; Dynamo cannot look
-into the kernels and needs the operator. Gradients are computed in the forward pass and scaled, never in place, in
-backward. Backends hand float32 gradients over; they are rounded to the dtype of the logits after the upstream gradient
-has been applied, so that a loss scale can lift small ones above float16's floor.
+Eager calls bypass the dispatcher, which would cost more time than the kernel at small batches; Dynamo cannot trace the
+kernels and needs the operator. Gradients of the logits are computed in the forward pass and multiplied by the upstream
+gradient in backward, never in place. Backends return float32 gradients; they are rounded to the dtype of the logits
+after this multiplication, so that a loss scale keeps small ones above the smallest float16 number.
 """
 
 from __future__ import annotations
@@ -27,7 +27,13 @@ _SCHEMA = {  # annotation of a field: its type in the schema of an operator
 
 
 def scaled(grad: Tensor, upstream: Tensor, dtype: torch.dtype) -> Tensor:
-    """The gradient times the upstream gradient, () or (N,), rounded once."""
+    """Multiply a gradient by the upstream gradient and round once.
+
+    Args:
+        grad: The gradient of the loss, (N,) or (N, K).
+        upstream: The upstream gradient, () or (N,).
+        dtype: The dtype of the result.
+    """
     if upstream.dim() == 1 and grad.dim() == 2:
         upstream = upstream.unsqueeze(-1)
     grad = grad * upstream
@@ -35,10 +41,17 @@ def scaled(grad: Tensor, upstream: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def mean_over(reduction: str, normalizer: float | Tensor | None) -> tuple[float | None, float | Tensor | None]:
-    """The number that the kernel multiplies by, None for 1/N, and what the loss is divided by afterwards.
+    """Split the division of a mean between the kernel and PyTorch.
 
-    A normalizer on a device stays there, never read. torch.compile would compile anew for every value that it sees
-    handed over to the kernel: it gets neither 1/N nor a normalizer.
+    A normalizer on a device stays there and is never read. torch.compile would compile anew for every number that is
+    passed to the kernel: it passes neither 1/N nor a normalizer.
+
+    Args:
+        reduction: "mean", "sum" or "none".
+        normalizer: The number that replaces N under "mean", or None.
+
+    Returns:
+        The number that the kernel multiplies by, None for 1/N; and what `divided` divides the loss by, or None.
     """
     if reduction != "mean":
         return 1.0, None
@@ -48,29 +61,34 @@ def mean_over(reduction: str, normalizer: float | Tensor | None) -> tuple[float 
 
 
 def divided(loss: Tensor, by: float | Tensor | None) -> Tensor:
-    """The loss divided by what `mean_over` left, if anything."""
+    """Divide the loss by what `mean_over` left, if anything.
+
+    Args:
+        loss: The loss that the kernel returned.
+        by: A number or a 0-dim tensor; None: the loss is returned as it is.
+    """
     if by is None:
         return loss
     return loss / (by.to(loss.dtype) if isinstance(by, Tensor) else by)
 
 
 def _function(function: Callable[..., Tensor], _: Any, *arguments: Any) -> Tensor:
-    """In eager mode a kernel of the backward pass is called as it is."""
+    """Call a kernel of the backward pass directly, in eager mode."""
     return function(*arguments)
 
 
 def _operator(_: Any, operator: Callable[..., Tensor], *arguments: Any) -> Tensor:
-    """In a graph of torch.compile it is called as an operator."""
+    """Call it as an operator, in a graph of torch.compile."""
     return operator(*arguments)
 
 
 def _transformable(function: Callable[..., Tensor], _: Any, *arguments: Any) -> Tensor:
-    """Under torch.func it needs a function that unwraps its tensors."""
+    """Call it through an autograd function that unwraps its tensors, under torch.func."""
     return _Unwrapped.apply(function, *arguments)  # type: ignore[no-any-return, no-untyped-call, unused-ignore]
 
 
 class _Unwrapped(torch.autograd.Function):
-    """A kernel of the backward pass under `torch.func`; it has no derivative."""
+    """A kernel of the backward pass under `torch.func`; it has no derivative: asking for one raises RuntimeError."""
 
     @staticmethod
     def forward(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
@@ -88,15 +106,15 @@ class _Unwrapped(torch.autograd.Function):
 class Operation:
     """A loss of some tensors, with closed-form gradients.
 
-    Calling it with the input tensors and the options gives the loss and the groups (or None).
+    Calling it with the input tensors and the options returns the loss and the groups (or None).
 
     Args:
         name: The name of the operator, in the namespace `irm_fast`.
         loss: The name of the public function, for errors.
         inputs: Names of the input tensors that may carry gradients; a name that ends in "?" may be None.
         options: The NamedTuple type of everything else.
-        run: Called as `run(*inputs, options, need)`, where `need` has one bool an input: is its gradient wanted? It
-            returns the loss, the groups, and the tensors that backward reads, each None where not needed.
+        run: Called as `run(*inputs, options, need)`, where `need` has one bool for each input: whether its gradient is
+            wanted. It returns the loss, the groups, and the tensors that backward reads, each None where not needed.
         fake: The same on shapes alone: tensors without data, empty where `run` gives None.
         results: The number of tensors that `run` returns.
         gradients: Called as `gradients(ctx, upstream)`; returns the gradient of every input. `ctx` has `saved_tensors`
@@ -104,6 +122,9 @@ class Operation:
             `call(function, operator, *arguments)`, by which it calls a kernel of its own.
         keep: Called as `keep(inputs, options, need, saved)`; returns the tensors that backward reads, where these are
             not what `run` returned.
+
+    Raises:
+        RuntimeError: In backward if a second derivative is asked for, and under `torch.func.vmap`.
     """
 
     def __init__(
@@ -149,19 +170,29 @@ class Operation:
         saved: Sequence[Tensor | None],
         call: Callable[..., Tensor],
     ) -> None:
-        """Leave on `ctx` what `gradients` reads."""
+        """Store on `ctx` what `gradients` reads in backward.
+
+        Args:
+            ctx: The context of the autograd function.
+            inputs: The input tensors.
+            options: The options.
+            need: One bool for each input: whether its gradient is wanted.
+            saved: The tensors for backward that `run` returned.
+            call: The function that `gradients` calls kernels by: `_function`, `_operator` or `_transformable`.
+        """
         ctx.dtypes = [None if x is None else x.dtype for x in inputs]
         ctx.backend, ctx.call = options.backend, call
         ctx.save_for_backward(*(saved if self.keep is None else self.keep(inputs, options, need, saved)))
 
     def refuse_second_derivative(self) -> None:
+        """Raise RuntimeError, which names the reference function that can be differentiated twice."""
         raise RuntimeError(
             f"{self.loss} has closed-form gradients and cannot be differentiated twice (create_graph=True); "
             f"irm_fast.reference.{self.loss} can"
         )
 
     def _eager_function(self) -> Any:
-        """The autograd function of ordinary calls: what backward reads is never an output, which saves time."""
+        """Make the autograd function of ordinary calls: what backward reads is never an output, which saves time."""
         operation, run, gradients = self, self.run, self.gradients
 
         class Eager(torch.autograd.Function):
@@ -183,9 +214,9 @@ class Operation:
         return Eager
 
     def _transformable_function(self) -> Any:
-        """The autograd function under `torch.func`, whose transforms record every backward pass.
+        """Make the autograd function for `torch.func`, whose transforms record every backward pass.
 
-        What backward reads has to be an output there. Whoever differentiates a gradient comes back by these outputs.
+        What backward reads has to be an output there; a gradient that arrives there belongs to a second derivative.
         """
         operation = self
 
@@ -222,7 +253,10 @@ class Operation:
     def _register(
         self, name: str, inputs: Sequence[str], options: type, fake: Callable[..., Sequence[Tensor]], results: int
     ) -> Any:
-        """The operator of `torch.compile`: inputs, options, and one bool an input; tensors out, empty for None."""
+        """Register the operator for `torch.compile`.
+
+        It takes the inputs, the options, and one bool for each input, and returns tensors, empty for None.
+        """
         kinds = get_type_hints(options)
         fields = [f"{_SCHEMA[kinds[field]]} {field}" for field in options._fields]  # type: ignore[attr-defined]
         tensors = [f"Tensor{'?' if x.endswith('?') else ''} {x.rstrip('?')}" for x in inputs]

@@ -1,4 +1,4 @@
-"""The weighted pointwise loss: what all losses on a single logit a row have in common (see `baselines`)."""
+"""The weighted pointwise loss, which losses on a single logit for each row are made of (see `baselines`)."""
 
 from __future__ import annotations
 
@@ -22,32 +22,33 @@ def pointwise_loss(
     normalizer: float | Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """Weighted pointwise loss: every row pulls its reward up by one weight and down by the other, in one launch.
+    """Weighted pointwise loss: `positive_weight * softplus(-s) + negative_weight * softplus(s)` for each row.
 
-    loss_i = positive_weight_i * softplus(-s_i) + negative_weight_i * softplus(s_i), with s the reward logits. Labels
-    y give binary cross-entropy with weights y and 1 - y; other weights give what corrects it: inverse propensities, or
-    the positive-unlabelled risks, whose unbiased form has weights below zero and so a loss without a lower bound.
+    Loss and gradient are computed in one launch. Labels y give binary cross-entropy with weights y and 1 - y. Other
+    weights correct its bias: inverse propensities, or the positive-unlabelled risks, whose unbiased form has negative
+    weights and hence no lower bound.
 
-    Weights are read as float32 unless the logits are float64. A logit that is not finite gives NaN, a weight that is
-    not finite NaN or infinity. Inputs are never written to. Double backward and `torch.func.vmap` are not supported.
+    Weights are read as float32 unless the logits are float64. A logit that is not finite gives NaN; a weight that is
+    not finite gives NaN or infinity. Inputs are never written to. Double backward and `torch.func.vmap` raise.
 
     Args:
-        reward_logits: (N,) float32, bfloat16 or float16; float64 selects the reference backend.
-        positive_weight: (N,) floating-point weights of softplus(-s), of any sign; constants of the loss.
-        negative_weight: (N,) weights of softplus(s), likewise. A row whose weights are both 0 contributes nothing,
-            whatever its logit holds.
-        reduction: "mean" is the sum over N, as in PyTorch; "sum"; "none" gives (N,).
-        normalizer: A number or 0-dim tensor that replaces N under "mean": the examples of the whole optimiser step.
+        reward_logits: Logits s, (N,) float32, bfloat16 or float16; float64 selects the reference backend.
+        positive_weight: Weights of softplus(-s), of any sign, (N,) float32, bfloat16, float16 or float64; constants.
+        negative_weight: Weights of softplus(s), likewise. A row whose weights are both 0 contributes nothing, whatever
+            its logit holds.
+        reduction: "mean" is the sum divided by N, as in PyTorch; "sum"; "none" gives (N,).
+        normalizer: Finite number above 0, or 0-dim tensor on the device or the CPU, that replaces N under "mean":
+            usually the number of examples of the whole optimiser step. None: N.
         backend: "triton", "cpu" or "reference"; None chooses by device and dtype.
 
     Returns:
-        The loss, float32 (float64 for float64 logits): () or, for "none", (N,). The gradient comes in the dtype of the
+        The loss, float32 (float64 for float64 logits): () or, for "none", (N,). The gradient has the dtype of the
         logits, rounded once.
 
     Raises:
-        TypeError: Logits or weights are not floating point.
-        ValueError: Shapes or devices do not fit, weights require a gradient, or "mean" is taken over no rows without a
-            normalizer.
+        TypeError: Logits or weights are no dense tensors or not floating point, or normalizer is no number or tensor.
+        ValueError: Shapes or devices do not fit; reduction, normalizer or backend is invalid; weights or normalizer
+            require a gradient; or "mean" is taken over no rows without a normalizer.
         RuntimeError: The backend is not available, or a second derivative or `vmap` was asked for.
     """
     checks.check_rewards(reward_logits)
@@ -60,7 +61,7 @@ def pointwise_loss(
 
 
 def _check_side(name: str, weight: Tensor, reward_logits: Tensor) -> Tensor:
-    """The weight as the kernels read it: contiguous float32, or float64 for float64 logits."""
+    """Return the weight as the kernels read it: contiguous float32, or float64 for float64 logits."""
     checks.check_logits(name, weight, reward_logits.shape, reward_logits.device)
     if weight.requires_grad:
         raise ValueError(f"{name} must not require a gradient: it is a constant of the loss")
@@ -69,20 +70,21 @@ def _check_side(name: str, weight: Tensor, reward_logits: Tensor) -> Tensor:
 
 
 def _run(reward: Tensor, batch: PointwiseBatch, need: tuple[bool]) -> tuple[Tensor | None, ...]:
-    """Loss, no groups, and the float32 gradient of the reward logits."""
+    """Return the loss, no groups, and the float32 (float64 for float64 logits) gradient of the reward logits."""
     backend = choose_backend(batch.backend, reward.device.type, reward.dtype == torch.float64)
     loss, grad = backend.pointwise_forward(reward, batch, need)
     return loss, None, grad
 
 
 def _fake(reward: Tensor, batch: PointwiseBatch, need: tuple[bool]) -> tuple[Tensor, ...]:
+    """Return tensors of the shapes and dtypes of `_run`, empty where it returns None."""
     dtype = torch.float64 if reward.dtype == torch.float64 else torch.float32
     shapes = (reward.shape if batch.per_row else (), 0, reward.shape if need[0] else 0)
     return tuple(reward.new_empty(shape, dtype=dtype) for shape in shapes)
 
 
 def _gradients(ctx: Any, upstream: Tensor) -> tuple[Tensor | None]:
-    """Gradient of the reward logits, where needed."""
+    """Return the gradient of the reward logits, where needed."""
     (grad,) = ctx.saved_tensors
     return (scaled(grad, upstream, ctx.dtypes[0]) if ctx.needs_input_grad[0] else None,)
 

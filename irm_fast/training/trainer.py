@@ -1,4 +1,4 @@
-"""The loop: transformers.Trainer under the implicit loss, with held-out likelihood as its judge."""
+"""Training loop: transformers.Trainer with the implicit loss; the held-out likelihood chooses the best checkpoint."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ STRATIFICATION_FILE = "stratification.safetensors"
 
 
 def training_arguments(config: TrainConfig, folder: Path, *, evaluate: bool) -> TrainingArguments:
-    """The settings of transformers' loop.
+    """Return the settings of transformers' loop.
 
     Args:
         config: The settings of the run.
@@ -76,9 +76,9 @@ def training_arguments(config: TrainConfig, folder: Path, *, evaluate: bool) -> 
 
 
 class ImplicitTrainer(Trainer):
-    """transformers.Trainer under the implicit loss, on packed rows where the model's attention takes them.
+    """transformers.Trainer with the implicit loss, on packed rows if the model's attention supports them.
 
-    The loss is the sum over rows divided by the rows of the whole optimiser step, over micro-batches and
+    The loss is the sum over rows divided by the number of rows of the whole optimiser step, over micro-batches and
     processes. Evaluation reports the keys of `heldout_metrics`, always of the marginal form: a likelihood.
 
     Args:
@@ -87,12 +87,13 @@ class ImplicitTrainer(Trainer):
         args: The settings of transformers' loop, by `training_arguments`.
         train_dataset: The training rows.
         eval_dataset: The held-out rows, or None.
-        callbacks: Callbacks beside those of the trainer itself.
+        callbacks: Callbacks besides those of the trainer itself, or None.
 
     Raises:
         RuntimeError: One process sees several GPUs (`nn.DataParallel` would split batches and their mean), or the
-            processes have rows of different lengths; when training begins, rows of a pack can see each other.
-        ValueError: A token budget is smaller than a row, or a setting does not go with FSDP.
+            processes have rows of different lengths; when training begins, a row of a pack depends on another.
+        ValueError: Neither a number of rows nor a token budget is set, the budget is smaller than a row, or a setting
+            does not go with FSDP.
     """
 
     loss_is_scaled_for_ga = True
@@ -163,13 +164,24 @@ class ImplicitTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, dict[str, Any]]:
-        """The loss () of a micro-batch: a sum over its rows, divided by the rows of the step."""
+        """Compute the loss of a micro-batch: a sum over its rows, divided by the rows of the optimiser step.
+
+        Args:
+            model: The model, perhaps wrapped for several processes.
+            inputs: A batch of `Collator`, without `counts`.
+            return_outputs: Whether to return an empty dictionary too, in the place of the model's outputs.
+            num_items_in_batch: The number that the sum is divided by, a 0-dim tensor, see `get_batch_samples`; None:
+                the number of rows of the micro-batch.
+
+        Returns:
+            The loss, (), or with `return_outputs` the pair (loss, {}).
+        """
         arguments = {name: value for name, value in inputs.items() if name != "row"}
         loss = model(**arguments, stratification=self._stratification(inputs), normalizer=num_items_in_batch)
         return (loss, {}) if return_outputs else loss
 
     def _stratification(self, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor] | Literal["current"] | None:
-        """The logits of the posterior of the stratified form, or "current"; None for the marginal form."""
+        """Return the logits that the stratified posterior comes from, or "current"; None for the marginal form."""
         if self.config.objective == "marginal":
             return None
         if self.stratifier is None:
@@ -178,22 +190,32 @@ class ImplicitTrainer(Trainer):
             return self.stratifier.average("logits", **logit_inputs(inputs))
 
     def compute_loss_context_manager(self) -> AbstractContextManager[Any]:  # type: ignore[override]
-        """Mixed precision, in which accelerate wraps the model by itself, but not under FSDP, see `prepare_fsdp`."""
+        """Return the context of mixed precision.
+
+        Accelerate applies mixed precision to the model by itself, except under FSDP, see `prepare_fsdp`.
+        """
         return self.accelerator.autocast() if self.is_fsdp_enabled else super().compute_loss_context_manager()
 
     def get_train_dataloader(self) -> DataLoader:
-        """Batches of training rows, as the sampler packs them."""
+        """Return the batches of training rows, as the sampler packs them."""
         return self._loader(self.train_dataset, self.packs)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        """Batches of held-out rows, those of similar length together."""
+        """Return batches of held-out rows, those of similar length together.
+
+        Args:
+            eval_dataset: The rows, as `TokenizedRows`; None: those that the trainer was made with.
+
+        Raises:
+            ValueError: A row is longer than the token budget.
+        """
         dataset: Any = self.eval_dataset if eval_dataset is None else eval_dataset
         rows, tokens = self.config.rows_per_pass, self.config.token_budget
         packs = by_length(dataset.lengths, rows=rows, tokens=tokens, processes=self.args.world_size)
         return self._loader(dataset, packs)
 
     def _loader(self, dataset: Any, packs: Any) -> DataLoader:
-        """Batches of the rows in each pack; accelerate deals them in turn to the processes."""
+        """Return the batches of the rows in each pack; accelerate gives them to the processes in turn."""
         pinned = self.args.dataloader_pin_memory
         return self.accelerator.prepare(
             DataLoader(dataset, batch_sampler=packs, collate_fn=self.data_collator, pin_memory=pinned)
@@ -202,9 +224,16 @@ class ImplicitTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list, Tensor]:
-        """The micro-batches of one optimiser step, and the number () of its rows divided by the processes.
+        """Take the micro-batches of one optimiser step, and count them in the throughput.
 
-        Gradients are averaged over processes, so each divides its sum by the mean number of rows, not by the total.
+        Args:
+            epoch_iterator: The remaining batches of the epoch.
+            num_batches: The number of micro-batches to take, at most.
+            device: The device for the number of rows.
+
+        Returns:
+            The micro-batches, without `counts`, and the mean number of their rows over the processes, a 0-dim tensor.
+            Gradients are averaged over processes, so each divides its sum by the mean number of rows, not by the total.
         """
         self.throughput.begin()
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
@@ -215,17 +244,18 @@ class ImplicitTrainer(Trainer):
         return batches, self.accelerator.reduce(rows, reduction="mean")
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As transformers', with the throughput since the last entry."""
+        """Log as transformers does, with the throughput since the last entry."""
         if "loss" in logs:
             logs |= self.throughput.report()
         super().log(logs, start_time)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """As transformers', outside the clock of training."""
+        """Evaluate as transformers does; the time does not count in the throughput of training."""
         with self.throughput.paused():
             return super().evaluate(*args, **kwargs)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """Save as transformers does; the time does not count in the throughput of training."""
         # Each process asks whether the folder is there, to know the best checkpoint, before one has to make it.
         Path(str(self.args.output_dir), f"checkpoint-{self.state.global_step}").mkdir(parents=True, exist_ok=True)
         with self.throughput.paused():
@@ -239,12 +269,19 @@ class ImplicitTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """Metrics and predictions for held-out rows.
+        """Compute metrics and predictions for held-out rows.
 
-        In the place of transformers' loop, which cannot gather packs: their numbers of rows differ between processes.
+        It replaces transformers' loop, which cannot gather packs: their numbers of rows differ between processes.
+
+        Args:
+            dataloader: The batches, by `get_eval_dataloader`.
+            description: Not used; it belongs to the signature of transformers.
+            prediction_loss_only: Not used.
+            ignore_keys: Not used.
+            metric_key_prefix: What the names of the metrics begin with, before an underscore.
 
         Returns:
-            The metrics, and as `predictions` a `HeldOut` in the order of the data set.
+            The metrics, the feedback (N, K) as `label_ids`, and as `predictions` a `HeldOut`, in the order of the rows.
         """
         # Predictions of this process
         model = self.model_wrapped.eval()
@@ -271,14 +308,20 @@ class ImplicitTrainer(Trainer):
         return EvalLoopOutput(predictions=heldout, label_ids=feedback, metrics=named, num_samples=len(order))  # type: ignore[arg-type]
 
     def heldout_predictions(self) -> HeldOut:
-        """Predictions of the present weights for the held-out rows, in the order of the data set."""
+        """Return the predictions of the current weights for the held-out rows, in the order of the data set."""
         return self.evaluation_loop(self.get_eval_dataloader(), "Prediction").predictions  # type: ignore[return-value]
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """AdamW in which the few scalars of the heads have a rate of their own.
+        """Create the optimiser, AdamW, in which the few scalar parameters of the heads have their own learning rate.
 
-        A backbone's small rate would not move them: Adam changes each by about the rate a step, while the
-        thousands of weights of a linear map move its output together.
+        A backbone's small learning rate would hardly move them: Adam changes each parameter by about the learning rate
+        in a step, while the thousands of weights of a linear map move its output together.
+
+        Args:
+            model: Not used: the parameters are those of the model that the trainer was made with.
+
+        Returns:
+            The optimiser; the one that exists if it was created before.
         """
         if self.optimizer is None:
             parameters = dict(self.core.named_parameters())
@@ -297,11 +340,13 @@ class ImplicitTrainer(Trainer):
         return self.optimizer
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """Save as transformers does, and the stratification model, if there is one, to the same folder."""
         super()._save(output_dir, state_dict)
         if self.stratifier is not None and output_dir is not None:
             save_file(self.stratifier.average.state_dict(), Path(output_dir) / STRATIFICATION_FILE)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Load as transformers does, and the stratification model, if there is one."""
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self.stratifier is not None:
             state = load_file(Path(resume_from_checkpoint) / STRATIFICATION_FILE)
