@@ -65,7 +65,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         irm_fast.los  # noqa: B018
 
 
-@pytest.mark.parametrize("module", ["irm_fast", "irm_fast.cli", "irm_fast.training.config"])
+@pytest.mark.parametrize("module", ["irm_fast", "irm_fast.cli", "irm_fast.training.config", "irm_fast.data.read"])
 def test_what_an_import_takes(module: str) -> None:
     heavy = "torch transformers datasets accelerate sklearn scipy pyarrow triton"
     code = f"import sys, {module}; print(*set({heavy.split()!r}) & set(sys.modules))"

@@ -23,7 +23,7 @@ from irm_fast.data.rated import Rated, parse_rated, read_rated, warn_of_left_out
 from irm_fast.data.ratings import PAIR_FIELDS, RATED_FIELDS
 from irm_fast.data.rows import LOG_FIELDS, LogRow, check_ids, log_row
 from irm_fast.data.signals import Absent, contradictions, signal_notes
-from irm_fast.losses.checks import MAX_SIGNALS
+from irm_fast.losses import MAX_SIGNALS
 
 __all__ = ["DataError", "Log", "Rated", "read_log", "read_log_or_rated", "read_rated", "signal_notes"]
 

@@ -5,3 +5,5 @@ weighted cross-entropy, on which the `baselines` stand; `nuisances` estimates fr
 Under them are `checks` (of arguments), `operator` (a loss as an operator of torch) and `dispatch` (whose kernels
 compute it).
 """
+
+MAX_SIGNALS = 16  # here because the reader of logs needs it, and takes no torch

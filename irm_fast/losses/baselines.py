@@ -166,7 +166,7 @@ def nnpu_loss(
         class_prior: pi = P(preferred), a number in (0, 1] or a 0-dim tensor.
         action_rate: Share of the recorded rows of the whole log that acted, as in `upu_loss`; None: that of this batch.
         beta: How far below 0 the bracket may fall before its gradient is reversed, at least 0.
-        gamma: Factor of the reversed gradient, from 0 (no gradient) to 1 in the source; not checked.
+        gamma: Factor of the reversed gradient, in [0, 1]; 0: no gradient.
         weight: Row weights >= 0, (N,) real or bool; None: all 1. Rows of weight 0 contribute nothing.
         normalizer: Number or 0-dim tensor above 0 that the sum over rows is divided by; None: N. The rule is of a whole
             batch, so there is no `reduction`.
@@ -183,6 +183,8 @@ def nnpu_loss(
     positive, recorded = _positives(reward_logits, feedback, class_prior, action_rate, weight)
     if not beta >= 0:
         raise ValueError(f"beta must be 0 or more, got {beta}")
+    if not 0 <= gamma <= 1:
+        raise ValueError(f"gamma must be in [0, 1], got {gamma}")
     n = reward_logits.shape[0]
     checks.check_reduction(n, reward_logits.device, "mean", normalizer)
     nothing = torch.zeros_like(positive)

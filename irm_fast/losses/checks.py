@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from irm_fast.losses import MAX_SIGNALS
 from irm_fast.losses.operator import REDUCTIONS
 
-MAX_SIGNALS = 16
 LOGIT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 CODE_DTYPES = (torch.bool, torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
 

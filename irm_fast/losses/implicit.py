@@ -135,9 +135,9 @@ def implicit_rm_loss(
     checks.check_batch(reward_logits, propensity_logits, feedback, preference)
     n_signals = propensity_logits.shape[1] if propensity_logits.dim() == 2 else 1
     sides, rates = checks.signal_constants(polarity, misclick_rate, n_signals)
-    posterior: tuple[Tensor | None, Tensor | None] = (None, None)
+    reward_strat = propensity_strat = None
     if stratification is not None:
-        posterior = checks.check_stratification(stratification, reward_logits, propensity_logits)
+        reward_strat, propensity_strat = checks.check_stratification(stratification, reward_logits, propensity_logits)
     weight = checks.check_options(reward_logits, weight, reduction, normalizer)
     if check_values:
         check_values_of(feedback, preference, weight)
@@ -145,7 +145,17 @@ def implicit_rm_loss(
     # One batch, one launch
     scale, divide_by = mean_over(reduction, normalizer)
     batch = Batch(
-        feedback, preference, weight, *posterior, sides, rates, scale, reduction == "none", return_groups, backend
+        feedback=feedback,
+        preference=preference,
+        weight=weight,
+        reward_strat=reward_strat,
+        propensity_strat=propensity_strat,
+        polarity=sides,
+        misclick_rate=rates,
+        scale=scale,
+        per_row=reduction == "none",
+        need_groups=return_groups,
+        backend=backend,
     )
     loss, groups = implicit_rm(reward_logits, propensity_logits, options=batch)
     loss = divided(loss, divide_by)
@@ -192,7 +202,7 @@ def stratify(
     checks.check_batch(reward_logits, propensity_logits, feedback, preference)
     n_signals = propensity_logits.shape[1] if propensity_logits.dim() == 2 else 1
     sides, rates = checks.signal_constants(polarity, misclick_rate, n_signals)
-    batch = Batch(feedback, preference, None, None, None, sides, rates, 1.0, False, True, None)
+    batch = Batch(feedback, preference, polarity=sides, misclick_rate=rates, scale=1.0, need_groups=True)
     with torch.no_grad():
         _, groups = implicit_rm(reward_logits, propensity_logits, options=batch)
     assert groups is not None

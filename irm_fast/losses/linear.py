@@ -137,10 +137,10 @@ def linear_implicit_rm_loss(
     if preference is not None:
         checks.check_codes("preference", preference, hidden.shape[:1], hidden.device)
     sides, rates = checks.signal_constants(polarity, misclick_rate, n_signals)
-    reward_posterior = propensity_posterior = None
+    reward_strat = propensity_strat = None
     if stratification is not None:
-        reward_posterior, propensity_posterior = checks.check_stratification(stratification, hidden[:, 0], feedback)
-        propensity_posterior = propensity_posterior.reshape(n, n_signals)
+        reward_strat, propensity_strat = checks.check_stratification(stratification, hidden[:, 0], feedback)
+        propensity_strat = propensity_strat.reshape(n, n_signals)
     weight = checks.check_options(hidden, weight, reduction, normalizer)
     if check_values:
         check_values_of(feedback, preference, weight)
@@ -148,17 +148,17 @@ def linear_implicit_rm_loss(
     # One batch, one launch
     scale, divide_by = mean_over(reduction, normalizer)
     batch = Batch(
-        feedback.reshape(n, n_signals),
-        preference,
-        weight,
-        reward_posterior,
-        propensity_posterior,
-        sides,
-        rates,
-        scale,
-        reduction == "none",
-        return_groups,
-        backend,
+        feedback=feedback.reshape(n, n_signals),
+        preference=preference,
+        weight=weight,
+        reward_strat=reward_strat,
+        propensity_strat=propensity_strat,
+        polarity=sides,
+        misclick_rate=rates,
+        scale=scale,
+        per_row=reduction == "none",
+        need_groups=return_groups,
+        backend=backend,
     )
     heads, bias = _stack_heads(hidden, reward_weight, reward_bias, propensity_weight, propensity_bias)
     if hidden.stride(1) != 1:

@@ -30,8 +30,10 @@ def class_prior(score: np.ndarray, feedback: np.ndarray, *, delta: float = 0.1, 
         The class prior, at least the rate of action and at most 1.
 
     Raises:
-        ValueError: The shapes are not (N,) of both, no row acted, or none was silent.
+        ValueError: The shapes are not (N,) of both, no row acted, none was silent, or a number is out of range.
     """
+    if not (0 < delta < 1 and margin >= 0):
+        raise ValueError(f"delta and margin: got {delta} and {margin}; expected one in (0, 1), and one of 0 or more")
     score, acted = np.asarray(score, np.float64), np.asarray(feedback) == 1
     if score.ndim != 1 or acted.shape != score.shape:
         raise ValueError(f"score and feedback: got shapes {score.shape} and {acted.shape}; expected (N,) of both")
@@ -62,9 +64,16 @@ def popularity_propensity(feedback: np.ndarray, item: np.ndarray, *, power: floa
         Propensities in (0, 1], (N,) float64, 1 for the most popular item; all 1 if no row acted.
 
     Raises:
-        ValueError: From NumPy: `item` has negative numbers or another length than `feedback`, or there are no rows.
+        TypeError: `item` does not hold integers.
+        ValueError: `item` has a negative number or another shape than `feedback`, or there are no rows.
     """
-    acted = (np.asarray(feedback) == 1).astype(np.float64)
+    acted, item = (np.asarray(feedback) == 1).astype(np.float64), np.asarray(item)
+    if not np.issubdtype(item.dtype, np.integer):
+        raise TypeError(f"item: got {item.dtype}; expected integers from 0, such as numbers of clusters")
+    if acted.ndim != 1 or item.shape != acted.shape or not len(item):
+        raise ValueError(f"feedback and item: got shapes {acted.shape} and {item.shape}; expected (N,) of both, N > 0")
+    if item.min() < 0:
+        raise ValueError(f"item: got {item.min()}; expected integers from 0")
     count, actions = np.bincount(item), np.bincount(item, acted)
     rate = (actions + SMOOTHING * acted.mean()) / (count + SMOOTHING)
     largest = rate[count > 0].max()

@@ -68,13 +68,13 @@ def pack_arguments(
     """`struct Arguments` of a batch of shape (N, K), from views of its logits; results in the kernel's order."""
     loss, grad_reward, grad_propensity, groups = results
     preference = batch.preference
-    posterior_reward, posterior_propensity = batch.posterior_reward, batch.posterior_propensity
+    reward_strat, propensity_strat = batch.reward_strat, batch.propensity_strat
     return ARGUMENTS.pack(
         *shape,
         *reward,
         *propensity,
-        *(NO_LOGITS if posterior_reward is None else logits_view(posterior_reward)),
-        *(NO_LOGITS if posterior_propensity is None else logits_view(posterior_propensity)),
+        *(NO_LOGITS if reward_strat is None else logits_view(reward_strat)),
+        *(NO_LOGITS if propensity_strat is None else logits_view(propensity_strat)),
         *codes_view(batch.feedback),
         *(_NO_CODES if preference is None else codes_view(preference)),
         address(batch.weight),

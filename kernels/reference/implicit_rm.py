@@ -27,8 +27,8 @@ def implicit_rm_forward(
 
     s, t, feedback = reward.detach(), columns(propensity.detach()), columns(batch.feedback)
     stratification = None
-    if batch.posterior_reward is not None and batch.posterior_propensity is not None:
-        stratification = (batch.posterior_reward, columns(batch.posterior_propensity))
+    if batch.reward_strat is not None and batch.propensity_strat is not None:
+        stratification = (batch.reward_strat, columns(batch.propensity_strat))
     rows, grad_s, grad_t = _rows_and_gradients(s, t, feedback, stratification, options, any(need))
 
     weight = batch.weight

@@ -118,7 +118,7 @@ def implicit_rm_forward(
     grad_reward = empty(n) if need[0] else None
     grad_propensity = empty(*shape) if need[1] else None
     groups = empty(*shape, 4) if batch.need_groups else None
-    reward_strat, propensity_strat = batch.posterior_reward, batch.posterior_propensity
+    reward_strat, propensity_strat = batch.reward_strat, batch.propensity_strat
     feedback, preference = batch.feedback, batch.preference
     if n == 0:
         return (loss if batch.per_row else loss.sum()), grad_reward, grad_propensity, groups

@@ -163,7 +163,7 @@ def linear_implicit_rm_forward(
     (n, width), (n_heads, _), n_signals, device = hidden.shape, heads.shape, len(batch.polarity), hidden.device
     processors, shared = device_limits(hidden)
     feedback, preference, weight = batch.feedback, batch.preference, batch.weight
-    reward_strat, propensity_strat = batch.posterior_reward, batch.posterior_propensity
+    reward_strat, propensity_strat = batch.reward_strat, batch.propensity_strat
     has_options = any(x is not None for x in (preference, weight, reward_strat)) or batch.has_misclick
     has_options = has_options or batch.per_row or batch.need_groups or feedback.element_size() == 8
     aligned = hidden.stride(0) % 16 == 0 and hidden.data_ptr() % 16 == 0

@@ -64,8 +64,8 @@ def run(case: dict[str, Any], **settings: Any) -> tuple[Tensor, ...]:
     defaults = {"preference": None, "weight": None, "scale": 1.0, "per_row": True, "need_groups": True}
     batch = Batch(
         feedback=feedback,
-        posterior_reward=posterior[0],
-        posterior_propensity=posterior[1],
+        reward_strat=posterior[0],
+        propensity_strat=posterior[1],
         polarity=constants[0],
         misclick_rate=constants[1],
         backend=None,

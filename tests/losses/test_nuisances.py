@@ -37,6 +37,9 @@ def test_class_prior_depends_on_the_order_of_scores_alone_and_handles_ties() -> 
 def test_class_prior_refuses_what_has_no_answer() -> None:
     with pytest.raises(ValueError, match="0 of 4 rows acted"):
         class_prior(np.arange(4.0), np.zeros(4))
+    for bad in ({"delta": 0.0}, {"delta": 1.0}, {"margin": -0.1}):
+        with pytest.raises(ValueError, match="delta and margin: got"):
+            class_prior(np.arange(4), np.array([0, 1, 0, 1]), **bad)
     with pytest.raises(ValueError, match="4 of 4 rows acted"):
         class_prior(np.arange(4.0), np.ones(4))
     with pytest.raises(ValueError, match=r"\(4,\) and \(3,\)"):
@@ -50,6 +53,16 @@ def test_popularity_is_the_square_root_of_relative_rates() -> None:
     assert m[0] == 1 and m[10_000] == pytest.approx(0.5, abs=1e-3) and 0 < m[-1] < 0.01
     assert popularity_propensity(acted, item, power=1)[10_000] == pytest.approx(0.25, abs=1e-3)
     assert (popularity_propensity(np.zeros(5), np.arange(5)) == 1).all()
+
+
+def test_popularity_refuses_what_are_no_items() -> None:
+    for item, error, text in (
+        (np.zeros(3, int), ValueError, r"\(4,\) and \(3,\)"),
+        (np.array([0, 1, -1, 0]), ValueError, "got -1; expected integers from 0"),
+        (np.zeros(4), TypeError, "got float64; expected integers"),
+    ):
+        with pytest.raises(error, match=text):
+            popularity_propensity(np.ones(4), item)
 
 
 def test_imputed_preferences_are_probabilities() -> None:
