@@ -63,18 +63,20 @@ class RewardSpec:
         """The keywords of `implicit_rm_loss` that belong to the signals rather than to a batch."""
         return {"polarity": self.polarity, "misclick_rate": self.misclick_rate} if self.signals else {}
 
-    def action_rates(self, reward: Tensor, propensity: Tensor) -> Tensor:
+    def action_rates(self, reward_logits: Tensor, propensity_logits: Tensor) -> Tensor:
         """Predict how likely each signal is to act in each row.
 
         Args:
-            reward: Reward logits of shape (N,).
-            propensity: Propensity logits of shape (N, K).
+            reward_logits: Reward logits of shape (N,).
+            propensity_logits: Propensity logits of shape (N, K).
 
         Returns:
             Probabilities of shape (N, K), in the dtype of the logits.
         """
-        sides, misclick_rate = reward.new_tensor(self.polarity or (1,)), reward.new_tensor(self.misclick_rate or (0,))
-        return action_rate((reward[:, None] * sides).sigmoid(), propensity.sigmoid(), misclick_rate)
+        sides = reward_logits.new_tensor(self.polarity or (1,))
+        misclick_rate = reward_logits.new_tensor(self.misclick_rate or (0,))
+        own = (reward_logits[:, None] * sides).sigmoid()
+        return action_rate(own, propensity_logits.sigmoid(), misclick_rate)
 
 
 def action_rate(own: Numbers, propensity: Numbers, misclick_rate: Numbers | float) -> Numbers:
