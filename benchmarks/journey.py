@@ -89,15 +89,11 @@ def a_training_run(folder: Path) -> Callable[[], Any]:
     ]
     log.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     decoder = make_tiny_decoder([row["prompt"] + row["completion"] for row in rows], folder / "decoder", seed=0)  # type: ignore[operator]
-    done = iter(range(9))
-
-    def call() -> None:
-        output = str(folder / f"run-{next(done)}")
-        settings: dict[str, Any] = {"model": str(decoder), "data": str(log), "output": output, "progress": False}
-        irm_fast.train(irm_fast.TrainConfig(**settings, epochs=1, batch_size=8, propensity_design="constant"))
-
-    call()
-    return call
+    settings: dict[str, Any] = {"model": str(decoder), "data": str(log), "progress": False}
+    settings |= {"epochs": 1, "batch_size": 8, "propensity_design": "constant"}
+    before, config = (irm_fast.TrainConfig(output=str(folder / name), **settings) for name in ("before", "run"))
+    irm_fast.train(before)
+    return lambda: irm_fast.train(config)
 
 
 def main() -> None:
