@@ -32,7 +32,7 @@ def test_two_processes_give_the_result_of_one(make_log, make_config, tmp_path):
     one = train(make_config("one", data=str(path), batch_size=16))
     two = make_config("two", data=str(path), batch_size=8)
     two.save(tmp_path / "two.yaml")
-    command = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "irm_fast", "train"]
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "irm_fast", "train"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, *command, "--config", tmp_path / "two.yaml"],
