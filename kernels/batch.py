@@ -17,16 +17,16 @@ class Batch(NamedTuple):
     """
 
     feedback: Tensor  # (N,) or (N, K): 1 acted, 0 silent, -1 missing
-    preference: Tensor | None = None  # (N,): 1, 0, -1 unknown
-    weight: Tensor | None = None  # (N,) contiguous float32 (float64 for float64 logits)
-    reward_strat: Tensor | None = None  # (N,) reward logits of a stratification model; None: the marginal form
-    propensity_strat: Tensor | None = None  # propensity logits of that model, shaped like those of the batch
-    polarity: tuple[float, ...] = ()  # K of +1, -1
-    misclick_rate: tuple[float, ...] = ()  # K in [0, 1)
-    scale: float | None = None  # multiplies the loss and its gradients; None: 1/N
-    per_row: bool = False  # (N,) losses instead of their sum
-    need_groups: bool = False  # whether the posterior over the four groups is wanted
-    backend: str | None = None  # the backend asked for by name
+    preference: Tensor | None  # (N,): 1, 0, -1 unknown
+    weight: Tensor | None  # (N,) contiguous float32 (float64 for float64 logits)
+    reward_strat: Tensor | None  # (N,) reward logits of a stratification model; None: the marginal form
+    propensity_strat: Tensor | None  # propensity logits of that model, shaped like those of the batch
+    polarity: tuple[float, ...]  # K of +1, -1
+    misclick_rate: tuple[float, ...]  # K in [0, 1)
+    scale: float | None  # multiplies the loss and its gradients; None: 1/N
+    per_row: bool  # (N,) losses instead of their sum
+    need_groups: bool  # whether the posterior over the four groups is wanted
+    backend: str | None  # the backend asked for by name
 
     @property
     def factor(self) -> float:

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from irm_fast.data.outputs import check_choice
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -141,8 +143,7 @@ def check_target(out: Path, *, resume: bool = False, overwrite: bool = False) ->
             option is set; or the folder of parts holds other files.
     """
     folder = out.with_name(out.name + ".parts")
-    if resume and overwrite:
-        raise ValueError("resume and overwrite: both are set; choose one")
+    check_choice(resume=resume, overwrite=overwrite)
     if out.suffix != ".safetensors":
         raise ValueError(f"out: got {out.name!r}; expected a name that ends in .safetensors")
     if not out.parent.is_dir():

@@ -202,7 +202,19 @@ def stratify(
     checks.check_batch(reward_logits, propensity_logits, feedback, preference)
     n_signals = propensity_logits.shape[1] if propensity_logits.dim() == 2 else 1
     sides, rates = checks.signal_constants(polarity, misclick_rate, n_signals)
-    batch = Batch(feedback, preference, polarity=sides, misclick_rate=rates, scale=1.0, need_groups=True)
+    batch = Batch(
+        feedback=feedback,
+        preference=preference,
+        weight=None,
+        reward_strat=None,
+        propensity_strat=None,
+        polarity=sides,
+        misclick_rate=rates,
+        scale=1.0,
+        per_row=False,
+        need_groups=True,
+        backend=None,
+    )
     with torch.no_grad():
         _, groups = implicit_rm(reward_logits, propensity_logits, options=batch)
     assert groups is not None

@@ -83,8 +83,7 @@ class StratificationModel(TrainerCallback):
 class MetricsFile(TrainerCallback):
     """Appends every entry of the loop's log to a file of JSON lines, with the propensity design that is trained.
 
-    A resumed run first removes the lines that were written after its checkpoint; older versions named the design
-    `propensity` in them.
+    A resumed run first removes the lines that were written after its checkpoint.
 
     Args:
         path: The file.
@@ -98,8 +97,7 @@ class MetricsFile(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if state.is_world_process_zero:
-            lines = read_metrics(self.path)
-            others = [line for line in lines if line.get("propensity_design", line.get("propensity")) != self.design]
+            others = [line for line in read_metrics(self.path) if line["propensity_design"] != self.design]
             own = [{"propensity_design": self.design, **entry} for entry in state.log_history]
             write_metrics(self.path, [*others, *own], append=False)
 

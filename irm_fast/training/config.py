@@ -12,6 +12,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar, get_type_hints
 
+from irm_fast.data.outputs import check_choice
 from irm_fast.data.signals import Absent, DesignChoice
 from irm_fast.models import Attention
 from irm_fast.training.setting_values import check_bounds, convert, read_yaml
@@ -19,7 +20,7 @@ from irm_fast.training.setting_values import parse_polarity as parse_polarity
 
 Config = TypeVar("Config", bound="RunConfig")
 NOT_KEPT = ("resume", "overwrite", "progress")  # no settings of the result: a file of settings does not hold them
-_RENAMED = {"propensity": "propensity_design"}  # settings under the names that earlier runs saved them by
+RENAMED = {"propensity": "propensity_design"}  # what earlier runs saved under other names, in settings and metrics
 
 
 def option(
@@ -68,10 +69,9 @@ class RunConfig:
         for setting in fields(self):
             value = convert(setting.name, getattr(self, setting.name), kinds[setting.name])
             setattr(self, setting.name, value)
+            if setting.default is MISSING and not value:
+                raise ValueError(f"{setting.name}: got an empty one; expected a value")
             check_bounds(setting.name, value, **{k: v for k, v in setting.metadata.items() if k != "help"})
-        for name in (setting.name for setting in fields(self) if setting.default is MISSING):
-            if not getattr(self, name):
-                raise ValueError(f"{name}: got an empty one; expected a value")
         rates = self.misclick_rate if isinstance(self.misclick_rate, Mapping) else {"": self.misclick_rate}
         if not all(0 <= rate < 1 for rate in rates.values()):
             raise ValueError(f"misclick_rate: got {self.misclick_rate}; expected numbers in [0, 1)")
@@ -184,8 +184,7 @@ class TrainConfig(RunConfig):
                 f"stratification: {self.stratification!r} has no effect on the marginal objective; "
                 "set objective to 'stratified' as well"
             )
-        if self.resume and self.overwrite:
-            raise ValueError("resume and overwrite: both are set; choose one")
+        check_choice(resume=self.resume, overwrite=self.overwrite)
 
     @property
     def rows_per_pass(self) -> int | None:
@@ -254,7 +253,7 @@ def _of_either_kind(values: Mapping[str, Any], source: str) -> TrainConfig | Emb
 def _read_settings(path: str | Path) -> dict[str, Any]:
     """The settings of a file under their present names."""
     values = read_yaml(path)
-    for old, new in _RENAMED.items():
+    for old, new in RENAMED.items():
         if old in values and new not in values:
             values[new] = values.pop(old)
     return values

@@ -39,10 +39,9 @@ def train_on_embeddings(config: EmbeddingTrainConfig) -> TrainResult:
     source = replace(source, model=config.model or source.model)
     model_config(source.model)  # raises if there is no such model
     prepared = prepare_run(read_data(config), config)
-    parts = [prepared.log] if prepared.heldout is None else [prepared.log, prepared.heldout]
-    vectors = read_embeddings(
-        config.embeddings, [name for part in parts for name in part.ids], [m for part in parts for m in part.messages]
-    )
+    ids = [name for part in prepared.parts for name in part.ids]
+    messages = [turns for part in prepared.parts for turns in part.messages]
+    vectors = read_embeddings(config.embeddings, ids, messages)
 
     # Fit: the estimator chooses propensity designs and layers by itself
     result = _fit(prepared, vectors, config, source)

@@ -40,6 +40,11 @@ class Prepared:
     dropped: int
     fingerprint: Mapping[str, Any]
 
+    @property
+    def parts(self) -> list[Log]:
+        """The training part, and the held-out part if there is one."""
+        return [self.log] if self.heldout is None else [self.log, self.heldout]
+
 
 def read_data(config: RunConfig) -> Log:
     """The log at `config.data`.

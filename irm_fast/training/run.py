@@ -115,8 +115,7 @@ def train_log(log: Log, config: TrainConfig, *, heldout: Log | None = None) -> T
     designs = {fit.result.design: fit.result.metrics["nll"] for fit in fits if fit.result.metrics}
 
     # Diagnose what the reward rests on
-    parts = [part for part in (prepared.log, prepared.heldout) if part is not None]
-    diagnosis = diagnose_rows(parts, best.spec, best.heldout)
+    diagnosis = diagnose_rows(prepared.parts, best.spec, best.heldout)
     result = replace(best.result, dropped=prepared.dropped, designs=designs, diagnosis=diagnosis)
 
     # Save

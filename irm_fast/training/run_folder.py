@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from irm_fast.data.log import Log
+from irm_fast.data.outputs import OutputFolder
 from irm_fast.models.record import CHECKPOINT_WEIGHTS, PROPENSITY_FILE, RECORD
-from irm_fast.training.config import NOT_KEPT, RunConfig, TrainConfig, load_saved_config
+from irm_fast.training.config import NOT_KEPT, RENAMED, RunConfig, TrainConfig, load_saved_config
 
 SETTINGS, METRICS, CHECKPOINTS, DATA = "train.yaml", "metrics.jsonl", "checkpoints", "train_data.json"
 PLAN = "packs.json"  # among the checkpoints of a design
@@ -27,14 +28,19 @@ _NO_RESULT = {*NOT_KEPT, "report_to", "output"}  # may differ when a run goes on
 _WHOLE = "checkpoint-*/trainer_state.json"  # the last file of a checkpoint: it was written to its end
 
 # What a run writes, with the names that transformers gives to models and tokenizers. Nothing else is ever deleted.
-_OWN_FOLDERS = (CHECKPOINTS, TRACKERS, "additional_chat_templates")
-_OWN_FILES = (
+_FILES = (
     *(SETTINGS, METRICS, DATA, RECORD),
     *("embedding_model.safetensors", "embedding_model.json"),  # of EmbeddingRewardModel
     *(PROPENSITY_FILE, *CHECKPOINT_WEIGHTS, "model.safetensors.index.json"),
     *("config.json", "generation_config.json"),
     *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "vocab.txt", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "chat_template.jinja"),
+)
+_FOLDER = OutputFolder(
+    run="training run",
+    files=_FILES,
+    folders=(CHECKPOINTS, TRACKERS, "additional_chat_templates"),
+    is_marked=lambda folder: (folder / SETTINGS).is_file(),
 )
 
 
@@ -78,13 +84,12 @@ def check_output(config: RunConfig, fingerprint: Mapping[str, Any]) -> None:
         path = Path(source).expanduser()
         if source and path.exists() and path.resolve().is_relative_to(folder.resolve()):
             raise ValueError(f"output {folder}: holds {name} {source}; expected a folder that the run does not read")
-    if not (folder / SETTINGS).is_file():
+    if not _FOLDER.is_marked(folder):
         raise ValueError(f"output {folder}: not empty, and not by irm-fast; expected a new or empty folder")
 
     # An earlier run: to be deleted, finished, or to go on with
     if config.overwrite:
-        foreign = sorted(path.name for path in folder.iterdir() if not _is_own(path))
-        if foreign:
+        if foreign := _FOLDER.foreign(folder):
             raise ValueError(
                 f"output {folder}: holds {foreign[0]!r}, not written by irm-fast; --overwrite does not delete it: "
                 "move it elsewhere, or choose another folder"
@@ -111,9 +116,8 @@ def begin_run(config: RunConfig, fingerprint: Mapping[str, Any]) -> None:
         fingerprint: The fingerprint of the log, see `describe`.
     """
     folder = Path(config.output)
-    if config.overwrite and folder.is_dir():
-        for path in filter(_is_own, folder.iterdir()):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if config.overwrite:
+        _FOLDER.clear_own(folder)
     (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
     (folder / DATA).write_text(json.dumps(fingerprint) + "\n", encoding="utf-8")
     config.save(folder / SETTINGS)
@@ -137,15 +141,6 @@ def can_resume(config: RunConfig) -> bool:
     """Whether the output folder holds a checkpoint from which an interrupted run can go on."""
     folder = Path(config.output) / CHECKPOINTS
     return any(any(folder.glob(pattern)) for pattern in (f"*/{_WHOLE}", f"*/model/{RECORD}"))
-
-
-def _is_own(path: Path) -> bool:
-    """Whether a run writes an entry of this name and kind."""
-    if path.is_symlink():
-        return False
-    if path.is_dir():
-        return path.name in _OWN_FOLDERS
-    return any(fnmatch(path.name, pattern) for pattern in _OWN_FILES)
 
 
 def _check_settings(earlier: RunConfig, config: RunConfig, folder: Path) -> None:
@@ -227,11 +222,12 @@ def write_metrics(path: Path, lines: list[Mapping[str, Any]], *, append: bool) -
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file that were written to their end; none if there is no file."""
+    """The lines of a metrics file that were written to their end, by present names; none if there is no file."""
     if not path.is_file():
         return []
-    text = path.read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    entries = [json.loads(line) for line in lines if line.endswith("\n")]
+    return [{RENAMED.get(name, name): value for name, value in entry.items()} for entry in entries]
 
 
 def plain(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -130,8 +130,8 @@ def test_held_out_rows_over_processes(start):
 @pytest.mark.parametrize(("file", "sharded"), [("ddp", False), ("fsdp2", True)])
 def test_shipped_accelerate_configs(start, file, sharded):
     path = SCRIPT.parents[2] / "examples" / "accelerate" / f"{file}.yaml"
-    launcher = ("-m", "accelerate.commands.launch", "--config_file", str(path), "--num_processes", "2")
-    launcher = (*launcher, "--main_process_port", "0")  # a free one: other tests may run beside it
+    settings = ("--config_file", str(path), "--num_processes", "2", "--main_process_port", "0")  # a port that is free
+    launcher = ("-m", "accelerate.commands.launch", *settings)
     launched = start("launched", launcher=launcher, batch_size=8, gradient_checkpointing=True)
     assert launched.sharded == sharded
     same(start("one", batch_size=16), launched)

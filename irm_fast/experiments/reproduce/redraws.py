@@ -17,6 +17,7 @@ from typing import Any
 from unittest.mock import patch
 
 from irm_fast import __version__
+from irm_fast.data.outputs import whole_file
 from irm_fast.data.simulation import check_arguments
 from irm_fast.experiments.reproduce.experiment import MADE, Experiment, population_of, read
 from irm_fast.experiments.reproduce.folder import (
@@ -140,9 +141,8 @@ def _one_redraw(job: Job, population: Population, experiment: Experiment) -> Ite
     if not wanted:
         return
     if path.exists():  # without a line that was cut off
-        whole = path.with_suffix(".whole")
-        whole.write_text("".join(json.dumps(result) + "\n" for result in results), encoding="utf-8")
-        os.replace(whole, path)
+        with whole_file(path) as file:
+            file.writelines(json.dumps(result) + "\n" for result in results)
     contest = Contest(population.redraw(protocol, seed, alpha=experiment.alpha, target=experiment.target), seed)
     for key in wanted:
         result = {"protocol": protocol, "redraw": seed} | contest.measured(key)
