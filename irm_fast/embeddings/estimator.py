@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,10 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
         polarity: +1 for signals of preferred responses and -1 for signals of others: one for all, or K. None means +1.
         misclick_rate: The share in [0, 1) of active users who act although the response is not on the signal's side:
             one for all, or K. None means 0.
+        after: Signals that can follow another only, as `{"share": "copy"}` (a share is possible after a copy), by their
+            names or column numbers. None means that there is no such order.
+        labels_ignorable: Whether the choice of the rows with an explicit preference depends on what is known about
+            them alone, not on the preference: as for rows that were drawn at random.
         n_folds: The number of folds, at least 2; the model is the mean of the fits that leave one out.
         batch_size: Rows per gradient step of the networks. Linear heads do not use this and the next four settings.
         learning_rate: The constant step size of AdamW.
@@ -57,6 +61,7 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
             The joint likelihood takes the first.
         device: The name of a torch device; "auto" is the accelerator if there is one, else the CPU.
         random_state: A seed, a `numpy.random.RandomState`, or None for the global one.
+        verbose: 0 says nothing; 1 says on the standard error what is fitted, and how long each step took.
 
     Attributes:
         classes_: The classes 0 and 1, shape (2,).
@@ -92,6 +97,8 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
         estimator: str = "auto",
         polarity: int | Sequence[int] | None = None,
         misclick_rate: float | Sequence[float] | None = None,
+        after: Mapping[Any, Any] | None = None,
+        labels_ignorable: bool = False,
         n_folds: int = 5,
         batch_size: int = 256,
         learning_rate: float = 3e-4,
@@ -101,12 +108,15 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
         propensity_sd: float | Sequence[float] = (1.0, 2.0),
         device: str = "auto",
         random_state: Any = None,
+        verbose: int = 0,
     ) -> None:
         self.hidden_layers = hidden_layers
         self.propensity_design = propensity_design
         self.estimator = estimator
         self.polarity = polarity
         self.misclick_rate = misclick_rate
+        self.after = after
+        self.labels_ignorable = labels_ignorable
         self.n_folds = n_folds
         self.batch_size = batch_size
         self.learning_rate = learning_rate
@@ -116,6 +126,7 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
         self.propensity_sd = propensity_sd
         self.device = device
         self.random_state = random_state
+        self.verbose = verbose
 
     def fit(
         self,
@@ -127,6 +138,8 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
         preference: ArrayLike | None = None,
         sample_weight: ArrayLike | None = None,
         users: Sequence | None = None,
+        sessions: Sequence | None = None,
+        times: ArrayLike | None = None,
         groups: Sequence | None = None,
     ) -> EmbeddingRewardModel:
         """Fit to a log of N rows and K signals. If the fit is interrupted, the model keeps its earlier state.
@@ -139,7 +152,12 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
                 response.
             preference: Explicit preferences (integer) of shape (N,): 1, 0, or -1 unknown.
             sample_weight: Row weights of at least 0, of shape (N,). None means 1.
-            users: N user names, None where unknown; they allow a correction for activity that signals share.
+            users: N user names, None where unknown. Users who act more than others are told from users who are easier
+                to please, and propensities depend on how active a user is.
+            sessions: N names of sessions, None where unknown. Propensities may depend on the place in the session and
+                on how active its user was in the rest of it.
+            times: N times, as seconds since 1970 or as datetimes, NaN or NaT where unknown. Propensities may depend on
+                them.
             groups: N names; the rows of a group are in one fold. None means the users.
 
         Returns:
@@ -164,6 +182,8 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
             preference=preference,
             weight=sample_weight,
             users=users,
+            sessions=sessions,
+            times=times,
             groups=groups,
         )
         if not observed.weight.all():  # such a row has no part in the scale of the features and in the folds either

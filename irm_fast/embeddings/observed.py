@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime, timezone
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,8 @@ class Observed:
         features: Propensity features (float32) of shape (N, F), or None.
         groups: N names; the rows of a group are held out together. None means the users.
         users: N user names, None where unknown; None if all are unknown.
+        sessions: N names of sessions, None where unknown; None if all are unknown.
+        times: Seconds since 1970 (float64) of shape (N,), NaN where unknown; None if all are unknown.
     """
 
     feedback: np.ndarray
@@ -41,6 +44,8 @@ class Observed:
     features: np.ndarray | None
     groups: Sequence[Hashable] | None
     users: Sequence[Hashable | None] | None
+    sessions: Sequence[Hashable | None] | None
+    times: np.ndarray | None
 
     def __len__(self) -> int:
         return len(self.feedback)
@@ -68,6 +73,8 @@ class Observed:
             features=None if self.features is None else self.features[rows],
             groups=of(self.groups),
             users=of(self.users),
+            sessions=of(self.sessions),
+            times=None if self.times is None else self.times[rows],
         )
 
     def folds(self, count: int, random: np.random.RandomState) -> np.ndarray:
@@ -110,6 +117,8 @@ def observe(
     preference: Any = None,
     weight: Any = None,
     users: Any = None,
+    sessions: Any = None,
+    times: Any = None,
     groups: Any = None,
 ) -> Observed:
     """Check the arguments of a fit and bring them into uniform shapes.
@@ -126,6 +135,8 @@ def observe(
         preference: Explicit preferences of shape (N,): 1, 0, or -1 unknown. None if there are none.
         weight: Row weights of at least 0, of shape (N,). None means 1.
         users: N user names, None or NaN where unknown. None if all are unknown.
+        sessions: N names of sessions, as the users.
+        times: N times, as seconds since 1970 or as datetimes, NaN or NaT where unknown. None if all are unknown.
         groups: N names of groups. None means the users.
 
     Raises:
@@ -148,6 +159,8 @@ def observe(
         features=None if features is None else _features(features, rows),
         groups=_names("groups", groups, rows),
         users=_names("users", users, rows),
+        sessions=_names("sessions", sessions, rows),
+        times=None if times is None else seconds(times, rows),
     )
     _check(observed)
     return observed
@@ -268,6 +281,42 @@ def _each(name: str, value: Any, signals: int) -> list[Any]:
     if values.shape not in ((1,), (signals,)):
         raise ValueError(f"{name}: got {value!r}; expected one number, or {signals}")
     return np.broadcast_to(values, (signals,)).tolist()
+
+
+def seconds(value: Any, rows: int) -> np.ndarray:
+    """Return times as seconds since 1970 (float64), NaN where unknown.
+
+    Args:
+        value: N numbers of seconds, or N datetimes (of Python, numpy or pandas); a datetime without a zone is UTC.
+        rows: The number N of rows.
+
+    Raises:
+        ValueError: There are not N times, or they are neither numbers nor datetimes.
+    """
+    array = np.asarray(value)
+    if array.shape != (rows,):
+        raise ValueError(f"times: got shape {array.shape}; expected ({rows},), as the rows of X")
+    if array.dtype == object:
+        array = np.array([_moment(entry) for entry in array], np.float64)
+    if array.dtype.kind == "M":
+        known = ~np.isnat(array)
+        array = np.where(known, array.astype("datetime64[us]").astype(np.int64) / 1e6, np.nan)
+    if array.dtype.kind not in "iuf":
+        raise ValueError(f"times: got {array.dtype}; expected seconds since 1970 or datetimes")
+    return array.astype(np.float64)
+
+
+def _moment(entry: Any) -> float:
+    """Return the seconds since 1970 of one entry, NaN where it is unknown."""
+    if entry is None or entry != entry:  # NaN and NaT differ from themselves
+        return math.nan
+    if isinstance(entry, datetime):
+        return (entry if entry.tzinfo else entry.replace(tzinfo=timezone.utc)).timestamp()
+    if isinstance(entry, np.datetime64):
+        return float(entry.astype("datetime64[us]").astype(np.int64) / 1e6)
+    if isinstance(entry, (int, float, np.number)) and not isinstance(entry, bool):
+        return float(entry)
+    raise ValueError(f"times: got {entry!r}; expected seconds since 1970 or datetimes")
 
 
 def _names(name: str, value: Any, rows: int) -> list[Any] | None:
