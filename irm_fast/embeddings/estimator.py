@@ -18,7 +18,7 @@ from torch import Tensor
 
 from irm_fast.embeddings import saved
 from irm_fast.embeddings.fit import Fitted, fit_model
-from irm_fast.embeddings.observed import observe
+from irm_fast.embeddings.observed import observe, row_names, seconds
 from irm_fast.embeddings.optimize import Training, choose_device
 
 _WHOLE = {"n_folds": 2, "batch_size": 1, "max_epochs": 1, "patience": 1}  # whole numbers, and the least of each
@@ -75,7 +75,8 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
         held_out_nll_: The held-out loss per row (a weighted mean), in nats.
         held_out_decision_: Reward logits (float32) of the rows of weight above 0, each from the fold model that did not
             see the row; not saved.
-        activity_: The `activity.Activity` that signals of a user share; None if none was found or `users` was None.
+        context_: What the propensities depend on beside the response: some of "time", "place" (in the session) and
+            "user".
         diagnosis_: The `diagnostics.Diagnosis`.
 
     Examples:
@@ -215,7 +216,7 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
             "propensity_designs_": fitted.propensities.designs,
             "is_linear_": fitted.is_linear,
             "held_out_nll_": fitted.held_out_nll,
-            "activity_": fitted.activity,
+            "context_": () if fitted.context is None else fitted.context.parts,
             "diagnosis_": fitted.diagnosis,
         }
         if fitted.held_out_decision is not None:
@@ -268,19 +269,33 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
         preferred = self.decision_function(X) > 0
         return self.classes_[preferred.astype(int)]
 
-    def predict_propensity(self, X: ArrayLike, propensity_features: ArrayLike | None = None) -> np.ndarray:
+    def predict_propensity(
+        self,
+        X: ArrayLike,
+        propensity_features: ArrayLike | None = None,
+        *,
+        users: Sequence | None = None,
+        sessions: Sequence | None = None,
+        times: ArrayLike | None = None,
+    ) -> np.ndarray:
         """Return the propensities: the probability that a user acts if the response is on the signal's side.
+
+        The rows are taken to be later than those of `fit`: a user is as active as all his rows of `fit` say.
 
         Args:
             X: Embeddings of shape (N, D).
             propensity_features: Numbers of shape (N, F) if `fit` was given them, else None.
+            users: N user names, None where unknown. An unknown user is as active as a user drawn at random.
+            sessions: N names of sessions, None where unknown.
+            times: N times, as in `fit`. Times after those of `fit` count as the last of them.
 
         Returns:
             Probabilities of shape (N, K), NaN for signals of the design "known".
 
         Raises:
             NotFittedError: The model is not fitted.
-            ValueError: As in `decision_function`, or features were given to only one of `fit` and this method.
+            ValueError: As in `decision_function`, an argument has not N entries, or features were given to only one of
+                `fit` and this method.
         """
         check_is_fitted(self)
         scaler = self._fitted.feature_scaler
@@ -289,7 +304,13 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
                 "propensity_features: got them in only one of fit and predict_propensity; expected both or none"
             )
         features = None if scaler is None else scaler(np.asarray(propensity_features, np.float32))
-        m = torch.sigmoid(self._fitted.propensities.logits(self._inputs(X), features)).cpu().numpy()
+        x = self._inputs(X)
+        users, sessions = row_names("users", users, len(x)), row_names("sessions", sessions, len(x))
+        when = None if times is None else seconds(times, len(x))
+        logits = self._fitted.propensities.logits(x, features)
+        if self._fitted.context is not None:
+            logits = self._fitted.context.logits(logits, users, sessions, when)
+        m = torch.sigmoid(logits).cpu().numpy()
         return np.where([design == "known" for design in self.propensity_designs_], np.nan, m)
 
     def score(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:

@@ -1,27 +1,33 @@
 """Fit a reward model to embeddings and a log, in fixed steps.
 
 The propensities come first, from rows on which other evidence proves the preference; then the reward, given these
-propensities; then what only a fitted reward can show: the level of constant propensities, and an activity that the
-signals of a user share. After each of these corrections the reward is fitted again.
+propensities; then what only a fitted reward can show: the level of constant propensities, and how propensities depend
+on the context. After each of these steps the reward is fitted again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from irm_fast.diagnostics import Diagnosis, diagnose
-from irm_fast.embeddings.activity import Activity, measure
+from irm_fast.embeddings.context_step import Context, fit_context
 from irm_fast.embeddings.objective import Objective
 from irm_fast.embeddings.observed import Observed
 from irm_fast.embeddings.optimize import Training
 from irm_fast.embeddings.parts import Propensities, Reward, Scaler
-from irm_fast.embeddings.propensity_step import fit_propensities
-from irm_fast.embeddings.reward_step import AUTO_LAYERS, calibrated, fit_reward, propensity_shift
+from irm_fast.embeddings.propensity_step import FoundPropensities, fit_propensities, held_out_logits
+from irm_fast.embeddings.reward_step import (
+    AUTO_LAYERS,
+    PropensityLogits,
+    calibrated,
+    fit_reward,
+    propensity_shift,
+)
 from irm_fast.embeddings.two_step import add_networks
 
 
@@ -34,7 +40,7 @@ class Fitted:
         feature_scaler: Standardises the propensity features; None without features.
         reward: The reward, without the values of the training rows.
         propensities: The propensities.
-        activity: The activity that the signals of a user share, or None.
+        context: How the propensities depend on user, time and session, or None.
         held_out_nll: The held-out loss per row (a weighted mean), in nats.
         held_out_decision: Reward logits (float32) of the training rows, of shape (N,), each from the fold model that
             did not see the row; None in a model that was loaded.
@@ -45,7 +51,7 @@ class Fitted:
     feature_scaler: Scaler | None
     reward: Reward
     propensities: Propensities
-    activity: Activity | None
+    context: Context | None
     held_out_nll: float
     held_out_decision: np.ndarray | None
     diagnosis: Diagnosis
@@ -66,6 +72,9 @@ class Fitted:
         return 0 if self.feature_scaler is None else len(self.feature_scaler.mean)
 
 
+CONTEXT_ROUNDS = 2
+
+
 @dataclass(frozen=True)
 class _Data:
     """What every step of the fit reads, for N rows, embedding width D, F propensity features and K signals."""
@@ -79,19 +88,18 @@ class _Data:
     training: Training
     generator: torch.Generator  # of the order of rows
 
-    def logits(self, propensities: Propensities) -> Tensor:
-        """Return the propensity logits of all signals, known ones included, of shape (N, K)."""
-        return propensities.logits(self.embeddings, self.features) + self.known
+    def logits(self, found: FoundPropensities) -> PropensityLogits:
+        """Return the propensity logits of all signals, known ones included."""
+        held_out = held_out_logits(found, self.embeddings, self.features, self.folds)
+        training = found.propensities.logits(self.embeddings, self.features)
+        return PropensityLogits(training + self.known, held_out + self.known)
 
     def fit_reward(
-        self, propensities: Propensities, layers: str | Sequence[int], activity: Activity | None = None
+        self, logits: PropensityLogits, layers: str | Sequence[int], prior: tuple[float, str] | None = None
     ) -> Reward:
-        """Fit a new reward given these propensities, corrected for the activity if there is one, and calibrate it."""
-        logits = self.logits(propensities)
-        if activity is not None:
-            logits = activity.silence(logits, self.objective)
+        """Fit a new reward given these propensities, and calibrate it."""
         reward = fit_reward(
-            self.embeddings, self.spread, logits, self.objective, self.folds, layers, self.training, self.generator
+            self.embeddings, self.spread, logits, self.objective, self.folds, layers, self.training, self.generator, prior
         )
         return calibrated(reward, logits, self.objective)
 
@@ -157,22 +165,22 @@ def fit_model(
             estimator=estimator,
             sds=propensity_sds,
         )
-        propensities = found.propensities
+        logits = data.logits(found)
 
         # Reward, given these propensities
-        reward = data.fit_reward(propensities, "auto" if layers is None else layers)
+        reward = data.fit_reward(logits, "auto" if layers is None else layers)
         layers = (AUTO_LAYERS if layers is None else layers) if reward.networks else ()
 
         # Level of constant propensities that only the joint likelihood shows
         if found.open_level.any():
-            shift = propensity_shift(reward, data.logits(propensities), data.objective, found.open_level)
-            propensities = replace(propensities, bias=propensities.bias + shift)
-            reward = data.fit_reward(propensities, layers)
+            found = found.shifted(propensity_shift(reward, logits.held_out, data.objective, found.open_level))
+            logits = data.logits(found)
+            reward = data.fit_reward(logits, layers)
 
         # Networks of the propensities, where the reward is one
-        if layers and found.by_fold:
-            propensities = add_networks(
-                propensities,
+        if layers and found.bends:
+            bent = add_networks(
+                found.propensities,
                 found.by_fold,
                 data.embeddings,
                 data.features,
@@ -182,17 +190,19 @@ def fit_model(
                 training,
                 generator,
             )
-            reward = data.fit_reward(propensities, layers)
+            found = found._replace(propensities=bent)
+            logits = data.logits(found)
+            reward = data.fit_reward(logits, layers)
 
-        # Activity that the signals of a user share
-        activity = measure(observed, reward.held_out, data.logits(propensities))
-        if activity is not None:
-            uncorrected = reward
-            factor = activity.factor(propensities.designs).to(device)
-            propensities = replace(propensities, factor=factor)
-            reward = data.fit_reward(propensities, layers, activity)
-            before, after = (float(torch.sigmoid(fit.held_out).mean()) for fit in (uncorrected, reward))
-            activity = replace(activity, mean_preference=(before, after))
+        # Context: who, when, where
+        alone, context, base = logits.held_out, None, logits
+        for _ in range(CONTEXT_ROUNDS):  # each with the reward of the round before
+            context = fit_context(observed, *base, reward.held_out, folds, context)
+            if context is None:
+                break
+            logits = PropensityLogits(*(part.pattern.float().to(device) for part in (context.training, context.held_out)))
+            alone = context.held_out.alone.float()
+            reward = data.fit_reward(logits, layers, reward.prior)
 
     # Diagnosis
     held_out = reward.held_out.cpu().numpy()
@@ -200,9 +210,9 @@ def fit_model(
         observed.feedback,
         polarity=observed.polarity,
         misclick_rate=observed.misclick_rate,
-        propensity_design=propensities.designs,
+        propensity_design=found.propensities.designs,
         reward_logits=held_out,
-        propensity_logits=data.logits(propensities).cpu().numpy(),
+        propensity_logits=alone.cpu().numpy(),
         preference=observed.preference,
         weight=observed.weight,
         users=observed.users,
@@ -212,8 +222,8 @@ def fit_model(
         scaler=scaler,
         feature_scaler=feature_scaler,
         reward=Reward(reward.weight, reward.bias, reward.networks),
-        propensities=propensities,
-        activity=activity,
+        propensities=found.propensities,
+        context=None if context is None else context.context,
         held_out_nll=float(reward.losses.sum() / observed.weight.sum()),
         held_out_decision=held_out,
         diagnosis=diagnosis,

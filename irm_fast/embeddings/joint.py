@@ -35,7 +35,7 @@ def fit_joint(
     folds: np.ndarray,
     *,
     sd: float,
-) -> Propensities:
+) -> tuple[Propensities, list[Tensor]]:
     """Fit propensities together with a linear reward by penalised maximum likelihood.
 
     No better estimate is available where nothing proves a preference. With a single signal, the scale of a constant
@@ -51,7 +51,8 @@ def fit_joint(
         sd: Prior standard deviation of a propensity logit between responses.
 
     Returns:
-        The propensities; those of signals without a design are 0 on the logit scale and of the design "known".
+        The propensities, and their `weight`, `feature_weight` and `bias` in fits that leave one fold out, each with the
+        folds as first dimension. Those of signals without a design are 0 on the logit scale and of the design "known".
     """
     device = x.device
     learned = torch.tensor([design is not None for design in designs], device=device)
@@ -68,9 +69,10 @@ def fit_joint(
         logits = some @ (weight * reads[0]).T + more @ (slope * reads[1]).T + bias
         return objective.loss(some @ reward + reward_bias, torch.where(learned, logits, given), rows)
 
-    def fitted(reward_sd: float, rows: Tensor) -> list[Tensor]:
+    def fitted(reward_sd: float, rows: Tensor, begin: Sequence[Tensor] | None = None) -> list[Tensor]:
         shapes = ((x.shape[1],), (), (len(designs), x.shape[1]), (len(designs), features.shape[1]))
-        parameters = [*(x.new_zeros(shape) for shape in shapes), start.clone()]
+        zero = [*(x.new_zeros(shape) for shape in shapes), start]
+        parameters = [value.clone() for value in begin or zero]
         deviations = (reward_sd, None, sd, sd, BIAS_SD)
 
         def penalised() -> Tensor:
@@ -86,7 +88,14 @@ def fit_joint(
 
     part, held_out = rows_where(folds != 0, device), rows_where(folds == 0, device)
     with_loss = [(float(loss(fitted(reward_sd, part), held_out)), reward_sd) for reward_sd in REWARD_SDS]
-    _, _, weight, slope, bias = fitted(min(with_loss)[1], rows_where(folds >= 0, device))
-    return Propensities(
-        tuple(design or "known" for design in designs), weight * reads[0], slope * reads[1], bias * learned
-    )
+    reward_sd = min(with_loss)[1]
+    whole = fitted(reward_sd, rows_where(folds >= 0, device))
+    # From the whole fit each fold's likelihood reaches the same of its maxima
+    apart = [fitted(reward_sd, rows_where(folds != fold, device), whole) for fold in range(int(folds.max()) + 1)]
+
+    def read(parameters: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        _, _, weight, slope, bias = parameters
+        return weight * reads[0], slope * reads[1], bias * learned
+
+    by_fold = [torch.stack(values) for values in zip(*map(read, apart), strict=True)]
+    return Propensities(tuple(design or "known" for design in designs), *read(whole)), by_fold

@@ -157,9 +157,9 @@ def observe(
         designs=_designs(design, signals),
         propensity=None if propensity is None else _propensity(propensity, acts),
         features=None if features is None else _features(features, rows),
-        groups=_names("groups", groups, rows),
-        users=_names("users", users, rows),
-        sessions=_names("sessions", sessions, rows),
+        groups=row_names("groups", groups, rows),
+        users=row_names("users", users, rows),
+        sessions=row_names("sessions", sessions, rows),
         times=None if times is None else seconds(times, rows),
     )
     _check(observed)
@@ -319,7 +319,7 @@ def _moment(entry: Any) -> float:
     raise ValueError(f"times: got {entry!r}; expected seconds since 1970 or datetimes")
 
 
-def _names(name: str, value: Any, rows: int) -> list[Any] | None:
+def row_names(name: str, value: Any, rows: int) -> list[Any] | None:
     """Return N names with NaN replaced by None, or None if there are no names; raise ValueError for another length."""
     if value is None:
         return None

@@ -85,7 +85,7 @@ NONE = torch.empty(0)
 class Reward:
     """A reward of standardised embeddings x: x @ weight + bias + the mean of the networks' outputs.
 
-    The last three attributes are those of the N training rows; they are empty in a model that is kept.
+    The last four attributes belong to the fit to N training rows; they are empty in a model that is kept.
 
     Attributes:
         weight: Weights of shape (D,).
@@ -94,6 +94,7 @@ class Reward:
         held_out: The reward logit of each row from the fold model that did not see it, of shape (N,).
         each: Reward logits of all rows from each fold model, of shape (folds, N).
         losses: The loss of each row at its held-out logit, times its weight, of shape (N,).
+        prior: The prior deviation of a linear reward's logit, and the name of the `optimize.prior_shares`.
     """
 
     weight: Tensor
@@ -102,6 +103,7 @@ class Reward:
     held_out: Tensor = NONE
     each: Tensor = NONE
     losses: Tensor = NONE
+    prior: tuple[float, str] | None = None
 
     @torch.no_grad()
     def logits(self, x: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from irm_fast.embeddings.joint import fit_joint, start_level
 from irm_fast.embeddings.objective import Objective
-from irm_fast.embeddings.optimize import prior_shares
+from irm_fast.embeddings.optimize import prior_shares, rows_where
 from irm_fast.embeddings.parts import Propensities
 from irm_fast.embeddings.two_step import ENOUGH, READS, coactions, fit_proven
 
@@ -24,14 +25,43 @@ class FoundPropensities(NamedTuple):
 
     Attributes:
         propensities: The propensities; those fitted in two steps are means over the folds.
-        by_fold: `ProvenFit.by_fold`, from which `two_step.add_networks` starts; empty if no two-step signal is
-            "hidden".
+        by_fold: `weight`, `feature_weight` and `bias` of the propensities in fits that leave one fold out, each with
+            the folds as first dimension.
+        bends: Whether the propensities of a two-step signal read the embedding, so that a network may be added to them.
         open_level: 1 for constant propensities whose level only the joint likelihood shows, else 0; shape (K,).
     """
 
     propensities: Propensities
     by_fold: list[Tensor]
+    bends: bool
     open_level: Tensor
+
+    def shifted(self, shift: Tensor) -> FoundPropensities:
+        """Return the propensities with shifts (K,) added to their logits."""
+        weight, feature_weight, bias = self.by_fold
+        propensities = replace(self.propensities, bias=self.propensities.bias + shift)
+        return self._replace(propensities=propensities, by_fold=[weight, feature_weight, bias + shift])
+
+
+@torch.no_grad()
+def held_out_logits(
+    found: FoundPropensities, x: Tensor, z: Tensor | None, folds: np.ndarray
+) -> Tensor:
+    """Return the propensity logit of each row from the fit that left its fold out, of shape (N, K), 0 for "known".
+
+    Args:
+        found: The propensities, with a network for each fold if they have networks.
+        x: Standardised embeddings of shape (N, D).
+        z: Standardised propensity features of shape (N, F), or None.
+        folds: Fold numbers from 0, of shape (N,).
+    """
+    propensities, logits = found.propensities, x.new_empty(len(x), len(found.propensities.designs))
+    for fold, (weight, feature_weight, bias) in enumerate(zip(*found.by_fold, strict=True)):
+        rows = rows_where(folds == fold, x.device)
+        networks = propensities.networks[fold : fold + 1]
+        one = replace(propensities, weight=weight, feature_weight=feature_weight, bias=bias, networks=networks)
+        logits[rows] = one.logits(x[rows], None if z is None else z[rows])
+    return logits
 
 
 def fit_propensities(
@@ -92,17 +122,19 @@ def fit_propensities(
     two_step = proven.propensities
     if any(design not in (None, "constant") for design in rest):
         fixed = two_step.logits(embeddings, features) + known
-        joint = fit_joint(embeddings, features, objective, rest, fixed, folds, sd=sds[0])
+        joint, joint_by_fold = fit_joint(embeddings, features, objective, rest, fixed, folds, sd=sds[0])
     else:  # see reward_step.propensity_shift
         level = open_level * start_level(objective)
         joint = Propensities(final, 0 * two_step.weight, 0 * two_step.feature_weight, level)
+        joint_by_fold = [0 * proven.by_fold[0], 0 * proven.by_fold[1], level.expand_as(proven.by_fold[2])]
     together = Propensities(
         final,
         two_step.weight + joint.weight,
         two_step.feature_weight + joint.feature_weight,
         two_step.bias + joint.bias,
     )
-    return FoundPropensities(together, proven.by_fold if "hidden" in chosen else [], open_level)
+    by_fold = [one + other for one, other in zip(proven.by_fold, joint_by_fold, strict=True)]
+    return FoundPropensities(together, by_fold, "hidden" in chosen, open_level)
 
 
 def _in_two_steps(counts: np.ndarray, designs: Sequence[str], estimator: str) -> list[bool]:

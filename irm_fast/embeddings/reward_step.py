@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,15 +20,28 @@ AUTO_LAYERS = (128,)
 STARTS = (-1.0, 1.0)  # propensity logits to start from: the likelihood may have two maxima
 
 
+class PropensityLogits(NamedTuple):
+    """Propensity logits of N rows and K signals, held constant while the reward is fitted.
+
+    Attributes:
+        training: Those that the reward is fitted with, of shape (N, K).
+        held_out: Those that held-out rewards are judged with, each row's from a fit that did not see it, (N, K).
+    """
+
+    training: Tensor
+    held_out: Tensor
+
+
 def fit_reward(
     x: Tensor,
     spread: Tensor,
-    propensity: Tensor,
+    propensity: PropensityLogits,
     objective: Objective,
     folds: np.ndarray,
     hidden_layers: Sequence[int] | str,
     training: Training,
     generator: torch.Generator,
+    prior: tuple[float, str] | None = None,
 ) -> Reward:
     """Fit one reward per fold, on the rows outside the fold, and return their mean.
 
@@ -37,18 +51,19 @@ def fit_reward(
     Args:
         x: Standardised embeddings of shape (N, D).
         spread: Standard deviations of the embeddings before they were standardised, of shape (D,).
-        propensity: Propensity logits of shape (N, K), held constant.
+        propensity: The propensity logits.
         objective: The implicit loss of the rows.
         folds: Fold numbers from 0, of shape (N,).
         hidden_layers: Widths of the hidden layers; () for a linear reward; "auto" to choose.
         training: How networks are trained.
         generator: Decides the order of the rows in the training of networks.
+        prior: The prior of a linear reward, as `Reward.prior`; None to choose it.
     """
     auto = isinstance(hidden_layers, str)
     layers = AUTO_LAYERS if isinstance(hidden_layers, str) else tuple(hidden_layers)
     if layers and not auto:
         return _fit_networks(x, propensity, objective, folds, layers, training, generator)
-    linear = _fit_linear(x, spread, propensity, objective, folds)
+    linear = _fit_linear(x, spread, propensity, objective, folds, prior)
     if not auto:
         return linear
     network = _fit_networks(x, propensity, objective, folds, layers, training, generator)
@@ -68,15 +83,15 @@ def calibration(held_out: Tensor, propensity: Tensor, objective: Objective) -> t
     return float(slope), float(shift)
 
 
-def calibrated(reward: Reward, propensity: Tensor, objective: Objective) -> Reward:
+def calibrated(reward: Reward, propensity: PropensityLogits, objective: Objective) -> Reward:
     """Return the reward times the slope plus the shift of `calibration`. The networks of the given reward are changed.
 
     Args:
         reward: A reward with its held-out logits.
-        propensity: Propensity logits of shape (N, K).
+        propensity: The propensity logits.
         objective: The implicit loss of the rows.
     """
-    slope, shift = calibration(reward.held_out, propensity, objective)
+    slope, shift = calibration(reward.held_out, propensity.held_out, objective)
     for network in reward.networks:
         for parameter in network.layers[-1].parameters():
             parameter.data *= slope
@@ -84,7 +99,7 @@ def calibrated(reward: Reward, propensity: Tensor, objective: Objective) -> Rewa
     moved = replace(
         reward, weight=slope * reward.weight, bias=slope * reward.bias + shift, held_out=held_out, each=each
     )
-    return _with_losses(moved, propensity, objective)
+    return _with_losses(moved, propensity.held_out, objective)
 
 
 def propensity_shift(reward: Reward, propensity: Tensor, objective: Objective, free: Tensor) -> Tensor:
@@ -130,8 +145,15 @@ def _value(found: tuple[float, Tensor, Tensor, Tensor]) -> float:
     return found[0]
 
 
-def _fit_linear(x: Tensor, spread: Tensor, propensity: Tensor, objective: Objective, folds: np.ndarray) -> Reward:
-    """Fit a linear reward without each fold in turn, with a Gaussian prior that is chosen by the loss on fold 0.
+def _fit_linear(
+    x: Tensor,
+    spread: Tensor,
+    propensity: PropensityLogits,
+    objective: Objective,
+    folds: np.ndarray,
+    prior: tuple[float, str] | None,
+) -> Reward:
+    """Fit a linear reward without each fold in turn, with a Gaussian prior; if none is given, the loss on fold 0 chooses.
 
     The prior gives logits with a standard deviation of `sd` between responses. Which of the `prior_shares` suits an
     embedding is an empirical question.
@@ -139,33 +161,35 @@ def _fit_linear(x: Tensor, spread: Tensor, propensity: Tensor, objective: Object
     device = x.device
     shares = prior_shares(spread)
 
-    def fitted(fold: int, sd: float, share: Tensor) -> tuple[Tensor, Tensor]:
+    def fitted(fold: int, sd: float, kind: str) -> tuple[Tensor, Tensor]:
+        share = shares[kind]
         counted = torch.from_numpy((folds != fold).astype(np.float32)).to(device)
         # Weights in units of their prior deviations: with raw variances L-BFGS would not be done after 200 iterations.
         unit, units, bias = share.sqrt(), x.new_zeros(x.shape[1]), x.new_zeros(())
         precision = x.shape[1] / sd**2 / float(counted.sum()) / 2
 
         def loss() -> Tensor:
-            return objective.linear_loss(x, units * unit, bias, propensity, counted) + precision * (units**2).sum()
+            return objective.linear_loss(x, units * unit, bias, propensity.training, counted) + precision * (units**2).sum()
 
         fit_map([units, bias], loss)
         return units * unit, bias
 
-    def held_out_loss(sd: float, share: Tensor) -> float:
-        weight, bias = fitted(0, sd, share)
+    def held_out_loss(choice: tuple[float, str]) -> float:
+        weight, bias = fitted(0, *choice)
         rows = rows_where(folds == 0, device)
-        return float(objective.loss(x[rows] @ weight + bias, propensity[rows], rows))
+        return float(objective.loss(x[rows] @ weight + bias, propensity.held_out[rows], rows))
 
-    sd, share = min(itertools.product(REWARD_SDS, shares.values()), key=lambda prior: held_out_loss(*prior))
-    fits = [fitted(fold, sd, share) for fold in range(int(folds.max()) + 1)]
+    chosen = prior or min(itertools.product(REWARD_SDS, shares), key=held_out_loss)
+    fits = [fitted(fold, *chosen) for fold in range(int(folds.max()) + 1)]
     each = [x @ weight + bias for weight, bias in fits]
     weight, bias = (torch.stack(values).mean(0) for values in zip(*fits, strict=True))
-    return _with_losses(Reward(weight, bias, (), *_by_fold(each, folds)), propensity, objective)
+    reward = Reward(weight, bias, (), *_by_fold(each, folds), prior=chosen)
+    return _with_losses(reward, propensity.held_out, objective)
 
 
 def _fit_networks(
     x: Tensor,
-    propensity: Tensor,
+    propensity: PropensityLogits,
     objective: Objective,
     folds: np.ndarray,
     layers: Sequence[int],
@@ -175,7 +199,7 @@ def _fit_networks(
     """Train one reward network per fold, on the rows outside the fold."""
 
     def loss(network: Network, rows: Tensor) -> Tensor:
-        return objective.loss(network(x.index_select(0, rows)).squeeze(1), propensity.index_select(0, rows), rows)
+        return objective.loss(network(x.index_select(0, rows)).squeeze(1), propensity.training.index_select(0, rows), rows)
 
     networks, each = [], []
     for fold in range(int(folds.max()) + 1):
@@ -187,7 +211,7 @@ def _fit_networks(
             each.append(network(x).squeeze(1))
     zeros = x.new_zeros(x.shape[1] + 1)
     reward = Reward(zeros[1:], zeros[0], tuple(networks), *_by_fold(each, folds))
-    return _with_losses(reward, propensity, objective)
+    return _with_losses(reward, propensity.held_out, objective)
 
 
 def _by_fold(each: Sequence[Tensor], folds: np.ndarray) -> tuple[Tensor, Tensor]:

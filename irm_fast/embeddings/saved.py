@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from irm_fast.diagnostics import Diagnosis
-from irm_fast.embeddings.activity import Activity
+from irm_fast.embeddings.context import Bins
+from irm_fast.embeddings.context_layer import ContextLayer
+from irm_fast.embeddings.context_step import Context
 from irm_fast.embeddings.fit import Fitted
 from irm_fast.embeddings.optimize import choose_device
 from irm_fast.embeddings.parts import Network, Propensities, Reward, Scaler
@@ -49,6 +50,8 @@ def write(folder: Path, settings: Mapping[str, Any], fitted: Fitted) -> None:
         widths[kind] = [_widths(network) for network in networks]
         for number, network in enumerate(networks):
             tensors |= {f"{kind}.{number}.{key}": value for key, value in network.state_dict().items()}
+    if fitted.context is not None:
+        tensors |= _context_tensors(fitted.context)
     save_tensors({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, folder / TENSORS)
     public = {
         "n_features_in_": fitted.n_features,
@@ -62,7 +65,7 @@ def write(folder: Path, settings: Mapping[str, Any], fitted: Fitted) -> None:
         "version": version("irm-fast"),
         "settings": {name: _plain(value) for name, value in settings.items()},
         "fitted": public,
-        "activity": None if fitted.activity is None else asdict(fitted.activity),
+        "context": None if fitted.context is None else list(fitted.context.bins),
         "networks": widths,
         "diagnosis": fitted.diagnosis.to_dict(),
     }
@@ -99,11 +102,9 @@ def _restored(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Fitte
         kind: tuple(_network(widths, f"{kind}.{number}.", tensors) for number, widths in enumerate(all_widths))
         for kind, all_widths in record["networks"].items()
     }
-    feature_scaler, activity = None, None
+    feature_scaler = None
     if "feature_scaler.mean" in tensors:
         feature_scaler = Scaler(tensors["feature_scaler.mean"], tensors["feature_scaler.scale"])
-    if record["activity"] is not None:
-        activity = Activity(**{name: frozen(value) for name, value in record["activity"].items()})
     return Fitted(
         scaler=Scaler(tensors["scaler.mean"], tensors["scaler.scale"]),
         feature_scaler=feature_scaler,
@@ -116,7 +117,7 @@ def _restored(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Fitte
             networks["propensity"],
             tensors.get("propensity.factor"),
         ),
-        activity=activity,
+        context=None if record.get("context") is None else _context(record["context"], tensors),
         held_out_nll=record["fitted"]["held_out_nll_"],
         held_out_decision=None,
         diagnosis=Diagnosis.from_dict(record["diagnosis"]),
@@ -135,6 +136,25 @@ def _network(widths: list[int], prefix: str, tensors: Mapping[str, Tensor]) -> N
     state = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
     network.load_state_dict(state)
     return network.to(tensors["reward.bias"].device)
+
+
+LAYER = ("shift", "mix", "weight", "sd", "power", "free")
+
+
+def _context_tensors(context: Context) -> dict[str, Tensor]:
+    """Return all numbers of a context by name."""
+    tensors = {f"context.{name}": getattr(context.layer, name) for name in LAYER}
+    for name, bins in context.bins.items():
+        tensors |= {f"context.{name}.edges": torch.from_numpy(bins.edges)}
+        tensors |= {f"context.{name}.means": torch.from_numpy(bins.means)}
+    return tensors | {"context.users": context.users, "context.offsets": context.offsets}
+
+
+def _context(parts: list[str], tensors: Mapping[str, Tensor]) -> Context:
+    """Return the context of which a record names the parts that are columns; it is kept on the CPU."""
+    own = {name.removeprefix("context."): value.cpu() for name, value in tensors.items() if name.startswith("context.")}
+    bins = {name: Bins(own[f"{name}.edges"].numpy(), own[f"{name}.means"].numpy()) for name in parts}
+    return Context(ContextLayer(*(own[name] for name in LAYER)), bins, own["users"], own["offsets"])
 
 
 def _plain(value: Any) -> Any:

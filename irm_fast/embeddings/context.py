@@ -1,0 +1,94 @@
+"""The context of a row, which the response does not show: when it was shown, and where in its session.
+
+Times fall into ten bins of equal numbers of rows, places in a session too. A bin is a column of 0 and 1 less its mean;
+a row whose time or session is unknown has zeros, and is so neutral. The third part of a context, the user, is an offset
+that `context_step` integrates out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+
+import numpy as np
+
+BINS = 10
+
+
+@dataclass(frozen=True)
+class Bins:
+    """Bins of a number, as columns.
+
+    Attributes:
+        edges: Inner edges (float64) of the B bins, of shape (B - 1,). A number below the first or above the last edge
+            is in the nearest bin.
+        means: The share of the known rows in each bin, of shape (B,).
+    """
+
+    edges: np.ndarray
+    means: np.ndarray
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> Bins | None:
+        """Return bins with about equal numbers of rows, or None if fewer than two bins differ.
+
+        Args:
+            values: Numbers of shape (N,), NaN where unknown.
+        """
+        known = values[np.isfinite(values)]
+        if not len(known):
+            return None
+        edges = np.unique(np.quantile(known, np.arange(1, BINS) / BINS, method="lower"))
+        edges = edges[edges > known.min()]
+        if not len(edges):
+            return None
+        place = np.searchsorted(edges, known, side="right")
+        return cls(edges, np.bincount(place, minlength=len(edges) + 1) / len(known))
+
+    def columns(self, values: np.ndarray) -> np.ndarray:
+        """Return columns (float64) of shape (N, B): 1 in the bin of the number, less the mean; 0 where unknown.
+
+        Args:
+            values: Numbers of shape (N,), NaN where unknown.
+        """
+        known = np.isfinite(values)
+        place = np.searchsorted(self.edges, np.where(known, values, 0.0), side="right")
+        return np.where(known[:, None], np.eye(len(self.means))[place] - self.means, 0.0)
+
+
+def places(sessions: Sequence[Hashable | None], times: np.ndarray | None) -> np.ndarray:
+    """Return the place (float64) of each row in its session, from 0, NaN where the session is unknown.
+
+    Args:
+        sessions: N names of sessions, None where unknown.
+        times: Seconds since 1970 of shape (N,), NaN where unknown. None means that rows are in their order.
+    """
+    rows = np.arange(len(sessions)) if times is None else np.lexsort((np.arange(len(sessions)), times))
+    count: dict[Hashable, int] = {}
+    found = np.full(len(sessions), np.nan)
+    for row in rows.tolist():
+        name = sessions[row]
+        if name is not None:
+            found[row] = count.get(name, 0)
+            count[name] = count.get(name, 0) + 1
+    return found
+
+
+def numbered(names: Sequence[Hashable | None]) -> np.ndarray:
+    """Return numbers (int64) from 0 of shape (N,), equal for equal names; a name that is None is like no other.
+
+    Args:
+        names: N names, None where unknown.
+    """
+    numbers: dict[Hashable, int] = {}
+    return np.array([numbers.setdefault((name is None and row, name), len(numbers)) for row, name in enumerate(names)])
+
+
+def fingerprint(name: Hashable) -> int:
+    """Return a number in [-2^63, 2^63) that stands for a name in a saved model, which keeps no names of users.
+
+    Args:
+        name: The name; names with the same text have the same number.
+    """
+    return int.from_bytes(blake2b(str(name).encode(), digest_size=8).digest(), "little", signed=True)

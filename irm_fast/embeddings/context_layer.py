@@ -1,0 +1,250 @@
+"""Propensities that depend on the context of a row, fitted to rows of which the preference is proven.
+
+On a row where an action or a label proves r* = 1, the pattern of the actions depends on the propensities m alone,
+whatever the user's taste: given that some signal acted,
+
+    P(f_1 .. f_K | some acted) = prod m_k^f_k (1 - m_k)^(1 - f_k) / (1 - prod (1 - m_k)),
+
+so that activity, which moves m, is told from taste, which moves g. The propensity logits are
+
+    base logits, mixed and shifted + weights of columns (time, place, session) + u of the user, u ~ N(0, sd^2).
+
+The offset u is integrated out on a grid, since the few rows of a user say little about it: a point estimate would leave
+the level of the propensities too high. Proven rows of a response that is seldom acted on are those of active users, by
+which base logits that know no users are bent along each other: hence each signal mixes the base logits of all.
+
+That a row has an action at all says something about u, but it also depends on taste: its likelihood counts with a power
+between 0 and 1, which the patterns choose. A row is predicted from the *other* rows of its user, so that the reward can
+be fitted to it with these propensities.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from irm_fast.embeddings.optimize import fit_map
+
+GRID = torch.linspace(-6, 6, 25, dtype=torch.float64)  # offsets of a user
+PRIOR_SD = {"shift": 2.0, "mix": 1.0, "weight": 1.0, "log_sd": 1.0, "power": 3.0}
+
+
+@dataclass(frozen=True)
+class ContextLayer:
+    """Propensity logits that depend on the context, for K signals.
+
+    Attributes:
+        shift: What is added to the logits, of shape (K,).
+        mix: How each signal mixes the base logits of all, of shape (K, K).
+        weight: Weights of the columns, of shape (K, C).
+        sd: The standard deviation of the users' offsets, of shape (); 0 without users.
+        power: The power in [0, 1] with which the presence of actions counts as a sign of activity, of shape ().
+        free: Whether the propensity of a signal may move: its design is not "known"; of shape (K,).
+    """
+
+    shift: Tensor
+    mix: Tensor
+    weight: Tensor
+    sd: Tensor
+    power: Tensor
+    free: Tensor
+
+    def logits(self, base: Tensor, columns: Tensor) -> Tensor:
+        """Return propensity logits (N, K) of a user with the offset 0.
+
+        Args:
+            base: Base logits of shape (N, K).
+            columns: Columns of shape (N, C).
+        """
+        return torch.where(self.free, base @ self.mix.T + self.shift + columns @ self.weight.T, base)
+
+    def log_prior(self) -> Tensor:
+        """Return the logarithms of the prior probabilities of the offsets on the grid, of shape (Q,)."""
+        log_density = -(GRID**2) / (2 * self.sd.clamp(min=1e-3) ** 2)
+        return log_density - torch.logsumexp(log_density, 0)
+
+
+@dataclass(frozen=True)
+class ContextRows:
+    """What a layer reads of N rows: float64, on the CPU.
+
+    Attributes:
+        base: Base logits of shape (N, K).
+        columns: Columns of shape (N, C).
+        feedback: Feedback of shape (N, K): 1 acted, 0 silent, -1 not recorded.
+        side: The polarity of each signal, of shape (K,).
+        free: Whether the propensity of a signal may move (bool), of shape (K,).
+        proven: The side that is proven, 1 or -1, or 0; of shape (N,).
+        labelled: Whether a label proves it (bool), of shape (N,).
+        weight: Row weights of shape (N,).
+        user: The number of the user, from 0, of shape (N,).
+    """
+
+    base: Tensor
+    columns: Tensor
+    feedback: Tensor
+    side: Tensor
+    free: Tensor
+    proven: Tensor
+    labelled: Tensor
+    weight: Tensor
+    user: Tensor
+
+    def subset(self, rows: Tensor) -> ContextRows:
+        """Return the rows that an index selects: row numbers, or a mask of shape (N,)."""
+        names = ("base", "columns", "feedback", "proven", "labelled", "weight", "user")
+        return replace(self, **{name: getattr(self, name)[rows] for name in names})
+
+    def patterns(self, logits: Tensor) -> Tensor:
+        """Return the log likelihood (N, Q) of the actions of proven rows, given logits (N, Q, K); 0 elsewhere."""
+        own = ((self.side == self.proven[:, None]) & (self.feedback >= 0))[:, None, :]
+        silent = -(softplus(logits) * own).sum(2)
+        acted = (logits * ((self.feedback == 1)[:, None, :] & own)).sum(2)
+        some = torch.log(-torch.expm1(silent.clamp(max=-1e-12)))
+        return silent + acted - torch.where(self.labelled[:, None], 0.0, some)
+
+    @torch.no_grad()
+    def presence(self, logits: Tensor, reward: Tensor) -> Tensor:
+        """Return the log likelihood (N, Q) that a row has an action, or has none, by the offset of its user.
+
+        Args:
+            logits: Propensity logits (N, K) of a user with the offset 0.
+            reward: Reward logits of shape (N,).
+        """
+        recorded, found = self.feedback >= 0, torch.empty(len(logits), len(GRID), dtype=torch.float64)
+        preferred, not_preferred = -softplus(-reward), -softplus(reward)
+        for q, offset in enumerate(GRID):
+            entries = softplus(logits + offset * self.free) * recorded
+            silent = [-(entries * (self.side == side)).sum(1) for side in (1, -1)]
+            some = [torch.log(-torch.expm1(each.clamp(max=-1e-12))) for each in silent]
+            none = torch.logaddexp(preferred + silent[0], not_preferred + silent[1])
+            acted = torch.where(self.proven > 0, preferred + some[0], not_preferred + some[1])
+            found[:, q] = torch.where(self.proven == 0, none, acted)
+        return found * ~self.labelled[:, None]
+
+
+def by_group(values: Tensor, group: Tensor) -> Tensor:
+    """Return the sums (G, Q) of values (N, Q) over the rows of each group, of shape (N,)."""
+    return values.new_zeros(int(group.max()) + 1, values.shape[1]).index_add_(0, group, values)
+
+
+def fit_layer(
+    rows: ContextRows, presence: Tensor | None, picked: Tensor, start: ContextLayer | None = None
+) -> ContextLayer:
+    """Fit a layer to the patterns of some proven rows.
+
+    Args:
+        rows: N rows.
+        presence: `ContextRows.presence` of all rows (N, Q); None to fit no offsets of users.
+        picked: The rows to fit to, a mask of shape (N,), with all rows of a user or none. Those that are not proven
+            count by their presence alone.
+        start: Where to start. None means at the base logits.
+    """
+    picked_proven = picked & (rows.proven != 0)
+    part = rows.subset(picked_proven)
+    signals, columns = part.base.shape[1], part.columns.shape[1]
+    shapes = {"shift": (signals,), "mix": (signals, signals), "weight": (signals, columns), "log_sd": (), "power": ()}
+    parameters = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
+    mean = part.base.mean(0)
+    if start is not None:
+        mix = start.mix - torch.eye(signals)
+        parameters |= {"shift": start.shift + mix @ mean, "mix": mix, "weight": start.weight.clone()}
+        if start.sd > 0:
+            parameters |= {"log_sd": start.sd.log(), "power": torch.logit(start.power.clamp(0.02, 0.98))}
+    if presence is None:
+        parameters |= {"log_sd": torch.tensor(-torch.inf), "power": torch.tensor(-torch.inf)}
+    else:
+        number, user = torch.unique(part.user, return_inverse=True)
+        present = by_group(presence[picked], rows.user[picked])[number]
+
+    def layer() -> ContextLayer:
+        mix = torch.eye(signals, dtype=torch.float64) + parameters["mix"]
+        sd, power = parameters["log_sd"].exp(), torch.sigmoid(parameters["power"])
+        shift = parameters["shift"] - parameters["mix"] @ mean
+        return ContextLayer(shift, mix, parameters["weight"], sd, power, rows.free)
+
+    def loss() -> Tensor:
+        now = layer()
+        logits = now.logits(part.base, part.columns)[:, None, :]
+        if presence is None:
+            found = (part.patterns(logits)[:, 0] * part.weight).sum()
+        else:
+            each = part.patterns(logits + GRID[:, None] * part.free) * part.weight[:, None]
+            prior = now.log_prior() + now.power * present
+            found = (torch.logsumexp(by_group(each, user) + prior, 1) - torch.logsumexp(prior, 1)).sum()
+        penalty = sum((parameters[name] ** 2).sum() / (2 * PRIOR_SD[name] ** 2) for name in fitted)
+        return (penalty - found) / part.weight.sum()
+
+    fitted = [name for name, value in parameters.items() if value.numel() and torch.isfinite(value).all()]
+    fit_map([parameters[name] for name in fitted], loss, iterations=60)
+    with torch.no_grad():
+        return layer()
+
+
+@torch.no_grad()
+def signs(layer: ContextLayer, rows: ContextRows, presence: Tensor) -> Tensor:
+    """Return the log likelihood (N, Q) of all that each row says about the offset of its user."""
+    found = layer.power * presence
+    proven = rows.proven != 0
+    part = rows.subset(proven)
+    found[proven] += part.patterns(layer.logits(part.base, part.columns)[:, None, :] + GRID[:, None] * part.free)
+    return found * rows.weight[:, None]
+
+
+class ContextLogits(NamedTuple):
+    """Propensity logits of N rows, each given its context and the other rows of its user.
+
+    Attributes:
+        pattern: Logits (N, K) by the chain rule: each given the signals before it in the row. The product of their
+            likelihoods is that of the whole pattern, with the offset integrated out; it is what a loss has to read.
+        alone: Logits (N, K) of each signal by itself.
+    """
+
+    pattern: Tensor
+    alone: Tensor
+
+
+@torch.no_grad()
+def context_logits(layer: ContextLayer, rows: ContextRows, presence: Tensor | None) -> ContextLogits:
+    """Return the propensity logits of rows under a layer, each given the other rows of its user.
+
+    Args:
+        layer: The layer.
+        rows: N rows.
+        presence: `ContextRows.presence` of the rows, or None if the layer has no offsets.
+    """
+    logits = layer.logits(rows.base, rows.columns)
+    if presence is None:
+        return ContextLogits(logits, logits)
+    said = signs(layer, rows, presence)
+    before = torch.softmax(layer.log_prior() + by_group(said, rows.user)[rows.user] - said, 1)
+    pattern, alone = logits.clone(), logits.clone()
+    for side in (1, -1):
+        now = before
+        for k in torch.nonzero((rows.side == side) & rows.free)[:, 0].tolist():
+            m = torch.sigmoid(logits[:, k, None] + GRID)
+            pattern[:, k], alone[:, k] = logit((now * m).sum(1)), logit((before * m).sum(1))
+            acted = rows.feedback[:, k, None]
+            now = now * torch.where(acted == 1, m, torch.where(acted == 0, 1 - m, 1.0))
+            now = now / now.sum(1, keepdim=True)
+    return ContextLogits(pattern, alone)
+
+
+@torch.no_grad()
+def pattern_score(layer: ContextLayer, rows: ContextRows, presence: Tensor | None) -> Tensor:
+    """Return the log likelihood (U,) of the patterns of each user's proven rows, given that they are proven."""
+    logits = layer.logits(rows.base, rows.columns)[:, None, :]
+    if presence is None:
+        return by_group(rows.patterns(logits) * rows.weight[:, None], rows.user)[:, 0]
+    each = by_group(rows.patterns(logits + GRID[:, None] * rows.free) * rows.weight[:, None], rows.user)
+    prior = layer.log_prior() + layer.power * by_group(presence, rows.user)
+    return torch.logsumexp(each + prior, 1) - torch.logsumexp(prior, 1)
+
+
+def logit(probability: Tensor) -> Tensor:
+    """Return the logits of probabilities, of 0 and 1 as well."""
+    return torch.logit(probability.clamp(1e-9, 1 - 1e-9))
