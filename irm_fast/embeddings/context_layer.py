@@ -60,7 +60,11 @@ class ContextLayer:
             base: Base logits of shape (N, K).
             columns: Columns of shape (N, C).
         """
-        return torch.where(self.free, base @ self.mix.T + self.shift + columns @ self.weight.T, base)
+        return torch.where(self.free, self.mixed(base) + columns @ self.weight.T, base)
+
+    def mixed(self, base: Tensor) -> Tensor:
+        """Return the logits (N, K) without the part of the context, given base logits (N, K)."""
+        return base @ self.mix.T + self.shift
 
     def log_prior(self) -> Tensor:
         """Return the logarithms of the prior probabilities of the offsets on the grid, of shape (Q,)."""

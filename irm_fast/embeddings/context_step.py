@@ -123,6 +123,10 @@ class FoundContext(NamedTuple):
     by_fold: Sequence[ContextLayer]
     gains: Mapping[str, tuple[float, float]]
 
+    def part(self, base: Tensor) -> Tensor:
+        """Return the part of the logits (N, K) that comes from the context, not from the base logits (N, K)."""
+        return self.training.alone - self.context.layer.mixed(base.double().cpu())
+
 
 @dataclass(frozen=True)
 class _Data:

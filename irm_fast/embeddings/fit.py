@@ -20,7 +20,13 @@ from irm_fast.embeddings.objective import Objective
 from irm_fast.embeddings.observed import Observed
 from irm_fast.embeddings.optimize import Training
 from irm_fast.embeddings.parts import Propensities, Reward, Scaler
-from irm_fast.embeddings.propensity_step import FoundPropensities, fit_propensities, held_out_logits
+from irm_fast.embeddings.propensity_step import (
+    LEFT_OUT,
+    FoundPropensities,
+    fit_propensities,
+    held_out_logits,
+    refit_propensities,
+)
 from irm_fast.embeddings.reward_step import (
     AUTO_LAYERS,
     PropensityLogits,
@@ -28,7 +34,7 @@ from irm_fast.embeddings.reward_step import (
     fit_reward,
     propensity_shift,
 )
-from irm_fast.embeddings.two_step import add_networks
+from irm_fast.embeddings.two_step import add_networks, mass
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,8 @@ class Fitted:
 
 
 CONTEXT_ROUNDS = 2
+MISCLICK_ROUNDS = 15
+STILL = 0.003  # change of the mean preference from which another round is worth its time
 
 
 @dataclass(frozen=True)
@@ -93,6 +101,10 @@ class _Data:
         held_out = held_out_logits(found, self.embeddings, self.features, self.folds)
         training = found.propensities.logits(self.embeddings, self.features)
         return PropensityLogits(training + self.known, held_out + self.known)
+
+    def refit_propensities(self, found: FoundPropensities, **seen: Tensor | None) -> FoundPropensities:
+        """Fit the regressions on proven rows again; `seen` as of `propensity_step.refit_propensities`."""
+        return refit_propensities(found, self.embeddings, self.features, self.objective, self.folds, **seen)
 
     def fit_reward(
         self, logits: PropensityLogits, layers: str | Sequence[int], prior: tuple[float, str] | None = None
@@ -167,9 +179,22 @@ def fit_model(
         )
         logits = data.logits(found)
 
+        believed: Tensor | None = None  # how far actions that may be misclicks prove a side
+
         # Reward, given these propensities
         reward = data.fit_reward(logits, "auto" if layers is None else layers)
         layers = (AUTO_LAYERS if layers is None else layers) if reward.networks else ()
+
+        # Misclicks: an action proves little, so that propensities and reward are fitted in turn
+        if any(observed.misclick_rate) and set(found.two_step) - {LEFT_OUT}:
+            for _ in range(MISCLICK_ROUNDS):
+                before = float(torch.sigmoid(reward.held_out).mean())
+                believed = mass(data.objective, reward.held_out, logits.held_out)
+                found = data.refit_propensities(found, mass=believed)
+                logits = data.logits(found)
+                reward = data.fit_reward(logits, layers, reward.prior)
+                if abs(float(torch.sigmoid(reward.held_out).mean()) - before) < STILL:
+                    break
 
         # Level of constant propensities that only the joint likelihood shows
         if found.open_level.any():
@@ -197,6 +222,9 @@ def fit_model(
         # Context: who, when, where
         alone, context, base = logits.held_out, None, logits
         for _ in range(CONTEXT_ROUNDS):  # each with the reward of the round before
+            if context is not None and not layers:
+                part = context.part(base.training).float().to(device)
+                base = data.logits(data.refit_propensities(found, mass=believed, context=part))
             context = fit_context(observed, *base, reward.held_out, folds, context)
             if context is None:
                 break

@@ -51,8 +51,9 @@ def fit_joint(
         sd: Prior standard deviation of a propensity logit between responses.
 
     Returns:
-        The propensities, and their `weight`, `feature_weight` and `bias` in fits that leave one fold out, each with the
-        folds as first dimension. Those of signals without a design are 0 on the logit scale and of the design "known".
+        The propensities, the means over fits that leave one fold out; and the `weight`, `feature_weight` and `bias` of
+        these fits, each with the folds as first dimension. Signals without a design have the logit 0 and the design
+        "known".
     """
     device = x.device
     learned = torch.tensor([design is not None for design in designs], device=device)
@@ -98,4 +99,4 @@ def fit_joint(
         return weight * reads[0], slope * reads[1], bias * learned
 
     by_fold = [torch.stack(values) for values in zip(*map(read, apart), strict=True)]
-    return Propensities(tuple(design or "known" for design in designs), *read(whole)), by_fold
+    return Propensities(tuple(design or "known" for design in designs), *(v.mean(0) for v in by_fold)), by_fold

@@ -27,20 +27,30 @@ class FoundPropensities(NamedTuple):
         propensities: The propensities; those fitted in two steps are means over the folds.
         by_fold: `weight`, `feature_weight` and `bias` of the propensities in fits that leave one fold out, each with
             the folds as first dimension.
-        bends: Whether the propensities of a two-step signal read the embedding, so that a network may be added to them.
+        two_step: The designs of the regressions on proven rows; `LEFT_OUT` for signals without one.
+        prior: The prior deviation of these, and the shares (D,) of its variance.
+        rest: The part of `by_fold` that is not fitted by them.
         open_level: 1 for constant propensities whose level only the joint likelihood shows, else 0; shape (K,).
     """
 
     propensities: Propensities
     by_fold: list[Tensor]
-    bends: bool
+    two_step: Sequence[str]
+    prior: tuple[float, Tensor]
+    rest: list[Tensor]
     open_level: Tensor
+
+    @property
+    def bends(self) -> bool:
+        """Whether a two-step propensity reads the embedding, so that a network may be added to it."""
+        return "hidden" in self.two_step
 
     def shifted(self, shift: Tensor) -> FoundPropensities:
         """Return the propensities with shifts (K,) added to their logits."""
         weight, feature_weight, bias = self.by_fold
         propensities = replace(self.propensities, bias=self.propensities.bias + shift)
-        return self._replace(propensities=propensities, by_fold=[weight, feature_weight, bias + shift])
+        rest = [*self.rest[:2], self.rest[2] + shift]
+        return self._replace(propensities=propensities, by_fold=[weight, feature_weight, bias + shift], rest=rest)
 
 
 @torch.no_grad()
@@ -134,7 +144,36 @@ def fit_propensities(
         two_step.bias + joint.bias,
     )
     by_fold = [one + other for one, other in zip(proven.by_fold, joint_by_fold, strict=True)]
-    return FoundPropensities(together, by_fold, "hidden" in chosen, open_level)
+    return FoundPropensities(together, by_fold, chosen, prior, joint_by_fold, open_level)
+
+
+def refit_propensities(
+    found: FoundPropensities,
+    embeddings: Tensor,
+    features: Tensor | None,
+    objective: Objective,
+    folds: np.ndarray,
+    *,
+    mass: Tensor | None = None,
+    context: Tensor | None = None,
+) -> FoundPropensities:
+    """Fit the regressions on proven rows again, with the same designs and prior, by what a reward has shown since.
+
+    Args:
+        found: The propensities. Those of other signals stay, and networks go.
+        embeddings: As in `fit_propensities`.
+        features: As in `fit_propensities`.
+        objective: As in `fit_propensities`.
+        folds: As in `fit_propensities`.
+        mass: As in `fit_proven`.
+        context: As in `fit_proven`.
+    """
+    proven = fit_proven(
+        embeddings, features, objective, found.two_step, folds, *found.prior, mass=mass, context=context
+    )
+    by_fold = [one + other for one, other in zip(proven.by_fold, found.rest, strict=True)]
+    mean = Propensities(found.propensities.designs, *(values.mean(0) for values in by_fold))
+    return found._replace(propensities=mean, by_fold=by_fold)
 
 
 def _in_two_steps(counts: np.ndarray, designs: Sequence[str], estimator: str) -> list[bool]:

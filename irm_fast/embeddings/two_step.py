@@ -24,10 +24,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid, softplus
 
 from irm_fast.embeddings.objective import Objective
-from irm_fast.embeddings.optimize import Training, rows_where, train_network
+from irm_fast.embeddings.optimize import Training, fit_map, rows_where, train_network
 from irm_fast.embeddings.parts import Network, Propensities
 
 READS = {"constant": (), "known": (), "hidden": (0, 1), "features": (1,)}  # of the embedding and the features
@@ -35,14 +35,15 @@ ENOUGH = 10  # co-actions; with fewer, propensities that depend on the response 
 
 
 def proven(objective: Objective) -> Tensor:
-    """Return a mask (bool) of shape (N, K): whether signal k is recorded and other evidence proves its side.
+    """Return a mask (bool) of shape (N, K): whether signal k is recorded and other evidence speaks for its side.
+
+    Without misclicks such evidence proves it. Where actions may be misclicks, `mass` says how far it does.
 
     Args:
         objective: The feedback, explicit preferences and weights of the rows; those of weight 0 count as not proven.
     """
     sign = torch.tensor(objective.polarity, device=objective.feedback.device)
-    certain = torch.tensor([rate == 0 for rate in objective.misclick_rate], device=sign.device)
-    acted = (objective.feedback == 1) & certain
+    acted = objective.feedback == 1
     votes = torch.stack([(acted & (sign == side)).sum(1) for side in (1, -1)], 1)[:, (sign < 0).long()]
     others = votes - acted.long()
     if objective.preference is not None:
@@ -100,6 +101,8 @@ def fit_proven(
     share: Tensor,
     *,
     first: int | None = None,
+    mass: Tensor | None = None,
+    context: Tensor | None = None,
 ) -> ProvenFit:
     """Fit a logistic regression of every signal on its proven rows, without each fold in turn.
 
@@ -112,12 +115,17 @@ def fit_proven(
         sd: Prior standard deviation of a logit between responses.
         share: Relative prior variances of the embeddings, of shape (D,), with a mean of 1.
         first: Hold out only this many folds, the first ones. None means all.
+        mass: What `mass` returns, of shape (N, K), where actions may be misclicks. None means 1.
+        context: The part of the propensity logits that comes from the context, of shape (N, K): the regressions hold
+            it fixed up to a factor, and what they return is the rest. None means 0.
 
     Returns:
         The propensities and their held-out losses.
     """
     rows, acted = proven(objective).cpu().numpy(), (objective.feedback == 1).cpu().numpy()
     weight, n_folds, n_signals = objective.weight.cpu().numpy(), first or int(folds.max()) + 1, len(designs)
+    chance = None if mass is None else _chances(mass, objective)
+    moved = None if context is None else context.cpu().numpy()
     unit = share.sqrt()
     blocks = [
         (embeddings * unit).cpu().numpy(),
@@ -129,23 +137,27 @@ def fit_proven(
     for k, fold in itertools.product(range(n_signals), range(n_folds)):
         read = [number for number in READS[designs[k]] if blocks[number].shape[1]]
         part, held = rows[:, k] & (folds != fold), rows[:, k] & (folds == fold)
+        # Chances of an action in units of the propensity, of the rows to fit to and of those to judge by
+        c, c_held = (None, None) if chance is None else (chance[part, k], chance[held, k])
 
         # A constant
         if designs[k] != "known":
-            bias[fold, k] = _constant(acted[part, k], weight[part])
+            bias[fold, k] = _constant(acted[part, k], weight[part], c)
         logit = np.full(held.sum(), bias[fold, k])
-        losses.constant[k] += _loss(logit, acted[held, k], weight[held])
+        losses.constant[k] += _loss(logit, acted[held, k], weight[held], c_held)
 
         # What the design reads
         if read and len(np.unique(acted[part, k])) == 2:
-            found, bias[fold, k] = _logistic(
-                [blocks[number][part] for number in read], acted[part, k], weight[part], sd
-            )
+            some = [blocks[number][part] for number in read]
+            beside = None if moved is None else moved[part, k]
+            found, factor, bias[fold, k] = _logistic(some, beside, acted[part, k], weight[part], sd, c)
             logit = np.full(held.sum(), bias[fold, k])
+            if moved is not None:
+                logit += factor * moved[held, k]
             for number, slope in zip(read, found, strict=True):
                 slopes[number][fold, k] = slope
                 logit += blocks[number][held] @ slope
-        losses.design[k] += _loss(logit, acted[held, k], weight[held])
+        losses.design[k] += _loss(logit, acted[held, k], weight[held], c_held)
     by_fold = [torch.from_numpy(values).to(embeddings.device) for values in (*slopes, bias)]
     by_fold[0] *= unit
     weight_mean, feature_mean, bias_mean = (values.mean(0) for values in by_fold)
@@ -153,31 +165,106 @@ def fit_proven(
     return ProvenFit(mean, by_fold, losses)
 
 
+CONTEXT_SD = 3.0  # prior deviation of the factor of the context
+
+
 def _logistic(
-    blocks: Sequence[np.ndarray], y: np.ndarray, weight: np.ndarray, sd: float
-) -> tuple[list[np.ndarray], float]:
-    """Return slopes of each block of features and the intercept; the logit of a block has a prior deviation of `sd`."""
+    blocks: Sequence[np.ndarray],
+    context: np.ndarray | None,
+    y: np.ndarray,
+    weight: np.ndarray,
+    sd: float,
+    chance: np.ndarray | None,
+) -> tuple[list[np.ndarray], float, float]:
+    """Return slopes of each block of features, the factor of the context, and the intercept.
+
+    The logit of a block has a prior deviation of `sd`. With a `chance` c, an action has the probability c times the
+    propensity.
+    """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        x = np.hstack([block / np.sqrt(block.shape[1]) for block in blocks])
-        model = LogisticRegression(C=sd**2, max_iter=200).fit(x, y, weight)
-    ends = np.cumsum([block.shape[1] for block in blocks])[:-1]
-    slopes = np.split(model.coef_[0], ends)
-    return [slope / np.sqrt(len(slope)) for slope in slopes], float(model.intercept_[0])
+    columns = [block / np.sqrt(block.shape[1]) for block in blocks]
+    x = np.hstack(columns if context is None else [*columns, context[:, None] * np.float32(CONTEXT_SD / sd)])
+    if chance is None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            model = LogisticRegression(C=sd**2, max_iter=200).fit(x, y, weight)
+        weights, bias = model.coef_[0], float(model.intercept_[0])
+    else:
+        weights, bias = _scaled_logistic(x, y, weight, sd, chance)
+    ends = np.cumsum([block.shape[1] for block in blocks])
+    *slopes, factor = np.split(weights, ends)
+    return [slope / np.sqrt(len(slope)) for slope in slopes], float(factor.sum()) * CONTEXT_SD / sd, bias
 
 
-def _constant(acted: np.ndarray, weight: np.ndarray) -> float:
+def _scaled_logistic(
+    x: np.ndarray, y: np.ndarray, weight: np.ndarray, sd: float, chance: np.ndarray
+) -> tuple[np.ndarray, float]:
+    """Return weights and intercept of the logit of m, where an action has the probability chance * m."""
+    columns, acted, c, w = (torch.as_tensor(part, dtype=torch.float32) for part in (x, y, chance, weight))
+    weights, bias = torch.zeros(x.shape[1]), torch.logit((acted.mean() / c.mean()).clamp(0.01, 0.95))
+
+    def loss() -> Tensor:
+        entries = _entries(columns @ weights + bias, acted, c)
+        return ((w * entries).sum() + (weights**2).sum() / (2 * sd**2)) / len(y)
+
+    fit_map([weights, bias], loss)
+    return weights.numpy(), float(bias)
+
+
+def _entries(logit: Tensor, acted: Tensor, chance: Tensor) -> Tensor:
+    """Return the losses (n,) of actions that have the probability chance * sigmoid(logit)."""
+    silent = torch.log(torch.sigmoid(-logit) + (1 - chance) * torch.sigmoid(logit))
+    return -torch.where(acted > 0, torch.log(chance) + logsigmoid(logit), silent.clamp(min=-80))
+
+
+def _constant(acted: np.ndarray, weight: np.ndarray, chance: np.ndarray | None) -> float:
     """Return the logit of the weighted action rate, with half an action and half a silence added."""
     ones = (weight * acted).sum() + 0.5
-    return float(np.log(ones / (weight.sum() - ones + 1)))
+    total = weight.sum() + 1 if chance is None else max((weight * chance).sum() + 1, 1.02 * ones)
+    return float(np.log(ones / (total - ones)))
 
 
-def _loss(logit: np.ndarray, acted: np.ndarray, weight: np.ndarray) -> float:
+def _loss(logit: np.ndarray, acted: np.ndarray, weight: np.ndarray, chance: np.ndarray | None) -> float:
     """Return the weighted sum of the log losses of binary outcomes."""
-    return float((weight * np.logaddexp(0, np.where(acted, -logit, logit))).sum())
+    if chance is None:
+        return float((weight * np.logaddexp(0, np.where(acted, -logit, logit))).sum())
+    entries = _entries(*(torch.as_tensor(part, dtype=torch.float64) for part in (logit, acted, chance)))
+    return float((weight * entries.numpy()).sum())
+
+
+def mass(objective: Objective, reward: Tensor, propensity: Tensor) -> Tensor:
+    """Return for each signal the probability of its side, given all that is recorded but the signal itself.
+
+    Args:
+        objective: The feedback and explicit preferences of the rows.
+        reward: Reward logits of shape (N,), each from a fit that did not see the row.
+        propensity: Propensity logits of shape (N, K), each from a fit that did not see the row.
+
+    Returns:
+        Probabilities of shape (N, K).
+    """
+    sign = reward.new_tensor(objective.polarity)
+    rate = reward.new_tensor(objective.misclick_rate)
+    acted = -torch.log(rate)  # infinite where an action proves the side
+    silent = -softplus(propensity + torch.log1p(-rate))
+    entries = torch.where(objective.feedback == 1, acted, torch.where(objective.feedback == 0, silent, 0.0)) * sign
+    finite = torch.where(torch.isfinite(entries), entries, 0.0)
+    proofs = torch.where(torch.isfinite(entries), 0.0, sign)
+    others = finite.sum(1, keepdim=True) - finite + reward[:, None]
+    proved = proofs.sum(1, keepdim=True) - proofs
+    chance = torch.where(proved == 0, torch.sigmoid(others), (proved > 0).float())
+    if objective.preference is not None:
+        label = objective.preference[:, None]
+        chance = torch.where(label >= 0, label.float(), chance)
+    return torch.where(sign > 0, chance, 1 - chance)
+
+
+def _chances(mass: Tensor, objective: Objective) -> np.ndarray:
+    """Return the probability of an action in units of the propensity, of shape (N, K)."""
+    rate = mass.new_tensor(objective.misclick_rate)
+    return (mass + (1 - mass) * rate).clamp(min=1e-6).cpu().numpy()
 
 
 def add_networks(
