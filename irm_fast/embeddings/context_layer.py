@@ -30,6 +30,7 @@ from torch.nn.functional import softplus
 from irm_fast.embeddings.optimize import fit_map
 
 GRID = torch.linspace(-6, 6, 25, dtype=torch.float64)  # offsets of a user
+EVERY = 2  # a layer is fitted on every second of them: enough, and twice as fast
 PRIOR_SD = {"shift": 2.0, "mix": 1.0, "weight": 1.0, "log_sd": 1.0, "power": 3.0}
 
 
@@ -105,9 +106,11 @@ class ContextRows:
 
     def patterns(self, logits: Tensor) -> Tensor:
         """Return the log likelihood (N, Q) of the actions of proven rows, given logits (N, Q, K); 0 elsewhere."""
-        own = ((self.side == self.proven[:, None]) & (self.feedback >= 0))[:, None, :]
-        silent = -(softplus(logits) * own).sum(2)
-        acted = (logits * ((self.feedback == 1)[:, None, :] & own)).sum(2)
+        silent, acted = torch.zeros_like(logits[..., 0]), torch.zeros_like(logits[..., 0])
+        for k, (side, feedback) in enumerate(zip(self.side, self.feedback.T, strict=True)):  # faster than sums over K
+            own = ((side == self.proven) & (feedback >= 0))[:, None]
+            silent = silent - softplus(logits[..., k]) * own
+            acted = acted + logits[..., k] * (own & (feedback == 1)[:, None])
         some = torch.log(-torch.expm1(silent.clamp(max=-1e-12)))
         return silent + acted - torch.where(self.labelled[:, None], 0.0, some)
 
@@ -122,8 +125,8 @@ class ContextRows:
         recorded, found = self.feedback >= 0, torch.empty(len(logits), len(GRID), dtype=torch.float64)
         preferred, not_preferred = -softplus(-reward), -softplus(reward)
         for q, offset in enumerate(GRID):
-            entries = softplus(logits + offset * self.free) * recorded
-            silent = [-(entries * (self.side == side)).sum(1) for side in (1, -1)]
+            entries = -softplus(logits + offset * self.free) * recorded
+            silent = [entries @ (self.side == side).double() for side in (1, -1)]
             some = [torch.log(-torch.expm1(each.clamp(max=-1e-12))) for each in silent]
             none = torch.logaddexp(preferred + silent[0], not_preferred + silent[1])
             acted = torch.where(self.proven > 0, preferred + some[0], not_preferred + some[1])
@@ -163,7 +166,7 @@ def fit_layer(
         parameters |= {"log_sd": torch.tensor(-torch.inf), "power": torch.tensor(-torch.inf)}
     else:
         number, user = torch.unique(part.user, return_inverse=True)
-        present = by_group(presence[picked], rows.user[picked])[number]
+        present = by_group(presence[picked, ::EVERY], rows.user[picked])[number]
 
     def layer() -> ContextLayer:
         mix = torch.eye(signals, dtype=torch.float64) + parameters["mix"]
@@ -177,8 +180,8 @@ def fit_layer(
         if presence is None:
             found = (part.patterns(logits)[:, 0] * part.weight).sum()
         else:
-            each = part.patterns(logits + GRID[:, None] * part.free) * part.weight[:, None]
-            prior = now.log_prior() + now.power * present
+            each = part.patterns(logits + GRID[::EVERY, None] * part.free) * part.weight[:, None]
+            prior = now.log_prior()[::EVERY] + now.power * present
             found = (torch.logsumexp(by_group(each, user) + prior, 1) - torch.logsumexp(prior, 1)).sum()
         penalty = sum((parameters[name] ** 2).sum() / (2 * PRIOR_SD[name] ** 2) for name in fitted)
         return (penalty - found) / part.weight.sum()

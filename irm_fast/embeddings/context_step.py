@@ -30,7 +30,7 @@ from irm_fast.embeddings.context_layer import (
 from irm_fast.embeddings.observed import Observed
 
 ENOUGH = 30  # rows that show propensities: proven, and with a second signal recorded
-SAMPLE = 8_000  # of these to fit a layer to, at most
+SAMPLE = 5_000  # of these to fit a layer to, at most
 SURE = 0.9  # where actions may be misclicks: the probability from which a row counts as proven
 
 

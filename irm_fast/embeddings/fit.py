@@ -19,7 +19,7 @@ from irm_fast.embeddings.context_step import Context, fit_context
 from irm_fast.embeddings.objective import Objective
 from irm_fast.embeddings.observed import Observed
 from irm_fast.embeddings.optimize import Training
-from irm_fast.embeddings.parts import Propensities, Reward, Scaler
+from irm_fast.embeddings.parts import LinearStart, Propensities, Reward, Scaler
 from irm_fast.embeddings.propensity_step import (
     LEFT_OUT,
     FoundPropensities,
@@ -107,11 +107,11 @@ class _Data:
         return refit_propensities(found, self.embeddings, self.features, self.objective, self.folds, **seen)
 
     def fit_reward(
-        self, logits: PropensityLogits, layers: str | Sequence[int], prior: tuple[float, str] | None = None
+        self, logits: PropensityLogits, layers: str | Sequence[int], start: LinearStart | None = None
     ) -> Reward:
         """Fit a new reward given these propensities, and calibrate it."""
         reward = fit_reward(
-            self.embeddings, self.spread, logits, self.objective, self.folds, layers, self.training, self.generator, prior
+            self.embeddings, self.spread, logits, self.objective, self.folds, layers, self.training, self.generator, start
         )
         return calibrated(reward, logits, self.objective)
 
@@ -192,7 +192,7 @@ def fit_model(
                 believed = mass(data.objective, reward.held_out, logits.held_out)
                 found = data.refit_propensities(found, mass=believed)
                 logits = data.logits(found)
-                reward = data.fit_reward(logits, layers, reward.prior)
+                reward = data.fit_reward(logits, layers, reward.start)
                 if abs(float(torch.sigmoid(reward.held_out).mean()) - before) < STILL:
                     break
 
@@ -230,7 +230,7 @@ def fit_model(
                 break
             logits = PropensityLogits(*(part.pattern.float().to(device) for part in (context.training, context.held_out)))
             alone = context.held_out.alone.float()
-            reward = data.fit_reward(logits, layers, reward.prior)
+            reward = data.fit_reward(logits, layers, reward.start)
 
     # Diagnosis
     held_out = reward.held_out.cpu().numpy()

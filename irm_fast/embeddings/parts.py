@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -81,6 +82,20 @@ class Scaler:
 NONE = torch.empty(0)
 
 
+class LinearStart(NamedTuple):
+    """What a fit of a linear reward has found.
+
+    Attributes:
+        sd: The prior deviation of the logit between responses.
+        share: The name of the `optimize.prior_shares`.
+        fits: For each fold the weights, in units of their prior deviations, of shape (D,), and the bias of shape ().
+    """
+
+    sd: float
+    share: str
+    fits: Sequence[tuple[Tensor, Tensor]]
+
+
 @dataclass
 class Reward:
     """A reward of standardised embeddings x: x @ weight + bias + the mean of the networks' outputs.
@@ -94,7 +109,7 @@ class Reward:
         held_out: The reward logit of each row from the fold model that did not see it, of shape (N,).
         each: Reward logits of all rows from each fold model, of shape (folds, N).
         losses: The loss of each row at its held-out logit, times its weight, of shape (N,).
-        prior: The prior deviation of a linear reward's logit, and the name of the `optimize.prior_shares`.
+        start: Where another fit of a linear reward to the same rows may start; None if the reward is a network.
     """
 
     weight: Tensor
@@ -103,7 +118,7 @@ class Reward:
     held_out: Tensor = NONE
     each: Tensor = NONE
     losses: Tensor = NONE
-    prior: tuple[float, str] | None = None
+    start: LinearStart | None = None
 
     @torch.no_grad()
     def logits(self, x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from irm_fast.diagnostics.metrics import paired_difference
 from irm_fast.embeddings.objective import Objective
 from irm_fast.embeddings.optimize import REWARD_SDS, Training, fit_map, prior_shares, rows_where, train_network
-from irm_fast.embeddings.parts import Network, Reward
+from irm_fast.embeddings.parts import LinearStart, Network, Reward
 
 AUTO_LAYERS = (128,)
 STARTS = (-1.0, 1.0)  # propensity logits to start from: the likelihood may have two maxima
@@ -41,7 +41,7 @@ def fit_reward(
     hidden_layers: Sequence[int] | str,
     training: Training,
     generator: torch.Generator,
-    prior: tuple[float, str] | None = None,
+    start: LinearStart | None = None,
 ) -> Reward:
     """Fit one reward per fold, on the rows outside the fold, and return their mean.
 
@@ -57,13 +57,13 @@ def fit_reward(
         hidden_layers: Widths of the hidden layers; () for a linear reward; "auto" to choose.
         training: How networks are trained.
         generator: Decides the order of the rows in the training of networks.
-        prior: The prior of a linear reward, as `Reward.prior`; None to choose it.
+        start: `Reward.start` of an earlier fit, whose prior a linear reward keeps; None to choose the prior.
     """
     auto = isinstance(hidden_layers, str)
     layers = AUTO_LAYERS if isinstance(hidden_layers, str) else tuple(hidden_layers)
     if layers and not auto:
         return _fit_networks(x, propensity, objective, folds, layers, training, generator)
-    linear = _fit_linear(x, spread, propensity, objective, folds, prior)
+    linear = _fit_linear(x, spread, propensity, objective, folds, start)
     if not auto:
         return linear
     network = _fit_networks(x, propensity, objective, folds, layers, training, generator)
@@ -151,9 +151,9 @@ def _fit_linear(
     propensity: PropensityLogits,
     objective: Objective,
     folds: np.ndarray,
-    prior: tuple[float, str] | None,
+    start: LinearStart | None,
 ) -> Reward:
-    """Fit a linear reward without each fold in turn, with a Gaussian prior; if none is given, the loss on fold 0 chooses.
+    """Fit a linear reward without each fold in turn, with a Gaussian prior; without a start, fold 0 chooses the prior.
 
     The prior gives logits with a standard deviation of `sd` between responses. Which of the `prior_shares` suits an
     embedding is an empirical question.
@@ -161,29 +161,36 @@ def _fit_linear(
     device = x.device
     shares = prior_shares(spread)
 
-    def fitted(fold: int, sd: float, kind: str) -> tuple[Tensor, Tensor]:
-        share = shares[kind]
+    def fitted(fold: int, sd: float, share: str, begin: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         counted = torch.from_numpy((folds != fold).astype(np.float32)).to(device)
         # Weights in units of their prior deviations: with raw variances L-BFGS would not be done after 200 iterations.
-        unit, units, bias = share.sqrt(), x.new_zeros(x.shape[1]), x.new_zeros(())
+        unit = shares[share].sqrt()
+        units, bias = (part.clone() for part in begin or (x.new_zeros(x.shape[1]), x.new_zeros(())))
         precision = x.shape[1] / sd**2 / float(counted.sum()) / 2
 
         def loss() -> Tensor:
-            return objective.linear_loss(x, units * unit, bias, propensity.training, counted) + precision * (units**2).sum()
+            value = objective.linear_loss(x, units * unit, bias, propensity.training, counted)
+            return value + precision * (units**2).sum()
 
         fit_map([units, bias], loss)
-        return units * unit, bias
+        return units, bias
 
-    def held_out_loss(choice: tuple[float, str]) -> float:
-        weight, bias = fitted(0, *choice)
+    def held_out_loss(prior: tuple[float, str]) -> float:
+        units, bias = fitted(0, *prior)
         rows = rows_where(folds == 0, device)
-        return float(objective.loss(x[rows] @ weight + bias, propensity.held_out[rows], rows))
+        logits = x[rows] @ (units * shares[prior[1]].sqrt()) + bias
+        return float(objective.loss(logits, propensity.held_out[rows], rows))
 
-    chosen = prior or min(itertools.product(REWARD_SDS, shares), key=held_out_loss)
-    fits = [fitted(fold, *chosen) for fold in range(int(folds.max()) + 1)]
-    each = [x @ weight + bias for weight, bias in fits]
+    if start is None:
+        sd, share = min(itertools.product(REWARD_SDS, shares), key=held_out_loss)
+        begins: Sequence[tuple[Tensor, Tensor] | None] = [None] * (int(folds.max()) + 1)
+    else:
+        sd, share, begins = start
+    fits = [fitted(fold, sd, share, begin) for fold, begin in enumerate(begins)]
+    unit = shares[share].sqrt()
+    each = [x @ (units * unit) + bias for units, bias in fits]
     weight, bias = (torch.stack(values).mean(0) for values in zip(*fits, strict=True))
-    reward = Reward(weight, bias, (), *_by_fold(each, folds), prior=chosen)
+    reward = Reward(weight * unit, bias, (), *_by_fold(each, folds), start=LinearStart(sd, share, fits))
     return _with_losses(reward, propensity.held_out, objective)
 
 
