@@ -18,20 +18,16 @@ from irm_fast.diagnostics import Diagnosis, diagnose
 from irm_fast.embeddings.context_step import Context, fit_context
 from irm_fast.embeddings.objective import Objective
 from irm_fast.embeddings.observed import Observed
+from irm_fast.embeddings.one_signal import one_signal
 from irm_fast.embeddings.optimize import Training
-from irm_fast.embeddings.parts import LinearStart, Propensities, Reward, Scaler
+from irm_fast.embeddings.parts import Propensities, Reward, Scaler
+from irm_fast.embeddings.problem import Problem
 from irm_fast.embeddings.propensity_step import (
     LEFT_OUT,
-    FoundPropensities,
-    fit_propensities,
-    held_out_logits,
-    refit_propensities,
 )
 from irm_fast.embeddings.reward_step import (
     AUTO_LAYERS,
     PropensityLogits,
-    calibrated,
-    fit_reward,
     propensity_shift,
 )
 from irm_fast.embeddings.two_step import add_networks, mass
@@ -83,39 +79,6 @@ MISCLICK_ROUNDS = 15
 STILL = 0.003  # change of the mean preference from which another round is worth its time
 
 
-@dataclass(frozen=True)
-class _Data:
-    """What every step of the fit reads, for N rows, embedding width D, F propensity features and K signals."""
-
-    embeddings: Tensor  # (N, D) standardised
-    spread: Tensor  # (D,) deviations before that
-    features: Tensor | None  # (N, F) standardised
-    objective: Objective
-    known: Tensor  # (N, K) logits of known propensities, 0 elsewhere
-    folds: np.ndarray  # (N,) from 0
-    training: Training
-    generator: torch.Generator  # of the order of rows
-
-    def logits(self, found: FoundPropensities) -> PropensityLogits:
-        """Return the propensity logits of all signals, known ones included."""
-        held_out = held_out_logits(found, self.embeddings, self.features, self.folds)
-        training = found.propensities.logits(self.embeddings, self.features)
-        return PropensityLogits(training + self.known, held_out + self.known)
-
-    def refit_propensities(self, found: FoundPropensities, **seen: Tensor | None) -> FoundPropensities:
-        """Fit the regressions on proven rows again; `seen` as of `propensity_step.refit_propensities`."""
-        return refit_propensities(found, self.embeddings, self.features, self.objective, self.folds, **seen)
-
-    def fit_reward(
-        self, logits: PropensityLogits, layers: str | Sequence[int], start: LinearStart | None = None
-    ) -> Reward:
-        """Fit a new reward given these propensities, and calibrate it."""
-        reward = fit_reward(
-            self.embeddings, self.spread, logits, self.objective, self.folds, layers, self.training, self.generator, start
-        )
-        return calibrated(reward, logits, self.objective)
-
-
 def fit_model(
     embeddings: np.ndarray,
     observed: Observed,
@@ -152,13 +115,14 @@ def fit_model(
     folds = observed.folds(n_folds, random)
     scaler = Scaler.of(embeddings, device)
     feature_scaler = None if observed.features is None else Scaler.of(observed.features, device)
-    data = _Data(
+    problem = Problem(
         embeddings=scaler(embeddings),
         spread=scaler.scale,
         features=None if feature_scaler is None else feature_scaler(observed.features),  # type: ignore[arg-type]
         objective=Objective.of(observed, device),
         known=torch.from_numpy(observed.known_logits()).to(device),
         folds=folds,
+        propensity_sds=propensity_sds,
         training=training,
         generator=generator,
     )
@@ -166,71 +130,69 @@ def fit_model(
         torch.manual_seed(int(random.randint(2**31)))  # of new networks
 
         # Propensities
-        found = fit_propensities(
-            data.embeddings,
-            data.spread,
-            data.features,
-            data.objective,
-            observed.designs,
-            data.known,
-            folds,
-            estimator=estimator,
-            sds=propensity_sds,
-        )
-        logits = data.logits(found)
+        one = len(observed.designs) == 1 and observed.designs[0] == "auto"
+        wanted = "auto" if layers is None else layers
+        if one:
+            split = one_signal(problem, observed, wanted)
+            found, reward = split.found, split.reward
+            logits = problem.logits(found)
+        else:
+            found = problem.fit_propensities(observed.designs, estimator)
+            logits = problem.logits(found)
 
-        believed: Tensor | None = None  # how far actions that may be misclicks prove a side
-
-        # Reward, given these propensities
-        reward = data.fit_reward(logits, "auto" if layers is None else layers)
+            # Reward, given these propensities
+            reward = problem.fit_reward(logits, wanted)
         layers = (AUTO_LAYERS if layers is None else layers) if reward.networks else ()
+        believed: Tensor | None = None  # how far actions that may be misclicks prove a side
 
         # Misclicks: an action proves little, so that propensities and reward are fitted in turn
         if any(observed.misclick_rate) and set(found.two_step) - {LEFT_OUT}:
             for _ in range(MISCLICK_ROUNDS):
                 before = float(torch.sigmoid(reward.held_out).mean())
-                believed = mass(data.objective, reward.held_out, logits.held_out)
-                found = data.refit_propensities(found, mass=believed)
-                logits = data.logits(found)
-                reward = data.fit_reward(logits, layers, reward.start)
+                believed = mass(problem.objective, reward.held_out, logits.held_out)
+                found = problem.refit_propensities(found, mass=believed)
+                logits = problem.logits(found)
+                reward = problem.fit_reward(logits, layers, reward.start)
                 if abs(float(torch.sigmoid(reward.held_out).mean()) - before) < STILL:
                     break
 
         # Level of constant propensities that only the joint likelihood shows
-        if found.open_level.any():
-            found = found.shifted(propensity_shift(reward, logits.held_out, data.objective, found.open_level))
-            logits = data.logits(found)
-            reward = data.fit_reward(logits, layers)
+        if found.open_level.any() and not one:
+            found = found.shifted(propensity_shift(reward, logits.held_out, problem.objective, found.open_level))
+            logits = problem.logits(found)
+            reward = problem.fit_reward(logits, layers)
 
         # Networks of the propensities, where the reward is one
         if layers and found.bends:
             bent = add_networks(
                 found.propensities,
                 found.by_fold,
-                data.embeddings,
-                data.features,
-                data.objective,
+                problem.embeddings,
+                problem.features,
+                problem.objective,
                 folds,
                 layers,
                 training,
                 generator,
             )
             found = found._replace(propensities=bent)
-            logits = data.logits(found)
-            reward = data.fit_reward(logits, layers)
+            logits = problem.logits(found)
+            reward = problem.fit_reward(logits, layers)
 
         # Context: who, when, where
         alone, context, base = logits.held_out, None, logits
         for _ in range(CONTEXT_ROUNDS):  # each with the reward of the round before
             if context is not None and not layers:
                 part = context.part(base.training).float().to(device)
-                base = data.logits(data.refit_propensities(found, mass=believed, context=part))
+                base = problem.logits(problem.refit_propensities(found, mass=believed, context=part))
             context = fit_context(observed, *base, reward.held_out, folds, context)
             if context is None:
                 break
-            logits = PropensityLogits(*(part.pattern.float().to(device) for part in (context.training, context.held_out)))
+            logits = PropensityLogits(
+                *(part.pattern.float().to(device) for part in (context.training, context.held_out))
+            )
             alone = context.held_out.alone.float()
-            reward = data.fit_reward(logits, layers, reward.start)
+            reward = problem.fit_reward(logits, layers, reward.start)
 
     # Diagnosis
     held_out = reward.held_out.cpu().numpy()

@@ -54,9 +54,7 @@ class FoundPropensities(NamedTuple):
 
 
 @torch.no_grad()
-def held_out_logits(
-    found: FoundPropensities, x: Tensor, z: Tensor | None, folds: np.ndarray
-) -> Tensor:
+def held_out_logits(found: FoundPropensities, x: Tensor, z: Tensor | None, folds: np.ndarray) -> Tensor:
     """Return the propensity logit of each row from the fit that left its fold out, of shape (N, K), 0 for "known".
 
     Args:

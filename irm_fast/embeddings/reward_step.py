@@ -117,7 +117,7 @@ def propensity_shift(reward: Reward, propensity: Tensor, objective: Objective, f
     Returns:
         What to add to the propensity logits, of shape (K,); 0 where `free` is 0.
     """
-    constants = propensity[0] * free
+    constants = propensity.mean(0) * free
     starts = [start * free - constants for start in STARTS]
     return min((_levels(reward.held_out, propensity, objective, free, start) for start in starts), key=_value)[3] * free
 
@@ -128,7 +128,7 @@ def _levels(
     """Return loss, reward slope above 0, reward shift and propensity shifts (K,), fitted under a weak prior."""
     log_slope, shift = logit.new_zeros(()), logit.new_zeros(())
     level = torch.zeros_like(free) if start is None else start.clone()
-    rows, constants = torch.arange(len(logit), device=logit.device), propensity[0] * free
+    rows, constants = torch.arange(len(logit), device=logit.device), propensity.mean(0) * free
 
     def loss() -> Tensor:
         value = objective.loss(log_slope.exp() * logit + shift, propensity + level * free, rows)
@@ -206,7 +206,9 @@ def _fit_networks(
     """Train one reward network per fold, on the rows outside the fold."""
 
     def loss(network: Network, rows: Tensor) -> Tensor:
-        return objective.loss(network(x.index_select(0, rows)).squeeze(1), propensity.training.index_select(0, rows), rows)
+        return objective.loss(
+            network(x.index_select(0, rows)).squeeze(1), propensity.training.index_select(0, rows), rows
+        )
 
     networks, each = [], []
     for fold in range(int(folds.max()) + 1):

@@ -1,0 +1,149 @@
+"""One signal: candidate splits into preference and propensity, and labels that choose between them.
+
+One signal shows the product of preference and propensity alone; any split of it explains the log as well. No choice
+without labels is safe, and the likelihood of the log prefers the wrong one in the worst case. So the candidates are
+fitted without labels, and then predict them: a candidate replaces the constant propensity if it predicts held-out labels
+better by more than one standard error. Only then do labels enter the likelihood. A few labels are enough for a choice
+between a few candidates, where they are far too few to move a reward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from irm_fast.embeddings.observed import Observed
+from irm_fast.embeddings.optimize import fit_map
+from irm_fast.embeddings.parts import Propensities, Reward
+from irm_fast.embeddings.problem import Problem
+from irm_fast.embeddings.propensity_step import FoundPropensities
+from irm_fast.embeddings.reward_step import propensity_shift
+
+LEAST = 5  # labels of each kind; fewer choose nothing
+MIRROR = "mirror"
+SLOPE_SD = 1.0  # prior deviation of the logarithm of a candidate's slope
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A split of one signal into preference and propensity, fitted without labels.
+
+    Attributes:
+        name: "constant", "hidden", "features", or "mirror", in which "hidden" has preference and propensity exchanged.
+        found: The propensities.
+        reward: The reward.
+    """
+
+    name: str
+    found: FoundPropensities
+    reward: Reward
+
+
+def one_signal(problem: Problem, observed: Observed, layers: str | Sequence[int]) -> Candidate:
+    """Split one signal into preference and propensity, by labels if there are enough, and by assumption otherwise.
+
+    Args:
+        problem: The rows, with one signal.
+        observed: The observations of the same rows.
+        layers: Hidden layers of the reward, as of `reward_step.fit_reward`.
+
+    Returns:
+        The chosen candidate, fitted with the labels if there are any.
+    """
+    labels = observed.preference
+    if labels is None or min((labels == 1).sum(), (labels == 0).sum()) < LEAST:
+        name = "constant" if problem.features is None else "features"
+        chosen, found = name, problem.fit_propensities([name], "joint")
+    else:
+        best = choose(candidates(problem, layers), labels, observed.weight, problem.folds)
+        chosen, found = best.name, best.found
+    return fit_candidate(problem, chosen, found, layers)
+
+
+def candidates(problem: Problem, layers: str | Sequence[int]) -> list[Candidate]:
+    """Fit all candidates without labels, the constant propensity first.
+
+    Args:
+        problem: The rows, with one signal.
+        layers: Hidden layers of the reward, as of `reward_step.fit_reward`.
+    """
+    plain = replace(problem, objective=replace(problem.objective, preference=None))
+    names = ["constant", *(["features"] if problem.features is not None else []), "hidden"]
+    found = [fit_candidate(plain, name, plain.fit_propensities([name], "joint"), layers) for name in names]
+    hidden = found[-1]
+    if not hidden.reward.networks:
+        weight, bias = hidden.reward.weight[None], hidden.reward.bias[None]
+        features = 0 * hidden.found.propensities.feature_weight
+        folds = len(hidden.found.by_fold[0])
+        by_fold = [part.expand(folds, *part.shape) for part in (weight, features, bias)]
+        mirrored = hidden.found._replace(
+            propensities=Propensities(("hidden",), weight, features, bias), by_fold=by_fold, rest=by_fold
+        )
+        found.append(fit_candidate(plain, MIRROR, mirrored, layers))
+    return found
+
+
+def fit_candidate(problem: Problem, name: str, found: FoundPropensities, layers: str | Sequence[int]) -> Candidate:
+    """Fit a reward given these propensities, and the level of the propensities that the likelihood then shows."""
+    logits = problem.logits(found)
+    reward = problem.fit_reward(logits, layers)
+    if name in ("constant", "features") or problem.objective.preference is not None:
+        free = torch.ones_like(found.open_level)
+        found = found.shifted(propensity_shift(reward, logits.held_out, problem.objective, free))
+        reward = problem.fit_reward(problem.logits(found), layers, reward.start)
+    return Candidate(name, found, reward)
+
+
+def choose(tried: list[Candidate], preference: np.ndarray, weight: np.ndarray, folds: np.ndarray) -> Candidate:
+    """Choose the candidate that predicts labels best; the first, unless another is better by one standard error.
+
+    Args:
+        tried: The candidates.
+        preference: Labels of shape (N,): 1, 0, or -1 unknown.
+        weight: The weight of each row in the choice, of shape (N,).
+        folds: Fold numbers from 0, of shape (N,).
+    """
+    rows = np.flatnonzero(preference >= 0)
+    y, w = torch.from_numpy(preference[rows]).double(), torch.from_numpy(weight[rows]).double()
+    losses = [label_losses(candidate.reward.held_out.double().cpu()[rows], y, w, folds[rows]) for candidate in tried]
+
+    def gain(other: Tensor) -> tuple[float, float]:
+        difference = (losses[0] - other) * w
+        return float(difference.sum()), float(difference.std() * len(rows) ** 0.5)
+
+    best, other = min(zip(tried[1:], losses[1:], strict=True), key=lambda pair: float((pair[1] * w).sum()))
+    total, error = gain(other)
+    return best if total > error else tried[0]
+
+
+def label_losses(score: Tensor, y: Tensor, weight: Tensor, folds: np.ndarray) -> Tensor:
+    """Return the held-out losses (n,) of labels under a logistic regression on a score, whose slope is above 0.
+
+    Args:
+        score: Scores of shape (n,).
+        y: Labels of shape (n,), 1 or 0.
+        weight: Weights of shape (n,).
+        folds: Fold numbers of shape (n,).
+    """
+    losses = torch.zeros_like(score)
+    for fold in np.unique(folds):
+        held = torch.from_numpy(folds == fold)
+        log_slope, shift = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+
+        def entries(rows: Tensor) -> Tensor:
+            return torch.nn.functional.binary_cross_entropy_with_logits(
+                log_slope.exp() * score[rows] + shift, y[rows], reduction="none"
+            )
+
+        def loss() -> Tensor:
+            prior = log_slope**2 / (2 * SLOPE_SD**2) + shift**2 / 8
+            return ((entries(~held) * weight[~held]).sum() + prior) / len(y)
+
+        fit_map([log_slope, shift], loss, iterations=30)
+        with torch.no_grad():
+            losses[held] = entries(held)
+    return losses
