@@ -2,9 +2,10 @@
 
 One signal shows the product of preference and propensity alone; any split of it explains the log as well. No choice
 without labels is safe, and the likelihood of the log prefers the wrong one in the worst case. So the candidates are
-fitted without labels, and then predict them: a candidate replaces the constant propensity if it predicts held-out labels
-better by more than one standard error. Only then do labels enter the likelihood. A few labels are enough for a choice
-between a few candidates, where they are far too few to move a reward.
+fitted without labels, and then predict them. Features that the user has named replace the constant propensity if they
+predict held-out labels better at all; a propensity that varies freely, which may turn the ranking round, if it does by
+more than two standard errors. Only then do labels enter the likelihood. A few labels are enough for a choice between a
+few candidates, where they are far too few to move a reward.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from irm_fast.embeddings.reward_step import propensity_shift
 
 LEAST = 5  # labels of each kind; fewer choose nothing
 MIRROR = "mirror"
+LEADS = {"hidden": 2.0, MIRROR: 2.0}  # standard errors by which these have to predict labels better
 SLOPE_SD = 1.0  # prior deviation of the logarithm of a candidate's slope
 
 
@@ -98,26 +100,25 @@ def fit_candidate(problem: Problem, name: str, found: FoundPropensities, layers:
     return Candidate(name, found, reward)
 
 
-def choose(tried: list[Candidate], preference: np.ndarray, weight: np.ndarray, folds: np.ndarray) -> Candidate:
-    """Choose the candidate that predicts labels best; the first, unless another is better by one standard error.
+def choose(tried: Sequence[Candidate], preference: np.ndarray, weight: np.ndarray, folds: np.ndarray) -> Candidate:
+    """Choose the candidate that predicts labels best, with a lead of as many standard errors as it is risky.
 
     Args:
-        tried: The candidates.
+        tried: The candidates, the least risky first.
         preference: Labels of shape (N,): 1, 0, or -1 unknown.
         weight: The weight of each row in the choice, of shape (N,).
         folds: Fold numbers from 0, of shape (N,).
     """
     rows = np.flatnonzero(preference >= 0)
     y, w = torch.from_numpy(preference[rows]).double(), torch.from_numpy(weight[rows]).double()
-    losses = [label_losses(candidate.reward.held_out.double().cpu()[rows], y, w, folds[rows]) for candidate in tried]
-
-    def gain(other: Tensor) -> tuple[float, float]:
-        difference = (losses[0] - other) * w
-        return float(difference.sum()), float(difference.std() * len(rows) ** 0.5)
-
-    best, other = min(zip(tried[1:], losses[1:], strict=True), key=lambda pair: float((pair[1] * w).sum()))
-    total, error = gain(other)
-    return best if total > error else tried[0]
+    scores = [candidate.reward.held_out.double().cpu()[rows] for candidate in tried]
+    losses = [label_losses(score, y, w, folds[rows]) * w for score in scores]
+    best = 0
+    for other in range(1, len(tried)):
+        gain = losses[best] - losses[other]
+        if gain.sum() > LEADS.get(tried[other].name, 0) * gain.std() * len(rows) ** 0.5:
+            best = other
+    return tried[best]
 
 
 def label_losses(score: Tensor, y: Tensor, weight: Tensor, folds: np.ndarray) -> Tensor:
