@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from irm_fast.cli.commands import app
+from irm_fast.data.files import read_file
 from irm_fast.data.log import group_rows, hold_out
 from irm_fast.data.read import DataError, read_log, signal_notes
 from irm_fast.data.signals import check_design, keep_signals
@@ -422,6 +423,20 @@ def test_parquet_has_times_of_its_own(tmp_path):
         np.testing.assert_array_equal(log.acted_at, [[moment.timestamp()], [np.nan]])
 
 
+def test_parquet_times_need_no_pandas(tmp_path):
+    """Python's datetimes hold no nanoseconds; pyarrow would take those of pandas, or fail where it is not installed."""
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    nanoseconds = pa.array([1_769_860_800_000_001_001, None], pa.timestamp("ns", "UTC"))
+    table = pa.table({"time": nanoseconds, "acted_at": pa.StructArray.from_arrays([nanoseconds], ["click"])})
+    pyarrow.parquet.write_table(table, tmp_path / "log.parquet")
+    first, second = (entry.content for entry in read_file(tmp_path / "log.parquet"))
+    for value in (first["time"], first["acted_at"]["click"]):
+        assert type(value) is datetime and value.timestamp() == 1769860800.000001
+    assert second == {"time": None, "acted_at": {"click": None}}
+
+
 def test_parquet_errors_name_the_row(tmp_path):
     pa = pytest.importorskip("pyarrow")
     import pyarrow.parquet
@@ -548,9 +563,27 @@ def test_validate(tmp_path):
     assert report["problems"][-1] in text
 
 
+def test_validate_says_who_when_and_where(tmp_path):
+    rows = [row(i, user_id=i // 4, session_id=i // 3, platform="ios" if i % 2 else "web") for i in range(8)]
+    rows[0] |= {"timestamp": "2026-01-31T12:00:00Z", "position": 1}
+    rows[5] |= {"timestamp": "2026-02-01T12:00:00.5Z", "platform": None, "features": None}
+    report = validate(write(tmp_path / "log.jsonl", rows))
+    assert json.loads(json.dumps(report)) == report
+    assert report["problems"] == []
+    assert report["sessions"] == 3 and report["rows_per_session"] == {"min": 2, "median": 3, "max": 3}
+    assert report["times"] == {"rows": 2, "first": 1769860800.0, "last": 1769947200.5}
+    assert report["segments"]["platform"] == {"values": 2, "rows_per_value": {"min": 3, "median": 3.5, "max": 4}}
+    lines = format_validation(report).splitlines()
+    assert "users: 2 (4 to 4 rows each, median 4)" in lines
+    assert "sessions: 3 (2 to 3 rows each, median 3)" in lines
+    assert "times: 2026-01-31 12:00:00 to 2026-02-01 12:00:00 UTC (2 rows)" in lines
+    assert "platform: 2 (3 to 4 rows each, median 3.5)" in lines
+
+
 def test_validate_a_good_log(tmp_path):
     report = validate(write(tmp_path / "log.jsonl", [row(1), row(2)]))
-    assert report["problems"] == [] and report["rows_per_user"] is None
+    assert report["problems"] == [] and report["rows_per_user"] is report["rows_per_session"] is report["times"] is None
+    assert report["users"] == report["sessions"] == 0 and report["segments"] == {}
     assert "no problems found" in format_validation(report)
 
 
