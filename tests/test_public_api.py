@@ -34,7 +34,7 @@ NAMES = {  # name: the parameters of a function, "" for what is none
     ),
     "load": "directory",
     "nuisances": "",
-    "read_log": "path absent polarity misclick",
+    "read_log": "path absent polarity misclick drop_contradictions",
     "reference": "",
     "score": "model conversations batch_size",
     "stratify": "reward_logits propensity_logits feedback preference polarity misclick_rate",

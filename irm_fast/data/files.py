@@ -231,5 +231,19 @@ def _parquet_rows(path: Path) -> Iterator[RawRow]:
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         yield RawRow(None, FieldError("file", f"cannot be read: {error}; expected a Parquet file"))
         return
+    schema = pyarrow.schema([column.with_type(_in_microseconds(column.type)) for column in table.schema])
+    if schema != table.schema:
+        table = table.cast(schema, safe=False)
     rows = (row for batch in table.to_batches(max_chunksize=1000) for row in batch.to_pylist())
     yield from (RawRow(line, row) for line, row in enumerate(rows, 1))
+
+
+def _in_microseconds(kind: Any) -> Any:
+    """Return an Arrow type with microseconds in the place of nanoseconds, which datetimes of Python do not hold."""
+    import pyarrow
+
+    if pyarrow.types.is_timestamp(kind) and kind.unit == "ns":
+        return pyarrow.timestamp("us", kind.tz)
+    if pyarrow.types.is_struct(kind):
+        return pyarrow.struct([entry.with_type(_in_microseconds(entry.type)) for entry in kind])
+    return kind

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -31,6 +32,17 @@ class Log:
         features: Numbers (float32) of shape (N, F) that the propensities may depend on, or None.
         feature_names: The names of the F features.
         user_ids: The user of each row, None where unknown; None if all are unknown.
+        session_ids: The session of each row, as `user_ids`.
+        times: When each response was shown (float64), in seconds since 1970, of shape (N,), NaN where unknown; None if
+            no row gives one.
+        positions: Places on the page or in the session (float64) of shape (N,), NaN where unknown; None if no row gives
+            one.
+        label_probability: The probability in (0, 1] with which each row was drawn for labelling (float64), of shape
+            (N,), NaN where not given; None if no row gives one.
+        acted_at: When each signal acted (float64), in seconds since 1970, of shape (N, K), NaN where it did not or the
+            row does not say; None if no row gives one.
+        segments: Categories of the rows by name, such as the platform: N texts each, None where unknown. They are the
+            fields `platform`, `version` and `model`, and the features that are texts.
 
     Examples:
         >>> from irm_fast import read_log
@@ -49,6 +61,12 @@ class Log:
     features: np.ndarray | None
     feature_names: tuple[str, ...]
     user_ids: list[str | None] | None
+    session_ids: list[str | None] | None = None
+    times: np.ndarray | None = None
+    positions: np.ndarray | None = None
+    label_probability: np.ndarray | None = None
+    acted_at: np.ndarray | None = None
+    segments: dict[str, list[str | None]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -56,26 +74,35 @@ class Log:
     def subset(self, index: np.ndarray) -> Log:
         """Return the rows that an index selects: row numbers, or a mask of shape (N,)."""
         rows = np.arange(len(self))[index]
-        return Log(
-            ids=[self.ids[i] for i in rows],
-            messages=[self.messages[i] for i in rows],
-            signals=self.signals,
-            polarity=self.polarity,
-            feedback=self.feedback[rows],
-            preference=self.preference[rows],
-            weight=None if self.weight is None else self.weight[rows],
-            propensity=None if self.propensity is None else self.propensity[rows],
-            features=None if self.features is None else self.features[rows],
-            feature_names=self.feature_names,
-            user_ids=None if self.user_ids is None else [self.user_ids[i] for i in rows],
+
+        def of(values: Any) -> Any:
+            """Return these rows of a list or an array, if there is one."""
+            return [values[i] for i in rows] if isinstance(values, list) else None if values is None else values[rows]
+
+        return replace(
+            self,
+            ids=of(self.ids),
+            messages=of(self.messages),
+            feedback=of(self.feedback),
+            preference=of(self.preference),
+            weight=of(self.weight),
+            propensity=of(self.propensity),
+            features=of(self.features),
+            user_ids=of(self.user_ids),
+            session_ids=of(self.session_ids),
+            times=of(self.times),
+            positions=of(self.positions),
+            label_probability=of(self.label_probability),
+            acted_at=of(self.acted_at),
+            segments={name: of(values) for name, values in self.segments.items()},
         )
 
     def groups(self, apart: float = 0.5) -> np.ndarray:
         """Number the groups of rows that must not be parted, so that no prompt and no user is on two sides.
 
-        Rows of one prompt or of one user are in one group. Popular prompts can tie most rows together in that way:
-        where fewer than `apart` of the rows lie outside the largest group, rows of one prompt are in one group, and
-        a user may be in several.
+        Rows of one prompt or of one user are in one group; where the user is unknown, rows of one session are. Popular
+        prompts can tie most rows together in that way: where fewer than `apart` of the rows lie outside the largest
+        group, rows of one prompt are in one group, and a user may be in several.
 
         Args:
             apart: The share of the rows, in [0, 1], that must lie outside the largest group.
@@ -88,11 +115,22 @@ class Log:
     def _grouped(self, apart: float) -> tuple[np.ndarray, bool]:
         """Return the numbers of `groups`, and whether every user is in one group."""
         prompts = [prompt_key(messages) for messages in self.messages]
-        if self.user_ids:
-            groups = group_rows(prompts, self.user_ids)
+        if people := self._people():
+            groups = group_rows(prompts, people)
             if len(groups) - np.bincount(groups).max() >= apart * len(groups):
                 return groups, True
-        return group_rows(prompts), not self.user_ids
+        return group_rows(prompts), not people
+
+    def _people(self) -> Sequence[Hashable | None] | None:
+        """Return the user of each row, or where unknown the session, None where both are; None if all are unknown."""
+        if self.session_ids is None:
+            return self.user_ids
+        users = self.user_ids or [None] * len(self)
+        # A session is that of one user, but its name may be known within the user alone
+        return [
+            ("user", user) if user is not None else None if session is None else ("session", session)
+            for user, session in zip(users, self.session_ids, strict=True)
+        ]
 
     def split(self, fraction: float, seed: int) -> tuple[Log, Log]:
         """Split the log at random into a training part and a held-out part.

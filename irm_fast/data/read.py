@@ -2,34 +2,33 @@
 
 A log is JSONL or Parquet, one row an impression:
 `{"id", "prompt", "completion", "feedback": {"copy": 1, "share": 0, "click": null}, "propensity"?,
-"preference"?, "weight"?, "user_id"?, "session_id"?, "timestamp"?, "features"?}`.
+"preference"?, "label_probability"?, "weight"?, "user_id"?, "session_id"?, "timestamp"?, "position"?,
+"acted_at": {"copy": time}?, "platform"?, "version"?, "model"?, "features"?}`.
 In the feedback, 1 means that the user acted, 0 that the user could have acted and did not, and null that it is missing,
-which says nothing.
+which says nothing. The fields are those of `Log`; `docs/log.md` describes them for who writes a log.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-import numpy as np
-
 from irm_fast.data.files import DataError, Problems, RawRow, closest, read_file, rows_of, shown
 from irm_fast.data.log import Log
+from irm_fast.data.log_rows import LogRow, feature_kinds, log_of_rows, log_row
 from irm_fast.data.rated import Rated, parse_rated, read_rated, warn_of_left_out
 from irm_fast.data.ratings import PAIR_FIELDS, RATED_FIELDS
-from irm_fast.data.rows import LOG_FIELDS, LogRow, check_ids, log_row
-from irm_fast.data.signals import Absent, contradictions, signal_notes
+from irm_fast.data.rows import LOG_FIELDS, SEGMENTS, check_ids
+from irm_fast.data.signals import Absent, contradictions, signal_notes, without_contradictions
 from irm_fast.losses import MAX_SIGNALS
 
 __all__ = ["DataError", "Log", "Rated", "read_log", "read_log_or_rated", "read_rated", "signal_notes"]
 
-NEGATIVE_SIGNALS = {"thumbs_down", "regenerate", "dislike", "downvote", "report"}
 # Names of fields that tell a log from rated responses and pairs, or these from a log; "feedback" alone is proof enough.
-_ONLY_LOGS = LOG_FIELDS.keys() - RATED_FIELDS.keys() - PAIR_FIELDS.keys()
+# Segments are no sign of either: ratings of several models' answers may name the model.
+_ONLY_LOGS = LOG_FIELDS.keys() - RATED_FIELDS.keys() - PAIR_FIELDS.keys() - set(SEGMENTS)
 _ONLY_RATED = {key for key, name in {**RATED_FIELDS, **PAIR_FIELDS}.items() if name not in LOG_FIELDS.values()}
 
 
@@ -39,6 +38,7 @@ def read_log(
     absent: Absent = "error",
     polarity: Mapping[str, int] | None = None,
     misclick: bool = False,
+    drop_contradictions: bool = False,
 ) -> Log:
     """Read a log from a .jsonl, .jsonl.gz or .parquet file.
 
@@ -51,13 +51,15 @@ def read_log(
             others +1.
         misclick: Allow rows that contradict themselves, such as a copy and a thumbs-down of one response; a model with
             a misclick rate above 0 can explain them.
+        drop_contradictions: Leave out rows that contradict themselves, with a warning that says how many there are, and
+            the misclick rates that they imply where labels contradict actions.
 
     Returns:
         The log, its rows in the order of the file.
 
     Raises:
         DataError: All that is wrong with the file, by line and field.
-        ValueError: An argument is unknown.
+        ValueError: An argument is unknown, or all rows contradict themselves and are to be left out.
 
     Examples:
         >>> import irm_fast
@@ -65,9 +67,10 @@ def read_log(
         >>> len(log), log.signals, log.polarity  # doctest: +SKIP
         (20000, ('copy', 'thumbs_down'), (1, -1))
     """
-    scan = scan_log(path, read_file(path), absent=absent, polarity=polarity, misclick=misclick)
+    allowed = misclick or drop_contradictions
+    scan = scan_log(path, read_file(path), absent=absent, polarity=polarity, misclick=allowed)
     scan.problems.raise_if_any()
-    return scan.log
+    return without_contradictions(scan.log) if drop_contradictions else scan.log
 
 
 def read_log_or_rated(path: Path | str, *, absent: Absent = "error") -> Log | Rated:
@@ -150,7 +153,7 @@ def scan_log(
         if row := log_row(line, content, problems):
             rows.append(row)
     names = tuple(dict.fromkeys(name for row in rows for name in row.feedback or ()))
-    log = _assemble(rows, names[:MAX_SIGNALS], absent, polarity or {})
+    log = log_of_rows(rows, names[:MAX_SIGNALS], absent, polarity or {})
     given = [row for row in rows if row.feedback is not None]
     lacking = {name: [r.line for r in given if name not in (r.feedback or ())] for name in log.signals}
 
@@ -169,7 +172,10 @@ def scan_log(
     for i in [] if misclick else contradictory:
         acted = [name for k, name in enumerate(log.signals) if log.feedback[i, k] == 1]
         stated = [f"preference {log.preference[i]}"] if log.preference[i] >= 0 else []
-        text = f"{', '.join(acted + stated)} contradict each other; expected one side, or a misclick rate"
+        text = (
+            f"{', '.join(acted + stated)} contradict each other; expected one side, or a misclick rate; "
+            "read_log(..., drop_contradictions=True) leaves such rows out"
+        )
         problems.add(rows[i].line, "feedback", text)
     absences = {name: len(lines) for name, lines in lacking.items()}
     return Scan(log, problems, seen, absences, len(contradictory), duplicate_ids)
@@ -181,44 +187,6 @@ def _check_arguments(absent: Absent, polarity: Mapping[str, int]) -> None:
     for name, sign in polarity.items():
         if isinstance(sign, bool) or sign not in (1, -1):
             raise ValueError(f"polarity: got {shown(sign)} for {name!r}; expected 1 or -1")
-
-
-def _assemble(rows: list[LogRow], signals: tuple[str, ...], absent: Absent, polarity: Mapping[str, int]) -> Log:
-    """Put the rows together as the arrays of a log."""
-    by_name = {name: -1 if name.lower().replace("-", "_") in NEGATIVE_SIGNALS else 1 for name in signals}
-    feature_names = tuple(next((row.features for row in rows if row.features), ()))
-
-    # A row without a feedback object (an expert's label, say) records nothing, whatever an absent key means.
-    fill = 0 if absent == "silent" else -1
-    feedback = [[-1 if r.feedback is None else r.feedback.get(name, fill) for name in signals] for r in rows]
-    users = [row.user_id for row in rows]
-    return Log(
-        ids=[row.id for row in rows],
-        messages=[row.messages for row in rows],
-        signals=signals,
-        polarity=tuple(int(polarity.get(name, by_name[name])) for name in signals),
-        feedback=np.array(feedback, np.int8).reshape(len(rows), len(signals)),
-        preference=np.array([row.preference for row in rows], np.int8),
-        weight=_weights([row.weight for row in rows]),
-        propensity=_matrix([row.propensity for row in rows], signals),
-        features=_matrix([row.features for row in rows], feature_names),
-        feature_names=feature_names,
-        user_ids=users if any(user is not None for user in users) else None,
-    )
-
-
-def _weights(values: list[float | None]) -> np.ndarray | None:
-    """Return weights (float32) of shape (N,), 1 where not given; None if no row has one."""
-    if all(value is None for value in values):
-        return None
-    return np.array([1 if value is None else value for value in values], np.float32)
-
-
-def _matrix(values: list[dict[str, float] | None], names: tuple[str, ...]) -> np.ndarray | None:
-    """Return numbers (float32) of shape (N, names), NaN where not given; None if no row has any."""
-    if not any(values):
-        return None
-    return np.array([[(row or {}).get(name, math.nan) for name in names] for row in values], np.float32)
 
 
 def _check_log(log: Log, lacking: Mapping[str, list[int]], polarity: Iterable[str], problems: Problems) -> None:
@@ -258,12 +226,32 @@ def _check_rows(log: Log, rows: list[LogRow], problems: Problems) -> None:
         if nothing[i]:
             text = "nothing recorded and no preference; expected 1 or 0 for some signal, or a preference"
             problems.add(row.line, "feedback", text)
-        for name in row.propensity or ():
-            if name not in log.signals:
-                text = f"no such signal{closest(name, log.signals)}; expected {_listed(log.signals)}"
-                problems.add(row.line, f"propensity.{name}", text)
-        if log.feature_names and set(row.features or ()) != set(log.feature_names):
-            text = f"got {_listed(row.features or ())}; expected {_listed(log.feature_names)} in every row"
+        for field, names in (("propensity", row.propensity or ()), ("acted_at", row.acted_at or ())):
+            for name in names:
+                if name not in log.signals:
+                    text = f"no such signal{closest(name, log.signals)}; expected {_listed(log.signals)}"
+                    problems.add(row.line, f"{field}.{name}", text)
+                elif field == "acted_at" and log.feedback[i, log.signals.index(name)] != 1:
+                    text = "got a time, but the signal did not act here; expected one only where its feedback is 1"
+                    problems.add(row.line, f"{field}.{name}", text)
+    _check_features(log, rows, problems)
+
+
+def _check_features(log: Log, rows: list[LogRow], problems: Problems) -> None:
+    """Report features that are numbers in one row and texts in another, and numbers that are not in every row."""
+    kinds = feature_kinds(rows)
+    for row in rows:
+        features = row.features or {}
+        numbers = [name for name in features if name not in kinds or kinds[name].type is float]
+        for name, value in features.items():
+            expected = "a finite number" if name in numbers else "text"
+            if value is None and name in numbers:
+                problems.add(row.line, f"features.{name}", f"got null; expected {expected}")
+            elif value is not None and not isinstance(value, kinds[name].type):
+                text = f"got {shown(value)}; expected {expected}, as in line {kinds[name].line}"
+                problems.add(row.line, f"features.{name}", text)
+        if log.feature_names and set(numbers) != set(log.feature_names):
+            text = f"got {_listed(numbers)}; expected {_listed(log.feature_names)} in every row"
             problems.add(row.line, "features", text)
 
 

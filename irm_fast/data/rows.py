@@ -1,4 +1,4 @@
-"""The names of fields, the parsers of their values, and the rows of a log.
+"""The names of fields, the parsers of their values, and the fields of one row.
 
 A parser takes a value and the name of its field, and returns the parsed value or raises FieldError.
 """
@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from datetime import date
 from typing import TypeVar
 
 from irm_fast.data.files import FieldError, Problems, closest, shown
@@ -26,6 +24,7 @@ TEXT_FIELDS = {
     "completion": ("completion", "response", "answer", "output", "generation"),
 }
 PREFERENCE = ("preference", "preferred")
+SEGMENTS = ("platform", "version", "model")  # fields that name a part of the log
 
 
 def spellings(names: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
@@ -43,7 +42,11 @@ LOG_FIELDS = spellings(
         "user_id": ("user_id", "user"),
         "session_id": ("session_id", "session"),
         "timestamp": ("timestamp", "created_at", "time"),
+        "position": ("position",),
+        "label_probability": ("label_probability",),
+        "acted_at": ("acted_at",),
         "features": ("features",),
+        **{name: (name,) for name in SEGMENTS},
     }
 )
 
@@ -93,6 +96,15 @@ def propensity_of(value: object, field: str) -> float:
     return propensity
 
 
+def feature_of(value: object, field: str) -> float | str | None:
+    """Parse a feature: a number, a text, or null where it is not known."""
+    if value is None:
+        return None
+    if isinstance(value, str):
+        return name_of(value, field)
+    return number_of(value, field)
+
+
 def level_of(value: object, field: str) -> int:
     """Parse 1 or 0, and null as -1."""
     if value is None:
@@ -107,11 +119,6 @@ def index_of(value: object, field: str) -> int:
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63:
         return value
     raise FieldError(field, f"got {shown(value)}; expected a whole number from 0")
-
-
-def time_of(value: object, field: str) -> object:
-    """Parse a time: a text, a date or a number, which nothing reads."""
-    return value if isinstance(value, (str, date)) else number_of(value, field)
 
 
 def mapping_of(parse: Callable[[object, str], T]) -> Callable[[object, str], dict[str, T]]:
@@ -222,53 +229,6 @@ class Fields:
         elif not prompt[-1]["content"].strip():
             self.fail(spelled, "the last turn is empty; expected the text of the response")
         return prompt + completion
-
-
-@dataclass(frozen=True)
-class LogRow:
-    """An impression as it was read from a file.
-
-    Attributes:
-        line: The number of its line in the file.
-        id: Its name.
-        messages: The conversation that ends with the response.
-        feedback: For each signal that the row records 1 (the user acted), 0 (the user could have acted and did not) or
-            -1 (null: missing); None if the row has no feedback.
-        preference: A label: 1 the response is preferred, 0 it is not, -1 unknown.
-        weight: Its weight, or None.
-        propensity: Known propensities by signal, NaN for null, or None.
-        features: Numbers that the propensities may depend on, by name, or None.
-        user_id: The user, or None.
-    """
-
-    line: int
-    id: str
-    messages: Messages
-    feedback: dict[str, int] | None
-    preference: int
-    weight: float | None
-    propensity: dict[str, float] | None
-    features: dict[str, float] | None
-    user_id: str | None
-
-
-def log_row(line: int, raw: Mapping[str, object], problems: Problems) -> LogRow | None:
-    """Parse one row of a log, or return None and report the problems if anything is wrong with it."""
-    fields = Fields(line, raw, LOG_FIELDS, problems)
-    row = LogRow(
-        line=line,
-        id=fields.get("id", name_of, f"row-{line}"),
-        messages=fields.conversation(),
-        feedback=fields.get("feedback", mapping_of(level_of), None),
-        preference=fields.get("preference", level_of, -1),
-        weight=fields.get("weight", weight_of, None),
-        propensity=fields.get("propensity", mapping_of(propensity_of), None),
-        features=fields.get("features", mapping_of(number_of), None),
-        user_id=fields.get("user_id", name_of, None),
-    )
-    fields.get("session_id", name_of, None)
-    fields.get("timestamp", time_of, None)
-    return None if fields.failed else row
 
 
 def check_ids(names: Iterable[tuple[int, str]], problems: Problems) -> int:

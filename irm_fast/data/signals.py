@@ -117,6 +117,7 @@ def keep_signals(log: Log, names: Sequence[str]) -> Log:
         polarity=tuple(log.polarity[k] for k in order),
         feedback=log.feedback[:, order],
         propensity=None if log.propensity is None else log.propensity[:, order],
+        acted_at=None if log.acted_at is None else log.acted_at[:, order],
     )
 
 
@@ -159,7 +160,8 @@ def _with_features(log: Log, names: tuple[str, ...]) -> Log:
 def check_design(design: str, log: Log) -> None:
     """Raise ValueError if the log lacks what a propensity design reads."""
     if design == "features" and not log.feature_names:
-        raise ValueError("features: the log has none; expected them in every row, or another propensity design")
+        texts = f" that are numbers (texts: {', '.join(log.segments)})" if log.segments else ""
+        raise ValueError(f"features: the log has none{texts}; expected them in every row, or another propensity design")
     if design != "known":
         return
     given = np.zeros(log.feedback.shape, bool) if log.propensity is None else ~np.isnan(log.propensity)
@@ -197,6 +199,36 @@ def contradictions(log: Log, certain: np.ndarray | bool = True) -> np.ndarray:
     liked = (acted & (sign > 0)).any(axis=1) | (log.preference == 1)
     disliked = (acted & (sign < 0)).any(axis=1) | (log.preference == 0)
     return np.flatnonzero(liked & disliked)
+
+
+def without_contradictions(log: Log) -> Log:
+    """Return the rows that do not contradict themselves.
+
+    A warning gives the number of the others, and what they imply: a signal acts in the share e * m of the rows of the
+    other side, with its misclick rate e and its propensity m, which is at most 1. So e is at least the share of actions
+    among the rows whose preference speaks against the signal, if these labels are right.
+
+    Raises:
+        ValueError: All rows contradict themselves.
+    """
+    rows = contradictions(log)
+    if len(rows) == len(log):
+        raise ValueError(f"feedback: all {len(log)} rows contradict themselves; expected rows of one side")
+    if len(rows):
+        text = f"left out {len(rows)} of {len(log)} rows that contradict themselves{_implied_misclicks(log)}"
+        warnings.warn(text, stacklevel=3)
+    return log.subset(np.setdiff1d(np.arange(len(log)), rows))
+
+
+def _implied_misclicks(log: Log) -> str:
+    """Say how often each signal acted where the preference speaks against it, or nothing if it never did."""
+    bounds = []
+    for k, (name, sign) in enumerate(zip(log.signals, log.polarity, strict=True)):
+        against = log.feedback[log.preference == (0 if sign > 0 else 1), k]
+        acted, recorded = int((against == 1).sum()), int((against >= 0).sum())
+        if acted:
+            bounds.append(f"{name} at least {acted / recorded:.2g} ({acted} of {recorded} labels against it)")
+    return f"; if the labels are right, misclick rates are: {', '.join(bounds)}" if bounds else ""
 
 
 def signal_notes(log: Log) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from irm_fast.data.files import read_file
 from irm_fast.data.read import scan_log
 from irm_fast.data.signals import Absent, signal_notes
+from irm_fast.data.times import shown_time
 
 
 def validate(
@@ -39,8 +40,9 @@ def validate(
     scan = scan_log(path, read_file(path), absent=absent, polarity=polarity, misclick=misclick)
     log = scan.log
     texts = {tuple((turn["role"], turn["content"]) for turn in messages) for messages in log.messages}
-    users = sorted(Counter(user for user in log.user_ids or [] if user is not None).values())
-    spread = {"min": users[0], "median": float(np.median(users)), "max": users[-1]} if users else None
+    users, sessions = _counts(log.user_ids), _counts(log.session_ids)
+    segments = {name: _counts(values) for name, values in log.segments.items()}
+    times = np.array([]) if log.times is None else log.times[~np.isnan(log.times)]
     signals = {}
     for k, name in enumerate(log.signals):
         acted, silent, missing = (int((log.feedback[:, k] == value).sum()) for value in (1, 0, -1))
@@ -63,15 +65,37 @@ def validate(
         "duplicate_ids": scan.duplicate_ids,
         "duplicate_texts": len(log) - len(texts),
         "users": len(users),
-        "rows_per_user": spread,
+        "rows_per_user": _spread(users),
+        "sessions": len(sessions),
+        "rows_per_session": _spread(sessions),
+        "times": {"rows": len(times), "first": float(times.min()), "last": float(times.max())} if len(times) else None,
+        "segments": {name: {"values": len(c), "rows_per_value": _spread(c)} for name, c in segments.items()},
         "notes": signal_notes(log),
         "problem_count": scan.problems.total,
         "problems": scan.problems.kept,
     }
 
 
+def _counts(names: Iterable[str | None] | None) -> dict[str, int]:
+    """Count the rows of each name."""
+    return Counter(name for name in names or () if name is not None)
+
+
+def _spread(counts: Mapping[str, int]) -> dict[str, float] | None:
+    """Return the smallest, the median and the largest count, or None if there is none."""
+    rows = counts.values()
+    return {"min": min(rows), "median": float(np.median([*rows])), "max": max(rows)} if rows else None
+
+
+def _named(what: str, number: int, spread: Mapping[str, float] | None) -> list[str]:
+    """Return the line on names and how many rows each has, if there are any."""
+    if spread is None:
+        return []
+    return [f"{what}: {number:,} ({spread['min']:,} to {spread['max']:,} rows each, median {spread['median']:g})"]
+
+
 def format_validation(report: Mapping[str, Any]) -> str:
-    """Format the report of `validate` as text: a table of the signals, then duplicates, users, notes and problems."""
+    """Format the report of `validate` as text: a table of the signals, then counts, notes and problems."""
     lines = [f"{report['file']}: {report['rows']:,} rows, {report['valid_rows']:,} of them readable", ""]
     width = max([len("signal"), *map(len, report["signals"])])
     lines.append(f"{'signal':<{width}}  polarity      acted     silent    missing     rate")
@@ -87,9 +111,13 @@ def format_validation(report: Mapping[str, Any]) -> str:
         f"contradictions: {report['contradictions']:,} rows",
         f"duplicates: {report['duplicate_ids']:,} ids, {report['duplicate_texts']:,} texts",
     ]
-    if spread := report["rows_per_user"]:
-        rows = f"{spread['min']:,} to {spread['max']:,} rows each, median {spread['median']:g}"
-        lines.append(f"users: {report['users']:,} ({rows})")
+    lines += _named("users", report["users"], report["rows_per_user"])
+    lines += _named("sessions", report["sessions"], report["rows_per_session"])
+    if times := report["times"]:
+        span = f"{shown_time(times['first'])} to {shown_time(times['last'])} UTC"
+        lines.append(f"times: {span} ({times['rows']:,} rows)")
+    for name, counts in report["segments"].items():
+        lines += _named(name, counts["values"], counts["rows_per_value"])
     lines += [f"note: {note}" for note in report["notes"]]
     problems = report["problems"][:20]
     lines += ["", f"problems: {report['problem_count']:,}" if problems else "no problems found"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -38,11 +39,14 @@ class EmbeddedRewardModel:
         estimator: The fitted reward model on embeddings.
         spec: The names and polarities of the signals, and the propensity design.
         source: How the embeddings are made.
+        position: The position that propensities take for one that is not known, see `typical_position`; None if they
+            read no positions.
     """
 
     estimator: EmbeddingRewardModel
     spec: RewardSpec
     source: Source
+    position: float | None = None
 
     @property
     def is_checkpoint(self) -> bool:
@@ -116,10 +120,17 @@ class EmbeddedRewardModel:
         return HeldOut(loss.numpy(), weight.numpy(), reward.numpy(), logits.numpy())
 
     def _propensity(self, vectors: np.ndarray, log: Log) -> np.ndarray:
-        """Return propensities (N, K) of the estimator, given the features that its design reads."""
+        """Return propensities (N, K) of the estimator, given the features that its design reads.
+
+        A warning says so if its design reads positions and the log has none.
+        """
         features = None
         if self.estimator.n_propensity_features_:
-            features = propensity_features(log, "features" if self.spec.design == "features" else "hidden")
+            design = "features" if self.spec.design == "features" else "hidden"
+            features = propensity_features(log, design, self.position)
+        if self.position is not None and self.spec.design == "hidden" and not len(_known_positions(log)):
+            text = f"the log has none; the propensities are those at {self.position:.3g}, the mean of the training rows"
+            warnings.warn(f"position: {text}", stacklevel=2)
         return self.estimator.predict_propensity(vectors, features)
 
     def save(self, directory: str | Path, record: Mapping[str, Any] | None = None) -> None:
@@ -138,7 +149,7 @@ class EmbeddedRewardModel:
                 self.checkpoint.classifier.save_pretrained(directory)
                 self.checkpoint.tokenizer.save_pretrained(directory)
         give_usual_mode(Path(directory), *CHECKPOINT_WEIGHTS)
-        more = {**(record or {}), SOURCE: asdict(self.source)}
+        more = {**(record or {}), SOURCE: asdict(self.source), "position": self.position}
         write_record(Path(directory), self.spec, float(self.reward_bias), more)
 
     @cached_property
@@ -179,25 +190,54 @@ class EmbeddedRewardModel:
 
         record = read_record(directory)
         estimator, source = EmbeddingRewardModel.load(directory), Source(**record[SOURCE])
-        model = cls(estimator, spec_of_record(record), source)
+        model = cls(estimator, spec_of_record(record), source, record.get("position"))
         if model.is_checkpoint:  # it brings its language model along
             model.source = replace(model.source, model=str(directory))
         return model
 
 
-def propensity_features(log: Log, design: str) -> np.ndarray | None:
+def typical_position(log: Log, design: str) -> float | None:
+    """Return the mean of the known positions of a log, if the propensities of a design are to read them.
+
+    Args:
+        log: The training rows.
+        design: One of `DESIGN_CHOICES`.
+
+    Returns:
+        The mean. None if the design is neither "hidden" nor "auto", or the known positions are all alike.
+    """
+    known = _known_positions(log)
+    if design not in ("auto", "hidden") or len(np.unique(known)) < 2:
+        return None
+    return float(known.mean())
+
+
+def _known_positions(log: Log) -> np.ndarray:
+    """Return the positions (float64) of the rows that have one."""
+    return np.array([]) if log.positions is None else log.positions[~np.isnan(log.positions)]
+
+
+def propensity_features(log: Log, design: str, position: float | None = None) -> np.ndarray | None:
     """Return what the propensities of a design read beside the embedding.
 
     Args:
         log: N rows.
         design: One of `DESIGN_CHOICES`.
+        position: The position of rows where it is not known, see `typical_position`. None if positions are not read.
 
     Returns:
-        The features of the log (N, F) for "features", `text_features` (N, 5) for "hidden" and "auto", else None.
+        The features of the log (N, F) for "features"; for "hidden" and "auto" `text_features` (N, 5), and if `position`
+        is given a sixth column of positions; else None.
     """
     if design == "features":
         return log.features
-    return text_features(log.messages) if design in ("auto", "hidden") else None
+    if design not in ("auto", "hidden"):
+        return None
+    seen = text_features(log.messages)
+    if position is None:
+        return seen
+    positions = np.full(len(log), position) if log.positions is None else np.nan_to_num(log.positions, nan=position)
+    return np.column_stack([seen, positions])
 
 
 def open_source(source: Source) -> Embedder:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -66,7 +68,6 @@ def diagnose_rows(
     """
     feedback, preference = (np.concatenate([getattr(log, name) for log in logs]) for name in ("feedback", "preference"))
     weight = np.concatenate([row_weights(log) for log in logs])
-    users = [user for log in logs for user in log.user_ids or [None] * len(log)]
     reward, propensity = None, None
     if heldout is not None:
         reward, propensity = np.full(len(feedback), np.nan), np.full(feedback.shape, np.nan)
@@ -84,8 +85,39 @@ def diagnose_rows(
         preference=preference,
         labels_ignorable=labels_ignorable,
         weight=weight,
-        users=None if all(user is None for user in users) else users,
+        users=joined(logs, "user_ids"),
         feature_names=spec.feature_names,
+    )
+
+
+def joined(logs: Sequence[Log], name: str) -> Any:
+    """Return a field of `Log` that may be None, or the segments, over the rows of several logs.
+
+    Args:
+        logs: One log or more, with the same signals in the same order.
+        name: The name of the field.
+
+    Returns:
+        The list or the array of all rows, None or NaN in those of a log that lacks the field; None if all lack it. Of
+        segments a mapping: each of any log, as such a list.
+    """
+    values = [getattr(log, name) for log in logs]
+    if name != "segments":
+        return _end_to_end(values, logs)
+    return {key: _end_to_end([entry.get(key) for entry in values], logs) for key in dict.fromkeys(chain(*values))}
+
+
+def _end_to_end(values: Sequence[Any], logs: Sequence[Log]) -> Any:
+    """Return the lists or arrays of logs end to end, None or NaN for a log that has none; None if no log has one."""
+    given = next((value for value in values if value is not None), None)
+    pairs = list(zip(values, logs, strict=True))
+    if isinstance(given, list):
+        names = [entry for value, log in pairs for entry in value or [None] * len(log)]
+        return None if all(entry is None for entry in names) else names
+    if given is None:
+        return None
+    return np.concatenate(
+        [np.full((len(log), *given.shape[1:]), np.nan) if value is None else value for value, log in pairs]
     )
 
 

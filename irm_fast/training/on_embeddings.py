@@ -11,7 +11,7 @@ from irm_fast.data.log import Log
 from irm_fast.data.signals import RewardSpec
 from irm_fast.embeddings.estimator import EmbeddingRewardModel
 from irm_fast.embeddings.store import Source, read_embeddings, read_source
-from irm_fast.embeddings.text_model import EmbeddedRewardModel, propensity_features
+from irm_fast.embeddings.text_model import EmbeddedRewardModel, propensity_features, typical_position
 from irm_fast.evaluation.evaluation import heldout_metrics
 from irm_fast.evaluation.log_diagnosis import diagnose_rows
 from irm_fast.models.backbone import model_config
@@ -26,7 +26,7 @@ def train_on_embeddings(config: EmbeddingTrainConfig) -> TrainResult:
 
     The folder holds an `EmbeddedRewardModel`, which `irm-fast score` and `evaluate` read; where the reward is linear in
     the last token's state of a decoder, it is an ordinary sequence classifier as well. Propensities may depend on the
-    embedding and on what can be seen of the response, such as its length (`data.features`).
+    embedding, on what can be seen of the response, such as its length (`data.features`), and on its position.
 
     Args:
         config: The settings.
@@ -68,15 +68,16 @@ def _fit(prepared: Prepared, vectors: np.ndarray, config: EmbeddingTrainConfig, 
     # Fit
     log, heldout = prepared.log, prepared.heldout
     estimator = _new_estimator(prepared.specs[0], config)
+    position = typical_position(log, config.propensity_design)
     # The estimator takes no empty signal axis: explicit preferences alone get one that is always missing.
     feedback = log.feedback if log.signals else np.full((len(log), 1), -1, np.int8)
-    estimator.fit(vectors[: len(log)], feedback, **_fit_arguments(log, config))
+    estimator.fit(vectors[: len(log)], feedback, **_fit_arguments(log, config, position))
 
     # Model
     design = _design(estimator)
     features = log.feature_names if design == "features" else ()
     spec = replace(prepared.specs[0], design=design, feature_names=features, max_length=source.max_length)
-    model = EmbeddedRewardModel(estimator, spec, source)
+    model = EmbeddedRewardModel(estimator, spec, source, position)
 
     # Judgement
     if heldout is None:
@@ -105,14 +106,16 @@ def _hidden_layers(setting: str) -> str | tuple[int, ...]:
     return tuple(int(width) for width in setting.split(","))
 
 
-def _fit_arguments(log: Log, config: EmbeddingTrainConfig) -> dict[str, Any]:
+def _fit_arguments(log: Log, config: EmbeddingTrainConfig, position: float | None) -> dict[str, Any]:
     """Arguments of `EmbeddingRewardModel.fit`: all that a log holds beside feedback."""
     return {
         "propensity": log.propensity if config.propensity_design == "known" else None,
-        "propensity_features": propensity_features(log, config.propensity_design),
+        "propensity_features": propensity_features(log, config.propensity_design, position),
         "preference": log.preference,
         "sample_weight": log.weight,
         "users": log.user_ids,
+        "sessions": log.session_ids,
+        "times": log.times,
         "groups": log.groups(),
     }
 

@@ -54,11 +54,18 @@ def describe(log: Log, heldout: Log | None) -> dict[str, Any]:
     digest = hashlib.sha256()
     logs = [part for part in (log, heldout) if part is not None]
     for part in logs:
-        names = (part.signals, part.polarity, part.feature_names, part.user_ids)
-        for entry in (names, *zip(part.ids, part.messages, strict=True)):
+        head = (part.signals, part.polarity, part.feature_names, part.user_ids)
+        for entry in (head, *zip(part.ids, part.messages, strict=True)):
             digest.update(json.dumps(entry).encode() + b"\n")
         for values in (part.feedback, part.preference, part.weight, part.propensity, part.features):
             digest.update(b"none" if values is None else values.tobytes())
+        # A log without these keeps the fingerprint that it had before they were read
+        for name in ("session_ids", "segments"):
+            if names := getattr(part, name):
+                digest.update(json.dumps([name, names]).encode() + b"\n")
+        for name in ("times", "positions", "label_probability", "acted_at"):
+            if (values := getattr(part, name)) is not None:
+                digest.update(name.encode() + values.tobytes())
     return {"rows": sum(map(len, logs)), "sha256": digest.hexdigest()}
 
 

@@ -2,14 +2,17 @@ import gzip
 import json
 import math
 import sys
+from datetime import datetime, timezone
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from irm_fast.cli.commands import app
+from irm_fast.data.files import read_file
 from irm_fast.data.log import group_rows, hold_out
 from irm_fast.data.read import DataError, read_log, signal_notes
+from irm_fast.data.signals import check_design, keep_signals
 from irm_fast.data.validation import format_validation, validate
 from irm_fast.evaluation import scoring
 
@@ -121,12 +124,40 @@ BAD = {
     "weight beyond float32": (with_row(weight=1e39), 3, "weight", ["got 1e+39"]),
     "weight true": (with_row(weight=True), 3, "weight", ["got true"]),
     "weights all 0": ([row(1, weight=0), row(2, weight=0)], None, "weight", ["0 in every row"]),
-    "feature text": (with_row(features={"length": "long"}), 3, "features.length", ["got 'long'"]),
+    "feature text and number": (
+        [row(1, features={"n": 1}), row(2, features={"n": "one"}), row(3, features={"n": 2})],
+        2, "features.n", ["got 'one'; expected a finite number, as in line 1"],
+    ),
+    "feature number and text": (
+        [row(1, features={"os": "ios"}), row(2), row(3, features={"os": 2})],
+        3, "features.os", ["got 2.0; expected text, as in line 1"],
+    ),
+    "feature empty": (with_row(features={"os": " "}), 3, "features.os", ["not empty"]),
+    "feature a list": (with_row(features={"os": []}), 3, "features.os", ["got []", "number"]),
+    "feature null": (
+        [row(1, features={"n": 1}), row(2, features={"n": None})], 2, "features.n", ["got null; expected a finite"],
+    ),
+    "segment twice": (
+        with_row(platform="ios", features={"platform": "web"}), 3, "features.platform", ["also a field"],
+    ),
+    "segment a flag": (with_row(platform=True), 3, "platform", ["got true", "whole number"]),
+    "segment misspelt": (with_row(platfrom="ios"), 3, "platfrom", ["did you mean 'platform'"]),
     "feature true": (with_row(features={"code": True}), 3, "features.code", ["got true", "1 or 0"]),
     "features in one row": (with_row(features={"length": 1}), 1, "features", ["none", "length"]),
     "user": (with_row(user_id=1.5), 3, "user_id", ["got 1.5"]),
     "session": (with_row(session_id={}), 3, "session_id", ["got {}"]),
     "timestamp": (with_row(timestamp=[]), 3, "timestamp", ["got []"]),
+    "timestamp text": (with_row(created_at="yesterday"), 3, "created_at", ["'yesterday'", "seconds", "12:00:00Z"]),
+    "position text": (with_row(position="top"), 3, "position", ["got 'top'", "number"]),
+    "label probability": (with_row(label_probability=0), 3, "label_probability", ["got 0", "above 0"]),
+    "acted_at of a silent signal": (
+        with_row(acted_at={"copy": 1.7e9}), 3, "acted_at.copy", ["did not act", "feedback is 1"],
+    ),
+    "acted_at of a missing signal": (
+        with_row(feedback={"click": None, "copy": 1}, acted_at={"click": 1.7e9}), 3, "acted_at.click", ["did not act"],
+    ),
+    "acted_at of no signal": (with_row(acted_at={"clik": 1.7e9}), 3, "acted_at.clik", ["did you mean 'click'"]),
+    "acted_at no time": (with_row(acted_at={"click": "soon"}), 3, "acted_at.click", ["'soon'", "time"]),
     "17 signals": ([row(1, feedback={f"s{k}": 0 for k in range(17)})], None, "feedback", ["17", "16"]),
     "empty file": ([""], None, "file", ["empty"]),
 }  # fmt: skip
@@ -224,9 +255,46 @@ def test_arrays(log_of):
     ]
 
 
+def test_context(log_of):
+    log = log_of(
+        row(1, session_id=7, timestamp="2026-01-31T12:00:00Z", position=2, acted_at={"click": 1769860805.5}),
+        row(2, time=1769860801000, position=0.5, label_probability=0.25, preference=1, acted_at={"copy": None}),
+        row(3, session="b", label_probability=1, preference=0, feedback={"click": 0, "copy": 0}),
+    )
+    assert log.session_ids == ["7", None, "b"]
+    for values in (log.times, log.positions, log.label_probability, log.acted_at):
+        assert values.dtype == np.float64
+    np.testing.assert_array_equal(log.times, [1769860800, 1769860801, np.nan])
+    np.testing.assert_array_equal(log.positions, [2, 0.5, np.nan])
+    np.testing.assert_array_equal(log.label_probability, [np.nan, 0.25, 1])
+    np.testing.assert_array_equal(log.acted_at, [[1769860805.5, np.nan], [np.nan, np.nan], [np.nan, np.nan]])
+
+
+def test_segments_are_texts(log_of):
+    log = log_of(
+        row(1, platform="ios", features={"length": 3, "surface": "chat"}),
+        row(2, version=12, features={"length": 4, "surface": None}),
+        row(3, version="12", model="m", features={"length": 5, "theme": "dark"}),
+    )
+    assert log.segments == {
+        "surface": ["chat", None, None],
+        "platform": ["ios", None, None],
+        "version": [None, "12", "12"],
+        "theme": [None, None, "dark"],
+        "model": [None, None, "m"],
+    }
+    assert log.feature_names == ("length",) and log.features.tolist() == [[3], [4], [5]]
+    alone = log_of(row(1, features={"surface": "chat"}), row(2))
+    assert alone.segments == {"surface": ["chat", None]} and alone.features is None
+    with pytest.raises(ValueError, match=r"none that are numbers \(texts: surface\)"):
+        check_design("features", alone)
+
+
 def test_optional_columns_are_none(log_of):
-    log = log_of(row(1), row(2))
+    log = log_of(row(1), row(2, acted_at={"click": None}))
     assert log.weight is log.propensity is log.features is log.user_ids is None and log.feature_names == ()
+    assert log.session_ids is log.times is log.positions is log.label_probability is log.acted_at is None
+    assert log.segments == {}
 
 
 def test_preferences_alone(log_of):
@@ -282,6 +350,34 @@ def test_misclick_allows_contradictions(log_of):
     assert len(log_of(*rows, polarity={"copy": -1}, misclick=True)) == 3
 
 
+def test_contradictions_are_left_out_with_the_rate_that_they_imply(log_of):
+    """Two of five labels speak against a click that was recorded, one of two against a dislike."""
+    labels = [{"preference": 0, "feedback": {"click": i % 2, "dislike": None}} for i in range(5)]
+    labels += [{"preference": 1, "feedback": {"click": None, "dislike": i}} for i in range(2)]
+    silent = [{"preference": 0, "feedback": {"click": None, "dislike": 1}}, {"feedback": {"click": 1, "dislike": 1}}]
+    rows = [row(i, **fields) for i, fields in enumerate(labels + silent)]
+    with pytest.warns(UserWarning) as said:
+        log = log_of(*rows, drop_contradictions=True)
+    assert log.ids == ["r0", "r2", "r4", "r5", "r7"]
+    assert [str(warning.message) for warning in said] == [
+        "left out 4 of 9 rows that contradict themselves; if the labels are right, misclick rates are: "
+        "click at least 0.4 (2 of 5 labels against it), dislike at least 0.5 (1 of 2 labels against it)"
+    ]
+    assert said[0].filename == __file__
+
+
+def test_contradictions_without_labels_imply_no_rate(log_of):
+    rows = [row(i, feedback={"click": i % 2, "dislike": int(i == 1)}) for i in range(4)]
+    with pytest.warns(UserWarning, match=r"^left out 1 of 4 rows that contradict themselves$"):
+        assert log_of(*rows, drop_contradictions=True).ids == ["r0", "r2", "r3"]
+
+
+def test_dropping_contradictions_says_nothing_where_there_are_none(log_of, recwarn):
+    assert len(log_of(row(1), row(2), drop_contradictions=True)) == 2 and not recwarn.list
+    with pytest.raises(ValueError, match="all 2 rows contradict themselves"):
+        log_of(*[row(i, feedback={"click": i, "copy": 1 - i}, preference=0) for i in (0, 1)], drop_contradictions=True)
+
+
 def test_gzip_bom_blank_lines_and_carriage_returns(tmp_path):
     text = "\ufeff" + json.dumps(row(1)) + "\r\n\r\n" + json.dumps(row(2, id=...)) + "\r\n"
     path = tmp_path / "log.jsonl.gz"
@@ -304,6 +400,41 @@ def test_parquet_is_read_as_jsonl_is(tmp_path):
     assert one.messages == other.messages and one.ids == other.ids and one.user_ids == other.user_ids
     for name in ("feedback", "preference", "weight", "propensity"):
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+
+
+def test_parquet_has_times_of_its_own(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    moment = datetime(2026, 1, 31, 12, tzinfo=timezone.utc)
+    columns = {
+        "ns": pa.array([moment, None], pa.timestamp("ns", "UTC")),
+        "ms": pa.array([moment.replace(tzinfo=None), None], pa.timestamp("ms")),
+        "day": pa.array([moment.date(), None], pa.date32()),
+        "text": pa.array(["2026-01-31T12:00:00Z", None]),
+    }
+    texts, acted = pa.array(["q", "r"]), [{"click": moment}, {"click": None}]
+    for name, values in columns.items():
+        table = {"prompt": texts, "completion": texts, "feedback": [{"click": 1}, {"click": 0}], "time": values}
+        path = tmp_path / f"{name}.parquet"
+        pyarrow.parquet.write_table(pa.table({**table, "acted_at": acted}), path)
+        log, seconds = read_log(path), moment.timestamp() - (43200 if name == "day" else 0)
+        np.testing.assert_array_equal(log.times, [seconds, np.nan])
+        np.testing.assert_array_equal(log.acted_at, [[moment.timestamp()], [np.nan]])
+
+
+def test_parquet_times_need_no_pandas(tmp_path):
+    """Python's datetimes hold no nanoseconds; pyarrow would take those of pandas, or fail where it is not installed."""
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    nanoseconds = pa.array([1_769_860_800_000_001_001, None], pa.timestamp("ns", "UTC"))
+    table = pa.table({"time": nanoseconds, "acted_at": pa.StructArray.from_arrays([nanoseconds], ["click"])})
+    pyarrow.parquet.write_table(table, tmp_path / "log.parquet")
+    first, second = (entry.content for entry in read_file(tmp_path / "log.parquet"))
+    for value in (first["time"], first["acted_at"]["click"]):
+        assert type(value) is datetime and value.timestamp() == 1769860800.000001
+    assert second == {"time": None, "acted_at": {"click": None}}
 
 
 def test_parquet_errors_name_the_row(tmp_path):
@@ -329,13 +460,22 @@ def test_parquet_without_pyarrow(tmp_path, monkeypatch):
 
 
 def test_subset(log_of):
-    log = log_of(*[row(i, weight=i, features={"a": i}, user_id=i) for i in range(6)])
+    given = ("weight", "user_id", "session_id", "timestamp", "position", "version")
+    more = [{"features": {"a": i}, "acted_at": {"click": i} if i % 2 else None} for i in range(6)]
+    more = [{**more[i], "label_probability": i / 5 or None, **dict.fromkeys(given, i)} for i in range(6)]
+    log = log_of(*[row(i, **more[i]) for i in range(6)])
     for index in (np.array([4, 1]), np.array([False, True, False, False, True, False])):
         part = log.subset(index)
         assert sorted(part.ids) == ["r1", "r4"]
         assert part.weight.tolist() == part.features[:, 0].tolist() == [int(name) for name in part.user_ids]
         assert [turns[0]["content"][-1] for turns in part.messages] == part.user_ids
         assert part.feedback.shape == (2, 2) and len(part.preference) == 2
+        assert part.session_ids == part.segments["version"] == part.user_ids
+        assert part.times.tolist() == part.positions.tolist() == part.weight.tolist()
+        np.testing.assert_allclose(part.label_probability * 5, part.times)
+        np.testing.assert_array_equal(part.acted_at[:, 0], np.where(part.times % 2, part.times, np.nan))
+        swapped = keep_signals(part, ["copy", "click"])
+        np.testing.assert_array_equal(swapped.acted_at, part.acted_at[:, ::-1])
 
 
 def test_split_keeps_prompts_and_users_together(log_of):
@@ -369,6 +509,14 @@ def test_groups_keep_users_together_where_enough_rows_lie_outside_the_largest(lo
     assert len(set(log.groups(apart=0.4).tolist())) == 5
     _, held = log.split(0.4, seed=0)
     assert len(held) == 4 and "often" not in held.user_ids
+
+
+def test_groups_keep_sessions_together_where_the_user_is_unknown(log_of):
+    """A session's name may be known within its user alone: there it ties no rows of different users."""
+    people = [{"user_id": "a", "session_id": 1}, {"user_id": "b", "session_id": 1}, {"session_id": 1}]
+    log = log_of(*[row(i, prompt=f"q{i}", **people[i % 3]) for i in range(6)], row(6), row(7, user_id="1"))
+    assert log.groups().tolist() == [0, 1, 2, 0, 1, 2, 3, 4]
+    assert log.subset(np.arange(7)).groups().tolist() == [0, 1, 2, 0, 1, 2, 3]
 
 
 def test_group_rows():
@@ -415,9 +563,27 @@ def test_validate(tmp_path):
     assert report["problems"][-1] in text
 
 
+def test_validate_says_who_when_and_where(tmp_path):
+    rows = [row(i, user_id=i // 4, session_id=i // 3, platform="ios" if i % 2 else "web") for i in range(8)]
+    rows[0] |= {"timestamp": "2026-01-31T12:00:00Z", "position": 1}
+    rows[5] |= {"timestamp": "2026-02-01T12:00:00.5Z", "platform": None, "features": None}
+    report = validate(write(tmp_path / "log.jsonl", rows))
+    assert json.loads(json.dumps(report)) == report
+    assert report["problems"] == []
+    assert report["sessions"] == 3 and report["rows_per_session"] == {"min": 2, "median": 3, "max": 3}
+    assert report["times"] == {"rows": 2, "first": 1769860800.0, "last": 1769947200.5}
+    assert report["segments"]["platform"] == {"values": 2, "rows_per_value": {"min": 3, "median": 3.5, "max": 4}}
+    lines = format_validation(report).splitlines()
+    assert "users: 2 (4 to 4 rows each, median 4)" in lines
+    assert "sessions: 3 (2 to 3 rows each, median 3)" in lines
+    assert "times: 2026-01-31 12:00:00 to 2026-02-01 12:00:00 UTC (2 rows)" in lines
+    assert "platform: 2 (3 to 4 rows each, median 3.5)" in lines
+
+
 def test_validate_a_good_log(tmp_path):
     report = validate(write(tmp_path / "log.jsonl", [row(1), row(2)]))
-    assert report["problems"] == [] and report["rows_per_user"] is None
+    assert report["problems"] == [] and report["rows_per_user"] is report["rows_per_session"] is report["times"] is None
+    assert report["users"] == report["sessions"] == 0 and report["segments"] == {}
     assert "no problems found" in format_validation(report)
 
 

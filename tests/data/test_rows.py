@@ -1,7 +1,8 @@
 import pytest
 
 from irm_fast.data.files import Problems
-from irm_fast.data.rows import LOG_FIELDS, log_row
+from irm_fast.data.log_rows import log_row
+from irm_fast.data.rows import LOG_FIELDS
 
 GOOD = {"id": "a", "prompt": "why", "completion": "because", "feedback": {"click": 1}}
 VALUES = GOOD | {
@@ -11,6 +12,12 @@ VALUES = GOOD | {
     "user_id": "u",
     "session_id": "s",
     "timestamp": 1.7e9,
+    "position": 2,
+    "label_probability": 0.1,
+    "acted_at": {"click": 1.7e9},
+    "platform": "ios",
+    "version": 3,
+    "model": "m",
     "features": {"x": 1},
 }
 

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from irm_fast.cli.commands import app
 from irm_fast.data.signals import RewardSpec
-from irm_fast.evaluation.log_diagnosis import diagnose_file, diagnose_rows
+from irm_fast.evaluation.log_diagnosis import diagnose_file, diagnose_rows, joined
 from irm_fast.models.heldout import HeldOut
 from irm_fast.training.run import train_log
 
@@ -87,6 +87,29 @@ def test_known_propensities_and_labels_in_a_file(make_log, tmp_path):
     labelled = write(log, tmp_path / "labelled.jsonl", preference=[i % 2 if i < 60 else None for i in range(600)])
     assert diagnose_file(labelled).kind == "not identified"
     assert diagnose_file(labelled, labels_ignorable=True).kind == "identified"
+
+
+def test_logs_end_to_end(make_log):
+    bare = make_log(2)
+    some = replace(
+        make_log(3),
+        session_ids=["a", None, "b"],
+        times=np.array([1.0, np.nan, 3.0]),
+        acted_at=np.array([[1.0, np.nan], [2.0, 3.0], [np.nan, 4.0]]),
+        segments={"platform": ["ios", None, "web"]},
+    )
+    other = replace(bare, segments={"model": ["m", "n"]})
+    assert joined([bare, some, bare], "session_ids") == [None, None, "a", None, "b", None, None]
+    np.testing.assert_array_equal(joined([some, bare], "times"), [1, np.nan, 3, np.nan, np.nan])
+    acted_at = joined([bare, some], "acted_at")
+    np.testing.assert_array_equal(acted_at, [[np.nan] * 2] * 2 + [[1, np.nan], [2, 3], [np.nan, 4]])
+    assert joined([some, other], "segments") == {
+        "platform": ["ios", None, "web", None, None],
+        "model": [None, None, None, "m", "n"],
+    }
+    assert joined([bare, bare], "segments") == {}
+    unknown = replace(bare, user_ids=[None, None])
+    assert joined([bare, bare], "times") is joined([bare, unknown], "user_ids") is None
 
 
 def test_users_of_a_file_are_read(make_log):

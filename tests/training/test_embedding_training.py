@@ -12,8 +12,9 @@ from irm_fast.cli.commands import app
 from irm_fast.data.features import text_features
 from irm_fast.data.read import read_log
 from irm_fast.embeddings.embedder import Embedder, write_embeddings
+from irm_fast.embeddings.estimator import EmbeddingRewardModel
 from irm_fast.embeddings.store import read_embeddings
-from irm_fast.embeddings.text_model import EmbeddedRewardModel
+from irm_fast.embeddings.text_model import EmbeddedRewardModel, propensity_features, typical_position
 from irm_fast.evaluation.evaluation import evaluate
 from irm_fast.evaluation.scoring import load, score
 from irm_fast.models.record import read_record
@@ -86,6 +87,78 @@ def test_checkpoint_equals_the_estimator(settings, vectors, data, tmp_path, desi
     assert metrics["nll"] == pytest.approx(float(heldout.loss.mean()), rel=1e-4)
     own, m = 1 / (1 + np.exp(-heldout.reward[:, None])), 1 / (1 + np.exp(-heldout.propensity))
     assert [metrics[f"{name}_predicted"] for name in log.signals] == pytest.approx((own * m).mean(0).tolist(), rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def placed(data, tmp_path_factory):
+    """The log without features, whose users act in nine of ten rows at position 0 and in three of ten at 9.
+
+    Every tenth row does not say where it was; sessions of four rows each, a minute a row.
+    """
+    path = tmp_path_factory.mktemp("placed") / "log.jsonl"
+    rng = np.random.default_rng(2)
+    with path.open("w") as file:
+        for i, row in enumerate(map(json.loads, data.read_text().splitlines())):
+            place, good = int(rng.integers(10)), row["completion"].startswith("good")
+            row["feedback"] = {name: int(good and rng.random() < 0.9 - place / 15) for name in ("copy", "share")}
+            context = {"position": None if i % 10 == 0 else place, "session_id": i // 4, "timestamp": 1.7e9 + 60 * i}
+            file.write(json.dumps({name: row[name] for name in ("id", "prompt", "completion", "feedback")} | context))
+            file.write("\n")
+    return path
+
+
+def test_propensities_read_positions(settings, placed, vectors, tmp_path):
+    model = train_on_embeddings(settings(data=placed, propensity_design="hidden", validation_fraction=0)).model
+    log, saved = read_log(placed), load(tmp_path / "out")
+    assert model.position == saved.position == pytest.approx(np.nanmean(log.positions))
+    assert model.estimator.n_propensity_features_ == 6
+    inputs = read_embeddings(vectors["last"], log.ids, log.messages)
+
+    def acts(**fields) -> np.ndarray:
+        return 1 / (1 + np.exp(-saved.predict(inputs, replace(log, **fields)).propensity))
+
+    first, last = (acts(positions=np.full(400, place)) for place in (0.0, 9.0))
+    assert ((first - last).mean(0) > 0.3).all()  # .6 in truth
+    # Unknown positions are the mean one, in some rows or in all
+    typical = acts(positions=np.full(400, saved.position))
+    mixed = acts(positions=np.where(np.arange(400) < 200, np.nan, 9.0))
+    np.testing.assert_allclose(mixed, np.where(np.arange(400)[:, None] < 200, typical, last), rtol=1e-5)
+    with pytest.warns(UserWarning, match=r"position: the log has none; .* those at 4\.\d+, the mean of the training"):
+        np.testing.assert_allclose(acts(positions=None), typical, rtol=1e-5)
+
+
+def test_a_model_judges_logs_with_and_without_positions(settings, data, placed, tmp_path):
+    with_places, without, logs = tmp_path / "out", tmp_path / "bare", {}
+    train_on_embeddings(settings(data=placed, propensity_design="auto"))
+    train_on_embeddings(settings(propensity_design="auto", output=without))
+    assert load(with_places).position == pytest.approx(4.5, abs=0.5) and load(without).position is None
+    for model in (with_places, without):
+        for log in (data, placed):
+            logs[model, log] = evaluate(model, log)["nll"]
+            run("diagnose", "--data", log, "--model", model, "--json")
+    assert all(0 < nll < 2 for nll in logs.values())
+    assert logs[with_places, placed] < logs[without, placed]
+
+
+def test_what_a_log_knows_reaches_the_fit(settings, placed, monkeypatch):
+    seen, fit = {}, EmbeddingRewardModel.fit
+    monkeypatch.setattr(
+        EmbeddingRewardModel, "fit", lambda *args, **kwargs: seen.update(kwargs) or fit(*args, **kwargs)
+    )
+    train_on_embeddings(settings(data=placed, propensity_design="constant", validation_fraction=0))
+    assert seen["sessions"] == [str(i // 4) for i in range(400)]
+    assert seen["times"].tolist() == [1.7e9 + 60 * i for i in range(400)]
+    assert seen["propensity_features"] is None
+
+
+def test_positions_that_are_all_alike_are_not_read(make_log):
+    log = make_log(6)
+    alike = replace(log, positions=np.array([3.0, np.nan, 3.0, 3.0, np.nan, 3.0]))
+    differ = replace(log, positions=np.array([3.0, np.nan, 1.0, np.nan, np.nan, np.nan]))
+    assert typical_position(log, "auto") is typical_position(alike, "auto") is None
+    assert typical_position(differ, "features") is typical_position(differ, "constant") is None
+    assert typical_position(differ, "hidden") == 2.0
+    assert propensity_features(differ, "hidden", 2.0)[:, 5].tolist() == [3, 2, 1, 2, 2, 2]
 
 
 def test_checkpoint_is_an_ordinary_classifier(settings, data, tmp_path):

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 from transformers.integrations import integration_utils
 
@@ -135,6 +136,15 @@ def test_interrupted_run_of_the_other_program(make_log, make_config, tmp_path):
     with pytest.raises(ValueError, match=r"resume: the interrupted run in .* was with embeddings.*--overwrite"):
         check_output(make_config(resume=True), fingerprint)
     check_output(make_config(overwrite=True), fingerprint)
+
+
+def test_a_fingerprint_is_of_who_and_when_too(make_log):
+    log = make_log(4)
+    numbers, names = np.arange(4.0), ["a", "b", None, "a"]
+    given = [{"session_ids": names}, {"segments": {"platform": names}}, {"segments": {"model": names}}]
+    given += [{name: numbers} for name in ("times", "positions", "label_probability")]
+    given += [{"acted_at": np.ones((4, 2))}, {"times": numbers + 1}, {}]
+    assert len({describe(replace(log, **fields), None)["sha256"] for fields in given}) == len(given)
 
 
 def test_a_stray_file_among_the_checkpoints_does_not_stop_the_end(make_log, make_config):
