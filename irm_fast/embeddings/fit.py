@@ -23,6 +23,7 @@ from irm_fast.embeddings.parts import Propensities, Reward, Scaler
 from irm_fast.embeddings.propensity_step import fit_propensities
 from irm_fast.embeddings.reward_step import AUTO_LAYERS, calibrated, fit_reward, propensity_shift
 from irm_fast.embeddings.two_step import add_networks
+from irm_fast.embeddings.uncertainty import covariance_factor
 
 
 @dataclass(frozen=True)
@@ -83,13 +84,16 @@ class _Data:
         """Return the propensity logits of all signals, known ones included, of shape (N, K)."""
         return propensities.logits(self.embeddings, self.features) + self.known
 
+    def reward_logits(self, propensities: Propensities, activity: Activity | None) -> Tensor:
+        """Return the propensity logits that the reward is fitted with, of shape (N, K)."""
+        logits = self.logits(propensities)
+        return logits if activity is None else activity.silence(logits, self.objective)
+
     def fit_reward(
         self, propensities: Propensities, layers: str | Sequence[int], activity: Activity | None = None
     ) -> Reward:
         """Fit a new reward given these propensities, corrected for the activity if there is one, and calibrate it."""
-        logits = self.logits(propensities)
-        if activity is not None:
-            logits = activity.silence(logits, self.objective)
+        logits = self.reward_logits(propensities, activity)
         reward = fit_reward(
             self.embeddings, self.spread, logits, self.objective, self.folds, layers, self.training, self.generator
         )
@@ -194,6 +198,19 @@ def fit_model(
             before, after = (float(torch.sigmoid(fit.held_out).mean()) for fit in (uncorrected, reward))
             activity = replace(activity, mean_preference=(before, after))
 
+    # How far a redraw of the log would move the reward
+    covariance: Tensor | None = None
+    if not reward.networks:
+        covariance = covariance_factor(
+            data.embeddings,
+            data.features,
+            reward,
+            data.reward_logits(propensities, activity),
+            found,
+            data.objective,
+            observed.group_numbers(),
+        )
+
     # Diagnosis
     held_out = reward.held_out.cpu().numpy()
     diagnosis = diagnose(
@@ -211,7 +228,7 @@ def fit_model(
     return Fitted(
         scaler=scaler,
         feature_scaler=feature_scaler,
-        reward=Reward(reward.weight, reward.bias, reward.networks),
+        reward=Reward(reward.weight, reward.bias, reward.networks, covariance),
         propensities=propensities,
         activity=activity,
         held_out_nll=float(reward.losses.sum() / observed.weight.sum()),

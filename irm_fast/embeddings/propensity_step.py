@@ -27,11 +27,15 @@ class FoundPropensities(NamedTuple):
         by_fold: `ProvenFit.by_fold`, from which `two_step.add_networks` starts; empty if no two-step signal is
             "hidden".
         open_level: 1 for constant propensities whose level only the joint likelihood shows, else 0; shape (K,).
+        two_steps: For each signal whether its propensity was fitted on proven rows.
+        prior: The prior deviation of logits in two steps, and the shares (D,) of its variance among the embeddings.
     """
 
     propensities: Propensities
     by_fold: list[Tensor]
     open_level: Tensor
+    two_steps: tuple[bool, ...]
+    prior: tuple[float, Tensor]
 
 
 def fit_propensities(
@@ -102,7 +106,8 @@ def fit_propensities(
         two_step.feature_weight + joint.feature_weight,
         two_step.bias + joint.bias,
     )
-    return FoundPropensities(together, proven.by_fold if "hidden" in chosen else [], open_level)
+    by_fold = proven.by_fold if "hidden" in chosen else []
+    return FoundPropensities(together, by_fold, open_level, tuple(two_steps), prior)
 
 
 def _in_two_steps(counts: np.ndarray, designs: Sequence[str], estimator: str) -> list[bool]:

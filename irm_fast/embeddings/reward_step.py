@@ -82,7 +82,12 @@ def calibrated(reward: Reward, propensity: Tensor, objective: Objective) -> Rewa
             parameter.data *= slope
     held_out, each = slope * reward.held_out + shift, slope * reward.each + shift
     moved = replace(
-        reward, weight=slope * reward.weight, bias=slope * reward.bias + shift, held_out=held_out, each=each
+        reward,
+        weight=slope * reward.weight,
+        bias=slope * reward.bias + shift,
+        held_out=held_out,
+        each=each,
+        precision=reward.precision / slope**2,
     )
     return _with_losses(moved, propensity, objective)
 
@@ -160,7 +165,9 @@ def _fit_linear(x: Tensor, spread: Tensor, propensity: Tensor, objective: Object
     fits = [fitted(fold, sd, share) for fold in range(int(folds.max()) + 1)]
     each = [x @ weight + bias for weight, bias in fits]
     weight, bias = (torch.stack(values).mean(0) for values in zip(*fits, strict=True))
-    return _with_losses(Reward(weight, bias, (), *_by_fold(each, folds)), propensity, objective)
+    precision = torch.cat([x.shape[1] / sd**2 / share, x.new_zeros(1)])
+    found = Reward(weight, bias, (), None, *_by_fold(each, folds), precision=precision)
+    return _with_losses(found, propensity, objective)
 
 
 def _fit_networks(
@@ -186,7 +193,7 @@ def _fit_networks(
         with torch.no_grad():
             each.append(network(x).squeeze(1))
     zeros = x.new_zeros(x.shape[1] + 1)
-    reward = Reward(zeros[1:], zeros[0], tuple(networks), *_by_fold(each, folds))
+    reward = Reward(zeros[1:], zeros[0], tuple(networks), None, *_by_fold(each, folds))
     return _with_losses(reward, propensity, objective)
 
 
