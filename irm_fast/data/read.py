@@ -30,7 +30,8 @@ __all__ = ["DataError", "Log", "Rated", "read_log", "read_log_or_rated", "read_r
 NEGATIVE_SIGNALS = {"thumbs_down", "regenerate", "dislike", "downvote", "report"}
 # Names of fields that tell a log from rated responses and pairs, or these from a log; "feedback" alone is proof enough.
 _ONLY_LOGS = LOG_FIELDS.keys() - RATED_FIELDS.keys() - PAIR_FIELDS.keys()
-_ONLY_RATED = {key for key, name in {**RATED_FIELDS, **PAIR_FIELDS}.items() if name not in LOG_FIELDS.values()}
+_OF_BOTH = {*LOG_FIELDS.values(), "model"}  # products note the model in their logs, too
+_ONLY_RATED = {key for key, name in {**RATED_FIELDS, **PAIR_FIELDS}.items() if name not in _OF_BOTH}
 
 
 def read_log(

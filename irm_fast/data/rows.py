@@ -26,6 +26,7 @@ TEXT_FIELDS = {
     "completion": ("completion", "response", "answer", "output", "generation"),
 }
 PREFERENCE = ("preference", "preferred")
+USER = ("user_id", "user")
 
 
 def spellings(names: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
@@ -40,7 +41,7 @@ LOG_FIELDS = spellings(
         "propensity": ("propensity",),
         "preference": PREFERENCE,
         "weight": ("weight", "sample_weight"),
-        "user_id": ("user_id", "user"),
+        "user_id": USER,
         "session_id": ("session_id", "session"),
         "timestamp": ("timestamp", "created_at", "time"),
         "features": ("features",),
