@@ -298,6 +298,11 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
         half = NormalDist().inv_cdf((1 + level) / 2) * deviation(inputs, self._fitted.reward.known_factor())
         return (middle - half).cpu().numpy(), (middle + half).cpu().numpy()
 
+    def check_has_intervals(self) -> None:
+        """Raise ValueError as `predict_interval` does if the reward is a network or of a version without intervals."""
+        check_is_fitted(self)
+        self._fitted.reward.known_factor()
+
     def predict_propensity(self, X: ArrayLike, propensity_features: ArrayLike | None = None) -> np.ndarray:
         """Return the propensities: the probability that a user acts if the response is on the signal's side.
 

@@ -120,11 +120,7 @@ class Reward:
         return out + torch.stack([net(x).squeeze(1) for net in self.networks]).mean(0) if self.networks else out
 
     def known_factor(self) -> Tensor:
-        """Return `factor`.
-
-        Raises:
-            ValueError: There is none.
-        """
+        """Return `factor`, or raise ValueError if there is none."""
         if self.networks:
             raise ValueError(
                 "intervals: the reward is a network, of which none are computed; expected a linear reward: fit with "
