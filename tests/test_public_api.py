@@ -36,7 +36,7 @@ NAMES = {  # name: the parameters of a function, "" for what is none
     "nuisances": "",
     "read_log": "path absent polarity misclick drop_contradictions",
     "reference": "",
-    "score": "model conversations batch_size",
+    "score": "model conversations batch_size lower",
     "stratify": "reward_logits propensity_logits feedback preference polarity misclick_rate",
     "train": "config",
     "train_log": "log config heldout",

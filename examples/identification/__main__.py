@@ -24,8 +24,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # a process a core; read when tor
 
 from examples.identification import pictures, worlds
 from examples.identification.compare import KNOWN, NAIVE, TRUTH, Variant, measure, table
+from examples.identification.intervals import coverage_table, intervals
 from examples.identification.worlds import World
 
+INTERVALS = "intervals"  # the case of `predict_interval`, with a table of its own
 LINEAR: dict[str, Any] = {"hidden_layers": ()}
 JOINT: dict[str, Any] = {"propensity_design": "hidden", "estimator": "joint"}
 MADE = (
@@ -87,7 +89,8 @@ def main() -> None:
             found = run(pool, redraws)
             path.write_text(_as_json(_read(path) | {name: found}), encoding="utf-8")
             if name not in pictures.CASES:
-                print(f"\n{name}\n{table(found)}", flush=True)
+                shown = coverage_table(found) if name == INTERVALS else table(found)
+                print(f"\n{name}\n{shown}", flush=True)
     if args.pictures:
         pictures.draw(_read(path), args.pictures)
 
@@ -117,6 +120,7 @@ def cases(args: argparse.Namespace) -> dict[str, Run]:
     found: dict[str, Run] = {
         "synthetic": compared(worlds.synthetic(*((2000, 1000) if quick else ())), MADE),
         "published protocol": compared(worlds.published(*((2500, 64) if quick else ())), PROTOCOL),
+        INTERVALS: lambda pool, redraws: intervals(pool, redraws, quick),
     }
     found |= {
         name: lambda pool, redraws, case=case: case(pool, redraws, quick) for name, case in pictures.CASES.items()

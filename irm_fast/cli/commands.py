@@ -167,9 +167,15 @@ def evaluate(model: Model, data: Data, batch_size: BatchSize = 32, as_json: AsJs
     if as_json:
         typer.echo(json.dumps(plain(metrics), indent=2))
         return
-    width = max(map(len, metrics))
+    ends = {f"{name}_{end}" for name in metrics for end in ("low", "high")} & metrics.keys()
+    width = max(map(len, metrics.keys() - ends))
     for name, value in metrics.items():
-        typer.echo(f"{name:<{width}}  {value:{'.4f' if isinstance(value, float) else 'd'}}")
+        if name in ends:
+            continue
+        line = f"{name:<{width}}  {value:{'.4f' if isinstance(value, float) else 'd'}}"
+        if f"{name}_low" in ends:
+            line += f"  90% interval {metrics[f'{name}_low']:.4f} to {metrics[f'{name}_high']:.4f}"
+        typer.echo(line)
 
 
 @app.command()
@@ -210,6 +216,10 @@ def score(
     data: Data,
     out: Annotated[Path, typer.Option(help="JSONL to write: id and reward (null if not finite).")],
     batch_size: BatchSize = 32,
+    lower: Annotated[
+        float | None,
+        typer.Option(help="On embeddings: also reward_lower, below which the true reward lies with this probability."),
+    ] = None,
 ) -> None:
     """Write the reward of every response; no feedback or rating is needed."""
     from irm_fast.data.files import check_not_input
@@ -221,11 +231,15 @@ def score(
     check_not_input(out, data)
     check_folder_of(out)
     ids, conversations = read_conversations(data)
-    rewards = rewards_of(load(model), conversations, batch_size=batch_size)
+    if lower is None:
+        columns = {"reward": rewards_of(load(model), conversations, batch_size=batch_size)}
+    else:
+        found = rewards_of(load(model), conversations, batch_size=batch_size, lower=lower)
+        columns = dict(zip(("reward", "reward_lower"), found, strict=True))
     with whole_file(out) as file:
-        for name, reward in zip(ids, rewards.tolist(), strict=True):
-            value = reward if math.isfinite(reward) else None  # JSON has no NaN
-            file.write(json.dumps({"id": name, "reward": value}) + "\n")
+        for name, *numbers in zip(ids, *(values.tolist() for values in columns.values()), strict=True):
+            finite = [number if math.isfinite(number) else None for number in numbers]  # JSON has no NaN
+            file.write(json.dumps({"id": name, **dict(zip(columns, finite, strict=True))}) + "\n")
     typer.echo(f"wrote {out}: {len(ids)} rewards")
 
 

@@ -26,6 +26,8 @@ class Rated:
         preference: Integers (int8) of shape (N,), 1 the response is preferred, 0 it is not: as given, or else whether
             the rating lies above the median of all, or, of two levels, is the higher one.
         pair: Integers (int64) of shape (N,), one number for the two responses of a pair, -1 for a response without one.
+        user_ids: N names of the users who rated, None where not given; None if no row has one.
+        models: N names of the models that wrote the responses, None where not given; None if no row has one.
     """
 
     ids: list[str]
@@ -33,6 +35,8 @@ class Rated:
     rating: np.ndarray
     preference: np.ndarray
     pair: np.ndarray
+    user_ids: list[str | None] | None = None
+    models: list[str | None] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -46,6 +50,8 @@ class Rated:
             rating=self.rating[rows],
             preference=self.preference[rows],
             pair=self.pair[rows],
+            user_ids=None if self.user_ids is None else [self.user_ids[i] for i in rows],
+            models=None if self.models is None else [self.models[i] for i in rows],
         )
 
 
@@ -54,7 +60,8 @@ def read_rated(path: Path | str) -> Rated:
 
     A row holds a prompt, a completion, and a rating or a preference of 0 or 1. Or it is a pair, `chosen` and
     `rejected`, with or without a separate prompt: lists of messages, or texts in the layout of hh-rlhf,
-    "\\n\\nHuman: ...\\n\\nAssistant: ...". Pairs in which a response is empty are left out with a warning.
+    "\\n\\nHuman: ...\\n\\nAssistant: ...". Pairs in which a response is empty are left out with a warning. Who rated
+    (`user_id`) and which model wrote the response (`model`, of rows alone) may stand beside it.
 
     Args:
         path: The path of the file.
@@ -105,6 +112,8 @@ def parse_rated(path: Path | str, raw: Iterable[RawRow]) -> tuple[Rated, Problem
         rating=rating,
         preference=np.where(preference < 0, _liked(rating), preference).astype(np.int8),
         pair=np.array([row.pair for row in rows], np.int64),
+        user_ids=_names([row.user_id for row in rows]),
+        models=_names([row.model for row in rows]),
     )
     return rated, problems
 
@@ -143,6 +152,11 @@ def read_conversations(path: str | Path) -> tuple[list[str], list[Messages]]:
     problems.raise_if_any()
     warn_of_left_out(problems)
     return [name for _, name, _ in found], [messages for *_, messages in found]
+
+
+def _names(values: list[str | None]) -> list[str | None] | None:
+    """Return the names, or None if no row has one."""
+    return values if any(value is not None for value in values) else None
 
 
 def _liked(rating: np.ndarray) -> np.ndarray:

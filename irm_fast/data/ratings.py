@@ -10,6 +10,7 @@ from irm_fast.data.files import FieldError, Problems, shown
 from irm_fast.data.rows import (
     PREFERENCE,
     TEXT_FIELDS,
+    USER,
     Fields,
     Messages,
     index_of,
@@ -30,6 +31,8 @@ RATED_FIELDS = spellings(
         "rating": ("rating", "score", "label", "stars"),
         "preference": PREFERENCE,
         "pair": ("pair", "pair_id"),
+        "user_id": USER,
+        "model": ("model", "model_name"),
         "propensity": ("propensity",),
     }
 )
@@ -39,6 +42,7 @@ PAIR_FIELDS = spellings(
         "prompt": TEXT_FIELDS["prompt"],
         "chosen": ("chosen",),
         "rejected": ("rejected",),
+        "user_id": USER,
     }
 )
 _DIALOGUE = re.compile(r"\n\n(Human|Assistant):")
@@ -55,6 +59,8 @@ class RatedRow:
         rating: Its rating, or None.
         preference: 1 it is preferred, 0 it is not, -1 not given.
         pair: The number that it shares with the other response of its pair, or -1.
+        user_id: The user who rated it, or None.
+        model: The name of the model that wrote it, or None.
     """
 
     line: int
@@ -63,6 +69,8 @@ class RatedRow:
     rating: float | None
     preference: int
     pair: int
+    user_id: str | None = None
+    model: str | None = None
 
 
 def rated_rows(line: int, raw: Mapping[str, object], problems: Problems) -> list[RatedRow]:
@@ -77,6 +85,8 @@ def rated_rows(line: int, raw: Mapping[str, object], problems: Problems) -> list
         rating=fields.get("rating", number_of, None),
         preference=fields.get("preference", level_of, -1),
         pair=fields.get("pair", index_of, -1),
+        user_id=fields.get("user_id", name_of, None),
+        model=fields.get("model", name_of, None),
     )
     fields.get("propensity", mapping_of(propensity_of), None)
     if not fields.failed and row.rating is None and row.preference < 0:
@@ -94,12 +104,13 @@ def _pair_rows(line: int, raw: Mapping[str, object], problems: Problems) -> list
     fields = Fields(line, raw, PAIR_FIELDS, problems)
     name = fields.get("id", name_of, f"row-{line}")
     prompt = fields.get("prompt", _pair_prompt_of, None) or []
+    user = fields.get("user_id", name_of, None)
     rows = []
     for side, level in (("chosen", 1), ("rejected", 0)):
         if side not in fields.values:
             fields.fail(side, "missing; expected the other response of the pair")
         turns = fields.get(side, _side_of(prompt), None) or []
-        rows.append(RatedRow(line, f"{name}-{side}", turns, float(level), level, pair=line))
+        rows.append(RatedRow(line, f"{name}-{side}", turns, float(level), level, pair=line, user_id=user))
     if fields.failed:
         return []
     if not all(row.messages[-1]["content"].strip() for row in rows):

@@ -29,7 +29,8 @@ __all__ = ["DataError", "Log", "Rated", "read_log", "read_log_or_rated", "read_r
 # Names of fields that tell a log from rated responses and pairs, or these from a log; "feedback" alone is proof enough.
 # Segments are no sign of either: ratings of several models' answers may name the model.
 _ONLY_LOGS = LOG_FIELDS.keys() - RATED_FIELDS.keys() - PAIR_FIELDS.keys() - set(SEGMENTS)
-_ONLY_RATED = {key for key, name in {**RATED_FIELDS, **PAIR_FIELDS}.items() if name not in LOG_FIELDS.values()}
+_OF_BOTH = {*LOG_FIELDS.values(), "model"}  # products note the model in their logs, too
+_ONLY_RATED = {key for key, name in {**RATED_FIELDS, **PAIR_FIELDS}.items() if name not in _OF_BOTH}
 
 
 def read_log(

@@ -25,6 +25,7 @@ TEXT_FIELDS = {
 }
 PREFERENCE = ("preference", "preferred")
 SEGMENTS = ("platform", "version", "model")  # fields that name a part of the log
+USER = ("user_id", "user")
 
 
 def spellings(names: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
@@ -39,7 +40,7 @@ LOG_FIELDS = spellings(
         "propensity": ("propensity",),
         "preference": PREFERENCE,
         "weight": ("weight", "sample_weight"),
-        "user_id": ("user_id", "user"),
+        "user_id": USER,
         "session_id": ("session_id", "session"),
         "timestamp": ("timestamp", "created_at", "time"),
         "position": ("position",),

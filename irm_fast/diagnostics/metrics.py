@@ -82,6 +82,34 @@ def paired_difference(one: np.ndarray, other: np.ndarray, weight: np.ndarray) ->
     return float(mean), float(np.sqrt(spread) / total)
 
 
+def ordered_pairs(logit: np.ndarray, preference: np.ndarray, pair: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Tell in which pairs the preferred response has the higher logit.
+
+    Args:
+        logit: Reward logits of shape (N,).
+        preference: The preference of each row, 0 or 1, of shape (N,).
+        pair: One number for the two responses of a pair, negative for a response without one, of shape (N,).
+
+    Returns:
+        For each of the P pairs of one preferred and one rejected response 1 or 0, 0.5 for a tie, NaN if a logit is NaN;
+        and the row number of its rejected and its preferred response, of shape (P, 2).
+
+    Raises:
+        ValueError: A pair has more than two rows.
+    """
+    rows = np.flatnonzero(pair >= 0)
+    rows = rows[np.lexsort((preference[rows], pair[rows]))]  # the rejected response of each pair first
+    number, start, size = np.unique(pair[rows], return_index=True, return_counts=True)
+    if (size > 2).any():
+        raise ValueError(f"pair: {number[size > 2][0]} has {size.max()} rows; expected two")
+    both = np.column_stack([rows[start[size == 2]], rows[start[size == 2] + 1]])
+    both = both[preference[both[:, 0]] < preference[both[:, 1]]]
+    lower, higher = logit[both].T
+    right = np.where(lower == higher, 0.5, (higher > lower).astype(float))
+    right[np.isnan(lower) | np.isnan(higher)] = np.nan
+    return right, both
+
+
 def _auroc(logit: np.ndarray, preference: np.ndarray) -> float:
     """Return the Mann-Whitney statistic from mean ranks, so that ties count half."""
     positive = int(preference.sum())
@@ -103,17 +131,6 @@ def _calibration_error(probability: np.ndarray, preference: np.ndarray) -> float
 
 
 def _pair_accuracy(logit: np.ndarray, preference: np.ndarray, pair: np.ndarray) -> float:
-    """Return the share of pairs in which the preferred response has the higher logit."""
-    rows = np.flatnonzero(pair >= 0)
-    rows = rows[np.lexsort((preference[rows], pair[rows]))]  # the rejected response of each pair first
-    number, start, size = np.unique(pair[rows], return_index=True, return_counts=True)
-    if (size > 2).any():
-        raise ValueError(f"pair: {number[size > 2][0]} has {size.max()} rows; expected two")
-    first, second = rows[start[size == 2]], rows[start[size == 2] + 1]
-    ordered = preference[first] < preference[second]
-    if not ordered.any():
-        return float("nan")
-    lower, higher = logit[first[ordered]], logit[second[ordered]]
-    right = np.where(lower == higher, 0.5, (higher > lower).astype(float))
-    right[np.isnan(lower) | np.isnan(higher)] = np.nan
-    return float(right.mean())
+    """Return the share of pairs in which the preferred response has the higher logit, NaN without such pairs."""
+    right, _ = ordered_pairs(logit, preference, pair)
+    return float(right.mean()) if len(right) else float("nan")

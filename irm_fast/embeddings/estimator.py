@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from irm_fast.embeddings import saved
 from irm_fast.embeddings.fit import Fitted, fit_model
 from irm_fast.embeddings.observed import observe, row_names, seconds
 from irm_fast.embeddings.optimize import Training, choose_device
+from irm_fast.embeddings.uncertainty import deviation
 
 _WHOLE = {"n_folds": 2, "batch_size": 1, "max_epochs": 1, "patience": 1}  # whole numbers, and the least of each
 
@@ -268,6 +270,39 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
         """
         preferred = self.decision_function(X) > 0
         return self.classes_[preferred.astype(int)]
+
+    def predict_interval(self, X: ArrayLike, level: float = 0.9) -> tuple[np.ndarray, np.ndarray]:
+        """Return intervals of the reward logits that contain the logit of the true reward with a given probability.
+
+        They show the sampling uncertainty alone: how far another log of this size would move the reward, where the
+        reward is linear and the assumptions hold. Rows of one user, or of one of the `groups`, may depend on each
+        other. Whether the reward is identified is another question, which `diagnosis_` answers: a broken assumption can
+        move rewards by more than these intervals. `embeddings.uncertainty` has the method.
+
+        Args:
+            X: Embeddings of shape (N, D).
+            level: The probability, in (0, 1).
+
+        Returns:
+            The lower and the upper ends (float32), each of shape (N,), `decision_function` in the middle.
+
+        Raises:
+            NotFittedError: The model is not fitted.
+            ValueError: As in `decision_function`; `level` is out of range; the reward is a network; or the model was
+                saved by a version without intervals.
+        """
+        check_is_fitted(self)
+        if not 0 < level < 1:
+            raise ValueError(f"level: got {level!r}; expected a probability above 0 and below 1")
+        inputs = self._inputs(X)
+        middle = self._fitted.reward.logits(inputs)
+        half = NormalDist().inv_cdf((1 + level) / 2) * deviation(inputs, self._fitted.reward.known_factor())
+        return (middle - half).cpu().numpy(), (middle + half).cpu().numpy()
+
+    def check_has_intervals(self) -> None:
+        """Raise ValueError as `predict_interval` does if the reward is a network or of a version without intervals."""
+        check_is_fitted(self)
+        self._fitted.reward.known_factor()
 
     def predict_propensity(
         self,

@@ -22,15 +22,10 @@ from irm_fast.embeddings.one_signal import one_signal
 from irm_fast.embeddings.optimize import Training
 from irm_fast.embeddings.parts import Propensities, Reward, Scaler
 from irm_fast.embeddings.problem import Problem
-from irm_fast.embeddings.propensity_step import (
-    LEFT_OUT,
-)
-from irm_fast.embeddings.reward_step import (
-    AUTO_LAYERS,
-    PropensityLogits,
-    propensity_shift,
-)
+from irm_fast.embeddings.propensity_step import LEFT_OUT
+from irm_fast.embeddings.reward_step import AUTO_LAYERS, PropensityLogits, propensity_shift
 from irm_fast.embeddings.two_step import add_networks, mass
+from irm_fast.embeddings.uncertainty import covariance_factor
 
 
 @dataclass(frozen=True)
@@ -194,6 +189,19 @@ def fit_model(
             alone = context.held_out.alone.float()
             reward = problem.fit_reward(logits, layers, reward.start)
 
+    # How far a redraw of the log would move the reward
+    covariance: Tensor | None = None
+    if not reward.networks:
+        covariance = covariance_factor(
+            problem.embeddings,
+            problem.features,
+            reward,
+            logits.training,
+            found,
+            problem.objective,
+            observed.group_numbers(),
+        )
+
     # Diagnosis
     held_out = reward.held_out.cpu().numpy()
     diagnosis = diagnose(
@@ -211,7 +219,7 @@ def fit_model(
     return Fitted(
         scaler=scaler,
         feature_scaler=feature_scaler,
-        reward=Reward(reward.weight, reward.bias, reward.networks),
+        reward=Reward(reward.weight, reward.bias, reward.networks, covariance),
         propensities=found.propensities,
         context=None if context is None else context.context,
         held_out_nll=float(reward.losses.sum() / observed.weight.sum()),

@@ -77,6 +77,11 @@ class Observed:
             times=None if self.times is None else self.times[rows],
         )
 
+    def group_numbers(self) -> np.ndarray | None:
+        """Return group numbers from 0, of shape (N,): of the groups, or else of the users; None without either."""
+        names = self.groups if self.groups is not None else self.users
+        return None if names is None else group_rows(list(names))
+
     def folds(self, count: int, random: np.random.RandomState) -> np.ndarray:
         """Divide the rows into folds of about equal size, with all rows of a group (or else of a user) in one fold.
 
@@ -90,8 +95,8 @@ class Observed:
         Raises:
             ValueError: All rows are in one group.
         """
-        names = self.groups if self.groups is not None else self.users
-        group = group_rows(list(names)) if names is not None else np.arange(len(self))
+        numbers = self.group_numbers()
+        group = np.arange(len(self)) if numbers is None else numbers
         sizes = np.bincount(group)
         count = min(count, len(sizes))
         if count < 2:

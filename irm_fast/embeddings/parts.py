@@ -100,25 +100,31 @@ class LinearStart(NamedTuple):
 class Reward:
     """A reward of standardised embeddings x: x @ weight + bias + the mean of the networks' outputs.
 
-    The last four attributes belong to the fit to N training rows; they are empty in a model that is kept.
+    The attributes from `held_out` on are those of the N training rows and of the fit; they are empty in a model that is
+    kept.
 
     Attributes:
         weight: Weights of shape (D,).
         bias: The bias, of shape ().
         networks: Networks from (n, D) to (n, 1), one for each fold; none in a linear reward.
+        factor: `uncertainty.covariance_factor` of the weights and the bias, of shape (D + 1, R); None in a reward of
+            networks, and in a model of an earlier version.
         held_out: The reward logit of each row from the fold model that did not see it, of shape (N,).
         each: Reward logits of all rows from each fold model, of shape (folds, N).
         losses: The loss of each row at its held-out logit, times its weight, of shape (N,).
         start: Where another fit of a linear reward to the same rows may start; None if the reward is a network.
+        precision: Prior precisions of the weights and of the bias, on the scale of a sum of losses, of shape (D + 1,).
     """
 
     weight: Tensor
     bias: Tensor
     networks: tuple[Network, ...]
+    factor: Tensor | None = None
     held_out: Tensor = NONE
     each: Tensor = NONE
     losses: Tensor = NONE
     start: LinearStart | None = None
+    precision: Tensor = NONE
 
     @torch.no_grad()
     def logits(self, x: Tensor) -> Tensor:
@@ -129,6 +135,17 @@ class Reward:
         """
         out = x @ self.weight + self.bias
         return out + torch.stack([net(x).squeeze(1) for net in self.networks]).mean(0) if self.networks else out
+
+    def known_factor(self) -> Tensor:
+        """Return `factor`, or raise ValueError if there is none."""
+        if self.networks:
+            raise ValueError(
+                "intervals: the reward is a network, of which none are computed; expected a linear reward: fit with "
+                "hidden_layers=()"
+            )
+        if self.factor is None:
+            raise ValueError("intervals: the model was saved by a version that computed none; fit it again")
+        return self.factor
 
 
 @dataclass

@@ -28,7 +28,7 @@ class FoundPropensities(NamedTuple):
         by_fold: `weight`, `feature_weight` and `bias` of the propensities in fits that leave one fold out, each with
             the folds as first dimension.
         two_step: The designs of the regressions on proven rows; `LEFT_OUT` for signals without one.
-        prior: The prior deviation of these, and the shares (D,) of its variance.
+        prior: The prior deviation of logits in these, and the shares (D,) of its variance among the embeddings.
         rest: The part of `by_fold` that is not fitted by them.
         open_level: 1 for constant propensities whose level only the joint likelihood shows, else 0; shape (K,).
     """
@@ -39,6 +39,11 @@ class FoundPropensities(NamedTuple):
     prior: tuple[float, Tensor]
     rest: list[Tensor]
     open_level: Tensor
+
+    @property
+    def two_steps(self) -> tuple[bool, ...]:
+        """For each signal whether its propensity was fitted on proven rows."""
+        return tuple(design != LEFT_OUT for design in self.two_step)
 
     @property
     def bends(self) -> bool:

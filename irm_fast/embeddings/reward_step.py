@@ -97,7 +97,12 @@ def calibrated(reward: Reward, propensity: PropensityLogits, objective: Objectiv
             parameter.data *= slope
     held_out, each = slope * reward.held_out + shift, slope * reward.each + shift
     moved = replace(
-        reward, weight=slope * reward.weight, bias=slope * reward.bias + shift, held_out=held_out, each=each
+        reward,
+        weight=slope * reward.weight,
+        bias=slope * reward.bias + shift,
+        held_out=held_out,
+        each=each,
+        precision=reward.precision / slope**2,
     )
     return _with_losses(moved, propensity.held_out, objective)
 
@@ -190,7 +195,9 @@ def _fit_linear(
     unit = shares[share].sqrt()
     each = [x @ (units * unit) + bias for units, bias in fits]
     weight, bias = (torch.stack(values).mean(0) for values in zip(*fits, strict=True))
-    reward = Reward(weight * unit, bias, (), *_by_fold(each, folds), start=LinearStart(sd, share, fits))
+    precision = torch.cat([x.shape[1] / sd**2 / shares[share], x.new_zeros(1)])
+    start = LinearStart(sd, share, fits)
+    reward = Reward(weight * unit, bias, (), None, *_by_fold(each, folds), start=start, precision=precision)
     return _with_losses(reward, propensity.held_out, objective)
 
 
@@ -219,7 +226,7 @@ def _fit_networks(
         with torch.no_grad():
             each.append(network(x).squeeze(1))
     zeros = x.new_zeros(x.shape[1] + 1)
-    reward = Reward(zeros[1:], zeros[0], tuple(networks), *_by_fold(each, folds))
+    reward = Reward(zeros[1:], zeros[0], tuple(networks), None, *_by_fold(each, folds))
     return _with_losses(reward, propensity.held_out, objective)
 
 

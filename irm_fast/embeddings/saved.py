@@ -39,6 +39,8 @@ def write(folder: Path, settings: Mapping[str, Any], fitted: Fitted) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     reward, propensities = fitted.reward, fitted.propensities
     tensors = {"reward.weight": reward.weight, "reward.bias": reward.bias}
+    if reward.factor is not None:
+        tensors["reward.factor"] = reward.factor
     for name in ("weight", "feature_weight", "bias", "factor"):
         if (value := getattr(propensities, name)) is not None:
             tensors[f"propensity.{name}"] = value
@@ -108,7 +110,9 @@ def _restored(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Fitte
     return Fitted(
         scaler=Scaler(tensors["scaler.mean"], tensors["scaler.scale"]),
         feature_scaler=feature_scaler,
-        reward=Reward(tensors["reward.weight"], tensors["reward.bias"], networks["reward"]),
+        reward=Reward(
+            tensors["reward.weight"], tensors["reward.bias"], networks["reward"], tensors.get("reward.factor")
+        ),
         propensities=Propensities(
             tuple(record["fitted"]["propensity_designs_"]),
             tensors["propensity.weight"],

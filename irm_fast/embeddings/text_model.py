@@ -67,18 +67,30 @@ class EmbeddedRewardModel:
         """
         return open_source(self.source)
 
-    def rewards(self, conversations: Sequence[Messages], *, batch_size: int) -> np.ndarray:
+    def rewards(
+        self, conversations: Sequence[Messages], *, batch_size: int, lower: float | None = None
+    ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
         """Return rewards (float32) of shape (N,), without `reward_bias`.
 
         Args:
             conversations: N lists of messages.
             batch_size: The number of conversations per forward pass.
+            lower: A probability in (0, 0.5), with which the true reward lies below a second number that is returned for
+                each conversation, too; None returns rewards alone.
 
         Raises:
-            ValueError: As `embedder`.
+            ValueError: As `embedder`; `lower` is out of range; or, with `lower`, as `predict_interval`.
         """
+        if lower is not None:  # before the work
+            if not 0 < lower < 0.5:
+                raise ValueError(f"lower: got {lower!r}; expected a probability above 0 and below 0.5")
+            self.estimator.check_has_intervals()
         vectors, _ = self.embedder.embed(conversations, batch_size=batch_size)
-        return self.estimator.decision_function(vectors.numpy()) - self.reward_bias.numpy()
+        bias = self.reward_bias.numpy()
+        rewards = self.estimator.decision_function(vectors.numpy()) - bias
+        if lower is None:
+            return rewards
+        return rewards, self.estimator.predict_interval(vectors.numpy(), level=1 - 2 * lower)[0] - bias
 
     def predict_log(self, log: Log, batch_size: int) -> HeldOut:
         """Embed the conversations of a log and predict its rows, for `evaluation.scoring.predict_log`.

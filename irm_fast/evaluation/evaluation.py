@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from irm_fast.data.log import Log
+from irm_fast.data.log import Log, group_rows, prompt_key
 from irm_fast.data.rated import Rated, check_both
 from irm_fast.data.read import read_log_or_rated
 from irm_fast.data.signals import RewardSpec, align
+from irm_fast.diagnostics.intervals import ranking_intervals
 from irm_fast.diagnostics.metrics import reward_metrics
+from irm_fast.diagnostics.within import alone_metrics, numbered, within_auroc
 from irm_fast.evaluation.scoring import RewardModel, load, predict_log, score
 from irm_fast.models.heldout import HeldOut
 from irm_fast.models.record import read_record
@@ -21,8 +24,8 @@ from irm_fast.models.record import read_record
 def evaluate(model_dir: str | Path, data: str | Path, *, batch_size: int = 32) -> dict[str, Any]:
     """Metrics of a saved model on a file: of rated responses or pairs, or of a log of feedback.
 
-    A log is a file in which any row has a field that only logs have: feedback, weight, features, user_id, ...
-    Rated: the keys of `metrics.reward_metrics`. A log: those of `evaluate_log`.
+    A log is a file in which any row has a field that only logs have: feedback, weight, features, session_id, ...
+    Rated: the keys of `evaluate_rated`. A log: those of `evaluate_log`.
 
     Raises:
         ValueError: what is no saved model, no readable data, rated rows that are all of one kind, or a log that
@@ -38,9 +41,45 @@ def evaluate(model_dir: str | Path, data: str | Path, *, batch_size: int = 32) -
 
 
 def evaluate_rated(model: RewardModel, rated: Rated, *, batch_size: int = 32) -> dict[str, float]:
-    """`metrics.reward_metrics` of reward plus bias against the clean preference."""
+    """Measure reward plus bias against the clean preference, as `rated_metrics` does.
+
+    Args:
+        model: The model.
+        rated: N rated responses.
+        batch_size: The number of conversations per forward pass.
+    """
     logit = score(model, rated.messages, batch_size=batch_size) + float(model.reward_bias.detach())
-    return reward_metrics(logit, rated.preference, rated.pair)
+    return rated_metrics(logit, rated)
+
+
+def rated_metrics(logit: np.ndarray, rated: Rated) -> dict[str, float]:
+    """Measure reward logits against clean preferences: pooled, with intervals, within groups, and beside simple lines.
+
+    Args:
+        logit: Reward logits of shape (N,).
+        rated: The same N responses.
+
+    Returns:
+        The keys of `metrics.reward_metrics`; of `intervals.ranking_intervals`, over users if there are any and over
+        prompts otherwise; auroc_within_user and auroc_within_prompt where a user or a prompt has rows of both kinds;
+        and what the user alone, the model alone and the length of the response alone reach, as
+        auroc_{user,model,length}_alone and pair_accuracy_{user,model,length}_alone, where the rows have these.
+    """
+    prompts = [prompt_key(messages) for messages in rated.messages]
+    numbers = {"user": rated.user_ids, "model": rated.models, "prompt": prompts}
+    named = {name: numbered(names) for name, names in numbers.items() if names is not None}
+    together = group_rows(rated.user_ids or prompts, [None if pair < 0 else pair for pair in rated.pair.tolist()])
+    metrics = reward_metrics(logit, rated.preference, rated.pair)
+    metrics |= ranking_intervals(logit, rated.preference, together, rated.pair)
+    for name in ("user", "prompt"):
+        if name in named and not math.isnan(inside := within_auroc(logit, rated.preference, named[name])):
+            metrics[f"auroc_within_{name}"] = inside
+    for name in ("user", "model"):
+        if name in named:
+            metrics |= alone_metrics(name, rated.preference, named[name], rated.pair)
+    lengths = np.array([len(messages[-1]["content"]) for messages in rated.messages], np.float64)
+    of_length = reward_metrics(lengths, rated.preference, rated.pair)
+    return metrics | {f"{key}_length_alone": of_length[key] for key in ("auroc", "pair_accuracy") if key in of_length}
 
 
 @torch.no_grad()

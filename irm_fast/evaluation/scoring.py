@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -33,14 +33,43 @@ def load(directory: str | Path) -> RewardModel:
     return ImplicitRewardModel.load(directory).to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def score(model: RewardModel, conversations: Sequence[Messages], *, batch_size: int = 32) -> np.ndarray:
-    """Rewards (N,) float32 of conversations that end with the assistant's turn.
+@overload
+def score(
+    model: RewardModel, conversations: Sequence[Messages], *, batch_size: int = 32, lower: None = None
+) -> np.ndarray: ...
+@overload
+def score(
+    model: RewardModel, conversations: Sequence[Messages], *, batch_size: int = 32, lower: float
+) -> tuple[np.ndarray, np.ndarray]: ...
+def score(
+    model: RewardModel, conversations: Sequence[Messages], *, batch_size: int = 32, lower: float | None = None
+) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+    """Return the rewards of conversations.
 
-    Without the bias: the numbers of the checkpoint under `AutoModelForSequenceClassification`. Add
+    They are without the bias: the numbers of the checkpoint under `AutoModelForSequenceClassification`. Add
     `model.reward_bias` before the sigmoid to get the probability that the response is preferred.
+
+    Args:
+        model: The model.
+        conversations: N lists of messages, each of which ends with the assistant's turn.
+        batch_size: The number of conversations per forward pass.
+        lower: A probability in (0, 0.5), with which the true reward lies below a lower reward that is returned, too;
+            see `EmbeddingRewardModel.predict_interval`. None returns rewards alone.
+
+    Returns:
+        Rewards (float32) of shape (N,); with `lower` a pair, the rewards and the lower rewards.
+
+    Raises:
+        ValueError: `lower` is out of range, or there are no intervals: the model was not trained on embeddings, its
+            reward is a network, or it was saved by an earlier version.
     """
     if isinstance(model, EmbeddedRewardModel):
-        return model.rewards(conversations, batch_size=batch_size)
+        return model.rewards(conversations, batch_size=batch_size, lower=lower)
+    if lower is not None:
+        raise ValueError(
+            "lower: the model was trained end to end, and no sampling distribution of its rewards is known; expected a "
+            "model of irm-fast train --embeddings: train one on the same log, or leave lower out"
+        )
     input_ids, _ = tokenise(model.tokenizer, conversations, model.spec.max_length)
     rewards = np.empty(len(input_ids), dtype=np.float32)
     for index, batch in _batches(model, TokenizedRows(input_ids), batch_size):

@@ -19,7 +19,7 @@ OPTIONS = {
     "train": f"config {SHARED} {TEXT} embeddings hidden-layers estimator",
     "evaluate": "model data batch-size json",
     "diagnose": "data model propensity-design absent polarity labels-ignorable batch-size json",
-    "score": "model data out batch-size",
+    "score": "model data out batch-size lower",
     "embed": "data model out pooling batch-size max-length precision dtype resume overwrite",
     "reproduce": ("data output model protocol redraws alpha target limit max-length noise processes resume overwrite"),
     "demo": "output seeds",

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from irm_fast.data.rated import check_both
-from irm_fast.data.read import DataError, read_rated
+from irm_fast.data.read import DataError, Rated, read_log_or_rated, read_rated
 
 Q, A, Q2, A2 = (
     {"role": role, "content": text}
@@ -35,6 +35,22 @@ def test_ratings(rated_of):
     assert rated.pair.dtype == np.int64 and rated.pair.tolist() == [-1] * 4
     assert rated.ids == ["r1", "r5", "r3", "r4"]
     assert rated.messages[0] == [{"role": "user", "content": "q1"}, {"role": "assistant", "content": "a1"}]
+
+
+def test_users_and_models(rated_of, tmp_path):
+    rated = rated_of(rating(1, user_id="u", model="m"), rating(2, user=7), rating(3, model_name="n"))
+    assert rated.user_ids == ["u", "7", None] and rated.models == ["m", None, "n"]
+    part = rated.subset(np.array([2, 0]))
+    assert part.user_ids == [None, "u"] and part.models == ["n", "m"]
+    assert rated_of(rating(1), rating(2)).user_ids is None and rated_of(rating(1), rating(2)).models is None
+    pairs = rated_of({"chosen": [Q, A], "rejected": [Q, OTHER], "user_id": "u"})
+    assert pairs.user_ids == ["u", "u"] and pairs.models is None
+    with pytest.raises(DataError, match="jsonl:1: user_id: got ''"):
+        rated_of(rating(1, user_id=""))
+
+    path = tmp_path / "labels.jsonl"  # labels of users are ratings, not a log without signals
+    path.write_text(json.dumps(rating(1, rating=..., preference=1, user_id="u")) + "\n")
+    assert isinstance(read_log_or_rated(path), Rated)
 
 
 def test_the_median_itself_is_not_preferred(rated_of):

@@ -415,7 +415,16 @@ def test_a_model_saved_before_the_design_had_its_name(fitted: EmbeddingRewardMod
 
 # --- a fit is all or nothing ---------------------------------------------------------------------------------------
 
-STEPS = ("fit_propensities", "fit_reward", "calibrated", "propensity_shift", "add_networks", "measure", "diagnose")
+STEPS = (
+    "fit_propensities",
+    "fit_reward",
+    "calibrated",
+    "propensity_shift",
+    "add_networks",
+    "measure",
+    "covariance_factor",
+    "diagnose",
+)
 # Settings under which all steps are taken, together: an open level, networks, users.
 EVERY_STEP: list[dict[str, Any]] = [SMALL_NETWORK, {"estimator": "joint"}]
 
@@ -455,7 +464,8 @@ def test_an_interrupted_fit_is_not_fitted(
 def test_an_interrupted_refit_leaves_the_earlier_fit(
     case: Case, step: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    settings = {"estimator": "joint"} if step == "propensity_shift" else SMALL_NETWORK
+    linear = step in ("propensity_shift", "covariance_factor")
+    settings = {"estimator": "joint"} if linear else SMALL_NETWORK
     old = model(**settings).fit(case.x, case.feedback)
     before, attributes = old.decision_function(case.x), dict(vars(old))
     reached = interrupted(monkeypatch, step)

@@ -227,9 +227,9 @@ def test_each_signal_gets_the_estimator_that_its_coactions_allow() -> None:
     case = make(3000, 4, polarity=(1, 1, 1), slopes=(1, 1, 0))
     apart = case.feedback.copy()
     apart[apart[:, :2].any(axis=1), 2] = 0
-    propensities, each, free = steps(case, ("auto", "auto", "auto"), feedback=apart)
+    propensities, each, free, two_steps, _ = steps(case, ("auto", "auto", "auto"), feedback=apart)
     assert propensities.designs == ("hidden", "hidden", "constant") and len(each) == 3
-    assert free.tolist() == [0, 0, 1]
+    assert free.tolist() == [0, 0, 1] and two_steps == (True, True, False)
     designs = ("hidden", "hidden", "known")
     alone, _, _ = fit_proven(torch.from_numpy(case.x), None, objective_of(apart), designs, folds_of(3000), 1.0, ONES)
     torch.testing.assert_close(propensities.weight, alone.weight)
@@ -238,7 +238,7 @@ def test_each_signal_gets_the_estimator_that_its_coactions_allow() -> None:
 
 
 def test_joint_is_asked_for(case) -> None:
-    propensities, each, free = steps(case, ("hidden", "constant"), "joint")
+    propensities, each, free, *_ = steps(case, ("hidden", "constant"), "joint")
     assert propensities.designs == ("hidden", "constant") and not each and free.tolist() == [0, 1]
     assert propensities.weight[0].all() and not propensities.weight[1].any()
 
@@ -282,7 +282,7 @@ def test_known_propensities_stay_in_the_joint_fit(case) -> None:
     """Only the other signal is fitted, and with the truth beside it."""
     known = torch.from_numpy(np.log(case.m / (1 - case.m))).float()
     known[:, 1] = 0
-    propensities, _, _ = steps(case, ("known", "hidden"), "joint", known=known)
+    propensities, *_ = steps(case, ("known", "hidden"), "joint", known=known)
     assert not propensities.weight[0].any() and not propensities.bias[0]
     m = propensities.logits(torch.from_numpy(case.x)).sigmoid()[:, 1].numpy()
     assert np.abs(m - case.m[:, 1]).mean() < 0.05

@@ -5,13 +5,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from sklearn import metrics as judge
+from typer.testing import CliRunner
 
+from irm_fast.cli.commands import app
 from irm_fast.data import read
 from irm_fast.data.rated import read_conversations
 from irm_fast.data.read import DataError, Rated
 from irm_fast.data.signals import RewardSpec, align
 from irm_fast.diagnostics.metrics import paired_difference, reward_metrics
-from irm_fast.evaluation.evaluation import evaluate, evaluate_rated
+from irm_fast.evaluation.evaluation import evaluate, evaluate_rated, rated_metrics
 from irm_fast.evaluation.scoring import load, score
 from irm_fast.models.reward_model import ImplicitRewardModel
 
@@ -46,7 +49,10 @@ def test_evaluate_rated_file(saved, make_log, tmp_path):
     got = evaluate(saved, write(tmp_path / "rated.jsonl", rows))
     rewards = score(load(saved), log.messages)
     preference = np.arange(20) % 5 > 2
-    assert got == pytest.approx(reward_metrics(rewards + 1.5, preference.astype(int)), nan_ok=True)
+    of_metrics = reward_metrics(rewards + 1.5, preference.astype(int))
+    assert {name: got[name] for name in of_metrics} == pytest.approx(of_metrics, nan_ok=True)
+    assert got.keys() - of_metrics.keys() == {"auroc_low", "auroc_high", "auroc_length_alone"}
+    assert got["auroc_low"] <= got["auroc"] <= got["auroc_high"]
     assert got["mae"] != pytest.approx(reward_metrics(rewards, preference.astype(int))["mae"], abs=0.01)
 
 
@@ -122,6 +128,73 @@ def test_pairs_are_counted(saved, make_log):
     log = make_log(8)
     rated = Rated(log.ids, log.messages, np.arange(8.0), np.arange(8) % 2, np.arange(8) // 2)
     assert 0 <= evaluate_rated(load(saved), rated)["pair_accuracy"] <= 1
+
+
+def rated_of(log, preference, *, users=None, models=None, prompts=None, pair=None) -> Rated:
+    """Rows of a log with these preferences, and other prompts if any are given."""
+    rows = len(preference)
+    messages = [[{"role": "user", "content": "a"} if prompts is None else prompts[i], log[i]] for i in range(rows)]
+    pair = np.full(rows, -1) if pair is None else pair
+    names = [str(i) for i in range(rows)]
+    return Rated(names, messages, preference.astype(float), preference, pair, users, models)
+
+
+def test_rated_metrics_tell_users_prompts_models_and_length_apart():
+    """A reward that knows the user alone: a good pooled AUROC, chance within users. Length ranks within prompts."""
+    rng = np.random.default_rng(0)
+    users, models = np.repeat(np.arange(100), 20), np.tile(np.arange(4), 500)
+    generous = rng.random(100)[users]
+    preference = (rng.random(2000) < 0.8 * generous + 0.05 * models).astype(int)
+    answers = [
+        {"role": "assistant", "content": "a" * (1 + 2 * int(level) + int(rng.integers(3)))} for level in preference
+    ]
+    prompts = [{"role": "user", "content": f"prompt {number}"} for number in rng.integers(0, 400, 2000)]
+    rated = rated_of(
+        answers, preference, users=[f"u{i}" for i in users], models=[f"m{i}" for i in models], prompts=prompts
+    )
+    got = rated_metrics(generous + rng.normal(size=2000) / 1e3, rated)
+    assert got["auroc"] > 0.72 and got["auroc_within_user"] == pytest.approx(0.5, abs=0.03)
+    assert got["auroc_within_prompt"] == pytest.approx(got["auroc"], abs=0.04)
+    assert got["auroc_user_alone"] == pytest.approx(got["auroc"], abs=0.04)
+    assert got["auroc_model_alone"] == pytest.approx(0.56, abs=0.03)
+    lengths = np.array([len(answer["content"]) for answer in answers])
+    assert got["auroc_length_alone"] == pytest.approx(judge.roc_auc_score(preference, lengths))
+    assert got["auroc_high"] - got["auroc_low"] > 0.03  # of 100 users, not of 2,000 rows
+    assert "pair_accuracy_low" not in got
+
+
+def test_rated_metrics_of_pairs():
+    """Prompts are the groups. The model alone: of pairs of one model half, of the others as often as it wins."""
+    preference, pair = np.tile([1, 0], 200), np.repeat(np.arange(200), 2)
+    models = ["good", "bad"] * 100 + ["good", "good"] * 100
+    answers = [{"role": "assistant", "content": "a" * (2 - i % 2)} for i in range(400)]
+    prompts = [{"role": "user", "content": str(number)} for number in pair]
+    got = rated_metrics(
+        np.tile([1.0, 0.0, 0.0, 1.0], 100), rated_of(answers, preference, models=models, prompts=prompts, pair=pair)
+    )
+    assert (
+        got["pair_accuracy"] == 0.5 and 0.4 < got["pair_accuracy_low"] < 0.47 < 0.53 < got["pair_accuracy_high"] < 0.6
+    )
+    assert got["pair_accuracy_model_alone"] == 0.75 and got["pair_accuracy_length_alone"] == 1
+    assert got["auroc_within_prompt"] == 0.5 and "auroc_within_user" not in got and "auroc_user_alone" not in got
+
+
+def test_evaluate_reads_users_and_models(saved, make_log, tmp_path):
+    rows = [
+        row | {"rating": i % 5, "user_id": f"u{i % 3}", "model": f"m{i % 2}"}
+        for i, row in enumerate(rows_of(make_log(30)))
+    ]
+    got = evaluate(saved, write(tmp_path / "rated.jsonl", rows))
+    assert {"auroc_within_user", "auroc_user_alone", "auroc_model_alone"} <= got.keys()
+    shown = CliRunner().invoke(app, ["evaluate", "--model", str(saved), "--data", str(tmp_path / "rated.jsonl")]).stdout
+    line = next(line for line in shown.splitlines() if line.startswith("auroc "))
+    assert line.endswith(f"  {got['auroc']:.4f}  90% interval {got['auroc_low']:.4f} to {got['auroc_high']:.4f}")
+    assert "auroc_low" not in shown
+
+
+def test_a_model_trained_end_to_end_has_no_lower_rewards(saved, make_log):
+    with pytest.raises(ValueError, match=r"lower: the model was trained end to end.*irm-fast train --embeddings"):
+        score(load(saved), make_log(2).messages, lower=0.1)
 
 
 def test_score_does_not_depend_on_batches(saved, make_log):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from scipy.special import logit
 
-from examples.identification import assumptions, worlds
+from examples.identification import assumptions, intervals, worlds
 from examples.identification.compare import KNOWN, NAIVE, Variant, measure, table
 
 ROOT = Path(__file__).parents[2]
@@ -66,6 +66,21 @@ def test_ties_between_signals() -> None:
     assert (tied["nested"][:, 1] <= tied["nested"][:, 0]).all() and tied["nested"][:, 1].any()
     assert np.array_equal(*tied["duplicated"].T)
     assert np.bincount(users).tolist() == [10] * 500
+
+
+def test_worlds_of_intervals() -> None:
+    """What users share is what the kind says, and the table has mean and standard error of the coverage."""
+    for kind in intervals.KINDS:
+        X, feedback, users, truth = intervals.draw(30_000, 4, kind, 0)
+        assert X.shape == (32_000, 4) and np.bincount(users).max() == intervals.ROWS_A_USER
+        assert X.std() == pytest.approx(1, abs=0.03) and truth.std() == pytest.approx(1.5, abs=0.1)
+        alike = np.corrcoef(X[::10, 0], X[1::10, 0])[0, 1]
+        assert alike == pytest.approx(0.5 * (kind == "users with alike responses"), abs=0.05)
+        acts = feedback.any(axis=1).reshape(-1, 10).mean(axis=1).var() * 10 / feedback.any(axis=1).var()
+        assert (acts > 1.3) == ("differ" in kind or "alike" in kind)
+    redraws = [{"coverage": 0.8, "deviation": 0.1}, {"coverage": 0.9, "deviation": 0.3}]
+    assert intervals.coverage_table({"a": redraws}).splitlines()[-1] == "| a | 0.850 ± 0.050 | 0.20 |"
+    assert 0 <= intervals.measure(1500, 4, "users", 0)["coverage"] <= 1
 
 
 def test_identification_pays_and_the_table_says_so() -> None:

@@ -213,6 +213,29 @@ def test_commands_from_log_to_scores(data, tiny_model, tmp_path):
     run("score", "--model", out, "--data", data, "--out", tmp_path / "scores.jsonl")
 
 
+def test_lower_rewards(settings, data, tmp_path):
+    """Below the rewards by 1.28 deviations, in a checkpoint and in a folder that is none; refused without intervals."""
+    log = read_log(data)
+    for pooling in ("last", "mean"):
+        result = train_on_embeddings(settings(pooling, output=tmp_path / pooling))
+        rewards, lower = score(load(tmp_path / pooling), log.messages, lower=0.1)
+        np.testing.assert_array_equal(rewards, score(load(tmp_path / pooling), log.messages))
+        ends = result.model.estimator.predict_interval(result.model.embedder.embed(log.messages)[0].numpy(), 0.8)
+        np.testing.assert_allclose(2 * (rewards - lower), ends[1] - ends[0], rtol=1e-3, atol=1e-4)
+
+    out = tmp_path / "scores.jsonl"
+    run("score", "--model", tmp_path / "mean", "--data", data, "--out", out, "--lower", 0.1)
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert all(line.keys() == {"id", "reward", "reward_lower"} for line in lines)
+    np.testing.assert_allclose([line["reward_lower"] for line in lines], lower, rtol=1e-6)
+    for value in (0, 0.5, 10):
+        with pytest.raises(ValueError, match=f"lower: got {value}.*expected a probability above 0 and below 0.5"):
+            score(load(tmp_path / "mean"), log.messages, lower=value)
+    train_on_embeddings(settings(output=tmp_path / "net", hidden_layers="8"))
+    with pytest.raises(ValueError, match="the reward is a network"):
+        score(load(tmp_path / "net"), log.messages, lower=0.1)
+
+
 def test_a_better_ranking_than_chance(settings, data):
     """The text says which responses are good; embeddings of a random model hold some of it."""
     result = train_on_embeddings(settings(propensity_design="auto", hidden_layers="auto"))
