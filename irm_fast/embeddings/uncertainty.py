@@ -75,13 +75,15 @@ def covariance_factor(
     """
     gradients = _gradients(reward.held_out, logits, objective)
     designs = found.propensities.designs
+    # Where actions may be misclicks, propensities and reward are fitted in turn, to the same likelihood in the end
+    two_steps = [step and not any(objective.misclick_rate) for step in found.two_steps]
     ones = x.new_ones(len(x), 1)
     with_one = torch.cat([x, ones], 1)
 
     # What the joint likelihood fitted: the reward, and propensities without proven rows
     blocks, slopes, precisions = [with_one], [gradients.reward], [reward.precision]
     for k in range(len(designs)):
-        if designs[k] != "known" and not found.two_steps[k]:
+        if designs[k] != "known" and not two_steps[k]:
             block, precision = _read(designs[k], x, z, found.prior, bias=1 / BIAS_SD**2)
             blocks.append(block)
             slopes.append(gradients.propensity[:, k])
@@ -92,7 +94,7 @@ def covariance_factor(
 
     # What the two-step propensities add
     evidence, outer = proven(objective), prior
-    for k in [k for k in range(len(designs)) if found.two_steps[k]]:
+    for k in [k for k in range(len(designs)) if two_steps[k]]:
         block, precision = _read(designs[k], x, z, found.prior, bias=0.0)
         cross = _product(block, with_one, gradients.cross[:, k])
         rows = torch.nonzero(evidence[:, k])[:, 0]
