@@ -16,10 +16,12 @@ from torch import Tensor
 
 from irm_fast.diagnostics import Diagnosis, diagnose
 from irm_fast.embeddings.activity import Activity, measure
+from irm_fast.embeddings.declared import Signals
 from irm_fast.embeddings.objective import Objective
 from irm_fast.embeddings.observed import Observed
 from irm_fast.embeddings.optimize import Training
 from irm_fast.embeddings.parts import Propensities, Reward, Scaler
+from irm_fast.embeddings.progress import Progress
 from irm_fast.embeddings.propensity_step import fit_propensities
 from irm_fast.embeddings.reward_step import AUTO_LAYERS, calibrated, fit_reward, propensity_shift
 from irm_fast.embeddings.two_step import add_networks
@@ -39,6 +41,7 @@ class Fitted:
         held_out_decision: Reward logits (float32) of the training rows, of shape (N,), each from the fold model that
             did not see the row; None in a model that was loaded.
         diagnosis: The assumptions and evidence that the reward rests on.
+        signals: What is declared of the signals.
     """
 
     scaler: Scaler
@@ -49,6 +52,7 @@ class Fitted:
     held_out_nll: float
     held_out_decision: np.ndarray | None
     diagnosis: Diagnosis
+    signals: Signals
 
     @property
     def is_linear(self) -> bool:
@@ -107,6 +111,7 @@ def fit_model(
     training: Training,
     device: torch.device,
     random: np.random.RandomState,
+    progress: Progress,
 ) -> Fitted:
     """Fit the propensities and the reward.
 
@@ -120,6 +125,7 @@ def fit_model(
         training: How networks are trained.
         device: Where to compute.
         random: The source of all random numbers.
+        progress: Is told of every step.
 
     Returns:
         The reward, the propensities, and what the held-out rows say about them.
@@ -158,16 +164,20 @@ def fit_model(
             sds=propensity_sds,
         )
         propensities = found.propensities
+        designs = zip(observed.signals, propensities.designs, strict=True)
+        progress.done(f"propensities: {', '.join(f'{name} {design}' for name, design in designs)}")
 
         # Reward, given these propensities
         reward = data.fit_reward(propensities, "auto" if layers is None else layers)
         layers = (AUTO_LAYERS if layers is None else layers) if reward.networks else ()
+        progress.done(f"reward: {f'networks of widths {tuple(layers)}' if layers else 'linear'}")
 
         # Level of constant propensities that only the joint likelihood shows
         if found.open_level.any():
             shift = propensity_shift(reward, data.logits(propensities), data.objective, found.open_level)
             propensities = replace(propensities, bias=propensities.bias + shift)
             reward = data.fit_reward(propensities, layers)
+            progress.done("level of constant propensities, reward again")
 
         # Networks of the propensities, where the reward is one
         if layers and found.by_fold:
@@ -183,6 +193,7 @@ def fit_model(
                 generator,
             )
             reward = data.fit_reward(propensities, layers)
+            progress.done("networks of the propensities, reward again")
 
         # Activity that the signals of a user share
         activity = measure(observed, reward.held_out, data.logits(propensities))
@@ -193,11 +204,13 @@ def fit_model(
             reward = data.fit_reward(propensities, layers, activity)
             before, after = (float(torch.sigmoid(fit.held_out).mean()) for fit in (uncorrected, reward))
             activity = replace(activity, mean_preference=(before, after))
+            progress.done("activity that signals of a user share, reward again")
 
     # Diagnosis
     held_out = reward.held_out.cpu().numpy()
     diagnosis = diagnose(
         observed.feedback,
+        signals=observed.signals,
         polarity=observed.polarity,
         misclick_rate=observed.misclick_rate,
         propensity_design=propensities.designs,
@@ -208,6 +221,7 @@ def fit_model(
         users=observed.users,
         fold_rewards=reward.each.cpu().numpy(),
     )
+    progress.done(f"diagnosis: {diagnosis.kind}")
     return Fitted(
         scaler=scaler,
         feature_scaler=feature_scaler,
@@ -217,4 +231,5 @@ def fit_model(
         held_out_nll=float(reward.losses.sum() / observed.weight.sum()),
         held_out_decision=held_out,
         diagnosis=diagnosis,
+        signals=Signals(observed.signals, observed.polarity, observed.misclick_rate),
     )

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from irm_fast.diagnostics import Diagnosis
 from irm_fast.embeddings.activity import Activity
+from irm_fast.embeddings.declared import Signals, declare
 from irm_fast.embeddings.fit import Fitted
 from irm_fast.embeddings.optimize import choose_device
 from irm_fast.embeddings.parts import Network, Propensities, Reward, Scaler
@@ -63,6 +64,7 @@ def write(folder: Path, settings: Mapping[str, Any], fitted: Fitted) -> None:
         "settings": {name: _plain(value) for name, value in settings.items()},
         "fitted": public,
         "activity": None if fitted.activity is None else asdict(fitted.activity),
+        "signals": asdict(fitted.signals),
         "networks": widths,
         "diagnosis": fitted.diagnosis.to_dict(),
     }
@@ -120,7 +122,16 @@ def _restored(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Fitte
         held_out_nll=record["fitted"]["held_out_nll_"],
         held_out_decision=None,
         diagnosis=Diagnosis.from_dict(record["diagnosis"]),
+        signals=_signals(record),
     )
+
+
+def _signals(record: Mapping[str, Any]) -> Signals:
+    """Return the signals of a record. Models that were saved before signals had names have them in the settings."""
+    if "signals" in record:
+        return Signals(**{name: frozen(value) for name, value in record["signals"].items()})
+    settings = record["settings"]
+    return declare(None, len(record["fitted"]["propensity_designs_"]), settings["polarity"], settings["misclick_rate"])
 
 
 def _widths(network: Network) -> list[int]:
@@ -143,4 +154,6 @@ def _plain(value: Any) -> Any:
         return None
     if isinstance(value, (np.ndarray, np.generic)):
         return value.tolist()
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
     return list(value) if isinstance(value, tuple) else value
