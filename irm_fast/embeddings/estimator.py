@@ -39,9 +39,9 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
     The likelihood is that of ImplicitRM (arXiv:2603.23184, section 3), extended to several signals; the stratification
     comes from ReCRec (Lin et al., TOIS 2024, doi 10.1145/3672275).
 
-    A search of scikit-learn scores feedback of shape (N, K) by held-out likelihood, but takes feedback of shape (N,) for
-    clean preferences, by which the naive model wins: pass `scoring=irm_fast.implicit_scorer`, whose documentation says
-    what a likelihood must not choose, and how groups and users travel in a search.
+    A search of scikit-learn scores feedback of shape (N, K) by held-out likelihood. It takes feedback of shape (N,) for
+    clean preferences, though, by which the naive model wins: pass `scoring=irm_fast.implicit_scorer`. Its documentation
+    says what a likelihood must not choose, and how groups and users travel in a search.
 
     Args:
         hidden_layers: Widths of the hidden layers; () for linear heads; "auto" for linear heads, or (128,) where the

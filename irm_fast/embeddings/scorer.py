@@ -31,13 +31,13 @@ class ImplicitScorer(BaseEstimator):
     What beside `X` and `y` a search hands on:
 
     - `GridSearchCV(model, grid, scoring=irm_fast.implicit_scorer, cv=GroupKFold(5)).fit(X, y, groups=users)` keeps the
-      rows of a user together between the folds of the search. The `groups` reach the splitter alone; with `users=users`
-      in addition the fits hold whole users out as well, within the training part.
+      rows of a user together between the folds of the search. The `groups` reach the splitter alone: with `users=users`
+      in addition the fits know the users, and hold whole users out within their own part.
     - Without metadata routing, arguments of `fit` reach the fits alone, and `sample_weight` in some versions of
-      scikit-learn the scorer too. The propensity design "known" or `propensity_features` therefore need routing, since
-      the held-out rows have theirs: `sklearn.set_config(enable_metadata_routing=True)`, then
-      `model.set_fit_request(propensity_features=True, users=True)`, and all of them in the `fit` of the search. This
-      scorer asks by itself for all that it reads.
+      scikit-learn the scorer too. The propensity design "known" and `propensity_features` need routing, since the
+      held-out rows have theirs: `sklearn.set_config(enable_metadata_routing=True)`, and
+      `model.set_fit_request(propensity_features=True, users=True, groups=True)` with what the search is given.
+      (`groups=False` keeps them from the fits.) This scorer asks by itself for all that it reads.
     - Unknown feedback is written as -1 in a search: the splitters of scikit-learn refuse NaN.
 
     Examples:
@@ -60,9 +60,12 @@ class ImplicitScorer(BaseEstimator):
         True,
     )
 
-    def __call__(
-        self, estimator: Any, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None, **more: Any
-    ) -> float:
+    def __call__(self, estimator: Any, X: ArrayLike, y: ArrayLike, **more: Any) -> float:
+        """Return `score`, by which the routing of scikit-learn knows what a scorer reads."""
+        return self.score(estimator, X, y, **more)
+
+    @staticmethod
+    def score(estimator: Any, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None, **more: Any) -> float:
         """Return the mean log-likelihood of feedback, in nats a row.
 
         Args:
