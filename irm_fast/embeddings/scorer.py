@@ -24,7 +24,7 @@ class ImplicitScorer(BaseEstimator):
 
     - between propensity designs of a single signal: every split of the action rate into preference and propensity
       explains such a log equally well, and held-out likelihood has preferred the wrong one; labels choose there
-      (`score` with clean preferences);
+      (`score` with clean preferences). Known propensities are no such split, and can be judged;
     - a `misclick_rate` or `polarity`, which a log of two signals does not identify;
     - between models of other signals, or of other rows: their likelihoods are of other data.
 
@@ -38,7 +38,8 @@ class ImplicitScorer(BaseEstimator):
       held-out rows have theirs: `sklearn.set_config(enable_metadata_routing=True)`, and
       `model.set_fit_request(propensity_features=True, users=True, groups=True)` with what the search is given.
       (`groups=False` keeps them from the fits.) This scorer asks by itself for all that it reads.
-    - Unknown feedback is written as -1 in a search: the splitters of scikit-learn refuse NaN.
+    - Unknown feedback is written as -1 in a search, since scikit-learn refuses NaN there, unless `cv` is a splitter
+      that does not read `y`, such as `KFold(5)`.
 
     Examples:
         >>> import numpy as np, irm_fast

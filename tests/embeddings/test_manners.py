@@ -215,6 +215,20 @@ def test_known_propensities_are_routed(case: Case) -> None:
     np.testing.assert_array_equal(found["test_score"], again["test_score"])
 
 
+@pytest.mark.usefixtures("routing")
+def test_a_search_over_one_signal_no_longer_takes_the_naive_model() -> None:
+    """Known propensities, right here: the naive objective prefers a model of what acts to one of what pleases."""
+    log = make(1500, 5, polarity=(1,), slopes=(2,))
+    one = model(n_folds=2).set_fit_request(propensity=True).set_score_request(propensity=False)
+    chosen, ranks = [], []
+    for scoring in (None, irm_fast.implicit_scorer):
+        search = GridSearchCV(one, {"propensity_design": ["constant", "known"]}, scoring=scoring, cv=2)
+        search.fit(log.x, log.feedback[:, 0], propensity=log.m)
+        chosen.append(search.best_params_["propensity_design"])
+        ranks.append(roc_auc_score(log.preferred, search.decision_function(log.x)))
+    assert chosen == ["constant", "known"] and ranks[1] > ranks[0] + 0.08
+
+
 def test_the_scorer_in_pipelines_and_among_others(case: Case) -> None:
     pipeline = make_pipeline(StandardScaler(), model(n_folds=2))
     scoring = {"likelihood": irm_fast.implicit_scorer, "own": lambda one, x, y: one.score(x, y)}
