@@ -480,7 +480,10 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
         """Return the propensity logits (N, K) of standardised embeddings (N, D) and their context, 0 where known."""
         scaler = self._fitted.feature_scaler
         if (propensity_features is None) != (scaler is None):
-            raise ValueError("propensity_features: got them in only one of fit and this method; expected both or none")
+            raise ValueError(
+                "propensity_features: got them in only one of fit and predict_propensity, predict_action_proba or "
+                "score; expected both or none"
+            )
         features = scaler and scaler(given.matrix("propensity_features", propensity_features, len(x)))
         self._context(len(x), users, sessions, times)
         return self._fitted.propensities.logits(x, features)

@@ -16,7 +16,7 @@ from torch import Tensor
 SPREAD = 1e15  # the largest standard deviation of a column: squares and their sums over columns stay within float32
 WEIGHT = 1e9  # the largest row weight: sums over rows and their squares stay within float32
 ROWS = 10  # weights that sum to less are no log: each weight counts as so many rows, and priors would rule
-_NUMBERS = "expected numbers: convert text and dates first, text as by y.astype(int)"
+_NUMBERS = "expected numbers: convert text and dates first, text as by .astype(int)"
 
 
 def plain(value: Any) -> Any:

@@ -287,7 +287,7 @@ def test_missing_feedback_in_any_form(case: Case, form: str) -> None:
 
 def test_text_is_no_feedback(case: Case) -> None:
     for y in (case.feedback.astype(str), case.feedback.astype(str).astype(object)):
-        with pytest.raises(ValueError, match=r"feedback: got '[01]'.*expected numbers: convert text.*y.astype\(int\)"):
+        with pytest.raises(ValueError, match=r"feedback: got '[01]'.*expected numbers: convert text.*\.astype\(int\)"):
             model().fit(case.x, y)
     with pytest.raises(ValueError, match=r"preference: got datetime.*expected numbers"):
         model().fit(case.x, case.feedback, preference=np.full(600, np.datetime64("2024-01-01")))
