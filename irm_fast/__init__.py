@@ -12,6 +12,7 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time the table below 
     from irm_fast.diagnostics import Diagnosis as Diagnosis
     from irm_fast.diagnostics import diagnose as diagnose
     from irm_fast.embeddings.estimator import EmbeddingRewardModel as EmbeddingRewardModel
+    from irm_fast.embeddings.scorer import implicit_scorer as implicit_scorer
     from irm_fast.evaluation.evaluation import evaluate as evaluate
     from irm_fast.evaluation.scoring import load as load
     from irm_fast.evaluation.scoring import score as score
@@ -42,6 +43,7 @@ _HOME = {  # name: the module that defines it, or that it is
     "diagnose": "irm_fast.diagnostics",
     "evaluate": "irm_fast.evaluation.evaluation",
     "implicit_rm_loss": "irm_fast.losses.implicit",
+    "implicit_scorer": "irm_fast.embeddings.scorer",
     "linear_implicit_rm_loss": "irm_fast.losses.linear",
     "load": "irm_fast.evaluation.scoring",
     "nuisances": "irm_fast.losses.nuisances",

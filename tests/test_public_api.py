@@ -14,8 +14,8 @@ LOSS = "preference polarity misclick_rate stratification weight reduction normal
 NAMES = {  # name: the parameters of a function, "" for what is none
     "Diagnosis": "",
     "EmbeddingRewardModel": (
-        "hidden_layers propensity_design estimator polarity misclick_rate n_folds batch_size learning_rate "
-        "weight_decay max_epochs patience propensity_sd device random_state"
+        "hidden_layers propensity_design estimator polarity misclick_rate after labels_ignorable n_folds batch_size "
+        "learning_rate weight_decay max_epochs patience propensity_sd device random_state verbose"
     ),
     "EmbeddingTrainConfig": "",
     "ImplicitRMLoss": "polarity misclick_rate reduction backend",
@@ -29,6 +29,7 @@ NAMES = {  # name: the parameters of a function, "" for what is none
     ),
     "evaluate": "model_dir data batch_size",
     "implicit_rm_loss": f"reward_logits propensity_logits feedback {LOSS}",
+    "implicit_scorer": "",
     "linear_implicit_rm_loss": (
         f"hidden reward_weight feedback reward_bias propensity_weight propensity_bias propensity_logits {LOSS}"
     ),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
 CALIBRATION_BINS = 15
@@ -108,6 +111,60 @@ def ordered_pairs(logit: np.ndarray, preference: np.ndarray, pair: np.ndarray) -
     right = np.where(lower == higher, 0.5, (higher > lower).astype(float))
     right[np.isnan(lower) | np.isnan(higher)] = np.nan
     return right, both
+
+
+def operating_points(
+    score: np.ndarray, feedback: np.ndarray, shares: Sequence[float] = (0.01, 0.05, 0.1, 0.2, 0.5)
+) -> list[dict[str, Any]]:
+    """Say how many actions would be lost if the responses with the lowest scores were hidden.
+
+    It needs held-out rows and nothing else: what acts is seen in the log, whether or not the preference is identified.
+    A response whose score equals that of the last hidden one is hidden in part: all responses of that score alike.
+
+    Args:
+        score: Scores of shape (N,), such as reward logits or the probability that a signal acts.
+        feedback: Feedback of the same rows, of shape (N, K): 1 acted, 0 silent, -1 missing.
+        shares: The shares of the rows to hide, each in [0, 1].
+
+    Returns:
+        For each share a dict of hidden (the share), threshold (the highest score that is hidden, NaN where none is) and
+        lost, a list of K: the share of each signal's actions in the hidden rows, NaN for a signal that never acts. A
+        score that tells nothing loses as large a share as it hides.
+
+    Raises:
+        ValueError: A shape is wrong, a score is NaN, or a share is not in [0, 1].
+
+    Examples:
+        >>> feedback = np.array([[0], [1], [0], [1], [1]])
+        >>> operating_points(np.array([0.1, 0.2, 0.3, 0.4, 0.5]), feedback, shares=(0.4,))
+        [{'hidden': 0.4, 'threshold': 0.2, 'lost': [0.3333333333333333]}]
+    """
+    score, feedback = np.asarray(score, np.float64), np.asarray(feedback)
+    if score.ndim != 1 or feedback.ndim != 2 or len(feedback) != len(score):
+        raise ValueError(f"score and feedback: got shapes {score.shape} and {feedback.shape}; expected (N,) and (N, K)")
+    if np.isnan(score).any():
+        raise ValueError(f"score: got NaN in {int(np.isnan(score).sum())} rows; expected a number in each")
+    if not all(0 <= share <= 1 for share in shares):
+        raise ValueError(f"shares: got {tuple(shares)}; expected numbers in [0, 1]")
+    values, place, count = np.unique(score, return_inverse=True, return_counts=True)
+    actions = np.zeros((len(values), feedback.shape[1]))
+    np.add.at(actions, place, feedback == 1)
+    return [_operating_point(share, values, count, actions) for share in shares]
+
+
+def _operating_point(share: float, values: np.ndarray, count: np.ndarray, actions: np.ndarray) -> dict[str, Any]:
+    """Hide a share of the rows: of V values of a score in order, with their numbers of rows and of actions (V, K)."""
+    before = np.cumsum(count) - count
+    rows = round(share * int(count.sum()), 9)  # 0.7 * 10 is a little more than 7
+    part = np.clip((rows - before) / count, 0, 1)  # of the rows of each value
+    hidden = np.flatnonzero(part > 0)
+    with np.errstate(invalid="ignore"):
+        lost = part @ actions / actions.sum(axis=0)
+    return {
+        "hidden": float(share),
+        "threshold": float(values[hidden[-1]]) if len(hidden) else float("nan"),
+        "lost": lost.tolist(),
+    }
 
 
 def _auroc(logit: np.ndarray, preference: np.ndarray) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from irm_fast.diagnostics import text
+from irm_fast.diagnostics import page, text
 from irm_fast.diagnostics.cross_row import CrossRow
 from irm_fast.diagnostics.sensitivity import SharedActivity
 from irm_fast.diagnostics.subject import Check
@@ -97,6 +97,10 @@ class Diagnosis:
     def __str__(self) -> str:
         """Return a page of text: the verdict, and all that it rests on."""
         return text.report(self.to_dict())
+
+    def _repr_html_(self) -> str:
+        """Return HTML, which notebooks show."""
+        return page.as_html(self.to_dict())
 
 
 def _plain(value: Any) -> Any:

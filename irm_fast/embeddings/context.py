@@ -57,19 +57,22 @@ class Bins:
         return np.where(known[:, None], np.eye(len(self.means))[place] - self.means, 0.0)
 
 
-def places(sessions: Sequence[Hashable | None], times: np.ndarray | None) -> np.ndarray:
+def places(
+    sessions: Sequence[Hashable | None], times: np.ndarray | None, users: Sequence[Hashable | None] | None
+) -> np.ndarray:
     """Return the place (float64) of each row in its session, from 0, NaN where the session is unknown.
 
     Args:
         sessions: N names of sessions, None where unknown.
         times: Seconds since 1970 of shape (N,), NaN where unknown. None means that rows are in their order.
+        users: N user names; sessions of two users are two sessions, whatever their names. None if all are unknown.
     """
-    rows = np.arange(len(sessions)) if times is None else np.lexsort((np.arange(len(sessions)), times))
+    order = np.arange(len(sessions)) if times is None else np.lexsort((np.arange(len(sessions)), times))
     count: dict[Hashable, int] = {}
     found = np.full(len(sessions), np.nan)
-    for row in rows.tolist():
-        name = sessions[row]
-        if name is not None:
+    for row in order.tolist():
+        name = (sessions[row], None if users is None else users[row])
+        if sessions[row] is not None:
             found[row] = count.get(name, 0)
             count[name] = count.get(name, 0) + 1
     return found

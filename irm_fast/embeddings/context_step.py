@@ -72,7 +72,7 @@ class Context:
             times: Seconds since 1970 of shape (N,), NaN where unknown; or None.
         """
         rows = base.double().cpu()
-        logits = self.layer.logits(rows, _columns(self.bins, len(rows), sessions, times))
+        logits = self.layer.logits(rows, _columns(self.bins, When(len(rows), users, sessions, times)))
         if self.layer.sd > 0:
             mean, sd = self._offsets(len(rows), users)
             chance = torch.softmax(-((GRID - mean[:, None]) ** 2) / (2 * sd[:, None] ** 2), 1)
@@ -91,19 +91,32 @@ class Context:
         return mean, sd.clamp(min=0.2)  # the grid resolves no less
 
 
-def _columns(
-    bins: Mapping[str, Bins], rows: int, sessions: Sequence[Hashable | None] | None, times: np.ndarray | None
-) -> Tensor:
+class When(NamedTuple):
+    """When and where N rows were shown.
+
+    Attributes:
+        rows: The number N of rows.
+        users: N user names, None where unknown; or None.
+        sessions: N names of sessions, None where unknown; or None.
+        times: Seconds since 1970 of shape (N,), NaN where unknown; or None.
+    """
+
+    rows: int
+    users: Sequence[Hashable | None] | None
+    sessions: Sequence[Hashable | None] | None
+    times: np.ndarray | None
+
+    def values(self, part: str) -> np.ndarray:
+        """Return the numbers (N,) of which "time" or "place" makes bins, NaN where unknown."""
+        if part == "place" and self.sessions is not None:
+            return places(self.sessions, self.times, self.users)
+        return self.times if part == "time" and self.times is not None else np.full(self.rows, np.nan)
+
+
+def _columns(bins: Mapping[str, Bins], when: When) -> Tensor:
     """Return the columns (N, C) of the parts in `bins`, in their order."""
-    found = [part.columns(_values(name, rows, sessions, times)) for name, part in bins.items()]
-    return torch.from_numpy(np.hstack([np.zeros((rows, 0)), *found]))
-
-
-def _values(part: str, rows: int, sessions: Sequence[Hashable | None] | None, times: np.ndarray | None) -> np.ndarray:
-    """Return the numbers (N,) of which a part of the context makes bins, NaN where unknown."""
-    if part == "place" and sessions is not None:
-        return places(sessions, times)
-    return times if part == "time" and times is not None else np.full(rows, np.nan)
+    found = [part.columns(when.values(name)) for name, part in bins.items()]
+    return torch.from_numpy(np.hstack([np.zeros((when.rows, 0)), *found]))
 
 
 class FoundContext(NamedTuple):
@@ -211,16 +224,17 @@ def fit_context(
     data = _data(observed, base, held_out, reward, folds, None if earlier is None else earlier.context.layer)
     if int(data.telling.sum()) < ENOUGH:
         return None
+    when = When(len(observed), observed.users, observed.sessions, observed.times)
     if earlier is None:
-        found = _choose(data, observed)
+        found = _choose(data, when)
         if found is None:
             return None
         bins, by_fold, gains = found
-        data = data.with_columns(_columns(bins, len(observed), observed.sessions, observed.times))
+        data = data.with_columns(_columns(bins, when))
         presence = data.presence() if by_fold[0].sd > 0 else None
     else:
         bins, gains = earlier.context.bins, earlier.gains
-        data = data.with_columns(_columns(bins, len(observed), observed.sessions, observed.times))
+        data = data.with_columns(_columns(bins, when))
         presence = data.presence() if earlier.context.layer.sd > 0 else None
         by_fold = data.by_fold(presence, earlier.by_fold)
     everywhere = torch.ones(len(observed), dtype=torch.bool)
@@ -232,40 +246,43 @@ def fit_context(
 
 
 def _choose(
-    data: _Data, observed: Observed
+    data: _Data, when: When
 ) -> tuple[dict[str, Bins], list[ContextLayer], dict[str, tuple[float, float]]] | None:
-    """Choose the parts of the context; return the bins of those that are columns, and the layers by fold."""
+    """Choose the parts of the context.
+
+    Returns:
+        The bins of the parts that are columns, the layers by fold, and the gains; or None if no part is kept.
+    """
     bins: dict[str, Bins] = {}
     gains: dict[str, tuple[float, float]] = {}
-    kept = False
     layers = data.by_fold(None)
     score = data.scores(layers, None)
     counted = torch.bincount(data.rows.user[data.telling], minlength=len(score)) > 0
 
-    def better(new: Tensor, name: str) -> bool:
+    def better(name: str, new: Tensor) -> bool:
         gain = (new - score)[counted]
-        error = float(gain.std() * len(gain) ** 0.5)
-        gains[name] = (float(gain.sum()), error)
-        return gains[name][0] > error
+        gains[name] = (float(gain.sum()), float(gain.std() * len(gain) ** 0.5))
+        return gains[name][0] > gains[name][1]
 
     # Columns
     for name in ("time", "place"):
-        found = Bins.of(_values(name, len(observed), observed.sessions, observed.times))
+        found = Bins.of(when.values(name))
         if found is None:
             continue
-        tried = data.with_columns(_columns({**bins, name: found}, len(observed), observed.sessions, observed.times))
-        new = tried.by_fold(None)
-        new_score = tried.scores(new, None)
-        if better(new_score, name):
-            bins[name], data, layers, score, kept = found, tried, new, new_score, True
+        tried = data.with_columns(_columns({**bins, name: found}, when))
+        tried_layers = tried.by_fold(None)
+        tried_score = tried.scores(tried_layers, None)
+        if better(name, tried_score):
+            bins[name], data, layers, score = found, tried, tried_layers, tried_score
 
     # Users
-    if observed.users is not None:
+    several = counted & (torch.bincount(data.rows.user, minlength=len(score)) > 1)
+    if when.users is not None and several.any():
         presence = data.presence()
-        new = data.by_fold(presence)
-        if better(data.scores(new, presence), "user"):
-            layers, kept = new, True
-    return (bins, layers, gains) if kept else None
+        tried_layers = data.by_fold(presence)
+        if better("user", data.scores(tried_layers, presence)):
+            return bins, tried_layers, gains
+    return (bins, layers, gains) if bins else None
 
 
 def _data(

@@ -17,13 +17,17 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from irm_fast.embeddings import saved
+from irm_fast.data.signals import action_rate
+from irm_fast.embeddings import given, saved
+from irm_fast.embeddings.declared import check_columns, warn_of_feedback
 from irm_fast.embeddings.fit import Fitted, fit_model
-from irm_fast.embeddings.observed import observe, row_names, seconds
+from irm_fast.embeddings.objective import log_likelihood
+from irm_fast.embeddings.observed import check_actions, observe
 from irm_fast.embeddings.optimize import Training, choose_device
+from irm_fast.embeddings.progress import Progress
 from irm_fast.embeddings.uncertainty import deviation
 
-_WHOLE = {"n_folds": 2, "batch_size": 1, "max_epochs": 1, "patience": 1}  # whole numbers, and the least of each
+_WHOLE = {"n_folds": 2, "batch_size": 1, "max_epochs": 1, "patience": 1, "verbose": 0}  # and the least of each
 
 
 class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
@@ -37,18 +41,25 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
     The likelihood is that of ImplicitRM (arXiv:2603.23184, section 3), extended to several signals; the stratification
     comes from ReCRec (Lin et al., TOIS 2024, doi 10.1145/3672275).
 
+    A search of scikit-learn scores feedback of shape (N, K) by held-out likelihood. It takes feedback of shape (N,) for
+    clean preferences, though, by which the naive model wins: pass `scoring=irm_fast.implicit_scorer`. Its documentation
+    says what a likelihood must not choose, and how groups and users travel in a search.
+
     Args:
         hidden_layers: Widths of the hidden layers; () for linear heads; "auto" for linear heads, or (128,) where the
             held-out loss is lower by more than one standard error.
-        propensity_design: The design of all signals, or one for each: "constant"; "hidden", a function of the embedding
+        propensity_design: The design of all signals, one for each, or `{name: design}` with "auto" for the rest, by
+            the columns of `y`: "constant"; "hidden", a function of the embedding
             and of any `propensity_features`; "features", linear in these alone; "known", given to `fit`; "auto",
             "hidden" where at least 10 co-actions show it and it predicts held-out actions better than a constant, else
             "constant".
         estimator: "two-step"; "joint", all propensities and a linear reward by one likelihood; or "auto", two-step for
             signals with at least 10 co-actions and joint for the rest.
-        polarity: +1 for signals of preferred responses and -1 for signals of others: one for all, or K. None means +1.
+        polarity: +1 for signals of preferred responses and -1 for signals of others: one for all, K, or
+            `{name: polarity}` by the columns of `y`. Undeclared is +1, but -1 for columns named exactly thumbs_down or
+            regenerate; columns with such names are warned of until they are declared.
         misclick_rate: The share in [0, 1) of active users who act although the response is not on the signal's side:
-            one for all, or K. None means 0.
+            one for all, K, or `{name: rate}` by the columns of `y`. Undeclared is 0.
         after: Signals that can follow another only, as `{"share": "copy"}` (a share is possible after a copy), by their
             names or column numbers. None means that there is no such order.
         labels_ignorable: Whether the choice of the rows with an explicit preference depends on what is known about
@@ -63,12 +74,13 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
             The joint likelihood takes the first.
         device: The name of a torch device; "auto" is the accelerator if there is one, else the CPU.
         random_state: A seed, a `numpy.random.RandomState`, or None for the global one.
-        verbose: 0 says nothing; 1 says on the standard error what is fitted, and how long each step took.
+        verbose: 0 says nothing; 1 says on the standard error what was fitted, and how long each step took.
 
     Attributes:
         classes_: The classes 0 and 1, shape (2,).
         n_features_in_: The embedding width D.
         feature_names_in_: The column names of `X`, only if it had them; not saved.
+        signals_: The names of the K signals: the columns of `y`, or "signal 1" and so on.
         n_propensity_features_: The number F of propensity features.
         propensity_designs_: The designs of the K signals, none of them "auto".
         is_linear_: Whether the model contains no network.
@@ -148,17 +160,19 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
         """Fit to a log of N rows and K signals. If the fit is interrupted, the model keeps its earlier state.
 
         Args:
-            X: Embeddings of the responses, of shape (N, D); converted to float32.
-            y: Feedback (bool or integer) of shape (N,) or (N, K): 1 acted, 0 silent, -1 not recorded.
+            X: Embeddings of the responses, of shape (N, D); converted to float32. Here and below, arrays may be of
+                numpy or torch, lists, or frames and series of pandas or polars.
+            y: Feedback (bool or numbers) of shape (N,) or (N, K): 1 acted, 0 silent, -1 not recorded. None, NaN and
+                `pandas.NA` are read as -1. Columns that have names name the signals.
             propensity: Known probabilities in (0, 1] of shape (N, K), which the design "known" requires.
             propensity_features: Numbers of shape (N, F) that propensities may depend on, such as the length of the
                 response.
-            preference: Explicit preferences (integer) of shape (N,): 1, 0, or -1 unknown.
-            sample_weight: Row weights of at least 0, of shape (N,). None means 1.
-            users: N user names, None where unknown. Users who act more than others are told from users who are easier
-                to please, and propensities depend on how active a user is.
-            sessions: N names of sessions, None where unknown. Propensities may depend on the place in the session and
-                on how active its user was in the rest of it.
+            preference: Explicit preferences of shape (N,): 1, 0, or -1 unknown, in the forms of `y`.
+            sample_weight: Row weights of at least 0, of shape (N,); a weight counts as that many rows. None means 1.
+            users: N user names; None, NaN or `pandas.NA` where unknown. Users who act more than others are told from
+                users who are easier to please, and propensities depend on how active a user is.
+            sessions: N names of sessions, as the users. Propensities may depend on the place in the session and on how
+                active its user was in the rest of it.
             times: N times, as seconds since 1970 or as datetimes, NaN or NaT where unknown. Propensities may depend on
                 them.
             groups: N names; the rows of a group are in one fold. None means the users.
@@ -167,13 +181,14 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
             The model itself.
 
         Raises:
-            ValueError: A setting or argument has a wrong shape or value, a row has evidence for both sides, no signal
-                acts and no preference is given, all rows are in one group, or "two-step" lacks co-actions.
+            ValueError: A setting or argument has a wrong shape or value, embeddings are too large for float32, a row
+                has evidence for both sides, no signal acts and no preference is given, all rows are in one group, or
+                "two-step" lacks co-actions.
         """
         # Arguments; a copy takes what scikit-learn notes while it validates
         self._check_settings()
         checked = copy.copy(self)
-        embeddings: np.ndarray = validate_data(checked, X, dtype=np.float32)
+        embeddings: np.ndarray = validate_data(checked, given.plain(X), dtype=np.float32)
         observed = observe(
             len(embeddings),
             y,
@@ -191,6 +206,8 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
         )
         if not observed.weight.all():  # such a row has no part in the scale of the features and in the folds either
             embeddings, observed = embeddings[observed.weight > 0], observed.counted()
+        check_actions(observed)
+        given.check_spread("X", embeddings)
 
         # Fit
         fitted = fit_model(
@@ -203,6 +220,7 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
             training=Training(self.batch_size, self.learning_rate, self.weight_decay, self.max_epochs, self.patience),
             device=choose_device(self.device),
             random=check_random_state(self.random_state),
+            progress=Progress(self.verbose),
         )
 
         # Publish, all at once
@@ -214,6 +232,7 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
         public: dict[str, Any] = {
             "classes_": np.array([0, 1]),
             "n_features_in_": fitted.n_features,
+            "signals_": fitted.signals.names,
             "n_propensity_features_": fitted.n_propensity_features,
             "propensity_designs_": fitted.propensities.designs,
             "is_linear_": fitted.is_linear,
@@ -240,10 +259,10 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
 
         Raises:
             NotFittedError: The model is not fitted.
-            ValueError: `X` does not have D columns, or a value is not finite.
+            ValueError: `X` does not have D columns, or a value is not finite or so large that its logit is not.
         """
         check_is_fitted(self)
-        return self._fitted.reward.logits(self._inputs(X)).cpu().numpy()
+        return self._reward_logits(self._inputs(X)).cpu().numpy()
 
     def predict_proba(self, X: ArrayLike) -> np.ndarray:
         """Return probabilities (float64) of shape (N, 2): that each response is not preferred, and that it is.
@@ -308,7 +327,6 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
         self,
         X: ArrayLike,
         propensity_features: ArrayLike | None = None,
-        *,
         users: Sequence | None = None,
         sessions: Sequence | None = None,
         times: ArrayLike | None = None,
@@ -329,38 +347,120 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
 
         Raises:
             NotFittedError: The model is not fitted.
-            ValueError: As in `decision_function`, an argument has not N entries, or features were given to only one of
-                `fit` and this method.
+            ValueError: As in `decision_function`, features were given to only one of `fit` and this method, or an
+                argument has a wrong shape.
         """
         check_is_fitted(self)
-        scaler = self._fitted.feature_scaler
-        if (propensity_features is None) != (scaler is None):
-            raise ValueError(
-                "propensity_features: got them in only one of fit and predict_propensity; expected both or none"
-            )
-        features = None if scaler is None else scaler(np.asarray(propensity_features, np.float32))
-        x = self._inputs(X)
-        users, sessions = row_names("users", users, len(x)), row_names("sessions", sessions, len(x))
-        when = None if times is None else seconds(times, len(x))
-        logits = self._fitted.propensities.logits(x, features)
-        if self._fitted.context is not None:
-            logits = self._fitted.context.logits(logits, users, sessions, when)
-        m = torch.sigmoid(logits).cpu().numpy()
-        return np.where([design == "known" for design in self.propensity_designs_], np.nan, m)
+        logits = self._propensity_logits(self._inputs(X), propensity_features, users, sessions, times)
+        return np.where(self._known(), np.nan, torch.sigmoid(logits).cpu().numpy())
 
-    def score(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
-        """Return the AUROC of the reward against clean preferences, since a reward is used to rank responses.
+    def predict_action_proba(
+        self,
+        X: ArrayLike,
+        propensity_features: ArrayLike | None = None,
+        propensity: ArrayLike | None = None,
+        users: Sequence | None = None,
+        sessions: Sequence | None = None,
+        times: ArrayLike | None = None,
+    ) -> np.ndarray:
+        """Return the probability that each signal acts.
+
+        A log shows directly what this predicts, so it is identified where P(preferred) is not: any right split of it
+        into preference and propensity gives the same probabilities. Held-out rows check it; see
+        `diagnostics.metrics.operating_points` for what hiding the responses that please least would cost.
 
         Args:
             X: Embeddings of shape (N, D).
-            y: Preferences of shape (N,): 1 or 0.
-            sample_weight: Row weights of shape (N,). None means 1.
+            propensity_features: Numbers of shape (N, F) if `fit` was given them, else None.
+            propensity: Known propensities of shape (N, K), which signals of the design "known" read.
+            users: N user names, None where unknown. None means that all are.
+            sessions: N names of sessions, as the users.
+            times: N times, as in `fit`. None means that all are unknown.
+
+        Returns:
+            Probabilities (float64) of shape (N, K), NaN where the design is "known" and the propensity not given.
 
         Raises:
             NotFittedError: The model is not fitted.
-            ValueError: As in `decision_function`.
+            ValueError: As in `predict_propensity`, or a known propensity is not in (0, 1].
         """
-        return float(roc_auc_score(y, self.decision_function(X), sample_weight=sample_weight))
+        m = self.predict_propensity(X, propensity_features, users, sessions, times)
+        if propensity is not None:
+            m = np.where(self._known(), given.probabilities("propensity", propensity, m.shape), m)
+        signals = self._fitted.signals
+        sides = self.predict_proba(X)
+        own = sides[:, [int(sign > 0) for sign in signals.polarity]]
+        return action_rate(own, m, np.array(signals.misclick_rate))
+
+    def score(
+        self,
+        X: ArrayLike,
+        y: ArrayLike,
+        sample_weight: ArrayLike | None = None,
+        *,
+        propensity: ArrayLike | None = None,
+        propensity_features: ArrayLike | None = None,
+        preference: ArrayLike | None = None,
+        users: Sequence | None = None,
+        sessions: Sequence | None = None,
+        times: ArrayLike | None = None,
+    ) -> float:
+        """Return how well the model ranks clean preferences, or explains feedback, by the shape of `y`.
+
+        For `y` of shape (N,) it is the AUROC of the reward against `y` as clean preferences. Feedback of one signal has
+        this shape too, and its AUROC is the naive objective, which prefers a reward of what makes users act: give
+        feedback the shape (N, 1), or use `irm_fast.implicit_scorer`.
+
+        For `y` of shape (N, K), also (N, 1), it is the mean log-likelihood of the feedback, in nats a row: minus the
+        `implicit_rm_loss` of the reward and the propensities. It is a fair judge on rows that the fit has not seen.
+        `implicit_scorer` says what it must not choose.
+
+        Args:
+            X: Embeddings of shape (N, D).
+            y: Preferences of shape (N,), 1 or 0, rows of -1 or unknown are left out; or feedback of shape (N, K), as in
+                `fit`.
+            sample_weight: Row weights of shape (N,). None means 1.
+            propensity: Known propensities of shape (N, K), which the design "known" requires. This and what follows are
+                read for feedback alone.
+            propensity_features: Numbers of shape (N, F) if `fit` was given them, else None.
+            preference: Explicit preferences of shape (N,), whose likelihood counts too: 1, 0, or -1 unknown.
+            users: N user names, None where unknown. None means that all are.
+            sessions: N names of sessions, as the users.
+            times: N times, as in `fit`. None means that all are unknown.
+
+        Raises:
+            NotFittedError: The model is not fitted.
+            ValueError: As in `predict_propensity`, `y` has other columns than in `fit` or no known preference, or a
+                row has evidence for both sides.
+        """
+        check_is_fitted(self)
+        if np.ndim(y) < 2:  # type: ignore[arg-type]
+            return self._auroc(X, y, sample_weight)
+        signals, x = self._fitted.signals, self._inputs(X)
+        check_columns(y, signals.names)
+        observed = observe(
+            len(x),
+            y,
+            design=self.propensity_designs_,
+            polarity=signals.polarity,
+            misclick_rate=signals.misclick_rate,
+            propensity=propensity,
+            features=propensity_features,
+            preference=preference,
+            weight=sample_weight,
+        )
+        logits = self._propensity_logits(x, propensity_features, users, sessions, times)
+        return log_likelihood(self._reward_logits(x), logits, observed)
+
+    def _auroc(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None) -> float:
+        """Return the AUROC of the reward against preferences (N,), without the rows whose preference is unknown."""
+        logit = self.decision_function(X)
+        warn_of_feedback(y, self.signals_)
+        preference, weight = given.ternary("y", y, logit.shape), given.weights(sample_weight, len(logit))
+        known = preference >= 0
+        if not known.any():
+            raise ValueError("y: every preference is unknown; expected 1 and 0, or feedback of shape (N, K)")
+        return float(roc_auc_score(preference[known], logit[known], sample_weight=weight[known]))
 
     def save(self, folder: str | Path) -> None:
         """Write `embedding_model.safetensors` and `embedding_model.json`, without pickle.
@@ -394,7 +494,44 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
 
     def _inputs(self, X: ArrayLike) -> Tensor:
         """Validate embeddings (N, D) and standardise them, on the device of the model."""
-        return self._fitted.scaler(validate_data(self, X, dtype=np.float32, reset=False))
+        return self._fitted.scaler(validate_data(self, given.plain(X), dtype=np.float32, reset=False))
+
+    def _reward_logits(self, x: Tensor) -> Tensor:
+        """Return the reward logits (N,) of standardised embeddings (N, D), or raise ValueError where one overflows."""
+        logits = self._fitted.reward.logits(x)
+        if not torch.isfinite(logits).all():
+            row = int((~torch.isfinite(logits)).nonzero()[0])
+            raise ValueError(
+                f"X: row {row} is so large that its reward logit is {float(logits[row])}; expected embeddings of the "
+                "scale of those in fit, made by the same model"
+            )
+        return logits
+
+    def _propensity_logits(
+        self,
+        x: Tensor,
+        propensity_features: ArrayLike | None,
+        users: Sequence | None,
+        sessions: Sequence | None,
+        times: ArrayLike | None,
+    ) -> Tensor:
+        """Return the propensity logits (N, K) of standardised embeddings (N, D) and their context, 0 where known."""
+        scaler = self._fitted.feature_scaler
+        if (propensity_features is None) != (scaler is None):
+            raise ValueError(
+                "propensity_features: got them in only one of fit and predict_propensity, predict_action_proba or "
+                "score; expected both or none"
+            )
+        features = scaler and scaler(given.matrix("propensity_features", propensity_features, len(x)))
+        names, places = given.names("users", users, len(x)), given.names("sessions", sessions, len(x))
+        when = None if times is None else given.seconds(times, len(x))
+        logits = self._fitted.propensities.logits(x, features)
+        context = self._fitted.context
+        return logits if context is None else context.logits(logits, names, places, when)
+
+    def _known(self) -> np.ndarray:
+        """Return whether each signal has the design "known", of shape (K,)."""
+        return np.array([design == "known" for design in self.propensity_designs_])
 
     def _propensity_sds(self) -> tuple[float, ...]:
         """Return the setting `propensity_sd` as a tuple."""
@@ -412,7 +549,7 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
             raise ValueError(f"propensity_sd: got {self.propensity_sd!r}; expected numbers above 0")
         if self.estimator not in ("auto", "two-step", "joint"):
             raise ValueError(f"estimator: got {self.estimator!r}; expected auto, two-step or joint")
-        if isinstance(self.hidden_layers, str) and self.hidden_layers != "auto":
+        if not _are_widths(self.hidden_layers):
             raise ValueError(f"hidden_layers: got {self.hidden_layers!r}; expected 'auto' or widths such as (128,)")
 
     def __sklearn_tags__(self) -> Any:
@@ -420,3 +557,10 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
         tags = super().__sklearn_tags__()
         tags.classifier_tags.multi_class = False
         return tags
+
+
+def _are_widths(value: Any) -> bool:
+    """Return whether a value is "auto" or a sequence of widths of at least 1."""
+    if isinstance(value, str) or not isinstance(value, (Sequence, np.ndarray)):
+        return isinstance(value, str) and value == "auto"
+    return all(isinstance(width, (int, np.integer)) and width >= 1 for width in value)

@@ -16,16 +16,22 @@ from torch import Tensor
 
 from irm_fast.diagnostics import Diagnosis, diagnose
 from irm_fast.embeddings.context_step import Context, fit_context
+from irm_fast.embeddings.declared import Signals
 from irm_fast.embeddings.objective import Objective
 from irm_fast.embeddings.observed import Observed
-from irm_fast.embeddings.one_signal import one_signal
+from irm_fast.embeddings.one_signal import split_one_signal
 from irm_fast.embeddings.optimize import Training
 from irm_fast.embeddings.parts import Propensities, Reward, Scaler
-from irm_fast.embeddings.problem import Problem
-from irm_fast.embeddings.propensity_step import LEFT_OUT
+from irm_fast.embeddings.problem import Problem, Split
+from irm_fast.embeddings.progress import Progress
+from irm_fast.embeddings.propensity_step import LEFT_OUT, FoundPropensities
 from irm_fast.embeddings.reward_step import AUTO_LAYERS, PropensityLogits, propensity_shift
 from irm_fast.embeddings.two_step import add_networks, mass
 from irm_fast.embeddings.uncertainty import covariance_factor
+
+CONTEXT_ROUNDS = 2  # the second with the reward of the first
+MISCLICK_ROUNDS = 15
+STILL = 0.003  # change of the mean preference from which another round is worth its time
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,7 @@ class Fitted:
         held_out_decision: Reward logits (float32) of the training rows, of shape (N,), each from the fold model that
             did not see the row; None in a model that was loaded.
         diagnosis: The assumptions and evidence that the reward rests on.
+        signals: What is declared of the signals.
     """
 
     scaler: Scaler
@@ -52,6 +59,7 @@ class Fitted:
     held_out_nll: float
     held_out_decision: np.ndarray | None
     diagnosis: Diagnosis
+    signals: Signals
 
     @property
     def is_linear(self) -> bool:
@@ -69,11 +77,6 @@ class Fitted:
         return 0 if self.feature_scaler is None else len(self.feature_scaler.mean)
 
 
-CONTEXT_ROUNDS = 2
-MISCLICK_ROUNDS = 15
-STILL = 0.003  # change of the mean preference from which another round is worth its time
-
-
 def fit_model(
     embeddings: np.ndarray,
     observed: Observed,
@@ -85,6 +88,7 @@ def fit_model(
     training: Training,
     device: torch.device,
     random: np.random.RandomState,
+    progress: Progress,
 ) -> Fitted:
     """Fit the propensities and the reward.
 
@@ -98,6 +102,7 @@ def fit_model(
         training: How networks are trained.
         device: Where to compute.
         random: The source of all random numbers.
+        progress: Is told of every step.
 
     Returns:
         The reward, the propensities, and what the held-out rows say about them.
@@ -124,70 +129,42 @@ def fit_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(random.randint(2**31)))  # of new networks
 
-        # Propensities
-        one = len(observed.designs) == 1 and observed.designs[0] == "auto"
+        # Propensities, and a reward given these
         wanted = "auto" if layers is None else layers
-        if one:
-            split = one_signal(problem, observed, wanted)
-            found, reward = split.found, split.reward
-            logits = problem.logits(found)
-        else:
-            found = problem.fit_propensities(observed.designs, estimator)
-            logits = problem.logits(found)
-
-            # Reward, given these propensities
-            reward = problem.fit_reward(logits, wanted)
-        layers = (AUTO_LAYERS if layers is None else layers) if reward.networks else ()
-        believed: Tensor | None = None  # how far actions that may be misclicks prove a side
+        one_signal = observed.designs == ("auto",)
+        split = (
+            split_one_signal(problem, observed, wanted)
+            if one_signal
+            else problem.split(observed.designs, estimator, wanted)
+        )
+        layers = (AUTO_LAYERS if layers is None else layers) if split.reward.networks else ()
+        designs = zip(observed.signals, split.found.propensities.designs, strict=True)
+        progress.done(
+            f"propensities ({', '.join(f'{name} {design}' for name, design in designs)}) and reward ({_kind(layers)})"
+        )
 
         # Misclicks: an action proves little, so that propensities and reward are fitted in turn
-        if any(observed.misclick_rate) and set(found.two_step) - {LEFT_OUT}:
-            for _ in range(MISCLICK_ROUNDS):
-                before = float(torch.sigmoid(reward.held_out).mean())
-                believed = mass(problem.objective, reward.held_out, logits.held_out)
-                found = problem.refit_propensities(found, mass=believed)
-                logits = problem.logits(found)
-                reward = problem.fit_reward(logits, layers, reward.start)
-                if abs(float(torch.sigmoid(reward.held_out).mean()) - before) < STILL:
-                    break
+        believed: Tensor | None = None
+        if any(observed.misclick_rate) and set(split.found.two_step) != {LEFT_OUT}:
+            split, believed = _in_turn(problem, split, layers)
+            progress.done("misclicks: propensities and reward in turn")
 
         # Level of constant propensities that only the joint likelihood shows
-        if found.open_level.any() and not one:
-            found = found.shifted(propensity_shift(reward, logits.held_out, problem.objective, found.open_level))
-            logits = problem.logits(found)
-            reward = problem.fit_reward(logits, layers)
+        if split.found.open_level.any() and not one_signal:
+            shift = propensity_shift(split.reward, split.logits.held_out, problem.objective, split.found.open_level)
+            split = problem.with_reward(split.found.shifted(shift), layers)
+            progress.done("level of constant propensities, reward again")
 
         # Networks of the propensities, where the reward is one
-        if layers and found.bends:
-            bent = add_networks(
-                found.propensities,
-                found.by_fold,
-                problem.embeddings,
-                problem.features,
-                problem.objective,
-                folds,
-                layers,
-                training,
-                generator,
-            )
-            found = found._replace(propensities=bent)
-            logits = problem.logits(found)
-            reward = problem.fit_reward(logits, layers)
+        if layers and split.found.bends:
+            split = problem.with_reward(_with_networks(problem, split, layers), layers)
+            progress.done("networks of the propensities, reward again")
 
         # Context: who, when, where
-        alone, context, base = logits.held_out, None, logits
-        for _ in range(CONTEXT_ROUNDS):  # each with the reward of the round before
-            if context is not None and not layers:
-                part = context.part(base.training).float().to(device)
-                base = problem.logits(problem.refit_propensities(found, mass=believed, context=part))
-            context = fit_context(observed, *base, reward.held_out, folds, context)
-            if context is None:
-                break
-            logits = PropensityLogits(
-                *(part.pattern.float().to(device) for part in (context.training, context.held_out))
-            )
-            alone = context.held_out.alone.float()
-            reward = problem.fit_reward(logits, layers, reward.start)
+        uncorrected = float(torch.sigmoid(split.reward.held_out).mean())
+        split, alone, context = _in_context(problem, split, observed, layers, believed)
+        progress.done(f"context ({', '.join(context.parts) if context else 'none'}), reward again")
+    reward, found = split.reward, split.found
 
     # How far a redraw of the log would move the reward
     covariance: Tensor | None = None
@@ -196,7 +173,7 @@ def fit_model(
             problem.embeddings,
             problem.features,
             reward,
-            logits.training,
+            split.logits.training,
             found,
             problem.objective,
             observed.group_numbers(),
@@ -206,6 +183,7 @@ def fit_model(
     held_out = reward.held_out.cpu().numpy()
     diagnosis = diagnose(
         observed.feedback,
+        signals=observed.signals,
         polarity=observed.polarity,
         misclick_rate=observed.misclick_rate,
         propensity_design=found.propensities.designs,
@@ -216,13 +194,73 @@ def fit_model(
         users=observed.users,
         fold_rewards=reward.each.cpu().numpy(),
     )
+    progress.done(f"diagnosis: {diagnosis.kind}")
     return Fitted(
         scaler=scaler,
         feature_scaler=feature_scaler,
         reward=Reward(reward.weight, reward.bias, reward.networks, covariance),
         propensities=found.propensities,
-        context=None if context is None else context.context,
+        context=context,
         held_out_nll=float(reward.losses.sum() / observed.weight.sum()),
         held_out_decision=held_out,
         diagnosis=diagnosis,
+        signals=Signals(observed.signals, observed.polarity, observed.misclick_rate),
     )
+
+
+def _kind(layers: Sequence[int]) -> str:
+    return f"networks of widths {tuple(layers)}" if layers else "linear"
+
+
+def _in_turn(problem: Problem, split: Split, layers: Sequence[int]) -> tuple[Split, Tensor]:
+    """Fit propensities and reward in turn until the mean preference stands still.
+
+    Returns:
+        The split, and the probability (N, K) of each signal's side by everything else that is recorded.
+    """
+    for _ in range(MISCLICK_ROUNDS):
+        before = float(torch.sigmoid(split.reward.held_out).mean())
+        believed = mass(problem.objective, split.reward.held_out, split.logits.held_out)
+        found = problem.refit_propensities(split.found, mass=believed)
+        split = problem.with_reward(found, layers, split.reward.start)
+        if abs(float(torch.sigmoid(split.reward.held_out).mean()) - before) < STILL:
+            break
+    return split, believed
+
+
+def _with_networks(problem: Problem, split: Split, layers: Sequence[int]) -> FoundPropensities:
+    """Add networks to the linear propensities."""
+    bent = add_networks(
+        split.found.propensities,
+        split.found.by_fold,
+        problem.embeddings,
+        problem.features,
+        problem.objective,
+        problem.folds,
+        layers,
+        problem.training,
+        problem.generator,
+    )
+    return split.found._replace(propensities=bent)
+
+
+def _in_context(
+    problem: Problem, split: Split, observed: Observed, layers: Sequence[int], believed: Tensor | None
+) -> tuple[Split, Tensor, Context | None]:
+    """Fit how propensities depend on the context, and the reward again.
+
+    Returns:
+        The split; held-out propensity logits (N, K) of each signal by itself; and the context, or None.
+    """
+    alone, context, base, device = split.logits.held_out, None, split.logits, problem.embeddings.device
+    for _ in range(CONTEXT_ROUNDS):
+        if context is not None and not layers:  # base propensities that know the context
+            part = context.part(base.training).float().to(device)
+            base = problem.logits(problem.refit_propensities(split.found, mass=believed, context=part))
+        context = fit_context(observed, *base, split.reward.held_out, problem.folds, context)
+        if context is None:
+            break
+        training, held_out = (part.pattern.float().to(device) for part in (context.training, context.held_out))
+        logits, alone = PropensityLogits(training, held_out), context.held_out.alone.float()
+        split = split._replace(logits=logits, reward=problem.fit_reward(logits, layers, split.reward.start))
+    return split, alone, None if context is None else context.context

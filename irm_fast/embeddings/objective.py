@@ -99,3 +99,16 @@ class Objective:
             misclick_rate=self.misclick_rate,
             normalizer=counted.sum(),
         )
+
+
+def log_likelihood(reward: Tensor, propensity: Tensor, seen: Observed) -> float:
+    """Return the mean log-likelihood of rows in nats, weighted: minus their implicit loss in the marginal form.
+
+    Args:
+        reward: Reward logits of shape (N,).
+        propensity: Propensity logits of shape (N, K), 0 where they are known.
+        seen: The feedback and the other observations of the N rows.
+    """
+    objective, known = Objective.of(seen, reward.device), torch.from_numpy(seen.known_logits()).to(reward.device)
+    losses = objective.loss(reward, propensity + known, torch.arange(len(reward), device=reward.device), "none")
+    return -float(losses.double().sum()) / float(seen.weight.sum(dtype=np.float64))

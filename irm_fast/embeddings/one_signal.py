@@ -11,7 +11,8 @@ few candidates, where they are far too few to move a reward.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,8 +20,8 @@ from torch import Tensor
 
 from irm_fast.embeddings.observed import Observed
 from irm_fast.embeddings.optimize import fit_map
-from irm_fast.embeddings.parts import Propensities, Reward
-from irm_fast.embeddings.problem import Problem
+from irm_fast.embeddings.parts import Propensities
+from irm_fast.embeddings.problem import Problem, Split
 from irm_fast.embeddings.propensity_step import FoundPropensities
 from irm_fast.embeddings.reward_step import propensity_shift
 
@@ -30,22 +31,19 @@ LEADS = {"hidden": 2.0, MIRROR: 2.0}  # standard errors by which these have to p
 SLOPE_SD = 1.0  # prior deviation of the logarithm of a candidate's slope
 
 
-@dataclass(frozen=True)
-class Candidate:
+class Candidate(NamedTuple):
     """A split of one signal into preference and propensity, fitted without labels.
 
     Attributes:
         name: "constant", "hidden", "features", or "mirror", in which "hidden" has preference and propensity exchanged.
-        found: The propensities.
-        reward: The reward.
+        split: The propensities and the reward.
     """
 
     name: str
-    found: FoundPropensities
-    reward: Reward
+    split: Split
 
 
-def one_signal(problem: Problem, observed: Observed, layers: str | Sequence[int]) -> Candidate:
+def split_one_signal(problem: Problem, observed: Observed, layers: str | Sequence[int]) -> Split:
     """Split one signal into preference and propensity, by labels if there are enough, and by assumption otherwise.
 
     Args:
@@ -59,45 +57,48 @@ def one_signal(problem: Problem, observed: Observed, layers: str | Sequence[int]
     labels = observed.preference
     if labels is None or min((labels == 1).sum(), (labels == 0).sum()) < LEAST:
         name = "constant" if problem.features is None else "features"
-        chosen, found = name, problem.fit_propensities([name], "joint")
-    else:
-        best = choose(candidates(problem, layers), labels, observed.weight, problem.folds)
-        chosen, found = best.name, best.found
-    return fit_candidate(problem, chosen, found, layers)
+        return _levelled(problem, problem.fit_propensities([name], "joint"), layers)
+    chosen = choose(candidates(problem, layers), labels, observed.weight, problem.folds)
+    return _levelled(problem, chosen.split.found, layers)
 
 
 def candidates(problem: Problem, layers: str | Sequence[int]) -> list[Candidate]:
-    """Fit all candidates without labels, the constant propensity first.
+    """Fit all candidates without labels, the least risky first.
 
     Args:
         problem: The rows, with one signal.
         layers: Hidden layers of the reward, as of `reward_step.fit_reward`.
     """
     plain = replace(problem, objective=replace(problem.objective, preference=None))
-    names = ["constant", *(["features"] if problem.features is not None else []), "hidden"]
-    found = [fit_candidate(plain, name, plain.fit_propensities([name], "joint"), layers) for name in names]
-    hidden = found[-1]
+    found = {
+        name: plain.fit_propensities([name], "joint")
+        for name in ("constant", "features", "hidden")
+        if name != "features" or problem.features is not None
+    }
+    tried = [
+        Candidate(name, plain.with_reward(each, layers) if name == "hidden" else _levelled(plain, each, layers))
+        for name, each in found.items()
+    ]
+    hidden = tried[-1].split
     if not hidden.reward.networks:
-        weight, bias = hidden.reward.weight[None], hidden.reward.bias[None]
-        features = 0 * hidden.found.propensities.feature_weight
-        folds = len(hidden.found.by_fold[0])
-        by_fold = [part.expand(folds, *part.shape) for part in (weight, features, bias)]
-        mirrored = hidden.found._replace(
-            propensities=Propensities(("hidden",), weight, features, bias), by_fold=by_fold, rest=by_fold
-        )
-        found.append(fit_candidate(plain, MIRROR, mirrored, layers))
-    return found
+        tried.append(Candidate(MIRROR, plain.with_reward(_mirrored(hidden), layers)))
+    return tried
 
 
-def fit_candidate(problem: Problem, name: str, found: FoundPropensities, layers: str | Sequence[int]) -> Candidate:
-    """Fit a reward given these propensities, and the level of the propensities that the likelihood then shows."""
-    logits = problem.logits(found)
-    reward = problem.fit_reward(logits, layers)
-    if name in ("constant", "features") or problem.objective.preference is not None:
-        free = torch.ones_like(found.open_level)
-        found = found.shifted(propensity_shift(reward, logits.held_out, problem.objective, free))
-        reward = problem.fit_reward(problem.logits(found), layers, reward.start)
-    return Candidate(name, found, reward)
+def _mirrored(hidden: Split) -> FoundPropensities:
+    """Return the linear reward of a split as its propensities."""
+    weight, bias = hidden.reward.weight[None], hidden.reward.bias[None]
+    parts = [weight, 0 * hidden.found.propensities.feature_weight, bias]
+    by_fold = [part.expand(len(hidden.found.by_fold[0]), *part.shape) for part in parts]
+    return hidden.found._replace(propensities=Propensities(("hidden",), *parts), by_fold=by_fold, rest=by_fold)
+
+
+def _levelled(problem: Problem, found: FoundPropensities, layers: str | Sequence[int]) -> Split:
+    """Fit a reward given these propensities, then the level of the propensities that it shows, and the reward again."""
+    split = problem.with_reward(found, layers)
+    free = torch.ones_like(found.open_level)
+    shift = propensity_shift(split.reward, split.logits.held_out, problem.objective, free)
+    return problem.with_reward(found.shifted(shift), layers, split.reward.start)
 
 
 def choose(tried: Sequence[Candidate], preference: np.ndarray, weight: np.ndarray, folds: np.ndarray) -> Candidate:
@@ -111,7 +112,7 @@ def choose(tried: Sequence[Candidate], preference: np.ndarray, weight: np.ndarra
     """
     rows = np.flatnonzero(preference >= 0)
     y, w = torch.from_numpy(preference[rows]).double(), torch.from_numpy(weight[rows]).double()
-    scores = [candidate.reward.held_out.double().cpu()[rows] for candidate in tried]
+    scores = [candidate.split.reward.held_out.double().cpu()[rows] for candidate in tried]
     losses = [label_losses(score, y, w, folds[rows]) * w for score in scores]
     best = 0
     for other in range(1, len(tried)):

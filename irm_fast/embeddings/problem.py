@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +20,20 @@ from irm_fast.embeddings.propensity_step import (
     refit_propensities,
 )
 from irm_fast.embeddings.reward_step import PropensityLogits, calibrated, fit_reward
+
+
+class Split(NamedTuple):
+    """A split of what the log shows into propensities and reward.
+
+    Attributes:
+        found: The propensities.
+        logits: Their logits, known ones included.
+        reward: The reward given these.
+    """
+
+    found: FoundPropensities
+    logits: PropensityLogits
+    reward: Reward
 
 
 @dataclass(frozen=True)
@@ -70,6 +85,17 @@ class Problem:
         held_out = held_out_logits(found, self.embeddings, self.features, self.folds)
         training = found.propensities.logits(self.embeddings, self.features)
         return PropensityLogits(training + self.known, held_out + self.known)
+
+    def split(self, designs: Sequence[str], estimator: str, layers: str | Sequence[int]) -> Split:
+        """Fit propensities of these designs, and a reward given these."""
+        return self.with_reward(self.fit_propensities(designs, estimator), layers)
+
+    def with_reward(
+        self, found: FoundPropensities, layers: str | Sequence[int], start: LinearStart | None = None
+    ) -> Split:
+        """Fit a reward given these propensities."""
+        logits = self.logits(found)
+        return Split(found, logits, self.fit_reward(logits, layers, start))
 
     def fit_reward(
         self, logits: PropensityLogits, layers: str | Sequence[int], start: LinearStart | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from irm_fast.diagnostics import Diagnosis
 from irm_fast.embeddings.context import Bins
 from irm_fast.embeddings.context_layer import ContextLayer
 from irm_fast.embeddings.context_step import Context
+from irm_fast.embeddings.declared import Signals, declare
 from irm_fast.embeddings.fit import Fitted
 from irm_fast.embeddings.optimize import choose_device
 from irm_fast.embeddings.parts import Network, Propensities, Reward, Scaler
@@ -68,6 +70,7 @@ def write(folder: Path, settings: Mapping[str, Any], fitted: Fitted) -> None:
         "settings": {name: _plain(value) for name, value in settings.items()},
         "fitted": public,
         "context": None if fitted.context is None else list(fitted.context.bins),
+        "signals": asdict(fitted.signals),
         "networks": widths,
         "diagnosis": fitted.diagnosis.to_dict(),
     }
@@ -125,7 +128,16 @@ def _restored(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Fitte
         held_out_nll=record["fitted"]["held_out_nll_"],
         held_out_decision=None,
         diagnosis=Diagnosis.from_dict(record["diagnosis"]),
+        signals=_signals(record),
     )
+
+
+def _signals(record: Mapping[str, Any]) -> Signals:
+    """Return the signals of a record. Models that were saved before signals had names have them in the settings."""
+    if "signals" in record:
+        return Signals(**{name: frozen(value) for name, value in record["signals"].items()})
+    settings = record["settings"]
+    return declare(None, len(record["fitted"]["propensity_designs_"]), settings["polarity"], settings["misclick_rate"])
 
 
 def _widths(network: Network) -> list[int]:
@@ -167,4 +179,6 @@ def _plain(value: Any) -> Any:
         return None
     if isinstance(value, (np.ndarray, np.generic)):
         return value.tolist()
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
     return list(value) if isinstance(value, tuple) else value

@@ -1,12 +1,14 @@
 """Verdicts over redraws of logs whose truth is known, and what a diagnosis says."""
 
+import dataclasses
 import json
 from dataclasses import dataclass
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
-from irm_fast.diagnostics import diagnose
+from irm_fast.diagnostics import Check, diagnose
 
 ROWS, REDRAWS = 8_000, 10
 
@@ -319,3 +321,26 @@ def test_refused(change, message):
     arguments = {"feedback": np.zeros((3, 2), int), "propensity_design": "hidden"} | change
     with pytest.raises(ValueError, match=message):
         diagnose(arguments.pop("feedback"), **arguments)
+
+
+def test_notebooks_show_html_in_which_nothing_is_markup():
+    feedback = np.random.default_rng(0).integers(0, 2, (1000, 1))
+    found = diagnose(feedback, propensity_design="constant", signals=['<b>copy</b> & "so"'])
+    failed = dataclasses.replace(found, tests=(dataclasses.replace(found.tests[0], result="failed"), *found.tests[1:]))
+    page = failed._repr_html_()
+    parsed = ElementTree.fromstring(page)  # what is opened is closed
+    assert {element.tag for element in parsed.iter()} == {"div", "p", "b", "ul", "li", "table", "tr", "th", "td"}
+    assert [element.text for element in parsed.iter("b")] == [f"The reward is {found.verdict}."]
+    rows = [["".join(cell.itertext()) for cell in row] for row in parsed.iter("tr")]
+    assert rows == [[test.name, test.result, test.text] for test in failed.tests]
+    grounds = [row[1].attrib["style"].split(";")[0] for row in parsed.iter("tr")]
+    assert grounds[0] == "background:#f8d0cd" and grounds[0] not in grounds[1:]
+    items = ["".join(item.itertext()) for item in parsed.iter("li")]
+    assert items == [*found.assumed, *found.remedies] and found.remedies
+    assert "<b>copy" not in page
+
+
+def test_html_of_hostile_text():
+    check = Check("<script>", "passed", "</td><script>alert('x')</script>")
+    page = dataclasses.replace(diagnose(np.zeros((9, 1), int), propensity_design="constant"), tests=(check,))
+    assert "<script>" not in page._repr_html_() and "&lt;script&gt;" in page._repr_html_()

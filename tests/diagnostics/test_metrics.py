@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as judge
 
-from irm_fast.diagnostics.metrics import reward_metrics
+from irm_fast.diagnostics.metrics import operating_points, reward_metrics
 
 nan = float("nan")
 
@@ -97,3 +97,47 @@ def test_a_nan_logit_is_never_a_plausible_number():
 def test_bad_arguments(logit, preference, pair, match):
     with pytest.raises(ValueError, match=match):
         reward_metrics(logit, preference, pair)
+
+
+def test_operating_points_by_hand():
+    score = np.array([0.4, 0.1, 0.3, 0.2, 0.5])
+    feedback = np.array([[1, 0, 0], [0, 1, 0], [1, -1, 0], [1, 1, 0], [1, 0, -1]])
+    got = operating_points(score, feedback, shares=(0, 0.2, 0.4, 0.5, 1))
+    assert [point["hidden"] for point in got] == [0, 0.2, 0.4, 0.5, 1]
+    np.testing.assert_array_equal([point["threshold"] for point in got], [nan, 0.1, 0.2, 0.3, 0.5])
+    lost = [[0, 0, nan], [0, 0.5, nan], [0.25, 1, nan], [0.375, 1, nan], [1, 1, nan]]
+    np.testing.assert_allclose([point["lost"] for point in got], lost)
+
+
+def test_operating_points_of_ties_and_of_no_rows():
+    """Rows of equal scores are hidden alike: a constant score loses what it hides, whatever their order."""
+    feedback = np.eye(10, dtype=int)[:, :2]
+    for point in operating_points(np.zeros(10), feedback):
+        assert point["lost"] == pytest.approx([point["hidden"]] * 2)
+    ties = operating_points(np.round(np.arange(10) / 7), feedback, shares=(0.7,))
+    assert ties[0]["lost"] == pytest.approx([1, 1]) and ties[0]["threshold"] == 1
+    assert operating_points(np.arange(10), feedback, shares=(0.7,))[0]["threshold"] == 6  # 0.7 * 10 > 7 in floats
+    assert operating_points(np.zeros(3), np.zeros((3, 0)))[0]["lost"] == []
+    np.testing.assert_array_equal(operating_points(np.zeros(0), np.zeros((0, 1)), (0.5,))[0]["lost"], [nan])
+
+
+def test_operating_points_of_a_good_score_lose_less_than_they_hide():
+    rng = np.random.default_rng(0)
+    rate = rng.random(20000)
+    feedback = (rng.random(20000) < rate)[:, None].astype(int)
+    got = operating_points(rate, feedback, shares=(0.1, 0.5))
+    np.testing.assert_allclose([point["lost"][0] for point in got], [0.01, 0.25], atol=0.01)  # the integral of the rate
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"score": np.zeros(4)}, r"score and feedback: got shapes \(4,\) and \(3, 1\); expected"),
+        ({"feedback": np.zeros(3)}, r"got shapes \(3,\) and \(3,\); expected \(N,\) and \(N, K\)"),
+        ({"score": np.array([0, nan, nan])}, "score: got NaN in 2 rows"),
+        ({"shares": (0.5, 1.5)}, r"shares: got \(0.5, 1.5\); expected numbers in \[0, 1\]"),
+    ],
+)
+def test_operating_points_that_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        operating_points(**{"score": np.zeros(3), "feedback": np.zeros((3, 1)), **change})

@@ -292,7 +292,6 @@ def changed(value: np.ndarray, number: float) -> np.ndarray:
         (lambda c: {"X": changed(c.x, np.inf)}, "infinity"),
         (lambda c: {"y": c.feedback[1:]}, r"feedback: got shape \(599, 2\); expected \(600, 2\)"),
         (lambda c: {"y": changed(c.feedback, 2)}, "feedback: Unknown label type: got .2"),
-        (lambda c: {"y": changed(c.feedback, np.nan)}, "feedback: Unknown label type"),
         (lambda c: {"y": c.feedback * 0}, "only one class; expected actions"),
         (lambda c: {"y": c.feedback[:, :, None]}, r"feedback: got shape \(600, 2, 1\)"),
         (lambda c: {"propensity": changed(c.m, 0)}, r"propensity: got values outside \(0, 1\]"),

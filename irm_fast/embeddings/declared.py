@@ -1,0 +1,167 @@
+"""What is declared of the signals of a fit: names, polarity, misclick rates, designs; for all, for each, or by name."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from irm_fast.data.read import NEGATIVE_SIGNALS
+from irm_fast.data.signals import DESIGN_CHOICES
+from irm_fast.losses import MAX_SIGNALS
+
+NEGATIVE_BY_NAME = ("thumbs_down", "regenerate")  # other words of displeasure have to be declared
+LEAST_RATE = 1e-9  # of misclicks: with less, a row that contradicts itself costs more than float32 can weigh
+
+
+@dataclass(frozen=True)
+class Signals:
+    """The K signals of a fit.
+
+    Attributes:
+        names: Their names.
+        polarity: +1 or -1 for each.
+        misclick_rate: A rate in [0, 1) for each.
+    """
+
+    names: tuple[str, ...]
+    polarity: tuple[int, ...]
+    misclick_rate: tuple[float, ...]
+
+
+def column_names(value: Any) -> tuple[str, ...] | None:
+    """Return the names of the columns of a frame, or the name of a series, where all are text; else None.
+
+    Args:
+        value: A frame or series of pandas or polars, or anything else, which has no names.
+    """
+    columns = getattr(value, "columns", None)
+    found = [getattr(value, "name", None)] if columns is None else list(columns)
+    names = tuple(name for name in found if isinstance(name, str) and name)
+    return names if names and len(names) == len(found) else None
+
+
+def declare(value: Any, count: int, polarity: Any, misclick_rate: Any) -> Signals:
+    """Name the signals of feedback, and return what is declared of each.
+
+    Args:
+        value: The feedback as it was given; the columns of a frame name the signals.
+        count: The number K of signals.
+        polarity: +1 or -1 for all signals, K of them, or a mapping by name. Where nothing is declared it is +1, but -1
+            for `NEGATIVE_BY_NAME`.
+        misclick_rate: A rate in [0, 1) for all signals, K of them, or a mapping by name. Where nothing is declared it
+            is 0.
+
+    Raises:
+        ValueError: There are more than `MAX_SIGNALS` signals, two of one name, or a declaration that does not fit them.
+    """
+    if count > MAX_SIGNALS:
+        raise ValueError(
+            f"feedback: got {count} signals; expected at most {MAX_SIGNALS}: leave out the rarest, or merge some"
+        )
+    named = column_names(value)
+    names = named if named is not None and len(named) == count else tuple(f"signal {k + 1}" for k in range(count))
+    if len(set(names)) < count:
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"feedback: got several columns named {twice!r}; expected a name of its own for each")
+    usual = [-1 if name in NEGATIVE_BY_NAME else 1 for name in names]
+    signs = each("polarity", polarity, names, usual)
+    if not {1, -1}.issuperset(signs):
+        raise ValueError(f"polarity: got {tuple(signs)}; expected 1 or -1 for every signal")
+    rates = tuple(float(rate) for rate in each("misclick_rate", misclick_rate, names, [0.0] * count))
+    if not all(rate == 0 or LEAST_RATE <= rate < 1 for rate in rates):
+        raise ValueError(f"misclick_rate: got {rates}; expected rates in [0, 1), and none between 0 and {LEAST_RATE}")
+    _warn_of_displeasure(names, polarity, signs)
+    return Signals(names, tuple(int(sign) for sign in signs), rates)
+
+
+def designs_of(value: Any, names: Sequence[str]) -> tuple[str, ...]:
+    """Return one propensity design for each signal, or raise ValueError.
+
+    Args:
+        value: One of `DESIGN_CHOICES` for all signals, K of them, or a mapping by name, "auto" for the rest.
+        names: The names of the K signals.
+    """
+    if isinstance(value, Mapping):
+        _check_names("propensity_design", value, names)
+        found = tuple(value.get(name, "auto") for name in names)
+    else:
+        found = (value,) * len(names) if isinstance(value, str) else tuple(value)
+    if len(found) != len(names) or not set(found) <= set(DESIGN_CHOICES):
+        raise ValueError(
+            f"propensity_design: got {value!r}; expected one of {', '.join(DESIGN_CHOICES)}, or {len(names)} of them"
+        )
+    return found
+
+
+def each(name: str, value: Any, names: Sequence[str], usual: Sequence[Any]) -> list[Any]:
+    """Return one number for each signal, or raise ValueError.
+
+    Args:
+        name: The name of the parameter, for the messages.
+        value: One number for all signals, K of them, a mapping by name, or None.
+        names: The names of the K signals.
+        usual: The K numbers where nothing is given.
+    """
+    if value is None:
+        return list(usual)
+    if isinstance(value, Mapping):
+        _check_names(name, value, names)
+        return [value.get(key, default) for key, default in zip(names, usual, strict=True)]
+    values = np.atleast_1d(np.asarray(value))
+    if values.shape not in ((1,), (len(names),)):
+        raise ValueError(f"{name}: got {value!r}; expected one number, or {len(names)}")
+    given: list[Any] = np.broadcast_to(values, (len(names),)).tolist()
+    return given
+
+
+def check_columns(value: Any, names: Sequence[str]) -> None:
+    """Raise ValueError unless feedback has the columns of a fit, in its order where both have names.
+
+    Args:
+        value: Feedback of shape (N, K), or (N, 0) without signals.
+        names: The names of the signals of the fit.
+    """
+    shape, found = np.shape(value), column_names(value)
+    if len(shape) == 2 and (shape[1] or 1) != len(names):
+        raise ValueError(f"feedback: got {shape[1]} columns; expected {len(names)}, as in fit: {', '.join(names)}")
+    if found is not None and found != tuple(names) and names[0] != "signal 1":
+        raise ValueError(f"feedback: got the columns {', '.join(found)}; expected those of fit: {', '.join(names)}")
+
+
+def warn_of_feedback(preference: Any, names: Sequence[str]) -> None:
+    """Warn of a series that is given as preferences and has the name of a signal.
+
+    Args:
+        preference: Preferences of shape (N,).
+        names: The names of the signals.
+    """
+    found = column_names(preference)
+    if found is not None and found[0] in names:
+        warnings.warn(
+            f"y: {found[0]!r} is a signal, not the preference: its AUROC is the naive objective; for the likelihood of "
+            "feedback give it the shape (N, 1), or use irm_fast.implicit_scorer",
+            stacklevel=4,
+        )
+
+
+def _check_names(name: str, value: Mapping[Any, Any], names: Sequence[str]) -> None:
+    """Raise ValueError if a mapping has a key that is not the name of a signal."""
+    for key in value:
+        if key not in names:
+            raise ValueError(f"{name}: got the signal {key!r}; expected some of {', '.join(map(repr, names))}")
+
+
+def _warn_of_displeasure(names: Sequence[str], polarity: Any, signs: Sequence[int]) -> None:
+    """Warn of signals whose names speak of displeasure and whose polarity nobody declared."""
+    declared = names if polarity is not None and not isinstance(polarity, Mapping) else (polarity or ())
+    for name, sign in zip(names, signs, strict=True):
+        if name.lower().replace("-", "_") in NEGATIVE_SIGNALS and name not in declared:
+            warnings.warn(
+                f"polarity: {name!r} is taken as {sign:+d}, {'by its name' if sign < 0 else 'as nothing is declared'}; "
+                f"say which it is: polarity={{{name!r}: -1}} if users give it when a response displeases them, else 1",
+                stacklevel=5,
+            )
