@@ -247,7 +247,7 @@ def fit_context(
 
 def _choose(
     data: _Data, when: When
-) -> tuple[dict[str, Bins], list[ContextLayer], dict[str, tuple[float, float]]] | None:
+) -> tuple[Mapping[str, Bins], list[ContextLayer], Mapping[str, tuple[float, float]]] | None:
     """Choose the parts of the context.
 
     Returns:

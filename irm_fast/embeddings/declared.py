@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from irm_fast.data.read import NEGATIVE_SIGNALS
+from irm_fast.data.log_rows import NEGATIVE_SIGNALS
 from irm_fast.data.signals import DESIGN_CHOICES
 from irm_fast.losses import MAX_SIGNALS
 

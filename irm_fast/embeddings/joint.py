@@ -99,4 +99,4 @@ def fit_joint(
         return weight * reads[0], slope * reads[1], bias * learned
 
     by_fold = [torch.stack(values) for values in zip(*map(read, apart), strict=True)]
-    return Propensities(tuple(design or "known" for design in designs), *(v.mean(0) for v in by_fold)), by_fold
+    return Propensities.mean([design or "known" for design in designs], by_fold), by_fold

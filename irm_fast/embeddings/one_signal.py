@@ -90,7 +90,8 @@ def _mirrored(hidden: Split) -> FoundPropensities:
     weight, bias = hidden.reward.weight[None], hidden.reward.bias[None]
     parts = [weight, 0 * hidden.found.propensities.feature_weight, bias]
     by_fold = [part.expand(len(hidden.found.by_fold[0]), *part.shape) for part in parts]
-    return hidden.found._replace(propensities=Propensities(("hidden",), *parts), by_fold=by_fold, rest=by_fold)
+    propensities = Propensities.mean(("hidden",), by_fold)
+    return hidden.found._replace(propensities=propensities, by_fold=by_fold, rest=by_fold)
 
 
 def _levelled(problem: Problem, found: FoundPropensities, layers: str | Sequence[int]) -> Split:

@@ -172,6 +172,12 @@ class Propensities:
     networks: tuple[Network, ...] = ()
     factor: Tensor | None = None
 
+    @classmethod
+    def mean(cls, designs: Sequence[str], by_fold: Sequence[Tensor]) -> Propensities:
+        """Return linear propensities whose weight, feature weight and bias are the means over the first dimension."""
+        weight, feature_weight, bias = (values.mean(0) for values in by_fold)
+        return cls(tuple(designs), weight, feature_weight, bias)
+
     @torch.no_grad()
     def logits(self, x: Tensor, z: Tensor | None = None) -> Tensor:
         """Return propensity logits of shape (n, K), 0 for the design "known".

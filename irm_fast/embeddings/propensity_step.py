@@ -175,8 +175,7 @@ def refit_propensities(
         embeddings, features, objective, found.two_step, folds, *found.prior, mass=mass, context=context
     )
     by_fold = [one + other for one, other in zip(proven.by_fold, found.rest, strict=True)]
-    mean = Propensities(found.propensities.designs, *(values.mean(0) for values in by_fold))
-    return found._replace(propensities=mean, by_fold=by_fold)
+    return found._replace(propensities=Propensities.mean(found.propensities.designs, by_fold), by_fold=by_fold)
 
 
 def _in_two_steps(counts: np.ndarray, designs: Sequence[str], estimator: str) -> list[bool]:

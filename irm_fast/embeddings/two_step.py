@@ -160,9 +160,7 @@ def fit_proven(
         losses.design[k] += _loss(logit, acted[held, k], weight[held], c_held)
     by_fold = [torch.from_numpy(values).to(embeddings.device) for values in (*slopes, bias)]
     by_fold[0] *= unit
-    weight_mean, feature_mean, bias_mean = (values.mean(0) for values in by_fold)
-    mean = Propensities(tuple(designs), weight_mean, feature_mean, bias_mean)
-    return ProvenFit(mean, by_fold, losses)
+    return ProvenFit(Propensities.mean(designs, by_fold), by_fold, losses)
 
 
 CONTEXT_SD = 3.0  # prior deviation of the factor of the context
