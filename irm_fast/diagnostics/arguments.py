@@ -63,6 +63,15 @@ def numbers(names: Names | None, rows: int) -> tuple[np.ndarray, dict[int, Hasha
     return np.array(values, int), {number: name for name, number in found.items()}
 
 
+def session_numbers(sessions: Names | None, users: Names | None, rows: int) -> np.ndarray | None:
+    """Return the number of each row's session, as `numbers`; the name of a session may be known within a user alone."""
+    if sessions is None:
+        return None
+    whose = [None] * rows if users is None else users
+    pairs = [None if name is None else (user, name) for user, name in zip(whose, sessions, strict=True)]
+    return numbers(pairs, rows)[0]
+
+
 def texts(segments: Mapping[str, Names] | None) -> dict[str, np.ndarray]:
     """Return the values of segments as texts of shape (N,), empty where None."""
     return {

@@ -56,7 +56,7 @@ class Cause(NamedTuple):
     Attributes:
         bins: The bin of each row, integers of shape (N,), -1 where unknown.
         labels: What the rows of each bin are, to be read after "of the proven rows".
-        value: A number for each row, of shape (N,), whose effect is expected to be positive; None: test the bins.
+        value: A number for each row, of shape (N,), whose effect is tested; None: test the bins.
         beside: Bins of other causes that are accounted for first.
     """
 
@@ -183,6 +183,12 @@ def _others(log: DiagnosedLog, groups: np.ndarray, beside: Sequence[np.ndarray])
     return np.where(several, np.log((total[0] + 1) / (total[1] + 1)), np.nan)
 
 
+def _indicators(bins: np.ndarray) -> np.ndarray:
+    """Return a column of 0 and 1 for each bin but the first; unknown counts as the first."""
+    known = np.maximum(bins, 0)
+    return np.eye(int(known.max(initial=0)) + 1)[known][:, 1:]
+
+
 class _Effect(NamedTuple):
     """The effect of a cause on one signal: p-value, relative variance, labels and numbers of the bins."""
 
@@ -239,7 +245,7 @@ def _effect(log: DiagnosedLog, k: int, cause: Cause) -> _Effect | None:
         return None
 
     # The rates without the cause
-    features = [np.eye(b.max() + 1)[np.maximum(b, 0)][:, 1:] for b in (other[rows] for other in cause.beside)]
+    features = [_indicators(other[rows]) for other in cause.beside]
     start = np.full(len(acted), acted.mean())
     if part.own is not None and part.propensity is not None:
         features.append(logit(np.column_stack([part.own[:, :1], part.propensity])))
@@ -248,9 +254,8 @@ def _effect(log: DiagnosedLog, k: int, cause: Cause) -> _Effect | None:
     rate = refit(acted, start, columns)
 
     # The score of the cause, by user
-    tested = np.eye(bins.max() + 1)[bins] if cause.value is None else cause.value[rows, None]
-    tested = tested[:, 1:] if cause.value is None else tested
-    p_value = _score_test(acted - rate, rate, refit_columns(columns), tested, part.clusters(), cause.value is not None)
+    tested = _indicators(bins) if cause.value is None else cause.value[rows, None]
+    p_value = _score_test(acted - rate, rate, refit_columns(columns), tested, part.clusters())
     if p_value is None:
         return None
     size, numbers = _size(acted, rate, bins, part.clusters())
@@ -263,7 +268,6 @@ def _score_test(
     nuisance: np.ndarray,
     tested: np.ndarray,
     clusters: np.ndarray,
-    positive: bool,
 ) -> float | None:
     """Return the p-value of the score of tested columns, robust to dependence within clusters.
 
@@ -276,7 +280,6 @@ def _score_test(
         nuisance: Columns along which the rates were fitted, of shape (N, F).
         tested: Columns of shape (N, T).
         clusters: Integers of shape (N,).
-        positive: True: one column is tested against a positive effect alone.
 
     Returns:
         The p-value, or None if there are too few clusters.
@@ -291,10 +294,7 @@ def _score_test(
         return None
     total = sums.sum(axis=0)
     share = float(total @ np.linalg.pinv(sums.T @ sums) @ total / size)
-    tail = float(beta.sf(min(share, 1.0), count / 2, (size - count) / 2))
-    if not positive:
-        return tail
-    return tail / 2 if total[0] > 0 else 1 - tail / 2
+    return float(beta.sf(min(share, 1.0), count / 2, (size - count) / 2))
 
 
 def _size(

@@ -65,7 +65,8 @@ def diagnose(
         feature_names: The names of what the propensity design `features` reads.
         propensity: Known propensities of shape (N, K), probabilities, NaN where unknown; read for signals of the design
             `known`. None: those of the propensity logits.
-        sessions: The session of each row, None where unknown; or None if all are.
+        sessions: The session of each row, None where unknown; or None if all are. The same name under another user is
+            another session.
         times: The time of each row in seconds since 1970, float64 of shape (N,), NaN where unknown.
         acted_at: The time of each action in the same seconds, float64 of shape (N, K), NaN where unknown.
         segments: By name the segment of each row, such as platform or version: N texts, None where unknown.
@@ -125,7 +126,7 @@ def diagnose(
         known=np.full((rows, count), np.nan),
         feature_names=feature_names,
         user_names=user_names,
-        sessions=None if sessions is None else arguments.numbers(sessions, rows)[0],
+        sessions=arguments.session_numbers(sessions, users, rows),
         times=None if times is None else np.asarray(times, float),
         acted_at=None if acted_at is None else np.asarray(acted_at, float),
         segments=arguments.texts(segments),
@@ -145,6 +146,7 @@ def diagnose(
         log,
         fixed=verdict.scale == text.IDENTIFIED,
         broken=any(check.result == FAILED and check.about == "identification" for check in checks),
+        quiet=any(of_users.show_no_activity(check) for check in checks),
         refits=fold_rewards,
         uncorrected_mean=uncorrected_mean,
         misclick_sensitivity=misclick_sensitivity,

@@ -29,9 +29,10 @@ def funnel(log: DiagnosedLog) -> Check:
         return Check(name, NOT_TESTABLE, "needs two signals of one polarity")
     cases = [*_by_times(log), *_by_third(log)]
     if not cases:
-        three = len(log.names) > 2
-        why = f"needs the times of {TIMED} co-actions, or rows that a third signal proves"
-        return Check(name, TOO_FEW if three or log.acted_at is not None else NOT_TESTABLE, why)
+        if len(log.names) == 2 and log.acted_at is None:
+            why = "two signals without the times of their actions cannot show it: needs acted_at, or a third signal"
+            return Check(name, NOT_TESTABLE, why)
+        return Check(name, TOO_FEW, f"fewer than {TIMED} co-actions of known order, or rows that a third signal proves")
     tail, statistic, text, first, second = min(cases)
     p_value = min(1.0, tail * len(cases))
     if p_value >= LEVEL:

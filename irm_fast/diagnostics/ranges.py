@@ -36,7 +36,8 @@ class Sensitivity:
         mean_g: The mean preference as fitted: a point to rely on only where `mean_g_range` is None.
         mean_g_range: The range of the mean preference, unless known propensities or labels fix it. Without two signals
             of one polarity, all that the action rates allow. Else it holds the fit before and after any correction, and
-            where the first would move under misclicks of up to 5% and a shared activity of sd up to 2.
+            where the first would move under misclicks of up to 5% and a shared activity of sd up to 2, or up to 1 if
+            users are known and proven rows show no activity of theirs.
         rank_with_action_rate: With one signal, Spearman's correlation of the fitted preference with the action rate:
             with the ranking that a constant propensity gives. A constant preference would leave no ranking at all.
         shared_activity: With two signals or more, what the reward would be under a shared activity of several sizes.
@@ -57,6 +58,7 @@ def measure(
     *,
     fixed: bool,
     broken: bool,
+    quiet: bool = False,
     refits: np.ndarray | None = None,
     uncorrected_mean: float | None = None,
     misclick_sensitivity: Sequence[tuple[float, float]] | None = None,
@@ -67,6 +69,7 @@ def measure(
         log: The log with its predictions.
         fixed: Whether known propensities or labels fix the scale, so that there is no range.
         broken: Whether the log contradicts what even the ranking rests on, so that all the action rates allow goes.
+        quiet: Whether proven rows show that users do not differ in activity: then the range allows for sd 1, else sd 2.
         refits: Reward logits of shape (F, N), of F refits on the same rows.
         uncorrected_mean: The mean preference of the fit before any correction for activity. None: the predictions are
             not corrected.
@@ -101,7 +104,8 @@ def measure(
         rates = [1 - rate for rate in rates]
     clicks = tuple(Misclicks(e, value) for e, value in misclick_sensitivity or zip(MISCLICKS, rates, strict=True))
     start = mean if uncorrected_mean is None else uncorrected_mean
-    ends = [mean, start, *(entry.mean_g for entry in moved), *(entry.mean_g for entry in clicks)]
+    likely = [entry for entry in moved if entry.sd <= 1 or not quiet]
+    ends = [mean, start, *(entry.mean_g for entry in likely), *(entry.mean_g for entry in clicks)]
     ends += bounds if broken else ()
     span = (max(0.0, min(ends)), min(1.0, max(ends)))
     return Sensitivity(mean, None if fixed else span, None, moved, agreement, clicks)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import norm
+from scipy.stats import binom, norm
 
 from irm_fast.diagnostics.segments import SECONDS, date
 from irm_fast.diagnostics.subject import FAILED, LEVEL, NOT_TESTABLE, PASSED, TOO_FEW, Check, DiagnosedLog
@@ -75,9 +75,12 @@ def _worst_period(silent: np.ndarray, rows: np.ndarray) -> _Period:
     p, q = (inside + 0.5) / (size + 1), (outside + 0.5) / (others + 1)
     shift = np.log(p / (1 - p)) - np.log(q / (1 - q))
     pooled = np.sqrt(spread * share * (1 - share) * (1 / size + 1 / others))
-    z = np.abs(p - q) / pooled
-    best = int(np.argmax(z))
-    tail = min(1.0, float(2 * norm.sf(z[best])) * len(z))
+    rarer, total = (inside, silent.sum()) if share < 0.5 else (size - inside, rows.sum() - silent.sum())
+    part = size / rows.sum()
+    exact = np.minimum(binom.cdf(rarer, total, part), binom.sf(rarer - 1, total, part))  # where actions are few
+    tails = 2 * np.maximum(norm.sf(np.abs(p - q) / pooled), exact)
+    best = int(np.argmin(tails))
+    tail = min(1.0, float(tails[best]) * len(tails))
     return _Period(tail, float(shift[best]), int(first[best]), int(last[best]), float(p[best]), float(q[best]))
 
 

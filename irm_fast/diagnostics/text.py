@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from irm_fast.diagnostics.subject import ENOUGH, FAILED, PASSED, TOO_FEW, Check, DiagnosedLog
+from irm_fast.diagnostics.subject import ENOUGH, FAILED, NOT_TESTABLE, PASSED, TOO_FEW, Check, DiagnosedLog
 
 IDENTIFIED, CONDITIONAL, OPEN, CONTRADICTED = "identified", "conditional", "not identified", "contradicted"
 NOT_LEARNED = "not learned"
@@ -191,12 +191,23 @@ def report(diagnosis: Mapping[str, Any], width: int = 110) -> str:
     lines = textwrap.wrap(f"The reward is {diagnosis['verdict']}.", width)
     lines += _list("Assumed", diagnosis["assumed"], width)
     lines.append("Tested in this log")
-    name_width = max(len(test["name"]) for test in diagnosis["tests"])
-    for test in diagnosis["tests"]:
+    tested = [test for test in diagnosis["tests"] if test["result"] != NOT_TESTABLE]
+    name_width = max((len(test["name"]) for test in tested), default=0)
+    for test in tested:
         head = f"  {test['name']:<{name_width}}  {test['result']:<12}  "
         lines += textwrap.wrap(test["text"], width, initial_indent=head, subsequent_indent=" " * len(head))
+    lines += _list("Not testable here", _untested(diagnosis["tests"]), width)
     lines += _list("How far it could be off", _off(diagnosis["sensitivity"]), width)
     return "\n".join(lines + _list("What would help", diagnosis["remedies"], width))
+
+
+def _untested(tests: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Name the checks that could not be made, by the reason."""
+    by_reason: dict[str, list[str]] = {}
+    for test in tests:
+        if test["result"] == NOT_TESTABLE:
+            by_reason.setdefault(test["text"], []).append(test["name"])
+    return [f"{', '.join(names)}: {reason}" for reason, names in by_reason.items()]
 
 
 def summary(diagnosis: Mapping[str, Any], width: int = 110) -> str:

@@ -60,12 +60,17 @@ def alike(log: DiagnosedLog, user_activity: Check) -> tuple[CrossRow | None, Che
     if result == FAILED and "user" in log.context:
         said += "; activity is modelled: the rest are users who are easier to please, or what the model misses"
         result = PASSED
-    elif result == FAILED and user_activity.result == PASSED:
+    elif result == FAILED and show_no_activity(user_activity):
         said += "; proven rows show no activity: some users are easier to please, which moves the scale little"
         result = PASSED
     elif result == FAILED:
         said += "; users share an activity, or some are easier to please, or each sees responses of one kind"
     return found, Check(name, result, said, found.z, p_value, (low, high), about="scale")
+
+
+def show_no_activity(check: Check) -> bool:
+    """Return True for the check of user activity if it found none, rather than an activity that is modelled."""
+    return check.name == "user activity" and check.result == PASSED and (check.p_value or 0.0) >= LEVEL
 
 
 def act_on_everything(log: DiagnosedLog) -> Check:
@@ -113,6 +118,7 @@ def one_choice(log: DiagnosedLog) -> Check:
 
     Where users choose one of several answers, a silent row says that another was chosen, not that it displeased. The
     statistic is the relative covariance of a signal between different rows of a session, at predicted or mean rates.
+    Where pairs are few its spread is too small, so that their number must be too small (Poisson) as well.
     """
     name = "one choice a session"
     if log.sessions is None or not log.repeated(log.sessions):
@@ -123,9 +129,21 @@ def one_choice(log: DiagnosedLog) -> Check:
     if found.users < USERS or not np.isfinite(error).any() or not (error > 0).any():
         return Check(name, TOO_FEW, f"{found.users} sessions have several rows (at least {USERS} wanted)")
     with np.errstate(invalid="ignore", divide="ignore"):
-        tails = np.where(error > 0, norm.cdf((rho + EXCLUDED) / error), 1.0)
+        normal = np.where(error > 0, norm.cdf((rho + EXCLUDED) / error), 1.0)
+    tails = np.maximum(normal, [_few_pairs(log, k) for k in range(len(rho))])
     k = int(np.nanargmin(tails))
     p_value = min(1.0, float(tails[k]) * len(rho))
     said = f"{log.names[k]} acts in two rows of a session {1 + rho[k]:.2f} times as often as if they were unrelated"
     interval = (float(1 + rho[k] - 1.96 * error[k]), float(1 + rho[k] + 1.96 * error[k]))
     return Check(name, FAILED if p_value < LEVEL else PASSED, said, float(1 + rho[k]), p_value, interval)
+
+
+def _few_pairs(log: DiagnosedLog, k: int) -> float:
+    """Return the Poisson tail of the pairs of rows of one session in which signal k acts."""
+    rates = log.expected()[:, k]
+    recorded = (log.feedback[:, k] >= 0) & np.isfinite(rates)
+    index = np.unique(log.sessions, return_inverse=True)[1][recorded]
+    acted, rate = log.feedback[recorded, k], rates[recorded]
+    count = np.bincount(index, acted)
+    pairs, expected = (count * (count - 1)).sum() / 2, (np.bincount(index, rate) ** 2).sum() / 2 - (rate**2).sum() / 2
+    return float(poisson.cdf(pairs, (1 - EXCLUDED) * expected))

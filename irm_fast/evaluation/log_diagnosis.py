@@ -67,6 +67,9 @@ def diagnose_rows(
     feedback, preference = (np.concatenate([getattr(log, name) for log in logs]) for name in ("feedback", "preference"))
     weight = np.concatenate([row_weights(log) for log in logs])
     users = [user for log in logs for user in log.user_ids or [None] * len(log)]
+    given = np.concatenate(
+        [np.full(log.feedback.shape, np.nan) if (p := log.propensity) is None else p for log in logs]
+    )
     reward, propensity = None, None
     if heldout is not None:
         reward, propensity = np.full(len(feedback), np.nan), np.full(feedback.shape, np.nan)
@@ -86,6 +89,7 @@ def diagnose_rows(
         weight=weight,
         users=None if all(user is None for user in users) else users,
         feature_names=spec.feature_names,
+        propensity=given,
     )
 
 
