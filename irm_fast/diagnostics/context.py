@@ -101,28 +101,37 @@ def segments(log: DiagnosedLog) -> Check:
     return _check(log, name, "segment", causes)
 
 
-def session(log: DiagnosedLog) -> Check:
-    """Check that the other rows of a session, beyond those of the user, do not predict the actions of a row."""
+def session(log: DiagnosedLog, of_users: Check) -> Check:
+    """Check that the other rows of a session do not predict the actions of a row: a session has no mood of its own.
+
+    Args:
+        log: The log.
+        of_users: The check of user activity. Where it finds some, what all other rows of the user say goes first.
+    """
     name = "session"
     if not log.repeated(log.sessions) or log.sessions is None:
         return Check(name, NOT_TESTABLE, "needs sessions of several rows", about="scale")
     beside = _known_causes(log)
-    if log.repeated(log.users):
+    value = _others(log, log.sessions, beside)
+    if of_users.p_value is not None and of_users.p_value < LEVEL:
         beside = (*beside, _quantiles(_others(log, log.users, beside)))
-    value = _others(log, log.sessions, _known_causes(log))
     return _check(log, name, "session", [_activity(value, "the session's other rows have", beside)])
 
 
 def user(log: DiagnosedLog) -> Check:
     """Check that a user's other rows do not predict the actions of a row: some users act more than others.
 
-    The predictor is log((A + 1) / (E + 1)), with A the actions of the user's other rows and E the expected ones.
+    The predictor is log((A + 1) / (E + 1)), with A the actions of the user's other rows and E the expected ones: of rows
+    of other sessions, where most rows have such, so that the mood of a session does not pass for activity.
     """
     name = "user activity"
     if not log.repeated(log.users):
         return Check(name, NOT_TESTABLE, "needs user ids, and users with several rows", about="scale")
     beside = _known_causes(log)
     value = _others(log, log.users, beside)
+    if log.sessions is not None:
+        elsewhere = _others(log, log.users, beside, apart=log.sessions)
+        value = elsewhere if np.isfinite(elsewhere).mean() > 0.5 else value
     return _check(log, name, "user", [_activity(value, "the user's other rows have", beside)])
 
 
@@ -168,8 +177,17 @@ def _activity(value: np.ndarray, whose: str, beside: tuple[np.ndarray, ...]) -> 
     return Cause(bins, [f"where {whose} {name}" for name in names], value, beside)
 
 
-def _others(log: DiagnosedLog, groups: np.ndarray, beside: Sequence[np.ndarray]) -> np.ndarray:
-    """Return log((A + 1) / (E + 1)) of the other rows of each row's group, of shape (N,); NaN where there are none."""
+def _others(
+    log: DiagnosedLog, groups: np.ndarray, beside: Sequence[np.ndarray], apart: np.ndarray | None = None
+) -> np.ndarray:
+    """Return log((A + 1) / (E + 1)) of the other rows of each row's group, of shape (N,); NaN where there are none.
+
+    Args:
+        log: The log.
+        groups: Integers of shape (N,).
+        beside: Bins of causes for whose mean effect E accounts.
+        apart: Integers of shape (N,), groups within the groups: rows of the same one do not count either.
+    """
     rates = log.expected()
     recorded = (log.feedback >= 0) & np.isfinite(rates)
     acted = np.where(recorded, log.feedback, 0).sum(axis=1).astype(float)
@@ -177,16 +195,19 @@ def _others(log: DiagnosedLog, groups: np.ndarray, beside: Sequence[np.ndarray])
     for bins in beside:
         ratio = np.bincount(bins + 1, acted) / np.maximum(np.bincount(bins + 1, expected), 1e-9)
         expected = expected * ratio[bins + 1]
-    index = np.unique(groups, return_inverse=True)[1]
-    total = [np.bincount(index, values)[index] - values for values in (acted, expected)]
-    several = np.bincount(index, recorded.any(axis=1))[index] > recorded.any(axis=1)
-    return np.where(several, np.log((total[0] + 1) / (total[1] + 1)), np.nan)
+    within = np.arange(len(acted)) if apart is None else apart
+    own, index = (np.unique(numbers, return_inverse=True)[1] for numbers in (within, groups))
+    rows = recorded.any(axis=1).astype(float)
+    actions, mean, count = (
+        np.bincount(index, values)[index] - np.bincount(own, values)[own] for values in (acted, expected, rows)
+    )
+    return np.where(count > 0, np.log((actions + 1) / (np.maximum(mean, 0) + 1)), np.nan)
 
 
 def _indicators(bins: np.ndarray) -> np.ndarray:
-    """Return a column of 0 and 1 for each bin but the first; unknown counts as the first."""
-    known = np.maximum(bins, 0)
-    return np.eye(int(known.max(initial=0)) + 1)[known][:, 1:]
+    """Return a column of 0 and 1 for each bin but the first; -1 is one."""
+    index = np.unique(bins, return_inverse=True)[1]
+    return np.eye(int(index.max()) + 1)[index][:, 1:]
 
 
 class _Effect(NamedTuple):

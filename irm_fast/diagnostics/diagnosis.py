@@ -186,7 +186,7 @@ def _checks(log: DiagnosedLog) -> tuple[CrossRow | None, tuple[Check, ...]]:
         who_when_where.time(log),
         who_when_where.place(log),
         who_when_where.segments(log),
-        who_when_where.session(log),
+        who_when_where.session(log, user_activity),
         user_activity,
         users_alike,
         of_users.act_on_everything(log),

@@ -218,7 +218,10 @@ def summary(diagnosis: Mapping[str, Any], width: int = 110) -> str:
         by_result.setdefault(test["result"], []).append(test["name"])
         if test["result"] == FAILED:
             lines += _wrap(f"{test['name']}: {test['text']}", width, "  ")
-    counts = "; ".join(f"{result}: {', '.join(names)}" for result, names in by_result.items())
+    counts = "; ".join(
+        f"{result}: {f'{len(names)} checks' if result == NOT_TESTABLE else ', '.join(names)}"
+        for result, names in by_result.items()
+    )
     return "\n".join([*lines, *_wrap(counts, width, "  "), *_list("What would help", diagnosis["remedies"], width)])
 
 

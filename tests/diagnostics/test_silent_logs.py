@@ -3,81 +3,10 @@
 Predictions are those of a fit that is right about the responses, at the level that two signals would show.
 """
 
-from dataclasses import dataclass, field
-
 import numpy as np
 import pytest
 
-from irm_fast.diagnostics import diagnose
-
-ROWS, PER_USER, PER_SESSION, DAYS = 12_000, 12, 6, 40
-DAY = 86_400
-
-
-def sigmoid(value):
-    return 1 / (1 + np.exp(-value))
-
-
-@dataclass
-class Made:
-    """A made log: feedback (N, K) of signals with propensities (N, K), and what is known of its rows."""
-
-    rng: np.random.Generator
-    reward: np.ndarray
-    propensity: np.ndarray
-    users: np.ndarray
-    sessions: np.ndarray
-    times: np.ndarray
-    pleased: np.ndarray
-    feedback: np.ndarray = field(default=None)
-    given: dict = field(default_factory=dict)
-
-    def act(self, active=None, pleased=None):
-        """Draw the feedback of active users, probabilities (N, K), who are pleased, (N,) or (N, K)."""
-        active = sigmoid(self.propensity) if active is None else active
-        pleased = self.pleased if pleased is None else pleased
-        pleased = pleased.reshape(len(pleased), -1)
-        self.feedback = (pleased & (self.rng.random(active.shape) < active)).astype(np.int8)
-
-    def keep(self, rows):
-        for name in ("reward", "propensity", "users", "sessions", "times", "pleased", "feedback"):
-            setattr(self, name, getattr(self, name)[rows])
-
-    def diagnose(self, *known, **options):
-        """Diagnose, with what of users, sessions and times is named."""
-        context = {name: getattr(self, name) for name in known}
-        return diagnose(
-            self.feedback,
-            signals=["copy", "share", "save"][: self.feedback.shape[1]],
-            propensity_design="hidden",
-            reward_logits=self.reward,
-            propensity_logits=self.propensity,
-            **context,
-            **options,
-        )
-
-
-def make(seed, signals=2, rows=ROWS, base=-0.5):
-    """Draw a log that keeps all assumptions: users in random order of time, true mean preference .50."""
-    rng = np.random.default_rng(seed)
-    x = rng.normal(size=(rows, 4))
-    reward = 1.2 * x[:, 0] - x[:, 1]
-    propensity = base + 0.3 * x @ rng.normal(size=(4, signals))
-    user = rng.permutation(rows // PER_USER).repeat(PER_USER)
-    session = user * (PER_USER // PER_SESSION) + np.tile(np.arange(PER_USER) // PER_SESSION, rows // PER_USER)
-    start = rng.uniform(0, DAYS, session.max() + 1)[session] * DAY
-    times = 1.7e9 // DAY * DAY + start + 90.0 * np.tile(np.arange(PER_SESSION), rows // PER_SESSION)
-    made = Made(rng, reward, propensity, user, session, times, rng.random(rows) < sigmoid(reward))
-    made.act()
-    return made
-
-
-def failed(found):
-    return {test.name for test in found.tests if test.result == "failed"}
-
-
-def place(made):
-    return np.tile(np.arange(PER_SESSION), len(made.reward) // PER_SESSION)
+from tests.diagnostics.made import failed, make, place, sigmoid
 
 
 def share_after_copy(made):
@@ -191,16 +120,40 @@ def test_the_scale_is_no_point_where_nothing_is_known_of_the_rows(case):
     assert f"mean preference {low:.2f} to {high:.2f}" in str(found)
 
 
-if __name__ == "__main__":
-    for case, (change, known, name) in NAMED.items():
-        for seed in range(2):
-            made = make(seed)
-            change(made)
-            found = made.diagnose(*known, **made.given)
-            print(case, "|", name, "|", failed(found))
-    for case, change in SILENT.items():
-        made = make(0)
-        change(made)
-        found = made.diagnose()
-        print(case, failed(found), found.sensitivity.mean_g_range)
-    print(found)
+def test_funnel_is_named_by_times_of_actions_or_a_third_signal():
+    made = make(0, signals=3)
+    share_after_copy(made)
+    found = made.diagnose()
+    assert "funnel" in failed(found)
+    assert 'after={"share": "copy"}' in " ".join(found.remedies)
+    assert "third signal" in failed(found)
+
+    made = make(0)
+    copy = made.feedback[:, 0] == 1
+    made.feedback[:, 1] = copy & (made.rng.random(len(copy)) < 0.6)
+    alone = made.pleased & ~copy & (made.rng.random(len(copy)) < 0.02)
+    made.feedback[alone, 1] = 1
+    acted_at = np.where(made.feedback == 1, made.times[:, None] + [5.0, 60.0], np.nan)
+    assert "funnel" in failed(made.diagnose(acted_at=acted_at))
+    either = made.rng.permuted(acted_at, axis=1)  # in any order it is a high propensity
+    assert "funnel" not in failed(made.diagnose(acted_at=either))
+    assert "two signals without the times of their actions cannot show it" in str(made.diagnose())
+
+
+def test_exclusion_shows_beside_a_third_signal():
+    made = make(0, signals=3, base=0.3)
+    copying_makes_sharing_rarer(made)
+    assert "pairwise agreement" in failed(made.diagnose())
+
+
+def test_misclicks_show_in_labels():
+    made = make(0)
+    misclicks(made)
+    labels = np.where(made.rng.random(len(made.reward)) < 0.05, made.pleased, -1).astype(int)
+    found = made.diagnose(preference=labels)
+    assert "labels" in failed(found)
+    rate = next(test for test in found.tests if test.name == "labels").details[0]["misclick_rate"]
+    assert rate == pytest.approx(0.3, abs=0.08)
+    assert f"misclick rate that the labels show: {rate:.2g}" in " ".join(found.remedies)
+    assert "labels" not in failed(made.diagnose(preference=labels, misclick_rate=(0.3, 0.3)))
+    assert "labels" not in failed(make(1).diagnose(preference=np.where(labels >= 0, make(1).pleased, -1).astype(int)))
