@@ -35,7 +35,9 @@ def refit(acted: np.ndarray, rate: np.ndarray, features: np.ndarray) -> np.ndarr
         gradient = columns.T @ (acted - p) - penalty * weight
         curvature = (columns * (p * (1 - p))[:, None]).T @ columns + np.diag(penalty)
         step = np.linalg.solve(curvature, gradient)
-        weight = weight + step * min(1.0, 2.0 / np.abs(step).max())  # far steps overshoot where actions are rare
+        weight = weight + step * min(
+            1.0, 2.0 / max(np.abs(step).max(), 1e-12)
+        )  # far steps overshoot where actions are rare
         if np.abs(step).max() < 1e-6:
             break
     refitted: np.ndarray = special.expit(offset + columns @ weight)

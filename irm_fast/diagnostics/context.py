@@ -121,8 +121,8 @@ def session(log: DiagnosedLog, of_users: Check) -> Check:
 def user(log: DiagnosedLog) -> Check:
     """Check that a user's other rows do not predict the actions of a row: some users act more than others.
 
-    The predictor is log((A + 1) / (E + 1)), with A the actions of the user's other rows and E the expected ones: of rows
-    of other sessions, where most rows have such, so that the mood of a session does not pass for activity.
+    The predictor is log((A + 1) / (E + 1)), with A the actions of the user's other rows and E the expected ones: of
+    other sessions, where most rows have such, so that the mood of a session does not pass for activity.
     """
     name = "user activity"
     if not log.repeated(log.users):
@@ -133,6 +133,17 @@ def user(log: DiagnosedLog) -> Check:
         elsewhere = _others(log, log.users, beside, apart=log.sessions)
         value = elsewhere if np.isfinite(elsewhere).mean() > 0.5 else value
     return _check(log, name, "user", [_activity(value, "the user's other rows have", beside)])
+
+
+def shows_nothing(check: Check) -> bool:
+    """Return True for a check of this module that found no effect, rather than one that is modelled or small."""
+    return check.result == PASSED and (check.p_value or 0.0) >= LEVEL
+
+
+def quiet(checks: Sequence[Check]) -> bool:
+    """Return True if users, sessions, places and times were all tested, and show nothing."""
+    tested = [check for check in checks if check.name in ("user activity", "session", "place in session", "time")]
+    return all(map(shows_nothing, tested))
 
 
 def place_in_session(log: DiagnosedLog) -> np.ndarray:

@@ -146,7 +146,7 @@ def diagnose(
         log,
         fixed=verdict.scale == text.IDENTIFIED,
         broken=any(check.result == FAILED and check.about == "identification" for check in checks),
-        quiet=any(of_users.show_no_activity(check) for check in checks),
+        quiet=who_when_where.quiet(checks),
         refits=fold_rewards,
         uncorrected_mean=uncorrected_mean,
         misclick_sensitivity=misclick_sensitivity,

@@ -22,7 +22,9 @@ from irm_fast.diagnostics.sensitivity import (
 from irm_fast.diagnostics.subject import DiagnosedLog
 
 ACTIVITY = (0.5, 1.0, 2.0)  # standard deviations on the logit
+HIDDEN, HIDDEN_IF_QUIET = 2.25, 1.0  # the same, that the range of the mean preference allows for
 MISCLICKS = (0.0, 0.01, 0.05)
+HIDDEN_MISCLICKS = 0.1
 BISECTIONS = 50
 
 
@@ -36,8 +38,8 @@ class Sensitivity:
         mean_g: The mean preference as fitted: a point to rely on only where `mean_g_range` is None.
         mean_g_range: The range of the mean preference, unless known propensities or labels fix it. Without two signals
             of one polarity, all that the action rates allow. Else it holds the fit before and after any correction, and
-            where the first would move under misclicks of up to 5% and a shared activity of sd up to 2, or up to 1 if
-            users are known and proven rows show no activity of theirs.
+            where the first would move under misclicks of up to 10% and a shared activity of sd up to 2.25; up to 1 if
+            users, sessions and times are known and proven rows show that none comes from them.
         rank_with_action_rate: With one signal, Spearman's correlation of the fitted preference with the action rate:
             with the ranking that a constant propensity gives. A constant preference would leave no ranking at all.
         shared_activity: With two signals or more, what the reward would be under a shared activity of several sizes.
@@ -69,7 +71,8 @@ def measure(
         log: The log with its predictions.
         fixed: Whether known propensities or labels fix the scale, so that there is no range.
         broken: Whether the log contradicts what even the ranking rests on, so that all the action rates allow goes.
-        quiet: Whether proven rows show that users do not differ in activity: then the range allows for sd 1, else sd 2.
+        quiet: Whether proven rows show that no activity comes from users, sessions, places or times: then the range
+            allows for a shared activity of sd 1, else 2.25.
         refits: Reward logits of shape (F, N), of F refits on the same rows.
         uncorrected_mean: The mean preference of the fit before any correction for activity. None: the predictions are
             not corrected.
@@ -96,16 +99,17 @@ def measure(
         target = uncorrected_mean if log.polarity[j] > 0 else 1 - uncorrected_mean
         own, m_j, m_k = _at_mean(own, m_j, m_k, target)
     moved = tuple(shared_activity(own, m_j, m_k, sd) for sd in ACTIVITY)
-    rates = [with_misclicks(own, (log.misclick[j], log.misclick[k]), e) for e in MISCLICKS]
+    hidden = shared_activity(own, m_j, m_k, HIDDEN_IF_QUIET if quiet else HIDDEN)
+    declared = (log.misclick[j], log.misclick[k])
+    rates = [with_misclicks(own, declared, e) for e in (*MISCLICKS, HIDDEN_MISCLICKS)]
 
     # In terms of the preference
     if log.polarity[j] < 0:
-        moved = tuple(_mirrored(entry) for entry in moved)
+        moved, hidden = tuple(_mirrored(entry) for entry in moved), _mirrored(hidden)
         rates = [1 - rate for rate in rates]
-    clicks = tuple(Misclicks(e, value) for e, value in misclick_sensitivity or zip(MISCLICKS, rates, strict=True))
+    clicks = tuple(Misclicks(e, value) for e, value in misclick_sensitivity or zip(MISCLICKS, rates, strict=False))
     start = mean if uncorrected_mean is None else uncorrected_mean
-    likely = [entry for entry in moved if entry.sd <= 1 or not quiet]
-    ends = [mean, start, *(entry.mean_g for entry in likely), *(entry.mean_g for entry in clicks)]
+    ends = [mean, start, hidden.mean_g, rates[-1], *(entry.mean_g for entry in clicks)]
     ends += bounds if broken else ()
     span = (max(0.0, min(ends)), min(1.0, max(ends)))
     return Sensitivity(mean, None if fixed else span, None, moved, agreement, clicks)

@@ -132,8 +132,9 @@ def _cells(log: DiagnosedLog, group: tuple[int, ...], parts: list[tuple[np.ndarr
 
 def _by_users(users: np.ndarray, number: np.ndarray, expected: np.ndarray, size: int) -> np.ndarray:
     """Return the expected actions of each part, of shape (size,), each user of it counted for one at most."""
-    pair, index = np.unique(np.stack([number, users]), axis=1, return_inverse=True)
-    return np.bincount(pair[0], np.minimum(np.bincount(index.ravel(), expected), 1.0), size)
+    low, count = (int(users.min()), int(np.ptp(users)) + 1) if len(users) else (0, 1)
+    pair, index = np.unique(number * count + users - low, return_inverse=True)
+    return np.bincount(pair // count, np.minimum(np.bincount(index, expected), 1.0), size)
 
 
 def _ends(log: DiagnosedLog, names: tuple[str, ...], acted: np.ndarray, rate: np.ndarray) -> Iterator[_Cell]:
@@ -151,4 +152,6 @@ def _ends(log: DiagnosedLog, names: tuple[str, ...], acted: np.ndarray, rate: np
         capped = float(_by_users(log.users[rows], np.zeros(rows.sum(), int), expected, 1)[0])
         if capped >= ENOUGH:
             stamp = str(np.datetime64(int(moment), "s")).replace("T", " ")
-            yield _Cell(float(np.exp(-capped / 2)), names, f"{word} {stamp} UTC", 0, float(expected.sum()), rows.sum())
+            yield _Cell(
+                float(np.exp(-capped / 2)), names, f"{word} {stamp} UTC", 0, float(expected.sum()), int(rows.sum())
+            )

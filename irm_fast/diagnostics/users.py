@@ -7,6 +7,7 @@ import math
 import numpy as np
 from scipy.stats import binom, norm, poisson
 
+from irm_fast.diagnostics.context import shows_nothing
 from irm_fast.diagnostics.cross_row import CrossRow, cross_row_dependence
 from irm_fast.diagnostics.subject import (
     ENOUGH,
@@ -60,17 +61,12 @@ def alike(log: DiagnosedLog, user_activity: Check) -> tuple[CrossRow | None, Che
     if result == FAILED and "user" in log.context:
         said += "; activity is modelled: the rest are users who are easier to please, or what the model misses"
         result = PASSED
-    elif result == FAILED and show_no_activity(user_activity):
+    elif result == FAILED and shows_nothing(user_activity):
         said += "; proven rows show no activity: some users are easier to please, which moves the scale little"
         result = PASSED
     elif result == FAILED:
         said += "; users share an activity, or some are easier to please, or each sees responses of one kind"
     return found, Check(name, result, said, found.z, p_value, (low, high), about="scale")
-
-
-def show_no_activity(check: Check) -> bool:
-    """Return True for the check of user activity if it found none, rather than an activity that is modelled."""
-    return check.name == "user activity" and check.result == PASSED and (check.p_value or 0.0) >= LEVEL
 
 
 def act_on_everything(log: DiagnosedLog) -> Check:

@@ -39,6 +39,17 @@ class Made:
         for name in ("reward", "propensity", "users", "sessions", "times", "pleased", "feedback"):
             setattr(self, name, getattr(self, name)[rows])
 
+    def fit(self):
+        """Set the predictions to what two signals show under independence, by decile of the true reward logit."""
+        decile = np.argsort(np.argsort(self.reward)) * 10 // len(self.reward)
+        g, rates = np.empty(10), np.empty((10, 2))
+        for d in range(10):
+            acted = self.feedback[decile == d, :2]
+            rates[d] = acted.mean(axis=0)
+            g[d] = min(0.98, rates[d].prod() / acted.all(axis=1).mean())
+        m = np.minimum(rates / g[:, None], 0.98)
+        self.reward, self.propensity = np.log(g / (1 - g))[decile], np.log(m / (1 - m))[decile]
+
     def diagnose(self, *known, **options):
         """Diagnose, with what of users, sessions and times is named."""
         context = {name: getattr(self, name) for name in known}

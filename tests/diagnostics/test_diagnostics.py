@@ -282,7 +282,7 @@ def test_range_of_the_mean_under_shared_activity():
     made.propensity = np.tile(np.log(m := made.feedback.mean(axis=0) / r) - np.log(1 - m), (20_000, 1))
     low, high = made.diagnose(users=True).sensitivity.mean_g_range
     assert low < 0.42
-    assert truth < high < truth + 0.15
+    assert truth < high < truth + 0.25
 
 
 def test_what_is_stored_and_printed():

@@ -84,7 +84,8 @@ def test_known_propensities_and_labels_in_a_file(make_log, tmp_path):
     known = write(log, tmp_path / "known.jsonl", propensity=[{"copy": 0.6}] * 600)
     assert diagnose_file(known).kind == "identified"
     assert diagnose_file(known, propensity_design="constant").kind == "not identified"
-    labelled = write(log, tmp_path / "labelled.jsonl", preference=[i % 2 if i < 60 else None for i in range(600)])
+    labels = [int(log.feedback[i, 0] == 1) if i < 200 else None for i in range(600)]
+    labelled = write(log, tmp_path / "labelled.jsonl", preference=labels)
     assert diagnose_file(labelled).kind == "not identified"
     assert diagnose_file(labelled, labels_ignorable=True).kind == "identified"
 
