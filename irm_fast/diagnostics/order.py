@@ -8,7 +8,7 @@ from itertools import permutations
 import numpy as np
 from scipy.stats import binom, norm
 
-from irm_fast.diagnostics.context import proven
+from irm_fast.diagnostics.proven import proven_rows
 from irm_fast.diagnostics.subject import ENOUGH, FAILED, LEVEL, NOT_TESTABLE, PASSED, TOO_FEW, Check, DiagnosedLog
 
 TIMED = 30  # co-actions of known order; fewer decide nothing
@@ -74,7 +74,7 @@ def _by_third(log: DiagnosedLog) -> list[Case]:
             continue
         without = log.feedback.copy()
         without[:, first] = -1
-        rows = proven(replace(log, feedback=without), second) & (log.feedback[:, first] >= 0)
+        rows = proven_rows(replace(log, feedback=without), second) & (log.feedback[:, first] >= 0)
         f = log.feedback[rows]
         after, alone = f[f[:, first] == 1, second], f[f[:, first] == 0, second]
         if min(len(after), len(alone)) < TIMED or after.sum() < ENOUGH:

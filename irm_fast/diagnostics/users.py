@@ -136,6 +136,7 @@ def one_choice(log: DiagnosedLog) -> Check:
 
 def _few_pairs(log: DiagnosedLog, k: int) -> float:
     """Return the Poisson tail of the pairs of rows of one session in which signal k acts."""
+    assert log.sessions is not None
     rates = log.expected()[:, k]
     recorded = (log.feedback[:, k] >= 0) & np.isfinite(rates)
     index = np.unique(log.sessions, return_inverse=True)[1][recorded]

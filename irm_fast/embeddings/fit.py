@@ -207,6 +207,7 @@ def fit_model(
         weight=observed.weight,
         users=observed.users,
         fold_rewards=reward.each.cpu().numpy(),
+        uncorrected_mean=None if activity is None else activity.mean_preference[0],
     )
     return Fitted(
         scaler=scaler,
