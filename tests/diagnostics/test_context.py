@@ -8,9 +8,9 @@ from tests.diagnostics.made import ROWS, failed, make, place, sigmoid
 
 KNOWN = ("users", "sessions", "times")
 KINDS = {
-    "plain": ({}, ()),
-    "users, sessions and times at random": ({}, KNOWN),
-    "three signals": ({"signals": 3}, KNOWN),
+    "plain": ({"rows": 6_000}, ()),
+    "users, sessions and times at random": ({"rows": 6_000}, KNOWN),
+    "three signals": ({"signals": 3, "rows": 6_000}, KNOWN),
     "low rates": ({"base": -3.5, "rows": 6_000}, KNOWN),
 }
 
