@@ -25,7 +25,8 @@ NAMES = {  # name: the parameters of a function, "" for what is none
     "baselines": "",
     "diagnose": (
         "feedback propensity_design signals polarity misclick_rate reward_logits propensity_logits preference "
-        "labels_ignorable weight users fold_rewards feature_names"
+        "labels_ignorable weight users fold_rewards feature_names propensity sessions times acted_at segments context "
+        "uncorrected_mean misclick_sensitivity"
     ),
     "evaluate": "model_dir data batch_size",
     "implicit_rm_loss": f"reward_logits propensity_logits feedback {LOSS}",

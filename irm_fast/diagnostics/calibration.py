@@ -26,8 +26,7 @@ def refit(acted: np.ndarray, rate: np.ndarray, features: np.ndarray) -> np.ndarr
         Rates of shape (N,).
     """
     offset = logit(rate)
-    scaled = np.clip((features - features.mean(axis=0)) / np.maximum(features.std(axis=0), 1e-6), -4, 4)
-    columns = np.column_stack([np.ones(len(rate)), scaled, scaled**2 - 1])
+    columns = refit_columns(features)
     penalty = np.full(columns.shape[1], RIDGE)
     penalty[0] = 1e-3
     weight = np.zeros(columns.shape[1])
@@ -36,11 +35,19 @@ def refit(acted: np.ndarray, rate: np.ndarray, features: np.ndarray) -> np.ndarr
         gradient = columns.T @ (acted - p) - penalty * weight
         curvature = (columns * (p * (1 - p))[:, None]).T @ columns + np.diag(penalty)
         step = np.linalg.solve(curvature, gradient)
-        weight = weight + step * min(1.0, 2.0 / np.abs(step).max())  # far steps overshoot where actions are rare
+        weight = weight + step * min(
+            1.0, 2.0 / max(np.abs(step).max(), 1e-12)
+        )  # far steps overshoot where actions are rare
         if np.abs(step).max() < 1e-6:
             break
     refitted: np.ndarray = special.expit(offset + columns @ weight)
     return refitted
+
+
+def refit_columns(features: np.ndarray) -> np.ndarray:
+    """Return the columns, of shape (N, 1 + 2 F), along which `refit` moves rates: 1, features, their squares."""
+    scaled = np.clip((features - features.mean(axis=0)) / np.maximum(features.std(axis=0), 1e-6), -4, 4)
+    return np.column_stack([np.ones(len(features)), scaled, scaled**2 - 1])
 
 
 class Calibration(NamedTuple):

@@ -11,32 +11,9 @@ import numpy as np
 
 from irm_fast.diagnostics import page, text
 from irm_fast.diagnostics.cross_row import CrossRow
-from irm_fast.diagnostics.sensitivity import SharedActivity
+from irm_fast.diagnostics.ranges import Sensitivity
+from irm_fast.diagnostics.sensitivity import Misclicks, SharedActivity
 from irm_fast.diagnostics.subject import Check
-
-
-@dataclass(frozen=True)
-class Sensitivity:
-    """How far scale and ranking of the reward would move if an assumption were wrong; see `sensitivity`.
-
-    A field is None where there are no predictions, or nothing to compare.
-
-    Attributes:
-        mean_g: The mean preference as fitted.
-        mean_g_range: The range of the mean preference. With one signal, it goes from the mean action rate to 1. With
-            dependence between the rows of one user, it goes from the fitted mean (users differ in how easily they are
-            pleased) to the mean corrected for shared activity (users differ in that alone).
-        rank_with_action_rate: With one signal, Spearman's correlation of the fitted preference with the action rate:
-            with the ranking that a constant propensity gives. A constant preference would leave no ranking at all.
-        shared_activity: With two signals or more, what the reward would be under a shared activity of several sizes.
-        refit_agreement: The mean of Spearman's correlations of refits; agreement does not prove that they are right.
-    """
-
-    mean_g: float | None = None
-    mean_g_range: tuple[float, float] | None = None
-    rank_with_action_rate: float | None = None
-    shared_activity: tuple[SharedActivity, ...] = ()
-    refit_agreement: float | None = None
 
 
 @dataclass(frozen=True)
@@ -44,13 +21,17 @@ class Diagnosis:
     """The answer to the question whether the reward is identified, and on what it rests.
 
     Attributes:
-        kind: `identified`, `conditional`, `not identified` or `contradicted`.
-        verdict: The same in words.
+        kind: `identified`, `conditional` (on independent signals), `not identified`, `not learned` (the model foretells
+            actions no better than constant rates do) or `contradicted` (of ranking or scale, by this log); else it is
+            the kind of the ranking.
+        verdict: The same in words, for ranking and scale.
         assumed: What has to be believed for these propensity designs, a sentence each.
         tests: The checks of the log.
         sensitivity: How far the answer would be off if an assumption were wrong.
         remedies: The cheapest remedy for each problem, the worst problem first.
         cross_row: The dependence between different rows of one user, where users repeat and there are predictions.
+        ranking: One of these kinds for the ranking of the responses.
+        scale: One of these kinds for the scale: for the mean preference, and preferences as probabilities.
     """
 
     kind: str
@@ -60,6 +41,8 @@ class Diagnosis:
     sensitivity: Sensitivity
     remedies: tuple[str, ...] = ()
     cross_row: CrossRow | None = field(default=None, repr=False)
+    ranking: str = ""
+    scale: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the diagnosis as JSON can hold it: lists and mappings, and None for what is not finite."""
@@ -72,11 +55,12 @@ class Diagnosis:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Diagnosis:
-        """Return the diagnosis that `to_dict` described."""
+        """Return the diagnosis that `to_dict` described; of an older version, ranking and scale are of its one kind."""
         sensitivity, cross = dict(content["sensitivity"]), content.get("cross_row")
         span = sensitivity["mean_g_range"]
         sensitivity["mean_g_range"] = None if span is None else tuple(span)
         sensitivity["shared_activity"] = tuple(SharedActivity(**entry) for entry in sensitivity["shared_activity"])
+        sensitivity["misclick"] = tuple(Misclicks(**entry) for entry in sensitivity.get("misclick", ()))
         if cross is not None:
             arrays = {name: np.array(cross[name], float) for name in ("rho", "interval")}
             cross = CrossRow(**{**cross, **arrays})
@@ -88,6 +72,8 @@ class Diagnosis:
             sensitivity=Sensitivity(**sensitivity),
             remedies=tuple(content["remedies"]),
             cross_row=cross,
+            ranking=content.get("ranking", content["kind"]),
+            scale=content.get("scale", content["kind"]),
         )
 
     def summary(self) -> str:

@@ -30,6 +30,38 @@ class SharedActivity:
     impossible: float
 
 
+@dataclass(frozen=True)
+class Misclicks:
+    """The reward if users act by mistake.
+
+    Attributes:
+        rate: The share of active users who act on what a signal does not speak for, alike for all signals.
+        mean_g: The mean preference.
+    """
+
+    rate: float
+    mean_g: float
+
+
+def with_misclicks(g: np.ndarray, assumed: tuple[float, float], rate: float) -> float:
+    """Return the mean preference that explains the fitted rates of two signals under another misclick rate.
+
+    With c_k = g + e_k (1 - g), P_k = m_k c_k and P_12 = m_1 m_2 (g + e_1 e_2 (1 - g)). So the log shows
+    c_1 c_2 / (g + e_1 e_2 (1 - g)), and g' gives the same with the rate e for both: it solves a quadratic. Of its roots
+    the larger: below it most actions would be mistakes. Where there is none, the g' that comes closest.
+
+    Args:
+        g: The fitted preference, of shape (N,), on the side of the two signals.
+        assumed: The misclick rates of the fit.
+        rate: The other rate, e.
+    """
+    e_1, e_2 = assumed
+    shown = (g + e_1 * (1 - g)) * (g + e_2 * (1 - g)) / np.maximum(g + e_1 * e_2 * (1 - g), 1e-12)
+    a, b, c = (1 - rate) ** 2, 2 * rate * (1 - rate) - shown * (1 - rate**2), rate**2 * (1 - shown)
+    root = np.sqrt(np.maximum(b**2 - 4 * a * c, 0.0))
+    return float(np.clip((root - b) / (2 * a), 0, 1).mean())
+
+
 def shared_activity(g: np.ndarray, m_1: np.ndarray, m_2: np.ndarray, sd: float) -> SharedActivity:
     """Find the preference that explains the fitted rates if two signals share an activity.
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 
-LEVEL = 0.003  # of each check; there are six, so that together they reject what holds about once in 60 logs
+LEVEL = 0.001  # of each check; there are about 20, so that together they reject what holds about once in 50 logs
 ENOUGH = 10  # actions: fewer decide nothing
+CONTEXTS = ("user", "session", "time", "place")  # what a model may know of a row beside its text
 
 NEEDS_PREDICTIONS = "needs predictions for rows that the model was not trained on"
 PASSED, FAILED, NOT_TESTABLE, TOO_FEW = "passed", "failed", "not testable", "too few data"
+
+
+ROWWISE = ("feedback", "preference", "users", "known", "own", "propensity", "rates", "sessions", "times", "acted_at")
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,9 @@ class Check:
             this and the next two are those of the worst case.
         p_value: The p-value, or None.
         interval: The 95% confidence interval of the statistic, or None.
-        about: `identification` if a failure contradicts what identifies the reward, or `fit` if it does not.
+        about: What a failure says. `identification`: neither ranking nor scale can be relied on, by the log itself;
+            `reward`: by the reward at hand. `scale`: the scale cannot, and the ranking hardly suffers. `learning`: the
+            reward tells nothing. `fit`: the fit is poor, which contradicts nothing.
         details: The numbers behind the statistic, such as strata or deciles.
     """
 
@@ -60,6 +66,12 @@ class DiagnosedLog:
             None without predictions, NaN in rows without one.
         propensity: Predicted propensities of shape (N, K), or None.
         rates: Predicted action rates of shape (N, K), refitted to the actions, or None; NaN in rows without one.
+        user_names: The names of users by their numbers.
+        sessions: Integers of shape (N,) as `users`, or None if no session is known.
+        times: Seconds since 1970 of shape (N,), float64, NaN where unknown; or None if all are.
+        acted_at: The time of each action in the same seconds, of shape (N, K), NaN where unknown; or None.
+        segments: By name the segment of each row, texts of shape (N,), empty where unknown.
+        context: What the predicted propensities know of a row beside its text, of `CONTEXTS`.
     """
 
     names: Sequence[str]
@@ -74,6 +86,12 @@ class DiagnosedLog:
     own: np.ndarray | None = None
     propensity: np.ndarray | None = None
     rates: np.ndarray | None = None
+    user_names: Mapping[int, Hashable] = field(default_factory=dict)
+    sessions: np.ndarray | None = None
+    times: np.ndarray | None = None
+    acted_at: np.ndarray | None = None
+    segments: Mapping[str, np.ndarray] = field(default_factory=dict)
+    context: tuple[str, ...] = ()
 
     def pairs(self, same: bool = True) -> Iterator[tuple[int, int]]:
         """Yield the pairs of signals of the same polarity, or of opposite ones."""
@@ -95,11 +113,32 @@ class DiagnosedLog:
 
     def subset(self, rows: np.ndarray) -> DiagnosedLog:
         """Return the rows that an index selects: row numbers, or a mask of shape (N,)."""
-        parts: dict[str, Any] = {}
-        for name in ("feedback", "preference", "users", "known", "own", "propensity", "rates"):
+        parts: dict[str, Any] = {"segments": {name: values[rows] for name, values in self.segments.items()}}
+        for name in ROWWISE:
             whole = getattr(self, name)
             parts[name] = None if whole is None else whole[rows]
         return replace(self, **parts)
+
+    def expected(self) -> np.ndarray:
+        """Return the action rates (N, K) to compare with: predicted, or else the mean of each signal for all rows."""
+        if self.rates is not None:
+            return self.rates
+        recorded = self.feedback >= 0
+        mean = np.where(recorded, self.feedback, 0).sum(axis=0) / np.maximum(recorded.sum(axis=0), 1)
+        return np.broadcast_to(mean, self.feedback.shape)
+
+    def acted(self, sign: int) -> np.ndarray:
+        """Return a mask of shape (N,) of the rows in which a signal of this polarity acts."""
+        rows: np.ndarray = (self.feedback[:, self.polarity == sign] == 1).any(axis=1)
+        return rows
+
+    def repeated(self, groups: np.ndarray | None) -> bool:
+        """Return True if two rows share a number of `groups`, such as users."""
+        return groups is not None and len(np.unique(groups)) < len(groups)
+
+    def clusters(self) -> np.ndarray:
+        """Return integers of shape (N,), equal for rows that may depend on each other: of one user, or one session."""
+        return self.users if self.sessions is None or self.repeated(self.users) else self.sessions
 
     def telling(self, j: int, k: int) -> tuple[int, bool]:
         """Count the rows in which two signals act together, and find out whether that tells anything.

@@ -4,24 +4,55 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
-
-from irm_fast.diagnostics.subject import ENOUGH, FAILED, PASSED, TOO_FEW, Check, DiagnosedLog
+from irm_fast.diagnostics.subject import ENOUGH, FAILED, NOT_TESTABLE, PASSED, TOO_FEW, Check, DiagnosedLog
 
 IDENTIFIED, CONDITIONAL, OPEN, CONTRADICTED = "identified", "conditional", "not identified", "contradicted"
+NOT_LEARNED = "not learned"
 INDEPENDENT = "identified if the signals are independent given the response"
 
 
-def verdict(log: DiagnosedLog, checks: Sequence[Check], labels_ignorable: bool) -> tuple[str, str]:
-    """Return the kind of verdict and the verdict in words.
+class Verdict(NamedTuple):
+    """The kinds of verdict, overall and for ranking and scale, and the words for them."""
 
-    Only known propensities, or labels whose choice does not depend on the preference, make a reward `identified`.
+    kind: str
+    ranking: str
+    scale: str
+    words: str
+
+
+def verdict(log: DiagnosedLog, checks: Sequence[Check], labels_ignorable: bool) -> Verdict:
+    """Return the verdict: on what ranking and scale rest, and whether this log contradicts it.
+
+    Only known propensities, or labels whose choice does not depend on the preference, make a reward `identified`. What
+    moves propensities alike for all responses (users, times, misclicks) hurts the scale, and hardly the ranking.
     """
-    failed = [check.name for check in checks if check.result == FAILED and check.about == "identification"]
-    if failed:
-        return CONTRADICTED, f"contradicted by this log: {', '.join(failed)}"
+    base, words = _rests_on(log, checks, labels_ignorable)
+    of = {about: _failed(checks, about) for about in ("identification", "reward", "scale", "learning")}
+    if of["identification"] or of["reward"]:
+        named = ", ".join(of["identification"] + of["reward"] + of["scale"])
+        words = f"contradicted by this log: {named}; neither the ranking nor the scale can be relied on"
+        return Verdict(CONTRADICTED, CONTRADICTED, CONTRADICTED, words)
+    ranking = NOT_LEARNED if of["learning"] else base
+    if of["learning"]:
+        words = "not learned: it foretells actions no better than constant rates do"
+    if of["scale"]:
+        says = (
+            f"contradicted by this log: {', '.join(of['scale'])}; that moves the scale (preferences as probabilities)"
+        )
+        return Verdict(CONTRADICTED, ranking, CONTRADICTED, f"{says} more than the ranking, which is {words}")
+    if base == CONDITIONAL:
+        words += "; a little dependence moves the scale more than the ranking: the mean preference is a range"
+    return Verdict(ranking, ranking, base, words)
+
+
+def _failed(checks: Sequence[Check], about: str) -> list[str]:
+    return [check.name for check in checks if check.result == FAILED and check.about == about]
+
+
+def _rests_on(log: DiagnosedLog, checks: Sequence[Check], labels_ignorable: bool) -> tuple[str, str]:
+    """Return the kind of verdict and the verdict in words, as far as no check fails."""
     if log.designs and set(log.designs) == {"known"}:
         return IDENTIFIED, "identified, as the propensities are known"
     labelled = min((log.preference == 1).sum(), (log.preference == 0).sum()) >= ENOUGH
@@ -95,6 +126,26 @@ REMEDIES = {
     "pairwise agreement": "Two of the signals are tied: leave one out, or log where each button was shown.",
     "third signal": "Active users act by every signal: ask 1 in 100 for a thumbs rating, or hide a button in 1% of the "
     "traffic, at random, to measure propensities.",
+    "act together": "If one of the two shows displeasure, declare its polarity -1; if they exclude each other (one "
+    "menu), log them as one signal, or log missing where one can no longer be given.",
+    "known propensities": "Correct the known propensities: each is the probability that a user who is pleased acts, "
+    "between 0 and 1, and no smaller than the rate of actions. Or choose another propensity design.",
+    "one choice a session": "Log missing (null), not silent, where another answer of the session was chosen; or learn "
+    "from the choices as pairs.",
+    "time": "Give the times of rows to the fit (timestamp in the log), so that propensities may depend on them.",
+    "place in session": "Give the sessions to the fit (session_id in the log), so that propensities may depend on "
+    "the place.",
+    "segments": "Log the segment among the features, and give it to the propensities (propensity design features).",
+    "session": "Give the sessions to the fit (session_id in the log), so that propensities may depend on them.",
+    "user activity": "Give the users to the fit (user_id in the log), so that propensities may depend on their "
+    "activity.",
+    "users who act on everything": "Leave these users out, or cap the rows of a user; the details of the check name "
+    "them.",
+    "silent rows by day": "Find out what was logged in these days: keep only days in which silent rows are all logged.",
+    "duplicate rows": "Keep one of the rows that are logged twice.",
+    "reward varies": "The model learned nothing: look at its inputs (are all embeddings equal?) and its training loss.",
+    "better than constant rates": "Do not use this reward: collect more rows, or use other embeddings or a larger "
+    "model.",
     "users alike": "Take the range of the mean preference, not the point; ask 1 in 100 for a thumbs rating to fix it.",
     "fit: calibration": "The model predicts actions poorly: train longer, or with another propensity design.",
 }
@@ -106,17 +157,33 @@ USER_IDS = "Log user ids: users with several rows show whether some just act mor
 RANDOMISE = "Show a button at random in 1% of the traffic: that makes its propensity known."
 
 
-def remedies(log: DiagnosedLog, kind: str, checks: Sequence[Check]) -> tuple[str, ...]:
+def remedies(log: DiagnosedLog, verdict: Verdict, checks: Sequence[Check]) -> tuple[str, ...]:
     """Name the cheapest remedy for each problem, the worst problem first."""
-    found = [REMEDIES[check.name] for check in checks if check.result == FAILED and check.name in REMEDIES]
-    if kind == OPEN and log.names:
+    found = [remedy for check in checks if check.result == FAILED for remedy in _remedies_of(check)]
+    if verdict.kind == OPEN and log.names:
         tied = _results(checks)["co-actions"] == TOO_FEW
         found += [NOT_TOGETHER if tied else SECOND_SIGNAL, RANDOMISE]
-    elif kind == OPEN:
+    elif verdict.kind == OPEN:
         found.append("Label rows drawn at random.")
-    if kind == CONDITIONAL and len(np.unique(log.users)) == len(log.users):
+    if verdict.ranking == CONDITIONAL and not log.user_names:
         found.append(USER_IDS)
     return tuple(dict.fromkeys(found))
+
+
+def _remedies_of(check: Check) -> list[str]:
+    """Return what helps against the failure of a check, with the signals and segments that it names."""
+    if check.name == "broken button":
+        return [
+            f"Record null (missing) for {', '.join(cell['signals'])} {cell['where']}." for cell in check.details[:3]
+        ]
+    if check.name == "funnel":
+        entry = check.details[0]
+        order = f'after={{"{entry["second"]}": "{entry["first"]}"}}'
+        return [f"Declare the order, {order}: the two are then one signal of two stages."]
+    if check.name == "labels":
+        entry = check.details[0]
+        return [f"Declare the misclick rate that the labels show: {entry['misclick_rate']:.2g} for {entry['signal']}."]
+    return [REMEDIES[check.name]] if check.name in REMEDIES else []
 
 
 def report(diagnosis: Mapping[str, Any], width: int = 110) -> str:
@@ -124,12 +191,23 @@ def report(diagnosis: Mapping[str, Any], width: int = 110) -> str:
     lines = textwrap.wrap(f"The reward is {diagnosis['verdict']}.", width)
     lines += _list("Assumed", diagnosis["assumed"], width)
     lines.append("Tested in this log")
-    name_width = max(len(test["name"]) for test in diagnosis["tests"])
-    for test in diagnosis["tests"]:
+    tested = [test for test in diagnosis["tests"] if test["result"] != NOT_TESTABLE]
+    name_width = max((len(test["name"]) for test in tested), default=0)
+    for test in tested:
         head = f"  {test['name']:<{name_width}}  {test['result']:<12}  "
         lines += textwrap.wrap(test["text"], width, initial_indent=head, subsequent_indent=" " * len(head))
+    lines += _list("Not testable here", _untested(diagnosis["tests"]), width)
     lines += _list("How far it could be off", _off(diagnosis["sensitivity"]), width)
     return "\n".join(lines + _list("What would help", diagnosis["remedies"], width))
+
+
+def _untested(tests: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Name the checks that could not be made, by the reason."""
+    by_reason: dict[str, list[str]] = {}
+    for test in tests:
+        if test["result"] == NOT_TESTABLE:
+            by_reason.setdefault(test["text"], []).append(test["name"])
+    return [f"{', '.join(names)}: {reason}" for reason, names in by_reason.items()]
 
 
 def summary(diagnosis: Mapping[str, Any], width: int = 110) -> str:
@@ -140,7 +218,10 @@ def summary(diagnosis: Mapping[str, Any], width: int = 110) -> str:
         by_result.setdefault(test["result"], []).append(test["name"])
         if test["result"] == FAILED:
             lines += _wrap(f"{test['name']}: {test['text']}", width, "  ")
-    counts = "; ".join(f"{result}: {', '.join(names)}" for result, names in by_result.items())
+    counts = "; ".join(
+        f"{result}: {f'{len(names)} checks' if result == NOT_TESTABLE else ', '.join(names)}"
+        for result, names in by_result.items()
+    )
     return "\n".join([*lines, *_wrap(counts, width, "  "), *_list("What would help", diagnosis["remedies"], width)])
 
 
@@ -148,13 +229,17 @@ def _off(numbers: Mapping[str, Any]) -> list[str]:
     """Say how far the reward could be off, an entry a number of `Sensitivity`."""
     lines = []
     mean, span = numbers["mean_g"], numbers["mean_g_range"]
-    if mean is not None:
-        more = f"; the log allows {span[0]:.2f} to {span[1]:.2f}" if span else ""
-        lines.append(f"mean preference {mean:.2f} as fitted{more}")
+    if span is not None:
+        lines.append(f"mean preference {span[0]:.2f} to {span[1]:.2f}; {mean:.2f} only if all that is assumed holds")
+    elif mean is not None:
+        lines.append(f"mean preference {mean:.2f}")
     for entry in numbers["shared_activity"]:
         rank = entry["rank_correlation"]
         ranks = "" if rank is None else f", rank correlation with the fit {rank:.3f}"
         lines.append(f"if users share an activity of sd {entry['sd']:g}: mean preference {entry['mean_g']:.2f}{ranks}")
+    clicks = ", ".join(f"{entry['mean_g']:.2f} at {entry['rate']:g}" for entry in numbers.get("misclick", ()))
+    if clicks:
+        lines.append(f"by misclick rate: mean preference {clicks}")
     if numbers["rank_with_action_rate"] is not None:
         rank = numbers["rank_with_action_rate"]
         lines.append(f"rank correlation with the plain action rate {rank:.3f}; all of it may be propensity")

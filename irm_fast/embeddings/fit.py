@@ -193,6 +193,7 @@ def fit_model(
         weight=observed.weight,
         users=observed.users,
         fold_rewards=reward.each.cpu().numpy(),
+        uncorrected_mean=None if activity is None else activity.mean_preference[0],
     )
     progress.done(f"diagnosis: {diagnosis.kind}")
     return Fitted(

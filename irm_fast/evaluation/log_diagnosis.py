@@ -56,7 +56,12 @@ def diagnose_file(
 
 
 def diagnose_rows(
-    logs: Sequence[Log], spec: RewardSpec, heldout: HeldOut | None = None, *, labels_ignorable: bool = False
+    logs: Sequence[Log],
+    spec: RewardSpec,
+    heldout: HeldOut | None = None,
+    *,
+    labels_ignorable: bool = False,
+    context: Sequence[str] = (),
 ) -> Diagnosis:
     """`diagnostics.diagnose` on the rows of logs whose signals are those of the spec, in its order.
 
@@ -65,9 +70,13 @@ def diagnose_rows(
         spec: What the model explains.
         heldout: Predictions for the rows of the last log; None: what the logs alone show.
         labels_ignorable: Whether which rows have a label does not depend on the preference.
+        context: The parts of the context that the model's propensities depend on, as of `diagnose`.
     """
     feedback, preference = (np.concatenate([getattr(log, name) for log in logs]) for name in ("feedback", "preference"))
     weight = np.concatenate([row_weights(log) for log in logs])
+    given = np.concatenate(
+        [np.full(log.feedback.shape, np.nan) if (p := log.propensity) is None else p for log in logs]
+    )
     reward, propensity = None, None
     if heldout is not None:
         reward, propensity = np.full(len(feedback), np.nan), np.full(feedback.shape, np.nan)
@@ -87,6 +96,12 @@ def diagnose_rows(
         weight=weight,
         users=joined(logs, "user_ids"),
         feature_names=spec.feature_names,
+        propensity=given,
+        sessions=joined(logs, "session_ids"),
+        times=joined(logs, "times"),
+        acted_at=joined(logs, "acted_at"),
+        segments=joined(logs, "segments"),
+        context=context,
     )
 
 

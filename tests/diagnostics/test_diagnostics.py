@@ -198,14 +198,15 @@ def test_one_signal_is_never_identified(design, words):
 def test_identified_only_by_known_propensities_or_ignorable_labels():
     made = make(0, signals=1)
     labels = np.full(ROWS, -1)
-    labels[:100] = np.arange(100) % 2
+    labels[np.flatnonzero(made.feedback[:, 0] == 0)[:50]] = 0
+    labels[np.flatnonzero(made.feedback[:, 0])[:50]] = 1
     assert made.diagnose("known").kind == "identified"
     assert diagnose(made.feedback, propensity_design="hidden", preference=labels).kind == "not identified"
     assert (
         diagnose(made.feedback, propensity_design="hidden", preference=labels, labels_ignorable=True).kind
         == "identified"
     )
-    few = np.where(np.arange(ROWS) < 15, labels, -1)
+    few = np.where(np.cumsum(labels == 0) < 8, labels, -1)
     assert (
         diagnose(made.feedback, propensity_design="hidden", preference=few, labels_ignorable=True).kind
         == "not identified"
@@ -276,14 +277,14 @@ def test_rows_without_weight_or_prediction_do_not_count():
 
 
 def test_range_of_the_mean_under_shared_activity():
-    """Truth between what it would be if users were pleased differently and what it is if they act differently."""
+    """From below what users who act differently leave of it to above what they would at most."""
     truth, made = 0.5, make(3, rows=20_000, activity=1.5, per_user=10)
     p_12 = made.feedback.all(axis=1).mean()
     made.reward = np.full(20_000, np.log(r := made.feedback.mean(axis=0).prod() / p_12) - np.log(1 - r))
     made.propensity = np.tile(np.log(m := made.feedback.mean(axis=0) / r) - np.log(1 - m), (20_000, 1))
     low, high = made.diagnose(users=True).sensitivity.mean_g_range
     assert low < 0.42
-    assert high == pytest.approx(truth, abs=0.04)
+    assert truth < high < truth + 0.25
 
 
 def test_what_is_stored_and_printed():

@@ -1,0 +1,107 @@
+"""The arguments of `diagnose`, checked and put together."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.special import expit
+
+from irm_fast.data.signals import DESIGNS, action_rate
+from irm_fast.diagnostics.calibration import logit, refit
+from irm_fast.diagnostics.subject import CONTEXTS, DiagnosedLog
+
+Names = Sequence[Hashable | None] | np.ndarray
+
+
+def check_feedback(feedback: np.ndarray) -> None:
+    """Raise ValueError unless the feedback is of shape (N, K) and holds 1, 0 and -1 only."""
+    if feedback.ndim != 2 or not np.isin(feedback, (-1, 0, 1)).all():
+        got = f"{feedback.shape}" if feedback.ndim != 2 else "other values"
+        raise ValueError(f"feedback: got {got}; expected (N, K) of 1 acted, 0 silent, -1 missing")
+
+
+def check_shapes(given: Mapping[str, tuple[ArrayLike | None, tuple[int, ...]]]) -> None:
+    """Raise ValueError for an argument that is given and does not have its shape; `given` holds both by name."""
+    for name, (value, shape) in given.items():
+        if value is not None and np.shape(value) != shape:
+            raise ValueError(f"{name}: got shape {np.shape(value)}; expected {shape}, as the feedback's")
+
+
+def check_lengths(given: Mapping[str, Names | None], rows: int) -> None:
+    """Raise ValueError for names of rows that are given and are not as many as there are rows."""
+    for name, value in given.items():
+        if value is not None and len(value) != rows:
+            raise ValueError(f"{name}: got {len(value)}; expected {rows}, as the feedback's rows")
+
+
+def check_context(context: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of a context, or raise ValueError for one that is none."""
+    names = (context,) if isinstance(context, str) else tuple(context)
+    if not set(names) <= set(CONTEXTS):
+        raise ValueError(f"context: got {', '.join(map(repr, names))}; expected names among {', '.join(CONTEXTS)}")
+    return names
+
+
+def designs_of(propensity_design: str | Sequence[str], count: int) -> tuple[str, ...]:
+    """Return the propensity design of each signal, or raise ValueError for a name that is none."""
+    designs = (propensity_design,) * count if isinstance(propensity_design, str) else tuple(propensity_design)
+    if not set(designs) <= set(DESIGNS) or len(designs) != count:
+        expected = f"one of {', '.join(DESIGNS)}, or {count} of them"
+        raise ValueError(f"propensity_design: got {propensity_design!r}; expected {expected}")
+    return designs
+
+
+def numbers(names: Names | None, rows: int) -> tuple[np.ndarray, dict[int, Hashable]]:
+    """Return integers of shape (N,), one for each name and one of its own for each row without; and names by number."""
+    if names is None:
+        return np.arange(rows), {}
+    found: dict[Hashable, int] = {}
+    values = [i if name is None else found.setdefault(name, rows + i) for i, name in enumerate(names)]
+    return np.array(values, int), {number: name for name, number in found.items()}
+
+
+def session_numbers(sessions: Names | None, users: Names | None, rows: int) -> np.ndarray | None:
+    """Return the number of each row's session, as `numbers`; the name of a session may be known within a user alone."""
+    if sessions is None:
+        return None
+    whose = [None] * rows if users is None else users
+    pairs = [None if name is None else (user, name) for user, name in zip(whose, sessions, strict=True)]
+    return numbers(pairs, rows)[0]
+
+
+def texts(segments: Mapping[str, Names] | None) -> dict[str, np.ndarray]:
+    """Return the values of segments as texts of shape (N,), empty where None."""
+    return {
+        name: np.array(["" if value is None else str(value) for value in values], dtype=str)
+        for name, values in (segments or {}).items()
+    }
+
+
+def known_propensities(log: DiagnosedLog, propensity: ArrayLike) -> DiagnosedLog:
+    """Return the log with propensities of the design `known`, or raise ValueError for what is no probability."""
+    values = np.asarray(propensity, float)
+    wrong = np.isfinite(values) & ((values <= 0) | (values > 1))
+    if wrong.any():
+        raise ValueError(f"propensity: got {values[wrong][0]:g}; expected probabilities in (0, 1], or NaN")
+    return replace(log, known=np.where(np.array(log.designs) == "known", values, np.nan))
+
+
+def with_predictions(log: DiagnosedLog, reward: np.ndarray, propensity: np.ndarray) -> DiagnosedLog:
+    """Return the log with predicted probabilities, and action rates refitted on the rows that have a prediction."""
+    own, m = expit(reward[:, None] * log.polarity), expit(propensity)
+    known = np.where(np.isfinite(log.known), log.known, np.where(np.array(log.designs) == "known", m, np.nan))
+    predicted = np.isfinite(reward) & (np.isfinite(propensity) | (log.feedback < 0)).all(axis=1)
+    m = np.where(np.isfinite(m), m, 0.5)  # of entries that are missing in the log as well
+    rates = np.full(m.shape, np.nan)
+    raw = action_rate(own, m, log.misclick)
+    features = logit(np.column_stack([own[:, :1], m]))
+    for k in range(m.shape[1]):
+        recorded = predicted & (log.feedback[:, k] >= 0)
+        rates[predicted, k] = raw[predicted, k]
+        if recorded.any():
+            rates[recorded, k] = refit(log.feedback[recorded, k], raw[recorded, k], features[recorded])
+    own = np.where(predicted[:, None], own, np.nan)
+    return replace(log, known=known, own=own, propensity=m, rates=rates)
