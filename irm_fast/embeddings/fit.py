@@ -193,7 +193,11 @@ def fit_model(
         weight=observed.weight,
         users=observed.users,
         fold_rewards=reward.each.cpu().numpy(),
-        uncorrected_mean=None if activity is None else activity.mean_preference[0],
+        uncorrected_mean=uncorrected if context is not None else None,
+        propensity=observed.propensity,
+        sessions=observed.sessions,
+        times=observed.times,
+        context=context.parts if context is not None else (),
     )
     progress.done(f"diagnosis: {diagnosis.kind}")
     return Fitted(

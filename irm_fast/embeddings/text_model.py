@@ -54,6 +54,12 @@ class EmbeddedRewardModel:
         return self.estimator.is_linear_ and (self.source.kind, self.source.pooling) == ("decoder", "last")
 
     @property
+    def context(self) -> tuple[str, ...]:
+        """The parts of the context that the propensities depend on: some of "time", "place" and "user"."""
+        context: tuple[str, ...] = self.estimator.context_
+        return context
+
+    @property
     def reward_bias(self) -> Tensor:
         """What to add to `rewards` before the sigmoid, of shape (); 0 unless the reward is a checkpoint."""
         return torch.tensor(self.estimator.intercept_ if self.is_checkpoint else 0.0)
@@ -143,7 +149,9 @@ class EmbeddedRewardModel:
         if self.position is not None and self.spec.design == "hidden" and not len(_known_positions(log)):
             text = f"the log has none; the propensities are those at {self.position:.3g}, the mean of the training rows"
             warnings.warn(f"position: {text}", stacklevel=2)
-        return self.estimator.predict_propensity(vectors, features)
+        return self.estimator.predict_propensity(
+            vectors, features, users=log.user_ids, sessions=log.session_ids, times=log.times
+        )
 
     def save(self, directory: str | Path, record: Mapping[str, Any] | None = None) -> None:
         """Write the estimator, the classifier if the reward is a checkpoint, and last `irm_fast.json`.

@@ -13,6 +13,7 @@ from irm_fast.data.log import Log
 from irm_fast.data.read import read_log
 from irm_fast.data.signals import Absent, DesignChoice, RewardSpec, align
 from irm_fast.diagnostics import Diagnosis, diagnose
+from irm_fast.embeddings.text_model import EmbeddedRewardModel
 from irm_fast.evaluation.scoring import load, predict_log, row_weights
 from irm_fast.models.heldout import HeldOut
 from irm_fast.models.record import read_record
@@ -52,7 +53,8 @@ def diagnose_file(
     absent = absent or read_record(model_dir).get("training", {}).get("absent", "error")
     log = align(read_log(data, absent=absent, misclick=True), model.spec)
     heldout = predict_log(model, log, batch_size)
-    return diagnose_rows([log], model.spec, heldout, labels_ignorable=labels_ignorable)
+    context = model.context if isinstance(model, EmbeddedRewardModel) else ()
+    return diagnose_rows([log], model.spec, heldout, labels_ignorable=labels_ignorable, context=context)
 
 
 def diagnose_rows(

@@ -84,7 +84,8 @@ def _fit(prepared: Prepared, vectors: np.ndarray, config: EmbeddingTrainConfig, 
         return TrainResult(model, design, {}, diagnosis=estimator.diagnosis_)
     predicted = model.predict(vectors[len(log) :], heldout)
     metrics = heldout_metrics(spec, predicted, heldout.feedback)
-    return TrainResult(model, design, metrics, diagnosis=diagnose_rows([log, heldout], spec, predicted))
+    diagnosis = diagnose_rows([log, heldout], spec, predicted, context=model.context)
+    return TrainResult(model, design, metrics, diagnosis=diagnosis)
 
 
 def _new_estimator(spec: RewardSpec, config: EmbeddingTrainConfig) -> EmbeddingRewardModel:
