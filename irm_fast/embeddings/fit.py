@@ -26,11 +26,13 @@ from irm_fast.embeddings.problem import Problem, Split
 from irm_fast.embeddings.progress import Progress
 from irm_fast.embeddings.propensity_step import LEFT_OUT, FoundPropensities
 from irm_fast.embeddings.reward_step import AUTO_LAYERS, PropensityLogits, propensity_shift
-from irm_fast.embeddings.two_step import add_networks, mass
+from irm_fast.embeddings.taste import without_taste
+from irm_fast.embeddings.two_step import add_networks, mass, posterior
 from irm_fast.embeddings.uncertainty import covariance_factor
 
 CONTEXT_ROUNDS = 2  # the second with the reward of the first
 MISCLICK_ROUNDS = 15
+TASTE_ROUNDS = 2
 STILL = 0.003  # change of the mean preference from which another round is worth its time
 
 
@@ -164,6 +166,15 @@ def fit_model(
         uncorrected = float(torch.sigmoid(split.reward.held_out).mean())
         split, alone, context = _in_context(problem, split, observed, layers, believed)
         progress.done(f"context ({', '.join(context.parts) if context else 'none'}), reward again")
+
+        # Taste of the users, which is left out of the reward
+        if observed.users is not None and not layers:
+            for _ in range(TASTE_ROUNDS):
+                without = without_taste(problem, split, observed.users)
+                if without is None:
+                    break
+                split = split._replace(reward=without)
+            progress.done("taste of users")
     reward, found = split.reward, split.found
 
     # How far a redraw of the log would move the reward
@@ -262,7 +273,8 @@ def _in_context(
         if context is not None and not layers:  # base propensities that know the context
             part = context.part(base.training).float().to(device)
             base = problem.logits(problem.refit_propensities(split.found, mass=believed, context=part))
-        context = fit_context(observed, *base, split.reward.held_out, problem.folds, context)
+        preferred = posterior(problem.objective, split.reward.held_out, alone)
+        context = fit_context(observed, *base, split.reward.held_out, preferred, problem.folds, context)
         if context is None:
             break
         training, held_out = (part.pattern.float().to(device) for part in (context.training, context.held_out))

@@ -69,7 +69,7 @@ def write(folder: Path, settings: Mapping[str, Any], fitted: Fitted) -> None:
         "version": version("irm-fast"),
         "settings": {name: _plain(value) for name, value in settings.items()},
         "fitted": public,
-        "context": None if fitted.context is None else list(fitted.context.bins),
+        "context": None if (context := fitted.context) is None else {"parts": list(context.bins), "who": context.who},
         "signals": asdict(fitted.signals),
         "networks": widths,
         "diagnosis": fitted.diagnosis.to_dict(),
@@ -166,11 +166,11 @@ def _context_tensors(context: Context) -> dict[str, Tensor]:
     return tensors | {"context.users": context.users, "context.offsets": context.offsets}
 
 
-def _context(parts: list[str], tensors: Mapping[str, Tensor]) -> Context:
+def _context(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Context:
     """Return the context of which a record names the parts that are columns; it is kept on the CPU."""
     own = {name.removeprefix("context."): value.cpu() for name, value in tensors.items() if name.startswith("context.")}
-    bins = {name: Bins(own[f"{name}.edges"].numpy(), own[f"{name}.means"].numpy()) for name in parts}
-    return Context(ContextLayer(*(own[name] for name in LAYER)), bins, own["users"], own["offsets"])
+    bins = {name: Bins(own[f"{name}.edges"].numpy(), own[f"{name}.means"].numpy()) for name in record["parts"]}
+    return Context(ContextLayer(*(own[name] for name in LAYER)), bins, record["who"], own["users"], own["offsets"])
 
 
 def _plain(value: Any) -> Any:

@@ -243,20 +243,37 @@ def mass(objective: Objective, reward: Tensor, propensity: Tensor) -> Tensor:
     Returns:
         Probabilities of shape (N, K).
     """
-    sign = reward.new_tensor(objective.polarity)
-    rate = reward.new_tensor(objective.misclick_rate)
-    acted = -torch.log(rate)  # infinite where an action proves the side
-    silent = -softplus(propensity + torch.log1p(-rate))
-    entries = torch.where(objective.feedback == 1, acted, torch.where(objective.feedback == 0, silent, 0.0)) * sign
-    finite = torch.where(torch.isfinite(entries), entries, 0.0)
-    proofs = torch.where(torch.isfinite(entries), 0.0, sign)
-    others = finite.sum(1, keepdim=True) - finite + reward[:, None]
-    proved = proofs.sum(1, keepdim=True) - proofs
-    chance = torch.where(proved == 0, torch.sigmoid(others), (proved > 0).float())
+    votes, proofs = _evidence(objective, propensity)
+    others, proved = votes.sum(1, keepdim=True) - votes, proofs.sum(1, keepdim=True) - proofs
+    chance = torch.where(proved == 0, torch.sigmoid(reward[:, None] + others), (proved > 0).float())
     if objective.preference is not None:
         label = objective.preference[:, None]
         chance = torch.where(label >= 0, label.float(), chance)
-    return torch.where(sign > 0, chance, 1 - chance)
+    return torch.where(reward.new_tensor(objective.polarity) > 0, chance, 1 - chance)
+
+
+def posterior(objective: Objective, reward: Tensor, propensity: Tensor) -> Tensor:
+    """Return the probability (N,) that each response is preferred, given all that is recorded.
+
+    Args:
+        objective: As of `mass`.
+        reward: As of `mass`.
+        propensity: As of `mass`.
+    """
+    votes, proofs = (each.sum(1) for each in _evidence(objective, propensity))
+    chance = torch.where(proofs == 0, torch.sigmoid(reward + votes), (proofs > 0).float())
+    label = objective.preference
+    return chance if label is None else torch.where(label >= 0, label.float(), chance)
+
+
+def _evidence(objective: Objective, propensity: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what each entry adds to the logit of the preference, and its side where it proves one; both (N, K)."""
+    sign = propensity.new_tensor(objective.polarity)
+    rate = propensity.new_tensor(objective.misclick_rate)
+    silent = -softplus(propensity + torch.log1p(-rate))
+    votes = torch.where(objective.feedback == 1, -torch.log(rate), silent * (objective.feedback == 0)) * sign
+    finite = torch.isfinite(votes)
+    return torch.where(finite, votes, 0.0), torch.where(finite, 0.0, sign)
 
 
 def _chances(mass: Tensor, objective: Objective) -> np.ndarray:
