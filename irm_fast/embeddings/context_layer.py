@@ -80,6 +80,7 @@ class ContextRows:
     Attributes:
         base: Base logits of shape (N, K).
         columns: Columns of shape (N, C).
+        order: What is added to the logits where the signal before a follower acted, of shape (N, K).
         feedback: Feedback of shape (N, K): 1 acted, 0 silent, -1 not recorded.
         side: The polarity of each signal, of shape (K,).
         free: Whether the propensity of a signal may move (bool), of shape (K,).
@@ -91,6 +92,7 @@ class ContextRows:
 
     base: Tensor
     columns: Tensor
+    order: Tensor
     feedback: Tensor
     side: Tensor
     free: Tensor
@@ -101,18 +103,27 @@ class ContextRows:
 
     def subset(self, rows: Tensor) -> ContextRows:
         """Return the rows that an index selects: row numbers, or a mask of shape (N,)."""
-        names = ("base", "columns", "feedback", "proven", "labelled", "weight", "user")
+        names = ("base", "columns", "order", "feedback", "proven", "labelled", "weight", "user")
         return replace(self, **{name: getattr(self, name)[rows] for name in names})
 
     def patterns(self, logits: Tensor) -> Tensor:
-        """Return the log likelihood (N, Q) of the actions of proven rows, given logits (N, Q, K); 0 elsewhere."""
-        silent, acted = torch.zeros_like(logits[..., 0]), torch.zeros_like(logits[..., 0])
+        """Return the log likelihood (N, Q) of the actions of proven rows; 0 elsewhere.
+
+        Args:
+            logits: Logits of shape (N, Q, K), where the signal before a follower is silent.
+        """
+        silent, pattern = torch.zeros_like(logits[..., 0]), torch.zeros_like(logits[..., 0])
         for k, (side, feedback) in enumerate(zip(self.side, self.feedback.T, strict=True)):  # faster than sums over K
             own = ((side == self.proven) & (feedback >= 0))[:, None]
-            silent = silent - softplus(logits[..., k]) * own
-            acted = acted + logits[..., k] * (own & (feedback == 1)[:, None])
+            none = softplus(logits[..., k]) * own
+            silent = silent - none
+            if self.order[:, k].any():
+                moved = logits[..., k] + self.order[:, k, None]
+                pattern = pattern - softplus(moved) * own + moved * (own & (feedback == 1)[:, None])
+            else:
+                pattern = pattern - none + logits[..., k] * (own & (feedback == 1)[:, None])
         some = torch.log(-torch.expm1(silent.clamp(max=-1e-12)))
-        return silent + acted - torch.where(self.labelled[:, None], 0.0, some)
+        return pattern - torch.where(self.labelled[:, None], 0.0, some)
 
     @torch.no_grad()
     def presence(self, logits: Tensor, reward: Tensor) -> Tensor:
@@ -224,7 +235,7 @@ def context_logits(layer: ContextLayer, rows: ContextRows, presence: Tensor | No
         rows: N rows.
         presence: `ContextRows.presence` of the rows, or None if the layer has no offsets.
     """
-    logits = layer.logits(rows.base, rows.columns)
+    logits = layer.logits(rows.base, rows.columns) + rows.order
     if presence is None:
         return ContextLogits(logits, logits)
     said = signs(layer, rows, presence)

@@ -28,6 +28,7 @@ from irm_fast.embeddings.context_layer import (
     signs,
 )
 from irm_fast.embeddings.observed import Observed
+from irm_fast.embeddings.reward_step import PropensityLogits
 
 ENOUGH = 30  # rows that show propensities: proven, and with a second signal recorded
 SAMPLE = 5_000  # of these to fit a layer to, at most
@@ -139,7 +140,11 @@ class FoundContext(NamedTuple):
     gains: Mapping[str, tuple[float, float]]
 
     def part(self, base: Tensor) -> Tensor:
-        """Return the part of the logits (N, K) that comes from the context, not from the base logits (N, K)."""
+        """Return the part of the logits (N, K) that comes from the context, not from the base logits (N, K).
+
+        Args:
+            base: Base logits without the part of a signal that acted before.
+        """
         return self.training.alone - self.context.layer.mixed(base.double().cpu())
 
 
@@ -203,8 +208,8 @@ class _Data:
 
 def fit_context(
     observed: Observed,
-    base: Tensor,
-    held_out: Tensor,
+    base: PropensityLogits,
+    order: PropensityLogits,
     reward: Tensor,
     preferred: Tensor,
     folds: np.ndarray,
@@ -214,8 +219,8 @@ def fit_context(
 
     Args:
         observed: The N rows, with their users, sessions and times.
-        base: Base logits (N, K): propensity logits that do not know the context.
-        held_out: The same, each row from a fit that did not see its fold.
+        base: Propensity logits that do not know the context.
+        order: The part of them that comes from a signal that acted before.
         reward: Reward logits (N,), each from a fit that did not see the row.
         preferred: The probability (N,) that each response is preferred, given all that is recorded.
         folds: Fold numbers from 0, of shape (N,).
@@ -226,7 +231,7 @@ def fit_context(
         actions better.
     """
     before = None if earlier is None else earlier.context.layer
-    data = _data(observed, base, held_out, reward, preferred, folds, before)
+    data = _data(observed, base, order, reward, preferred, folds, before)
     if int(data.telling.sum()) < ENOUGH:
         return None
     when, (who, names) = When(len(observed), observed.users, observed.sessions, observed.times), _who(observed)
@@ -292,8 +297,8 @@ def _choose(
 
 def _data(
     observed: Observed,
-    base: Tensor,
-    held_out: Tensor,
+    base: PropensityLogits,
+    order: PropensityLogits,
     reward: Tensor,
     preferred: Tensor,
     folds: np.ndarray,
@@ -306,8 +311,9 @@ def _data(
     proven = torch.where(label >= 0, 2 * label.long() - 1, plus.long() - minus.long())
     recorded = ((feedback >= 0) & (side == proven[:, None])).sum(1)
     rows = ContextRows(
-        base=base.double().cpu(),
+        base=(base.training - order.training).double().cpu(),
         columns=torch.zeros(len(observed), 0, dtype=torch.float64),
+        order=order.training.double().cpu(),
         feedback=feedback.double(),
         side=side,
         free=torch.tensor([design != "known" for design in observed.designs]),
@@ -317,7 +323,7 @@ def _data(
         user=torch.from_numpy(numbered(_who(observed)[1])),
     )
     telling = (proven != 0) & (recorded >= torch.where(label >= 0, 1, 2))
-    apart = replace(rows, base=held_out.double().cpu())
+    apart = replace(rows, base=(base.held_out - order.held_out).double().cpu(), order=order.held_out.double().cpu())
     return _Data(rows, apart, reward.double().cpu(), torch.from_numpy(folds), telling, before)
 
 

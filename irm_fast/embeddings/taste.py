@@ -17,7 +17,7 @@ from torch import Tensor
 from irm_fast.diagnostics.metrics import paired_difference
 from irm_fast.embeddings.context import numbered
 from irm_fast.embeddings.objective import Objective
-from irm_fast.embeddings.parts import LinearStart, Reward
+from irm_fast.embeddings.parts import Reward
 from irm_fast.embeddings.problem import Problem, Split
 from irm_fast.embeddings.reward_step import PropensityLogits, calibrated
 
@@ -36,18 +36,17 @@ def without_taste(problem: Problem, split: Split, users: Sequence[Hashable | Non
         The reward, calibrated for a user drawn at random; None if no user has several rows, or if their taste does not
         predict held-out rows better by more than one standard error.
     """
-    z = tastes(users, problem.objective, split.reward, split.logits)
-    if z is None or split.reward.start is None:
+    z, start = tastes(users, problem.objective, split.reward, split.logits), split.reward.start
+    if z is None or start is None:
         return None
     # A further column of the embeddings, in units that give its weight the prior deviation TASTE_SD
-    sd, share, _ = split.reward.start
-    x, unit = problem.embeddings, TASTE_SD * problem.embeddings.shape[1] ** 0.5 / sd
+    x, unit = problem.embeddings, TASTE_SD * problem.embeddings.shape[1] ** 0.5 / start.sd
     usual = problem.spread[torch.isfinite(problem.spread)].square().mean().sqrt()[None]
     beside = replace(
         problem, embeddings=torch.cat([x, (z * unit)[:, None]], 1), spread=torch.cat([problem.spread, usual])
     )
-    fits = [(torch.cat([units, units.new_zeros(1)]), bias) for units, bias in split.reward.start.fits]
-    found = beside.fit_reward(split.logits, (), LinearStart(sd, share, fits))
+    fits = [(torch.cat([units, units.new_zeros(1)]), bias) for units, bias in start.fits]
+    found = beside.fit_reward(split.logits, (), start._replace(fits=fits))
     parts = (split.reward.losses, found.losses, problem.objective.weight)
     gain, error = paired_difference(*(part.cpu().numpy() for part in parts))
     if not gain > error:
@@ -59,7 +58,7 @@ def without_taste(problem: Problem, split: Split, users: Sequence[Hashable | Non
         held_out=found.held_out - taste,
         each=found.each - taste,
         precision=torch.cat([found.precision[:-2], found.precision[-1:]]),
-        start=LinearStart(sd, share, [(units[:-1], bias) for units, bias in found.start.fits]),
+        start=start,
     )
     return calibrated(alone, split.logits, problem.objective)
 
