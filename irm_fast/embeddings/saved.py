@@ -187,8 +187,8 @@ def _plain(value: Any) -> Any:
         return None
     if isinstance(value, (np.ndarray, np.generic)):
         return value.tolist()
+    if isinstance(value, Mapping) and not all(isinstance(key, str) for key in value):
+        return {PAIRS: [[_plain(entry) for entry in pair] for pair in value.items()]}  # the keys of JSON are text
     if isinstance(value, Mapping):
         return {key: _plain(entry) for key, entry in value.items()}
-    if isinstance(value, Mapping) and not all(isinstance(key, str) for key in value):
-        return {PAIRS: [list(pair) for pair in value.items()]}  # the keys of JSON are text
     return list(value) if isinstance(value, tuple) else value
