@@ -1,11 +1,11 @@
 """What identification is worth: every variant on logs of which the truth is known, and the pictures of the docs.
 
     python -m examples.identification --output out --quick                 a small part, within a minute
-    python -m examples.identification --output out --pictures docs \\
-        --text harmless-base.test.jsonl.gz --model path/to/all-MiniLM-L6-v2      everything, about an hour on two cores
+    python -m examples.identification --output out --pictures docs --log ifllm \\
+        --text harmless-base.test.jsonl.gz --model path/to/all-MiniLM-L6-v2      everything, about two hours on two cores
 
 Text is read from a file in the layout of Anthropic's hh-rlhf, and embedded by any encoder; without --text only the made
-worlds are run. Writes OUTPUT/results.json with every number, and prints a table for each case: mean and standard
+worlds are run. `ifllm` says what --log is. Writes OUTPUT/results.json with every number, and prints a table for each case: mean and standard
 deviation over the redraws of a log.
 """
 
@@ -24,10 +24,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # a process a core; read when tor
 
 from examples.identification import pictures, worlds
 from examples.identification.compare import KNOWN, NAIVE, TRUTH, Variant, measure, table
+from examples.identification.ifllm import ifllm, ifllm_table
 from examples.identification.intervals import coverage_table, intervals
+from examples.identification.kinds import kinds_table, real_logs
 from examples.identification.worlds import World
 
-INTERVALS = "intervals"  # the case of `predict_interval`, with a table of its own
+TABLES = {"intervals": coverage_table, "real logs": kinds_table, "ifllm": ifllm_table}  # cases with one of their own
 LINEAR: dict[str, Any] = {"hidden_layers": ()}
 JOINT: dict[str, Any] = {"propensity_design": "hidden", "estimator": "joint"}
 MADE = (
@@ -72,14 +74,15 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder for results.json and the embeddings")
     parser.add_argument("--text", type=Path, help="JSONL of chosen and rejected, .gz or not")
     parser.add_argument("--model", type=Path, help="folder of an encoder that embeds the text")
+    parser.add_argument("--log", type=Path, help="folder of the real log IFLLM; needs --model")
     parser.add_argument("--pictures", type=Path, help="folder to draw into")
     parser.add_argument("--only", nargs="+", default=[], help="cases to run; those of an earlier run are kept")
     parser.add_argument("--redraws", type=int, default=10)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="at most two redraws, of small logs")
     args = parser.parse_args()
-    if args.text and not args.model:
-        parser.error("--text needs --model, the folder of an encoder")
+    if (args.text or args.log) and not args.model:
+        parser.error("--text and --log need --model, the folder of an encoder")
     args.output.mkdir(parents=True, exist_ok=True)
     path = args.output / "results.json"
     redraws = min(args.redraws, 2) if args.quick else args.redraws
@@ -89,8 +92,7 @@ def main() -> None:
             found = run(pool, redraws)
             path.write_text(_as_json(_read(path) | {name: found}), encoding="utf-8")
             if name not in pictures.CASES:
-                shown = coverage_table(found) if name == INTERVALS else table(found)
-                print(f"\n{name}\n{shown}", flush=True)
+                print(f"\n{name}\n{TABLES.get(name, table)(found)}", flush=True)
     if args.pictures:
         pictures.draw(_read(path), args.pictures)
 
@@ -120,11 +122,11 @@ def cases(args: argparse.Namespace) -> dict[str, Run]:
     found: dict[str, Run] = {
         "synthetic": compared(worlds.synthetic(*((2000, 1000) if quick else ())), MADE),
         "published protocol": compared(worlds.published(*((2500, 64) if quick else ())), PROTOCOL),
-        INTERVALS: lambda pool, redraws: intervals(pool, redraws, quick),
     }
-    found |= {
-        name: lambda pool, redraws, case=case: case(pool, redraws, quick) for name, case in pictures.CASES.items()
-    }
+    made = {"intervals": intervals, "real logs": real_logs, **pictures.CASES}
+    found |= {name: lambda pool, redraws, case=case: case(pool, redraws, quick) for name, case in made.items()}
+    if args.log:
+        found["ifllm"] = lambda pool, redraws: ifllm(args.log, args.model, args.output / "ifllm.safetensors")
     if args.text is None or not args.text.exists():
         print("no --text: the cases on real text are left out", flush=True)
         return found

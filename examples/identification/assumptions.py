@@ -14,7 +14,6 @@ from irm_fast.diagnostics.metrics import reward_metrics
 from irm_fast.embeddings.estimator import EmbeddingRewardModel
 
 ROWS, ROWS_A_USER, TEST = 20_000, 10, 4000
-SPREADS = (0.0, 0.5, 1.0, 1.5, 2.0)
 SIGNALS = ("independent", "one menu", "nested", "duplicated")
 
 
@@ -48,12 +47,6 @@ def tie(feedback: np.ndarray, how: str, rng: np.random.Generator) -> np.ndarray:
     return np.column_stack([first, second])
 
 
-def fit_users(kind: str, spread: float, ids: bool, seed: int, rows: int) -> dict[str, Any]:
-    """Mean preference and AUROC where users differ; kind: activity or pleasure.  ids: whether the log has users."""
-    X, preference, feedback, users = preferences_and_actions(rows + TEST, seed, **{kind: spread})
-    return _fit(X, preference, feedback, users[:rows] if ids else None, seed, rows) | {"true_mean_g": 0.5}
-
-
 def fit_tied(how: str, seed: int, rows: int) -> dict[str, Any]:
     """The same of two signals tied in a way of SIGNALS, without users."""
     X, preference, feedback, _ = preferences_and_actions(rows + TEST, seed)
@@ -79,29 +72,6 @@ def _fit(
         "failed": [test.name for test in model.diagnosis_.tests if test.result == "failed"],
     }
     return found | {name: reward_metrics(logit, preference[rows:])[name] for name in ("auroc", "r2")}
-
-
-def users_differ(pool: ProcessPoolExecutor, redraws: int, quick: bool) -> dict[str, Any]:
-    """Kind of difference -> with and without user ids -> its deviation -> redraws, half as many as elsewhere."""
-    redraws = -(-redraws // 2)
-    rows, spreads = (1000, (0.0, 2.0)) if quick else (ROWS, SPREADS)
-    jobs = {
-        kind: {
-            label: {
-                str(sd): [pool.submit(fit_users, kind, sd, ids, seed, rows) for seed in range(redraws)]
-                for sd in spreads
-            }
-            for label, ids in (("without user ids", False), ("with user ids", True))
-        }
-        for kind in ("activity", "pleasure")
-    }
-    return {
-        kind: {
-            label: {spread: [job.result() for job in waiting] for spread, waiting in by_spread.items()}
-            for label, by_spread in by_label.items()
-        }
-        for kind, by_label in jobs.items()
-    }
 
 
 def signals_tied(pool: ProcessPoolExecutor, redraws: int, quick: bool) -> dict[str, Any]:

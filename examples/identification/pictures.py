@@ -13,9 +13,10 @@ from scipy.special import expit
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from examples.identification.assumptions import signals_tied, users_differ
+from examples.identification.assumptions import signals_tied
+from examples.identification.kinds import SWEEPS, context
 
-CASES = {"users differ": users_differ, "signals tied": signals_tied}
+CASES = {"context": context, "signals tied": signals_tied}
 GREY = "0.5"
 NAIVE = "naive: any action"
 STYLES = {  # shown as, colour, marker and line
@@ -33,8 +34,8 @@ def draw(results: Mapping[str, Any], folder: Path) -> None:
     _save(one_signal(), folder / "identification-one-signal.png")
     if any(name.startswith("text") and name.endswith("rows") for name in results):
         _save(rise(results), folder / "identification-rise.png")
-    if "users differ" in results:
-        _save(users(results["users differ"]), folder / "identification-users.png")
+    if "context" in results:
+        _save(who_when_where(results["context"]), folder / "identification-context.png")
     if "signals tied" in results:
         _save(tied(results["signals tied"]), folder / "identification-tied.png")
 
@@ -99,25 +100,25 @@ def rise(results: Mapping[str, Any]) -> plt.Figure:
     return figure
 
 
-def users(found: Mapping[str, Any]) -> plt.Figure:
-    """Mean preference as fitted, by how much users differ, with and without user ids: mean and deviation of redraws."""
-    figure, panels = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True, layout="constrained")
-    titles = {"activity": "Some users act more than others", "pleasure": "Some users are easier to please"}
-    styles = {"without user ids": (GREY, "s-"), "with user ids": ("tab:blue", "o-")}
-    for axes, (kind, title) in zip(panels, titles.items(), strict=True):
-        for label, by_spread in found[kind].items():
-            colour, style = styles[label]
-            values = [[redraw["mean_g"] for redraw in redraws] for redraws in by_spread.values()]
-            mean, spread = [np.mean(redraws) for redraws in values], [np.std(redraws) for redraws in values]
-            axes.errorbar(
-                [float(sd) for sd in by_spread], mean, spread, fmt=style, color=colour, label=label, capsize=3
-            )
-        axes.axhline(0.5, color="black", linestyle="--", linewidth=1, label="truth")
-        axes.set(title=title, xlabel="standard deviation between users, on the logit", ylim=(0, 1))
-        axes.set_xticks([float(sd) for sd in by_spread])
-        axes.grid(axis="y", alpha=0.3)
-    panels[0].set_ylabel("mean preference as fitted")
-    panels[0].legend(fontsize="small")
+def who_when_where(found: Mapping[str, Any]) -> plt.Figure:
+    """Mean preference and AUROC by the size of each trouble, without and with the context: mean and standard error."""
+    figure, panels = plt.subplots(2, 3, figsize=(13, 6.4), sharex="col", sharey="row", layout="constrained")
+    styles = {"plain": ("context not passed", GREY, "s-"), "passed": ("context passed", "tab:blue", "o-")}
+    for column, (title, by_fit) in zip(panels.T, found.items(), strict=True):
+        for axes, metric in zip(column, ("mean_g", "auroc"), strict=True):
+            for fit, by_size in by_fit.items():
+                label, colour, style = styles[fit]
+                values = np.array([[redraw[metric] for redraw in redraws] for redraws in by_size.values()])
+                error = values.std(axis=1) / np.sqrt(max(1, values.shape[1] - 1))
+                sizes = [float(size) for size in by_size]
+                axes.errorbar(sizes, values.mean(axis=1), error, fmt=style, color=colour, label=label, capsize=3)
+            axes.grid(axis="y", alpha=0.3)
+        column[0].axhline(0.5, color="black", linestyle="--", linewidth=1, label="truth")
+        column[0].set(title=title, ylim=(0, 0.75))
+        column[1].set_xlabel(SWEEPS[title].axis)
+    panels[0, 0].set_ylabel("mean preference as fitted")
+    panels[1, 0].set_ylabel("AUROC on clean preferences")
+    panels[0, 0].legend(fontsize="small", loc="lower left")
     return figure
 
 
