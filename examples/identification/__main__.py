@@ -2,11 +2,11 @@
 
     python -m examples.identification --output out --quick                 a small part, within a minute
     python -m examples.identification --output out --pictures docs --log ifllm \\
-        --text harmless-base.test.jsonl.gz --model path/to/all-MiniLM-L6-v2      everything, about two hours on two cores
+        --text harmless-base.test.jsonl.gz --model path/to/all-MiniLM-L6-v2      everything, some hours on two cores
 
 Text is read from a file in the layout of Anthropic's hh-rlhf, and embedded by any encoder; without --text only the made
-worlds are run. `ifllm` says what --log is. Writes OUTPUT/results.json with every number, and prints a table for each case: mean and standard
-deviation over the redraws of a log.
+worlds are run. `ifllm.py` says what --log is. Writes OUTPUT/results.json with every number, and prints a table for each
+case: mean and standard deviation over the redraws of a log.
 """
 
 from __future__ import annotations

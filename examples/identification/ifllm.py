@@ -1,8 +1,8 @@
 """A real log of paid workers, judged by their ratings: what naive, ours, the user alone and the length alone rank.
 
-`--log` is a folder of log.jsonl.gz, in our layout, and truth.jsonl.gz, with a line a response: id, likert (1 to 5) and, of
-judged pairs, preferred (1 or 0). Both are IFLLM (github.com/themehulpatwari/llm-implicit-feedback, Apache-2.0) in another
-layout: 2,419 answers to 87 workers; `copied` (one answer a task was a duty), `long_gaze`, `continued`.
+`--log` is a folder with log.jsonl.gz, in our layout, and truth.jsonl.gz, a line a response: id, likert (1 to 5) and, of
+judged pairs, preferred (1 or 0). Both are IFLLM (github.com/themehulpatwari/llm-implicit-feedback, Apache-2.0) in that
+layout: 2,419 answers to 87 workers; `copied` (to copy one answer a task was a duty), `long_gaze`, `continued`.
 """
 
 from __future__ import annotations
@@ -109,5 +109,9 @@ def ifllm_table(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     }
     lines = [["method", *keys.values()]]
     lines += [[name, *(f"{figures[key]:.3f}" for key in keys)] for name, (figures,) in found.items()]
-    said = [f"{name}: {figures['verdict']}; failed: {figures['failed']}" for name, (figures,) in found.items() if "verdict" in figures]
+    said = [
+        f"{name}: {figures['verdict']}; failed: {figures['failed']}"
+        for name, (figures,) in found.items()
+        if "verdict" in figures
+    ]
     return "\n".join([markdown_table(lines), *said])

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from scipy.special import logit
 
-from examples.identification import assumptions, intervals, worlds
+from examples.identification import assumptions, intervals, kinds, real_logs, worlds
 from examples.identification.compare import KNOWN, NAIVE, Variant, measure, table
 
 ROOT = Path(__file__).parents[2]
@@ -66,6 +66,44 @@ def test_ties_between_signals() -> None:
     assert (tied["nested"][:, 1] <= tied["nested"][:, 0]).all() and tied["nested"][:, 1].any()
     assert np.array_equal(*tied["duplicated"].T)
     assert np.bincount(users).tolist() == [10] * 500
+
+
+def test_kinds_of_real_logs_have_the_trouble_they_name() -> None:
+    """What is passed, who acts, and what is missing differ from the clean log by the one thing that was asked for."""
+    clean, lost = real_logs.draw(0, rows=4000), real_logs.draw(0, rows=4000, lost=0.5)
+    silent = (~clean.feedback.any(axis=1)).sum()
+    assert len(clean.X) - len(lost.X) == pytest.approx(silent / 4, rel=0.1)  # half of those of the second half
+    assert len(lost.arguments["times"]) == len(lost.X) == len(lost.feedback)
+    broken = real_logs.draw(0, rows=4000, broken=True)
+    phone = np.array(broken.platform) == "phone"
+    assert not broken.feedback[phone, 1].any() and broken.feedback[~phone, 1].any()
+    bots = real_logs.draw(0, rows=4000, rows_a_user=40, bots=0.05)
+    automatic = np.isnan(bots.propensity[:, 0])
+    assert bots.feedback[automatic].all() and 0 < automatic.mean() < 0.1
+    assert real_logs.draw(0, rows=500, declared=0.01).settings == {"misclick_rate": 0.01}
+
+    funnel = real_logs.draw_funnel(0, rows=4000)
+    assert (funnel.feedback[:, 1] <= funnel.feedback[:, 0]).all() and funnel.settings == {"after": {1: 0}}
+    drawn = {kind: real_logs.draw_one_signal(0, kind=kind, labels=30, rows=4000) for kind in ("features", "noisy")}
+    assert all((log.arguments["preference"] >= 0).sum() == 30 for log in drawn.values())
+    visible = {kind: log.arguments["propensity_features"][:, 0] for kind, log in drawn.items()}
+    acted = {kind: log.feedback[:, 0].astype(bool) for kind, log in drawn.items()}
+    gap = {kind: visible[kind][acted[kind]].mean() - visible[kind][~acted[kind]].mean() for kind in drawn}
+    assert gap["features"] > 0.2 and abs(gap["noisy"]) < 0.05
+
+
+def test_four_fits_of_a_kind_and_their_table() -> None:
+    found = {
+        f"a funnel of three signals: {name}": [redraw]
+        for name, redraw in kinds.measure("a funnel of three signals", 0, rows=4000).items()
+    }
+    plain, passed = (found[f"a funnel of three signals: {name}"][0] for name in ("plain", "passed"))
+    assert plain["scale"] == "contradicted" and "funnel" in plain["failed"]
+    assert passed["ranking"] == "conditional" and passed["failed"] == []
+    assert abs(passed["mean_g"] - passed["true_mean_g"]) < abs(plain["mean_g"] - plain["true_mean_g"])
+    assert passed["auroc"] > plain["auroc"]
+    last = kinds.kinds_table(found).splitlines()[-1]
+    assert f"{passed['auroc']:.3f} / {passed['mean_g']:.2f}" in last and "conditional 1; conditional 1" in last
 
 
 def test_worlds_of_intervals() -> None:
