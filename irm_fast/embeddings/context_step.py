@@ -180,7 +180,7 @@ class _Data:
         return found
 
     def scores(self, layers: Sequence[ContextLayer], presence: Tensor | None) -> Tensor:
-        """Return the held-out log likelihood of the patterns of each user, of shape (U,); users are in one fold each."""
+        """Return the held-out log likelihood of each user's patterns, of shape (U,); users are in one fold each."""
         found = torch.zeros(int(self.apart.user.max()) + 1, dtype=torch.float64)
         for fold, layer in enumerate(layers):
             rows = self.folds == fold
@@ -319,7 +319,7 @@ def _data(
 def _users(
     layer: ContextLayer, rows: ContextRows, presence: Tensor | None, users: Sequence[Hashable | None] | None
 ) -> tuple[Tensor, Tensor]:
-    """Return the fingerprints of the users (U,), in increasing order, and mean and deviation of their offsets (U, 2)."""
+    """Return the fingerprints of users (U,), in increasing order, and mean and deviation of their offsets (U, 2)."""
     if presence is None or users is None:
         return torch.empty(0, dtype=torch.int64), torch.empty(0, 2)
     chance = torch.softmax(layer.log_prior() + by_group(signs(layer, rows, presence), rows.user), 1)

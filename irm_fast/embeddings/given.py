@@ -111,6 +111,19 @@ def probabilities(name: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
     return array
 
 
+def chances(value: Any, rows: int) -> np.ndarray:
+    """Return the probabilities in (0, 1] of drawing rows for labelling as float64 of shape (N,), NaN where unknown.
+
+    Args:
+        value: N probabilities, in any form.
+        rows: The number N of rows.
+
+    Raises:
+        ValueError: The shape is another, or a value is no such probability.
+    """
+    return probabilities("label_probability", value, (rows, 1))[:, 0]
+
+
 def weights(value: Any, rows: int) -> np.ndarray:
     """Return row weights as float32 of shape (N,), or raise ValueError.
 

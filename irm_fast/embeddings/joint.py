@@ -112,7 +112,7 @@ def sketch(
     features = x.new_zeros(len(x), 0) if z is None else z
     joint = _Joint(x, features, objective, designs, x.new_zeros(len(x), len(designs)), sd)
     parameters = joint.fitted(SKETCH_SD, torch.arange(len(x), device=x.device))
-    return Reward(*parameters[:2], ()), Propensities(tuple(designs), *joint.propensities(parameters))
+    return Reward(parameters[0], parameters[1], ()), Propensities(tuple(designs), *joint.propensities(parameters))
 
 
 def fit_joint(
