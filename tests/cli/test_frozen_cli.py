@@ -20,6 +20,7 @@ OPTIONS = {
     "evaluate": "model data batch-size json",
     "diagnose": "data model propensity-design absent polarity labels-ignorable batch-size json",
     "score": "model data out batch-size lower",
+    "label": "next data model out seed batch-size overwrite",
     "embed": "data model out pooling batch-size max-length precision dtype resume overwrite",
     "reproduce": ("data output model protocol redraws alpha target limit max-length noise processes resume overwrite"),
     "demo": "output seeds",
