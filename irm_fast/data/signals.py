@@ -35,7 +35,8 @@ class RewardSpec:
         polarity: +1 for each signal that users give when a response pleases them, -1 when it displeases them.
         misclick_rate: For each signal a rate in [0, 1): the share of active users who give it although the response
             did the opposite of what it speaks for.
-        feature_names: The names of the features that the design `features` reads.
+        feature_names: The names of the features of the log that propensities read: in the design `features`, and of
+            one signal whose design was chosen on embeddings.
         max_length: The largest number of tokens of a row; longer rows are truncated.
 
     Examples:
@@ -146,7 +147,7 @@ def align(log: Log, spec: RewardSpec) -> Log:
         raise ValueError(f"the log records {what} in {len(log)} rows; expected some of what the model explains")
     check_design(spec.design, log)
     check_evidence(spec, log)
-    return _with_features(log, spec.feature_names) if spec.design == "features" else log
+    return _with_features(log, spec.feature_names) if spec.feature_names else log
 
 
 def _with_features(log: Log, names: tuple[str, ...]) -> Log:

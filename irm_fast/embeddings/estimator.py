@@ -19,8 +19,8 @@ from torch import Tensor
 
 from irm_fast.data.signals import action_rate
 from irm_fast.embeddings import given, saved
+from irm_fast.embeddings.candidates import disagreement
 from irm_fast.embeddings.declared import check_columns, warn_of_feedback
-from irm_fast.embeddings.disagreement import disagreement
 from irm_fast.embeddings.fit import Fitted, fit_model
 from irm_fast.embeddings.objective import log_likelihood
 from irm_fast.embeddings.observed import check_actions, observe, warn_of_unread
@@ -556,7 +556,8 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
                 "propensity_features: got them in only one of fit and predict_propensity, predict_action_proba or "
                 "score; expected both or none"
             )
-        features = scaler and scaler(given.matrix("propensity_features", propensity_features, len(x)))
+        width = self.n_propensity_features_
+        features = scaler and scaler(given.matrix("propensity_features", propensity_features, len(x), width))
         names, places = given.names("users", users, len(x)), given.names("sessions", sessions, len(x))
         when = None if times is None else given.seconds(times, len(x))
         logits = self._fitted.propensities.logits(x, features)

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from irm_fast.diagnostics import Diagnosis, diagnose
+from irm_fast.embeddings.candidates import candidate_rewards
 from irm_fast.embeddings.context_step import Context, fit_context
 from irm_fast.embeddings.declared import Signals
-from irm_fast.embeddings.disagreement import candidate_rewards
 from irm_fast.embeddings.objective import Objective
 from irm_fast.embeddings.observed import Observed
 from irm_fast.embeddings.one_signal import split_one_signal
@@ -50,7 +50,7 @@ class Fitted:
             did not see the row; None in a model that was loaded.
         diagnosis: The assumptions and evidence that the reward rests on.
         signals: What is declared of the signals.
-        candidates: The rewards of `disagreement.candidate_rewards`; none in a model of an earlier version.
+        candidates: The rewards of `candidates.candidate_rewards`; none in a model of an earlier version.
     """
 
     scaler: Scaler

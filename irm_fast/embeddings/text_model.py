@@ -157,7 +157,7 @@ class EmbeddedRewardModel:
         """
         features = None
         if self.estimator.n_propensity_features_:
-            design = "features" if self.spec.design == "features" else "hidden"
+            design = "features" if self.spec.feature_names else "hidden"
             features = propensity_features(log, design, self.position)
         if self.position is not None and self.spec.design == "hidden" and not len(_known_positions(log)):
             text = f"the log has none; the propensities are those at {self.position:.3g}, the mean of the training rows"
