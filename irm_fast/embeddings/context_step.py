@@ -255,6 +255,7 @@ def _choose(
     """
     bins: dict[str, Bins] = {}
     gains: dict[str, tuple[float, float]] = {}
+    presence: Tensor | None = None
     layers = data.by_fold(None)
     score = data.scores(layers, None)
     counted = torch.bincount(data.rows.user[data.telling], minlength=len(score)) > 0
@@ -264,25 +265,30 @@ def _choose(
         gains[name] = (float(gain.sum()), float(gain.std() * len(gain) ** 0.5))
         return gains[name][0] > gains[name][1]
 
-    # Columns
-    for name in ("time", "place"):
-        found = Bins.of(when.values(name))
-        if found is None:
-            continue
-        tried = data.with_columns(_columns({**bins, name: found}, when))
-        tried_layers = tried.by_fold(None)
-        tried_score = tried.scores(tried_layers, None)
-        if better(name, tried_score):
-            bins[name], data, layers, score = found, tried, tried_layers, tried_score
+    def try_columns() -> None:
+        nonlocal data, presence, layers, score
+        for name in ("time", "place"):
+            found = None if name in bins else Bins.of(when.values(name))
+            if found is None:
+                continue
+            tried = data.with_columns(_columns({**bins, name: found}, when))
+            tried_presence = None if presence is None else tried.presence()
+            tried_layers = tried.by_fold(tried_presence)
+            tried_score = tried.scores(tried_layers, tried_presence)
+            if better(name, tried_score):
+                bins[name], data, presence, layers, score = found, tried, tried_presence, tried_layers, tried_score
 
-    # Users
+    # Columns; users; and columns again, which users who differ much may have hidden
+    try_columns()
     several = counted & (torch.bincount(data.rows.user, minlength=len(score)) > 1)
     if when.users is not None and several.any():
-        presence = data.presence()
-        tried_layers = data.by_fold(presence)
-        if better("user", data.scores(tried_layers, presence)):
-            return bins, tried_layers, gains
-    return (bins, layers, gains) if bins else None
+        tried_presence = data.presence()
+        tried_layers = data.by_fold(tried_presence)
+        tried_score = data.scores(tried_layers, tried_presence)
+        if better("user", tried_score):
+            presence, layers, score = tried_presence, tried_layers, tried_score
+            try_columns()
+    return (bins, layers, gains) if bins or presence is not None else None
 
 
 def _data(
