@@ -312,6 +312,7 @@ def _data(
         feedback=feedback.double(),
         side=side,
         free=torch.tensor([design != "known" for design in observed.designs]),
+        certain=certain,
         proven=proven,
         labelled=label >= 0,
         weight=torch.from_numpy(observed.weight).double(),
