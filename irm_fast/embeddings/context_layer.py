@@ -115,7 +115,7 @@ class ContextRows:
             silent, unproven = silent - entry, unproven - entry * self.certain[k]
             acted = acted + logits[..., k] * (own & (feedback == 1)[:, None])
         some = torch.log(-torch.expm1(unproven.clamp(max=-1e-12)))
-        return silent + acted - torch.where(self.labelled[:, None], 0.0, some)
+        return silent + acted - torch.where((self.labelled | (self.proven == 0))[:, None], 0.0, some)
 
     @torch.no_grad()
     def presence(self, logits: Tensor, reward: Tensor) -> Tensor:
@@ -169,7 +169,7 @@ def fit_layer(
         parameters |= {"log_sd": torch.tensor(-torch.inf), "power": torch.tensor(-torch.inf)}
     else:
         number, user = torch.unique(part.user, return_inverse=True)
-        present = by_group(presence[picked, ::EVERY], rows.user[picked])[number]
+        present = by_group(presence[picked, ::EVERY] * rows.weight[picked, None], rows.user[picked])[number]
 
     def layer() -> ContextLayer:
         mix = torch.eye(signals, dtype=torch.float64) + parameters["mix"]
@@ -251,7 +251,7 @@ def pattern_score(layer: ContextLayer, rows: ContextRows, presence: Tensor | Non
     if presence is None:
         return by_group(rows.patterns(logits) * rows.weight[:, None], rows.user)[:, 0]
     each = by_group(rows.patterns(logits + GRID[:, None] * rows.free) * rows.weight[:, None], rows.user)
-    prior = layer.log_prior() + layer.power * by_group(presence, rows.user)
+    prior = layer.log_prior() + layer.power * by_group(presence * rows.weight[:, None], rows.user)
     return torch.logsumexp(each + prior, 1) - torch.logsumexp(prior, 1)
 
 
