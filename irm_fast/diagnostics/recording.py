@@ -33,7 +33,8 @@ def silent_rows_by_day(log: DiagnosedLog) -> Check:
 
     Every period of whole days is compared with the other days, in logits of the share of silent rows. Days vary by more
     than chance: the spread is that of neighbouring days (their squared differences, trimmed). A jump counts if the odds
-    of silence change by half or more; that of propensities shows on proven rows, in the check of time.
+    of silence change by half or more; that of propensities shows on proven rows, in the check of time. Where the given
+    propensities depend on time already, each day is compared with what they predict for it.
     """
     name = "silent rows by day"
     if log.times is None or not np.isfinite(log.times).any():
@@ -48,7 +49,8 @@ def silent_rows_by_day(log: DiagnosedLog) -> Check:
         block = np.arange(len(days)) * PERIODS // len(days)
         days, index = days[np.unique(block, return_index=True)[1]], block[index]
         count = np.bincount(index)
-    found = _worst_period(np.bincount(index, silent), count)
+    excess = silent - _expected(log, recorded, silent)
+    found = _worst_period(np.bincount(index, excess + silent.mean()).clip(0, count), count)
     after = days[found.last + 1] if found.last + 1 < len(days) else day.max() + 1
     said = (
         f"{found.inside:.0%} of the rows from {date(days[found.first])} to {date(after - 1)} are silent, "
@@ -56,6 +58,18 @@ def silent_rows_by_day(log: DiagnosedLog) -> Check:
     )
     failed = found.tail < LEVEL and abs(found.shift) > np.log(FACTOR)
     return Check(name, FAILED if failed else PASSED, said, found.inside - found.outside, found.tail, about="scale")
+
+
+def _expected(log: DiagnosedLog, rows: np.ndarray, silent: np.ndarray) -> np.ndarray:
+    """Return the predicted probability that each row is silent, or where time is not modelled, the share that is."""
+    flat = np.full(len(silent), silent.mean())
+    if "time" not in log.context or log.own is None or log.propensity is None:
+        return flat
+    own, none = log.own[rows], np.where(log.feedback[rows] >= 0, 1 - log.propensity[rows], 1.0)
+    likes = own[:, 0] if log.polarity[0] > 0 else 1 - own[:, 0]
+    by_side = [np.where(log.polarity == side, none, 1.0).prod(axis=1) for side in (1, -1)]
+    predicted = likes * by_side[0] + (1 - likes) * by_side[1]
+    return np.where(np.isfinite(predicted), predicted, flat)
 
 
 def _worst_period(silent: np.ndarray, rows: np.ndarray) -> _Period:

@@ -1,7 +1,7 @@
 """Propensities that depend on the context of a row, fitted to rows of which the preference is proven.
 
 On a row where an action or a label proves r* = 1, the pattern of the actions depends on the propensities m alone,
-whatever the user's taste: given that some signal acted that never misclicks, where the second product is over these,
+whatever the user's taste: given that some signal acted,
 
     P(f_1 .. f_K | some acted) = prod m_k^f_k (1 - m_k)^(1 - f_k) / (1 - prod (1 - m_k)),
 
@@ -80,10 +80,10 @@ class ContextRows:
     Attributes:
         base: Base logits of shape (N, K).
         columns: Columns of shape (N, C).
+        order: What is added to the logits where the signal before a follower acted, of shape (N, K).
         feedback: Feedback of shape (N, K): 1 acted, 0 silent, -1 not recorded.
         side: The polarity of each signal, of shape (K,).
         free: Whether the propensity of a signal may move (bool), of shape (K,).
-        certain: Whether an action of the signal proves its side, as it is no misclick (bool), of shape (K,).
         proven: The side that is proven, 1 or -1, or 0; of shape (N,).
         labelled: Whether a label proves it (bool), of shape (N,).
         weight: Row weights of shape (N,).
@@ -92,10 +92,10 @@ class ContextRows:
 
     base: Tensor
     columns: Tensor
+    order: Tensor
     feedback: Tensor
     side: Tensor
     free: Tensor
-    certain: Tensor
     proven: Tensor
     labelled: Tensor
     weight: Tensor
@@ -103,32 +103,40 @@ class ContextRows:
 
     def subset(self, rows: Tensor) -> ContextRows:
         """Return the rows that an index selects: row numbers, or a mask of shape (N,)."""
-        names = ("base", "columns", "feedback", "proven", "labelled", "weight", "user")
+        names = ("base", "columns", "order", "feedback", "proven", "labelled", "weight", "user")
         return replace(self, **{name: getattr(self, name)[rows] for name in names})
 
     def patterns(self, logits: Tensor) -> Tensor:
-        """Return the log likelihood (N, Q) of the actions of proven rows, given logits (N, Q, K); 0 elsewhere."""
-        silent, acted, unproven = (torch.zeros_like(logits[..., 0]) for _ in range(3))
+        """Return the log likelihood (N, Q) of the actions of proven rows; 0 elsewhere.
+
+        Args:
+            logits: Logits of shape (N, Q, K), where the signal before a follower is silent.
+        """
+        silent, pattern = torch.zeros_like(logits[..., 0]), torch.zeros_like(logits[..., 0])
         for k, (side, feedback) in enumerate(zip(self.side, self.feedback.T, strict=True)):  # faster than sums over K
             own = ((side == self.proven) & (feedback >= 0))[:, None]
-            entry = softplus(logits[..., k]) * own
-            silent, unproven = silent - entry, unproven - entry * self.certain[k]
-            acted = acted + logits[..., k] * (own & (feedback == 1)[:, None])
-        some = torch.log(-torch.expm1(unproven.clamp(max=-1e-12)))
-        return silent + acted - torch.where((self.labelled | (self.proven == 0))[:, None], 0.0, some)
+            none = softplus(logits[..., k]) * own
+            silent = silent - none
+            if self.order[:, k].any():
+                moved = logits[..., k] + self.order[:, k, None]
+                pattern = pattern - softplus(moved) * own + moved * (own & (feedback == 1)[:, None])
+            else:
+                pattern = pattern - none + logits[..., k] * (own & (feedback == 1)[:, None])
+        some = torch.log(-torch.expm1(silent.clamp(max=-1e-12)))
+        return pattern - torch.where((self.labelled | (self.proven == 0))[:, None], 0.0, some)
 
     @torch.no_grad()
     def presence(self, logits: Tensor, reward: Tensor) -> Tensor:
-        """Return the log likelihood (N, Q) that a row has a certain action, or has none, by the offset of its user.
+        """Return the log likelihood (N, Q) that a row has an action, or has none, by the offset of its user.
 
         Args:
             logits: Propensity logits (N, K) of a user with the offset 0.
             reward: Reward logits of shape (N,).
         """
-        counted, found = (self.feedback >= 0) & self.certain, torch.empty(len(logits), len(GRID), dtype=torch.float64)
+        recorded, found = self.feedback >= 0, torch.empty(len(logits), len(GRID), dtype=torch.float64)
         preferred, not_preferred = -softplus(-reward), -softplus(reward)
         for q, offset in enumerate(GRID):
-            entries = -softplus(logits + offset * self.free) * counted
+            entries = -softplus(logits + offset * self.free) * recorded
             silent = [entries @ (self.side == side).double() for side in (1, -1)]
             some = [torch.log(-torch.expm1(each.clamp(max=-1e-12))) for each in silent]
             none = torch.logaddexp(preferred + silent[0], not_preferred + silent[1])
@@ -227,7 +235,7 @@ def context_logits(layer: ContextLayer, rows: ContextRows, presence: Tensor | No
         rows: N rows.
         presence: `ContextRows.presence` of the rows, or None if the layer has no offsets.
     """
-    logits = layer.logits(rows.base, rows.columns)
+    logits = layer.logits(rows.base, rows.columns) + rows.order
     if presence is None:
         return ContextLogits(logits, logits)
     said = signs(layer, rows, presence)

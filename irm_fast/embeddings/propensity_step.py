@@ -30,6 +30,7 @@ class FoundPropensities(NamedTuple):
         two_step: The designs of the regressions on proven rows; `LEFT_OUT` for signals without one.
         prior: The prior deviation of logits in these, and the shares (D,) of its variance among the embeddings.
         rest: The part of `by_fold` that is not fitted by them.
+        order: `ProvenFit.order`.
         open_level: 1 for constant propensities whose level only the joint likelihood shows, else 0; shape (K,).
     """
 
@@ -38,6 +39,7 @@ class FoundPropensities(NamedTuple):
     two_step: Sequence[str]
     prior: tuple[float, Tensor]
     rest: list[Tensor]
+    order: Tensor
     open_level: Tensor
 
     @property
@@ -147,7 +149,8 @@ def fit_propensities(
         two_step.bias + joint.bias,
     )
     by_fold = [one + other for one, other in zip(proven.by_fold, joint_by_fold, strict=True)]
-    return FoundPropensities(together, by_fold, chosen, prior, joint_by_fold, open_level)
+    together = replace(together, after=objective.after, order=proven.order.mean(0))
+    return FoundPropensities(together, by_fold, chosen, prior, joint_by_fold, proven.order, open_level)
 
 
 def refit_propensities(
@@ -175,7 +178,9 @@ def refit_propensities(
         embeddings, features, objective, found.two_step, folds, *found.prior, mass=mass, context=context
     )
     by_fold = [one + other for one, other in zip(proven.by_fold, found.rest, strict=True)]
-    return found._replace(propensities=Propensities.mean(found.propensities.designs, by_fold), by_fold=by_fold)
+    mean = Propensities.mean(found.propensities.designs, by_fold)
+    mean = replace(mean, after=objective.after, order=proven.order.mean(0))
+    return found._replace(propensities=mean, by_fold=by_fold, order=proven.order)
 
 
 def _in_two_steps(counts: np.ndarray, designs: Sequence[str], estimator: str) -> list[bool]:

@@ -46,6 +46,9 @@ def proven(objective: Objective) -> Tensor:
     acted = objective.feedback == 1
     votes = torch.stack([(acted & (sign == side)).sum(1) for side in (1, -1)], 1)[:, (sign < 0).long()]
     others = votes - acted.long()
+    for follower, first in enumerate(objective.after):  # it shows nothing about the propensity of the first
+        if first >= 0:
+            others[:, first] -= acted[:, follower].long()
     if objective.preference is not None:
         others = others + (objective.preference[:, None] == (sign > 0).long())
     return (others > 0) & (objective.feedback >= 0) & (objective.weight > 0)[:, None]
@@ -84,11 +87,13 @@ class ProvenFit(NamedTuple):
         propensities: The mean over the folds.
         by_fold: `weight`, `feature_weight` and `bias` of the propensities, each with the folds as first dimension.
         losses: The held-out losses.
+        order: What the action of the signal before it adds to the logit of a follower, of shape (folds, K).
     """
 
     propensities: Propensities
     by_fold: list[Tensor]
     losses: HeldOutLosses
+    order: Tensor
 
 
 def fit_proven(
@@ -126,6 +131,8 @@ def fit_proven(
     weight, n_folds, n_signals = objective.weight.cpu().numpy(), first or int(folds.max()) + 1, len(designs)
     chance = None if mass is None else _chances(mass, objective)
     moved = None if context is None else context.cpu().numpy()
+    followed = objective.followed.cpu().numpy()
+    order = np.zeros((n_folds, n_signals), np.float32)
     unit = share.sqrt()
     blocks = [
         (embeddings * unit).cpu().numpy(),
@@ -147,34 +154,40 @@ def fit_proven(
         losses.constant[k] += _loss(logit, acted[held, k], weight[held], c_held)
 
         # What the design reads
-        if read and len(np.unique(acted[part, k])) == 2:
+        follows = bool(objective.after) and objective.after[k] >= 0 and designs[k] != "known"
+        if (read or follows) and len(np.unique(acted[part, k])) == 2:
             some = [blocks[number][part] for number in read]
-            beside = None if moved is None else moved[part, k]
-            found, factor, bias[fold, k] = _logistic(some, beside, acted[part, k], weight[part], sd, c)
+            beside = [each[:, k] for each in (moved, followed if follows else None) if each is not None]
+            found, factors, bias[fold, k] = _logistic(
+                some, [each[part] for each in beside], acted[part, k], weight[part], sd, c
+            )
             logit = np.full(held.sum(), bias[fold, k])
-            if moved is not None:
-                logit += factor * moved[held, k]
+            for each, factor in zip(beside, factors, strict=True):
+                logit += factor * each[held]
+            order[fold, k] = factors[-1] if follows else 0
             for number, slope in zip(read, found, strict=True):
                 slopes[number][fold, k] = slope
                 logit += blocks[number][held] @ slope
         losses.design[k] += _loss(logit, acted[held, k], weight[held], c_held)
     by_fold = [torch.from_numpy(values).to(embeddings.device) for values in (*slopes, bias)]
     by_fold[0] *= unit
-    return ProvenFit(Propensities.mean(designs, by_fold), by_fold, losses)
+    return ProvenFit(
+        Propensities.mean(designs, by_fold), by_fold, losses, torch.from_numpy(order).to(embeddings.device)
+    )
 
 
-CONTEXT_SD = 3.0  # prior deviation of the factor of the context
+BESIDE_SD = 3.0  # prior deviation of the factors of the context and of an action before
 
 
 def _logistic(
     blocks: Sequence[np.ndarray],
-    context: np.ndarray | None,
+    beside: Sequence[np.ndarray],
     y: np.ndarray,
     weight: np.ndarray,
     sd: float,
     chance: np.ndarray | None,
-) -> tuple[list[np.ndarray], float, float]:
-    """Return slopes of each block of features, the factor of the context, and the intercept.
+) -> tuple[list[np.ndarray], list[float], float]:
+    """Return slopes of each block of features, the factors of what is beside them, and the intercept.
 
     The logit of a block has a prior deviation of `sd`. With a `chance` c, an action has the probability c times the
     propensity.
@@ -183,7 +196,8 @@ def _logistic(
     from sklearn.linear_model import LogisticRegression
 
     columns = [block / np.sqrt(block.shape[1]) for block in blocks]
-    x = np.hstack(columns if context is None else [*columns, context[:, None] * np.float32(CONTEXT_SD / sd)])
+    unit = np.float32(BESIDE_SD / sd)
+    x = np.hstack([*columns, *(each[:, None] * unit for each in beside)])
     if chance is None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
@@ -192,8 +206,8 @@ def _logistic(
     else:
         weights, bias = _scaled_logistic(x, y, weight, sd, chance)
     ends = np.cumsum([block.shape[1] for block in blocks])
-    *slopes, factor = np.split(weights, ends)
-    return [slope / np.sqrt(len(slope)) for slope in slopes], float(factor.sum()) * CONTEXT_SD / sd, bias
+    *slopes, factors = np.split(weights, ends)
+    return [slope / np.sqrt(len(slope)) for slope in slopes], (factors * unit).tolist(), bias
 
 
 def _scaled_logistic(
@@ -243,20 +257,37 @@ def mass(objective: Objective, reward: Tensor, propensity: Tensor) -> Tensor:
     Returns:
         Probabilities of shape (N, K).
     """
-    sign = reward.new_tensor(objective.polarity)
-    rate = reward.new_tensor(objective.misclick_rate)
-    acted = -torch.log(rate)  # infinite where an action proves the side
-    silent = -softplus(propensity + torch.log1p(-rate))
-    entries = torch.where(objective.feedback == 1, acted, torch.where(objective.feedback == 0, silent, 0.0)) * sign
-    finite = torch.where(torch.isfinite(entries), entries, 0.0)
-    proofs = torch.where(torch.isfinite(entries), 0.0, sign)
-    others = finite.sum(1, keepdim=True) - finite + reward[:, None]
-    proved = proofs.sum(1, keepdim=True) - proofs
-    chance = torch.where(proved == 0, torch.sigmoid(others), (proved > 0).float())
+    votes, proofs = _evidence(objective, propensity)
+    others, proved = votes.sum(1, keepdim=True) - votes, proofs.sum(1, keepdim=True) - proofs
+    chance = torch.where(proved == 0, torch.sigmoid(reward[:, None] + others), (proved > 0).float())
     if objective.preference is not None:
         label = objective.preference[:, None]
         chance = torch.where(label >= 0, label.float(), chance)
-    return torch.where(sign > 0, chance, 1 - chance)
+    return torch.where(reward.new_tensor(objective.polarity) > 0, chance, 1 - chance)
+
+
+def posterior(objective: Objective, reward: Tensor, propensity: Tensor) -> Tensor:
+    """Return the probability (N,) that each response is preferred, given all that is recorded.
+
+    Args:
+        objective: As of `mass`.
+        reward: As of `mass`.
+        propensity: As of `mass`.
+    """
+    votes, proofs = (each.sum(1) for each in _evidence(objective, propensity))
+    chance = torch.where(proofs == 0, torch.sigmoid(reward + votes), (proofs > 0).float())
+    label = objective.preference
+    return chance if label is None else torch.where(label >= 0, label.float(), chance)
+
+
+def _evidence(objective: Objective, propensity: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what each entry adds to the logit of the preference, and its side where it proves one; both (N, K)."""
+    sign = propensity.new_tensor(objective.polarity)
+    rate = propensity.new_tensor(objective.misclick_rate)
+    silent = -softplus(propensity + torch.log1p(-rate))
+    votes = torch.where(objective.feedback == 1, -torch.log(rate), silent * (objective.feedback == 0)) * sign
+    finite = torch.isfinite(votes)
+    return torch.where(finite, votes, 0.0), torch.where(finite, 0.0, sign)
 
 
 def _chances(mass: Tensor, objective: Objective) -> np.ndarray:
@@ -292,7 +323,8 @@ def add_networks(
     Returns:
         The propensities with one network for each fold.
     """
-    mask = proven(objective).float() * propensities.hidden * objective.weight[:, None]
+    first = torch.tensor([float(number < 0) for number in objective.after], device=objective.weight.device)
+    mask = proven(objective).float() * propensities.hidden * first * objective.weight[:, None]
     target = (objective.feedback == 1).float()
     rows = mask.any(1).cpu().numpy()
     networks = []
