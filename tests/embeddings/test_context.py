@@ -34,6 +34,7 @@ from tests.embeddings.embedding_cases import make, model
 # --- a layer, against loops over all that can happen ---------------------------------------------------------------
 
 SIDES, FREE, CERTAIN = (1, 1, -1, -1, 1), (True, True, True, True, False), (True, True, True, False, True)
+AFTER = 0.9  # what an action of signal 1 adds to the logit of signal 2
 
 
 def layer(columns: int = 3) -> ContextLayer:
@@ -49,7 +50,7 @@ def layer(columns: int = 3) -> ContextLayer:
 def rows_of(n: int = 60, users: int = 12, seed: int = 0) -> tuple[ContextRows, Tensor]:
     """Rows with everything a log may have, and reward logits: both polarities, labels, missing entries, weights.
 
-    Signal 4 may be a misclick, signal 5 is known.
+    Signal 2 may follow signal 1, signal 4 may be a misclick, and then proves in some rows alone, signal 5 is known.
     """
     random = np.random.default_rng(seed)
     side, certain = np.array(SIDES), np.array(CERTAIN)
@@ -58,18 +59,22 @@ def rows_of(n: int = 60, users: int = 12, seed: int = 0) -> tuple[ContextRows, T
     feedback = ((random.random((n, 5)) < 0.5) & (own | (~certain & (random.random((n, 5)) < 0.3)))).astype(int)
     feedback[random.random((n, 5)) < 0.2] = -1
     feedback[0], feedback[1] = -1, 0
-    acted = ((feedback == 1) & certain).any(1)
+    proves = certain | (random.random((n, 5)) < 0.5)
+    acted = ((feedback == 1) & proves & own).any(1)
     labelled = random.random(n) < 0.2
     proven = np.where(acted | labelled, np.where(pleases, 1, -1), 0)
-    fields = (random.normal(size=(n, 5)), random.normal(size=(n, 3)), feedback.astype(float))
-    base, columns, entries = (torch.from_numpy(values) for values in fields)
+    order = np.zeros((n, 5))
+    order[:, 1] = AFTER * (feedback[:, 0] == 1)
+    fields = (random.normal(size=(n, 5)), random.normal(size=(n, 3)), order, feedback.astype(float))
+    base, columns, before, entries = (torch.from_numpy(values) for values in fields)
     rows = ContextRows(
         base=base,
         columns=columns,
+        order=before,
         feedback=entries,
         side=torch.tensor(SIDES),
         free=torch.tensor(FREE),
-        certain=torch.tensor(CERTAIN),
+        proves=torch.from_numpy(proves),
         proven=torch.from_numpy(proven),
         labelled=torch.from_numpy(labelled),
         weight=torch.from_numpy(random.choice([0.5, 1.0, 2.0], n)),
@@ -78,40 +83,41 @@ def rows_of(n: int = 60, users: int = 12, seed: int = 0) -> tuple[ContextRows, T
     return rows, torch.from_numpy(random.normal(size=n))
 
 
-def propensities(found: ContextLayer, rows: ContextRows, row: int, offset: float) -> np.ndarray:
-    """The propensities (5,) of a row whose user has an offset, by the formula at the head of `context_layer`."""
+def logits_of(found: ContextLayer, rows: ContextRows, row: int, offset: float) -> np.ndarray:
+    """The logits (5,) of a row whose user has an offset, by the formula at the head of `context_layer`."""
     base, columns = rows.base[row].numpy(), rows.columns[row].numpy()
     logits = found.mix.numpy() @ base + found.shift.numpy() + found.weight.numpy() @ columns + offset
-    return expit(np.where(FREE, logits, base))
+    return np.where(FREE, logits, base)
 
 
-def chance(m: np.ndarray, pattern: dict[int, int]) -> float:
-    """The probability of a pattern of actions, each signal by itself."""
+def chance(logits: np.ndarray, pattern: dict[int, int]) -> float:
+    """The probability of a pattern of actions, each signal by itself, but signal 2 after signal 1."""
+    m = expit(logits + AFTER * np.array([0, pattern.get(0) == 1, 0, 0, 0]))
     return math.prod(m[k] if acted else 1 - m[k] for k, acted in pattern.items())
 
 
-def pattern_chance(rows: ContextRows, row: int, m: np.ndarray) -> float:
+def pattern_chance(rows: ContextRows, row: int, logits: np.ndarray) -> float:
     """The probability of the pattern of a proven row among all patterns that prove it, which are listed."""
     side, entries = int(rows.proven[row]), rows.feedback[row].numpy()
     own = [k for k in range(5) if SIDES[k] == side and entries[k] >= 0]
     total = 0.0
     for pattern in itertools.product((0, 1), repeat=len(own)):
         tried = dict(zip(own, pattern, strict=True))
-        if rows.labelled[row] or any(acted and CERTAIN[k] for k, acted in tried.items()):
-            total += chance(m, tried)
-    return chance(m, {k: int(entries[k]) for k in own}) / total
+        if rows.labelled[row] or any(acted and rows.proves[row, k] for k, acted in tried.items()):
+            total += chance(logits, tried)
+    return chance(logits, {k: int(entries[k]) for k in own}) / total
 
 
-def presence_chance(rows: ContextRows, row: int, m: np.ndarray, reward: float) -> float:
+def presence_chance(rows: ContextRows, row: int, logits: np.ndarray, reward: float) -> float:
     """The probability that a row has proof of its side, or none, with both sides and all patterns listed."""
     if rows.labelled[row]:
         return 1.0  # it was not an action that proved it
     total = 0.0
     for side in (1, -1):
-        sure = [k for k in range(5) if SIDES[k] == side and rows.feedback[row, k] >= 0 and CERTAIN[k]]
+        sure = [k for k in range(5) if SIDES[k] == side and rows.feedback[row, k] >= 0 and rows.proves[row, k]]
         for pattern in itertools.product((0, 1), repeat=len(sure)):
             if (side if any(pattern) else 0) == int(rows.proven[row]):
-                total += expit(side * reward) * chance(m, dict(zip(sure, pattern, strict=True)))
+                total += expit(side * reward) * chance(logits, dict(zip(sure, pattern, strict=True)))
     return total
 
 
@@ -122,7 +128,7 @@ def test_patterns_of_proven_rows() -> None:
     got, proven = rows.patterns(logits).exp(), np.flatnonzero(rows.proven)
     assert len(proven) > 30 and rows.labelled[proven].any() and (rows.feedback[proven] < 0).any()
     for row, q in itertools.product(proven, (3, 12, 20)):
-        want = pattern_chance(rows, row, propensities(found, rows, row, float(GRID[q])))
+        want = pattern_chance(rows, row, logits_of(found, rows, row, float(GRID[q])))
         assert float(got[row, q]) == pytest.approx(want, rel=1e-9)
 
 
@@ -131,8 +137,8 @@ def test_presence_of_actions() -> None:
     found = layer()
     got = rows.presence(found.logits(rows.base, rows.columns), reward).exp()
     for row, q in itertools.product(range(60), (3, 12, 20)):
-        m = propensities(found, rows, row, float(GRID[q]))
-        assert float(got[row, q]) == pytest.approx(presence_chance(rows, row, m, float(reward[row])), rel=1e-9)
+        want = presence_chance(rows, row, logits_of(found, rows, row, float(GRID[q])), float(reward[row]))
+        assert float(got[row, q]) == pytest.approx(want, rel=1e-9)
 
 
 def offsets_given_others(found: ContextLayer, rows: ContextRows, row: int, presence: Tensor) -> np.ndarray:
@@ -143,7 +149,7 @@ def offsets_given_others(found: ContextLayer, rows: ContextRows, row: int, prese
             continue
         logs = logs + float(rows.weight[other] * found.power) * presence[other].numpy()
         if rows.proven[other] != 0:
-            each = [pattern_chance(rows, other, propensities(found, rows, other, float(u))) for u in GRID]
+            each = [pattern_chance(rows, other, logits_of(found, rows, other, float(u))) for u in GRID]
             logs = logs + float(rows.weight[other]) * np.log(each)
     return np.exp(logs - logs.max()) / np.exp(logs - logs.max()).sum()
 
@@ -157,14 +163,17 @@ def test_logits_are_those_of_a_mixture_over_the_offsets_given_the_other_rows() -
     several = 0
     for row in range(60):
         weight = offsets_given_others(found, rows, row, presence)
-        ms = np.array([propensities(found, rows, row, float(u)) for u in GRID])
+        each = np.array([logits_of(found, rows, row, float(u)) for u in GRID])
+        ms = expit(each + rows.order[row].numpy())
         np.testing.assert_allclose(torch.sigmoid(got.alone[row]), weight @ ms, rtol=1e-8)
         for side in (1, -1):
             own = [k for k in range(5) if SIDES[k] == side and FREE[k] and rows.feedback[row, k] >= 0]
             entries = {k: int(rows.feedback[row, k]) for k in own}
             several += len(own) > 1
-            want = sum(w * chance(m, entries) for w, m in zip(weight, ms, strict=True))
-            assert chance(torch.sigmoid(got.pattern[row]).numpy(), entries) == pytest.approx(want, rel=1e-8)
+            want = sum(w * chance(logits, entries) for w, logits in zip(weight, each, strict=True))
+            m = torch.sigmoid(got.pattern[row]).tolist()
+            product = math.prod(m[k] if acted else 1 - m[k] for k, acted in entries.items())
+            assert product == pytest.approx(want, rel=1e-8)
     assert several > 50
     assert torch.equal(got.alone[:, 4], rows.base[:, 4]) and torch.equal(got.pattern[:, 4], rows.base[:, 4])  # known
 
@@ -181,7 +190,7 @@ def test_scores_of_users_are_those_of_a_mixture() -> None:
         weights = np.exp(-(GRID.numpy() ** 2) / (2 * 1.3**2) + 0.7 * (rows.weight[own] @ presence[own]).numpy())
         each = [
             math.prod(
-                pattern_chance(rows, row, propensities(found, rows, row, float(u))) ** float(rows.weight[row])
+                pattern_chance(rows, row, logits_of(found, rows, row, float(u))) ** float(rows.weight[row])
                 for row in proven
             )
             for u in GRID
@@ -218,10 +227,11 @@ def test_a_layer_is_fitted_to_what_it_is_drawn_from() -> None:
     rows = ContextRows(
         base=torch.zeros(10_000, 2, dtype=torch.float64),
         columns=torch.from_numpy(late[:, None] - 0.5),
+        order=torch.zeros(10_000, 2, dtype=torch.float64),
         feedback=torch.from_numpy(feedback).double(),
         side=torch.tensor([1, 1]),
         free=torch.tensor([True, True]),
-        certain=torch.tensor([True, True]),
+        proves=torch.ones(10_000, 2, dtype=torch.bool),
         proven=kept.long(),
         labelled=torch.zeros(10_000, dtype=torch.bool),
         weight=torch.ones(10_000, dtype=torch.float64),
