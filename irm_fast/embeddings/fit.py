@@ -28,7 +28,7 @@ from irm_fast.embeddings.progress import Progress
 from irm_fast.embeddings.propensity_step import LEFT_OUT, FoundPropensities
 from irm_fast.embeddings.reward_step import AUTO_LAYERS, PropensityLogits, propensity_shift
 from irm_fast.embeddings.taste import without_taste
-from irm_fast.embeddings.two_step import add_networks, mass, posterior
+from irm_fast.embeddings.two_step import add_networks, mass, proof
 from irm_fast.embeddings.uncertainty import covariance_factor
 
 CONTEXT_ROUNDS = 2  # the second with the reward of the first
@@ -285,9 +285,9 @@ def _in_context(
             part = (context.part(base.training - order.training) - order.training).float().to(device)
             found = problem.refit_propensities(split.found, mass=believed, context=part)
             base = problem.logits(found)
-        preferred = posterior(problem.objective, split.reward.held_out, alone)
+        proofs = proof(problem.objective, split.reward.held_out, alone)
         context = fit_context(
-            observed, base, problem.order(found), split.reward.held_out, preferred, problem.folds, context
+            observed, base, problem.order(found), split.reward.held_out, proofs, problem.folds, context
         )
         if context is None:
             break

@@ -212,18 +212,20 @@ def mass(objective: Objective, reward: Tensor, propensity: Tensor) -> Tensor:
     return torch.where(reward.new_tensor(objective.polarity) > 0, chance, 1 - chance)
 
 
-def posterior(objective: Objective, reward: Tensor, propensity: Tensor) -> Tensor:
-    """Return the probability (N,) that each response is preferred, given all that is recorded.
+def proof(objective: Objective, reward: Tensor, propensity: Tensor) -> Tensor:
+    """Return for each signal the probability (N, K) of its side in a row where it alone of those recorded has acted.
+
+    It depends on what is recorded, not on what acted, so that rows may be selected by it. Without misclicks it is 1.
 
     Args:
         objective: As of `mass`.
         reward: As of `mass`.
         propensity: As of `mass`.
     """
-    votes, proofs = (each.sum(1) for each in _evidence(objective, propensity))
-    chance = torch.where(proofs == 0, torch.sigmoid(reward + votes), (proofs > 0).float())
-    label = objective.preference
-    return chance if label is None else torch.where(label >= 0, label.float(), chance)
+    sign, rate = (propensity.new_tensor(values) for values in (objective.polarity, objective.misclick_rate))
+    silent = -softplus(propensity + torch.log1p(-rate)) * (objective.feedback >= 0) * sign
+    others = silent.sum(1, keepdim=True) - silent
+    return torch.sigmoid(sign * (reward[:, None] + others) - torch.log(rate))
 
 
 def _evidence(objective: Objective, propensity: Tensor) -> tuple[Tensor, Tensor]:
