@@ -32,7 +32,7 @@ from irm_fast.embeddings.reward_step import PropensityLogits
 
 ENOUGH = 30  # rows that show propensities: proven, and with a second signal recorded
 SAMPLE = 5_000  # of these to fit a layer to, at most
-SURE = 0.9  # where actions may be misclicks: the probability from which a row counts as proven
+SURE = 0.9  # where actions may be misclicks: the `two_step.proof` from which an action proves a row
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,7 @@ def fit_context(
     base: PropensityLogits,
     order: PropensityLogits,
     reward: Tensor,
-    preferred: Tensor,
+    proof: Tensor,
     folds: np.ndarray,
     earlier: FoundContext | None = None,
 ) -> FoundContext | None:
@@ -222,7 +222,7 @@ def fit_context(
         base: Propensity logits that do not know the context.
         order: The part of them that comes from a signal that acted before.
         reward: Reward logits (N,), each from a fit that did not see the row.
-        preferred: The probability (N,) that each response is preferred, given all that is recorded.
+        proof: `two_step.proof` of shape (N, K).
         folds: Fold numbers from 0, of shape (N,).
         earlier: A fit to the same rows with another reward, whose parts are kept. None to choose the parts.
 
@@ -231,7 +231,7 @@ def fit_context(
         actions better.
     """
     before = None if earlier is None else earlier.context.layer
-    data = _data(observed, base, order, reward, preferred, folds, before)
+    data = _data(observed, base, order, reward, proof, folds, before)
     if int(data.telling.sum()) < ENOUGH:
         return None
     when, (who, names) = When(len(observed), observed.users, observed.sessions, observed.times), _who(observed)
@@ -265,6 +265,7 @@ def _choose(
     """
     bins: dict[str, Bins] = {}
     gains: dict[str, tuple[float, float]] = {}
+    presence: Tensor | None = None
     layers = data.by_fold(None)
     score = data.scores(layers, None)
     counted = torch.bincount(data.rows.user[data.telling], minlength=len(score)) > 0
@@ -274,25 +275,29 @@ def _choose(
         gains[name] = (float(gain.sum()), float(gain.std() * len(gain) ** 0.5))
         return gains[name][0] > gains[name][1]
 
-    # Columns
-    for name in ("time", "place"):
-        found = Bins.of(when.values(name))
-        if found is None:
-            continue
-        tried = data.with_columns(_columns({**bins, name: found}, when))
-        tried_layers = tried.by_fold(None)
-        tried_score = tried.scores(tried_layers, None)
-        if better(name, tried_score):
-            bins[name], data, layers, score = found, tried, tried_layers, tried_score
+    def try_columns() -> None:
+        nonlocal data, layers, score
+        for name in ("time", "place"):
+            found = None if name in bins else Bins.of(when.values(name))
+            if found is None:
+                continue
+            tried = data.with_columns(_columns({**bins, name: found}, when))
+            tried_layers = tried.by_fold(presence)
+            tried_score = tried.scores(tried_layers, presence)
+            if better(name, tried_score):
+                bins[name], data, layers, score = found, tried, tried_layers, tried_score
 
-    # Users
+    # Columns; users; and columns again, which users who differ much may have hidden
+    try_columns()
     several = counted & (torch.bincount(data.rows.user, minlength=len(score)) > 1)
     if several.any():
-        presence = data.presence()
-        tried_layers = data.by_fold(presence)
-        if better(who, data.scores(tried_layers, presence)):
-            return bins, tried_layers, gains
-    return (bins, layers, gains) if bins else None
+        tried_presence = data.presence()
+        tried_layers = data.by_fold(tried_presence)
+        tried_score = data.scores(tried_layers, tried_presence)
+        if better(who, tried_score):
+            presence, layers, score = tried_presence, tried_layers, tried_score
+            try_columns()
+    return (bins, layers, gains) if bins or presence is not None else None
 
 
 def _data(
@@ -300,15 +305,15 @@ def _data(
     base: PropensityLogits,
     order: PropensityLogits,
     reward: Tensor,
-    preferred: Tensor,
+    proof: Tensor,
     folds: np.ndarray,
     before: ContextLayer | None,
 ) -> _Data:
     feedback, side = torch.from_numpy(observed.feedback), torch.tensor(observed.polarity)
-    sure = {1: preferred.cpu() > SURE, -1: preferred.cpu() < 1 - SURE}
-    plus, minus = (((feedback == 1) & (side == sign)).any(1) & sure[sign] for sign in (1, -1))
+    proves = proof.cpu() > SURE
+    plus, minus = (((feedback == 1) & (side == sign) & proves).any(1).long() for sign in (1, -1))
     label = torch.full((len(observed),), -1) if observed.preference is None else torch.from_numpy(observed.preference)
-    proven = torch.where(label >= 0, 2 * label.long() - 1, plus.long() - minus.long())
+    proven = torch.where(label >= 0, 2 * label.long() - 1, plus - minus)
     recorded = ((feedback >= 0) & (side == proven[:, None])).sum(1)
     rows = ContextRows(
         base=(base.training - order.training).double().cpu(),
@@ -317,6 +322,7 @@ def _data(
         feedback=feedback.double(),
         side=side,
         free=torch.tensor([design != "known" for design in observed.designs]),
+        proves=proves,
         proven=proven,
         labelled=label >= 0,
         weight=torch.from_numpy(observed.weight).double(),
