@@ -1,8 +1,7 @@
-"""What happens where an assumption fails: users who share an activity, and signals that depend on each other."""
+"""What happens where an assumption fails: signals that depend on each other."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
@@ -13,27 +12,22 @@ from scipy.special import expit
 from irm_fast.diagnostics.metrics import reward_metrics
 from irm_fast.embeddings.estimator import EmbeddingRewardModel
 
-ROWS, ROWS_A_USER, TEST = 20_000, 10, 4000
+ROWS, TEST = 20_000, 4000
 SIGNALS = ("independent", "one menu", "nested", "duplicated")
 
 
-def preferences_and_actions(
-    rows: int, seed: int, activity: float = 0.0, pleasure: float = 0.0
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """X (N, 16), preference (N,), feedback (N, 2), users (N,); half of the responses please.
+def preferences_and_actions(rows: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """X (N, 16), preference (N,), feedback (N, 2); half of the responses please.
 
-    Preference and propensities depend on three directions of x. A user moves all propensities by a normal variable of
-    deviation `activity` on the logit, and the preference by another, of deviation `pleasure`.
+    Preference and propensities depend on three directions of x.
     """
     rng = np.random.default_rng([seed, 2])
     directions = np.random.default_rng(100).normal(size=(16, 3)) / 4
     X = rng.normal(size=(rows, 16)).astype(np.float32)
-    users = np.arange(rows) // ROWS_A_USER
-    act, please = (spread * rng.normal(size=users[-1] + 1)[users] for spread in (activity, pleasure))
     part = X @ directions
-    preference = rng.random(rows) < expit(2 * part[:, 0] + please)
-    active = rng.random((rows, 2)) < expit(1.2 * part[:, 1:] - 0.5 + act[:, None])
-    return X, preference.astype(int), (active & preference[:, None]).astype(int), users
+    preference = rng.random(rows) < expit(2 * part[:, 0])
+    active = rng.random((rows, 2)) < expit(1.2 * part[:, 1:] - 0.5)
+    return X, preference.astype(int), (active & preference[:, None]).astype(int)
 
 
 def tie(feedback: np.ndarray, how: str, rng: np.random.Generator) -> np.ndarray:
@@ -48,25 +42,20 @@ def tie(feedback: np.ndarray, how: str, rng: np.random.Generator) -> np.ndarray:
 
 
 def fit_tied(how: str, seed: int, rows: int) -> dict[str, Any]:
-    """The same of two signals tied in a way of SIGNALS, without users."""
-    X, preference, feedback, _ = preferences_and_actions(rows + TEST, seed)
-    feedback = tie(feedback, how, np.random.default_rng([seed, 3]))
-    naive = np.full_like(feedback, -1)
-    labels = {"preference": feedback[:rows].any(axis=1).astype(int), "propensity": np.full((rows, 2), 0.5)}
-    model = EmbeddingRewardModel(propensity_design="known", random_state=seed).fit(X[:rows], naive[:rows], **labels)
-    found = _fit(X, preference, feedback, None, seed, rows)
-    return found | {"naive_auroc": model.score(X[rows:], preference[rows:]), "true_mean_g": 0.5}
-
-
-def _fit(
-    X: np.ndarray, preference: np.ndarray, feedback: np.ndarray, users: Sequence | None, seed: int, rows: int
-) -> dict[str, Any]:
+    """Fits to two signals tied in a way of SIGNALS, and of their naive reward: linear rewards."""
     torch.set_num_threads(1)
-    model = EmbeddingRewardModel(random_state=seed).fit(X[:rows], feedback[:rows], users=users)
+    X, preference, feedback = preferences_and_actions(rows + TEST, seed)
+    feedback = tie(feedback, how, np.random.default_rng([seed, 3]))
+    any_acted = {"preference": feedback[:rows].any(axis=1).astype(int), "propensity": np.full((rows, 2), 0.5)}
+    unseen = np.full((rows, 2), -1)
+    naive = EmbeddingRewardModel((), "known", random_state=seed).fit(X[:rows], unseen, **any_acted)
+    model = EmbeddingRewardModel((), random_state=seed).fit(X[:rows], feedback[:rows])
     logit = model.decision_function(X[rows:])
     span = model.diagnosis_.sensitivity.mean_g_range
     found = {
+        "naive_auroc": naive.score(X[rows:], preference[rows:]),
         "mean_g": float(expit(logit).mean()),
+        "true_mean_g": 0.5,
         "mean_g_range": None if span is None else list(span),
         "verdict": model.diagnosis_.kind,
         "failed": [test.name for test in model.diagnosis_.tests if test.result == "failed"],
