@@ -203,6 +203,7 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
             y,
             design=self.propensity_design,
             polarity=self.polarity,
+            after=self.after,
             misclick_rate=self.misclick_rate,
             propensity=propensity,
             features=propensity_features,
@@ -562,7 +563,9 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
         when = None if times is None else given.seconds(times, len(x))
         logits = self._fitted.propensities.logits(x, features)
         context = self._fitted.context
-        return logits if context is None else context.logits(logits, names, places, when)
+        if context is not None:
+            logits = context.logits(logits, names, places, when)
+        return self._fitted.propensities.whatever_came_before(logits)
 
     def _known(self) -> np.ndarray:
         """Return whether each signal has the design "known", of shape (K,)."""

@@ -27,11 +27,13 @@ from irm_fast.embeddings.problem import Problem, Split
 from irm_fast.embeddings.progress import Progress
 from irm_fast.embeddings.propensity_step import LEFT_OUT, FoundPropensities
 from irm_fast.embeddings.reward_step import AUTO_LAYERS, PropensityLogits, propensity_shift
-from irm_fast.embeddings.two_step import add_networks, mass
+from irm_fast.embeddings.taste import without_taste
+from irm_fast.embeddings.two_step import add_networks, mass, proof
 from irm_fast.embeddings.uncertainty import covariance_factor
 
 CONTEXT_ROUNDS = 2  # the second with the reward of the first
 MISCLICK_ROUNDS = 15
+TASTE_ROUNDS = 2
 STILL = 0.003  # change of the mean preference from which another round is worth its time
 
 
@@ -115,7 +117,8 @@ def fit_model(
     Raises:
         ValueError: All rows are in one group, or `estimator` is "two-step" and a signal has fewer than 10 co-actions.
     """
-    # Folds, scale, device
+    # Order of signals, folds, scale, device
+    observed = observed.in_order()
     generator = torch.Generator().manual_seed(int(random.randint(2**31)))
     folds = observed.folds(n_folds, random)
     scaler = Scaler.of(embeddings, device)
@@ -169,6 +172,15 @@ def fit_model(
         uncorrected = float(torch.sigmoid(split.reward.held_out).mean())
         split, alone, context = _in_context(problem, split, observed, layers, believed)
         progress.done(f"context ({', '.join(context.parts) if context else 'none'}), reward again")
+
+        # Taste of the users, which is left out of the reward
+        if observed.users is not None and not layers:
+            for _ in range(TASTE_ROUNDS):
+                without = without_taste(problem, split, observed.users)
+                if without is None:
+                    break
+                split = split._replace(reward=without)
+            progress.done("taste of users")
     reward, found = split.reward, split.found
 
     # How far a redraw of the log would move the reward
@@ -186,8 +198,9 @@ def fit_model(
 
     # Diagnosis
     held_out = reward.held_out.cpu().numpy()
+    followers = np.array(observed.after) >= 0
     diagnosis = diagnose(
-        observed.feedback,
+        np.where(followers, -1, observed.feedback),  # a follower depends on another signal, as declared
         signals=observed.signals,
         polarity=observed.polarity,
         misclick_rate=observed.misclick_rate,
@@ -264,15 +277,21 @@ def _in_context(
     Returns:
         The split; held-out propensity logits (N, K) of each signal by itself; and the context, or None.
     """
+    found = split.found
     alone, context, base, device = split.logits.held_out, None, split.logits, problem.embeddings.device
     for _ in range(CONTEXT_ROUNDS):
         if context is not None and not layers:  # base propensities that know the context
-            part = context.part(base.training).float().to(device)
-            base = problem.logits(problem.refit_propensities(split.found, mass=believed, context=part))
-        context = fit_context(observed, *base, split.reward.held_out, problem.folds, context)
+            order = problem.order(split.found)
+            part = (context.part(base.training - order.training) - order.training).float().to(device)
+            found = problem.refit_propensities(split.found, mass=believed, context=part)
+            base = problem.logits(found)
+        proofs = proof(problem.objective, split.reward.held_out, alone)
+        context = fit_context(
+            observed, base, problem.order(found), split.reward.held_out, proofs, problem.folds, context
+        )
         if context is None:
             break
         training, held_out = (part.pattern.float().to(device) for part in (context.training, context.held_out))
-        logits, alone = PropensityLogits(training, held_out), context.held_out.alone.float()
-        split = split._replace(logits=logits, reward=problem.fit_reward(logits, layers, split.reward.start))
+        logits, alone = PropensityLogits(training, held_out), context.held_out.alone.float().to(device)
+        split = Split(found, logits, problem.fit_reward(logits, layers, split.reward.start))
     return split, alone, None if context is None else context.context

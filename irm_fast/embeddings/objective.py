@@ -25,6 +25,7 @@ class Objective:
         weight: Row weights (float32) of shape (N,).
         polarity: +1 or -1 for each signal.
         misclick_rate: A rate in [0, 1) for each signal.
+        after: For each signal the number of the signal that it follows, -1 if it follows none.
     """
 
     feedback: Tensor
@@ -32,6 +33,16 @@ class Objective:
     weight: Tensor
     polarity: tuple[int, ...]
     misclick_rate: tuple[float, ...]
+    after: tuple[int, ...] = ()
+
+    @cached_property
+    def followed(self) -> Tensor:
+        """1 where a signal follows one that acted in the row, else 0 (float32), of shape (N, K)."""
+        found = torch.zeros_like(self.feedback, dtype=torch.float32)
+        for follower, first in enumerate(self.after):
+            if first >= 0:
+                found[:, follower] = (self.feedback[:, first] == 1).float()
+        return found
 
     @cached_property
     def plain(self) -> bool:
@@ -52,7 +63,9 @@ class Objective:
             return torch.from_numpy(values).to(device)
 
         preference = None if seen.preference is None else tensor(seen.preference)
-        return cls(tensor(seen.feedback), preference, tensor(seen.weight), seen.polarity, seen.misclick_rate)
+        return cls(
+            tensor(seen.feedback), preference, tensor(seen.weight), seen.polarity, seen.misclick_rate, seen.after
+        )
 
     def without_labels(self) -> Objective:
         """Return the loss of the same rows as if no explicit preference were known."""

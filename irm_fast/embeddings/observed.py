@@ -13,7 +13,7 @@ import torch
 from irm_fast.data.log import group_rows
 from irm_fast.data.signals import contradictory, implied_misclicks, known_logits
 from irm_fast.embeddings import given
-from irm_fast.embeddings.declared import declare, designs_of
+from irm_fast.embeddings.declared import declare, designs_of, order_of
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Observed:
         preference: Explicit preferences (int8) of shape (N,): 1, 0, or -1 unknown; None if there are none.
         weight: Row weights (float32) of shape (N,).
         polarity: +1 or -1 for each signal.
+        after: For each signal the number of the signal that it follows, -1 if it follows none.
         misclick_rate: A rate in [0, 1) for each signal.
         designs: For each signal one of `DESIGN_CHOICES`.
         propensity: Known propensities (float64) of shape (N, K), or None.
@@ -43,6 +44,7 @@ class Observed:
     preference: np.ndarray | None
     weight: np.ndarray
     polarity: tuple[int, ...]
+    after: tuple[int, ...]
     misclick_rate: tuple[float, ...]
     designs: tuple[str, ...]
     propensity: np.ndarray | None
@@ -62,6 +64,21 @@ class Observed:
         if self.propensity is None:
             return np.zeros(self.feedback.shape, np.float32)
         return known_logits(torch.from_numpy(np.where(known, self.propensity, np.nan))).numpy()
+
+    def in_order(self) -> Observed:
+        """Return the observations with a follower taken as one with its first, where no third signal shows how often.
+
+        The first then acts where either did, and the follower is not recorded. A warning names the two.
+        """
+        feedback, after = self.feedback.copy(), list(self.after)
+        for follower, first in enumerate(self.after):
+            same = [sign == self.polarity[first] for sign in self.polarity]
+            if first >= 0 and sum(same) - sum(other == first for other in self.after) < 2:
+                text = f"{self.signals[follower]} follows {self.signals[first]}, and no third signal of this polarity"
+                warnings.warn(f"after: {text} shows how often: they are taken as one signal", stacklevel=4)
+                feedback[:, first] = feedback[:, [first, follower]].max(axis=1)
+                feedback[:, follower], after[follower] = -1, -1
+        return replace(self, feedback=feedback, after=tuple(after))
 
     def labels(self) -> np.ndarray:
         """Return `preference`, or -1 for every row if there are none."""
@@ -127,6 +144,7 @@ def observe(
     *,
     design: Any,
     polarity: Any,
+    after: Any = None,
     misclick_rate: Any,
     propensity: Any = None,
     features: Any = None,
@@ -149,6 +167,7 @@ def observe(
             signals. The columns of a frame name the signals.
         design: One of `DESIGN_CHOICES` for all signals, a sequence of K, or a mapping by name.
         polarity: +1 or -1 for all signals, a sequence of K, or a mapping by name. None means +1.
+        after: A mapping from a signal to the one that it follows, by name or number. None means that none does.
         misclick_rate: A rate in [0, 1) for all signals, a sequence of K, or a mapping by name. None means 0.
         propensity: Known propensities in (0, 1], shaped like the feedback; NaN where they are not known. None if no
             signal has the design `known`.
@@ -175,6 +194,7 @@ def observe(
         preference=None if preference is None else given.ternary("preference", preference, (rows,)),
         weight=given.weights(weight, rows),
         polarity=signals.polarity,
+        after=order_of(after, signals.names, signals.polarity),
         misclick_rate=signals.misclick_rate,
         designs=designs_of(design, signals.names),
         propensity=None if propensity is None else given.probabilities("propensity", propensity, acts.shape),

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits as cross_entropy
 
 from irm_fast.embeddings.observed import Observed
 from irm_fast.embeddings.optimize import fit_map
@@ -182,23 +183,18 @@ def label_losses(score: Tensor, y: Tensor, weight: Tensor, folds: np.ndarray) ->
     losses = torch.zeros_like(score)
     for fold in np.unique(folds):
         held = torch.from_numpy(folds == fold)
-        slope, shift = _logistic(score[~held], y[~held], weight[~held], len(y))
-        losses[held] = _entropy(slope * score[held] + shift, y[held])
+        slope, shift = _calibrated(score[~held], y[~held], weight[~held])
+        losses[held] = cross_entropy(slope * score[held] + shift, y[held], reduction="none")
     return losses
 
 
-def _logistic(score: Tensor, y: Tensor, weight: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return the slope above 0 and the shift of a logistic regression of labels (n,) on a score, of `count` in all."""
-    log_slope, shift = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+def _calibrated(score: Tensor, y: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the slope above 0 and the shift of a logistic regression of labels on a score, under a weak prior."""
+    log_slope, shift = score.new_zeros(()), score.new_zeros(())
 
     def loss() -> Tensor:
-        prior = log_slope**2 / (2 * SLOPE_SD**2) + shift**2 / 8
-        return ((_entropy(log_slope.exp() * score + shift, y) * weight).sum() + prior) / count
+        entries = cross_entropy(log_slope.exp() * score + shift, y, reduction="none") * weight
+        return (entries.sum() + log_slope**2 / (2 * SLOPE_SD**2) + shift**2 / 8) / len(y)
 
     fit_map([log_slope, shift], loss, iterations=30)
     return log_slope.exp(), shift
-
-
-def _entropy(logit: Tensor, y: Tensor) -> Tensor:
-    """Return the loss of each label, of shape (n,)."""
-    return torch.nn.functional.binary_cross_entropy_with_logits(logit, y, reduction="none")

@@ -16,19 +16,19 @@ away from the propensities stays in the reward, whose ranking then drifts to tha
 from __future__ import annotations
 
 import itertools
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid, softplus
+from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
 from irm_fast.embeddings.objective import Objective
-from irm_fast.embeddings.optimize import Training, fit_map, rows_where, train_network
+from irm_fast.embeddings.optimize import Training, rows_where, train_network
 from irm_fast.embeddings.parts import Network, Propensities
+from irm_fast.embeddings.regression import Line, RegressionRows, constant_line, fit_lines
 
 READS = {"constant": (), "known": (), "hidden": (0, 1), "features": (1,)}  # of the embedding and the features
 ENOUGH = 10  # co-actions; with fewer, propensities that depend on the response were erratic
@@ -46,6 +46,9 @@ def proven(objective: Objective) -> Tensor:
     acted = objective.feedback == 1
     votes = torch.stack([(acted & (sign == side)).sum(1) for side in (1, -1)], 1)[:, (sign < 0).long()]
     others = votes - acted.long()
+    for follower, first in enumerate(objective.after):  # it shows nothing about the propensity of the first
+        if first >= 0:
+            others[:, first] -= acted[:, follower].long()
     if objective.preference is not None:
         others = others + (objective.preference[:, None] == (sign > 0).long())
     return (others > 0) & (objective.feedback >= 0) & (objective.weight > 0)[:, None]
@@ -84,11 +87,13 @@ class ProvenFit(NamedTuple):
         propensities: The mean over the folds.
         by_fold: `weight`, `feature_weight` and `bias` of the propensities, each with the folds as first dimension.
         losses: The held-out losses.
+        order: What the action of the signal before it adds to the logit of a follower, of shape (folds, K).
     """
 
     propensities: Propensities
     by_fold: list[Tensor]
     losses: HeldOutLosses
+    order: Tensor
 
 
 def fit_proven(
@@ -99,6 +104,7 @@ def fit_proven(
     folds: np.ndarray,
     sd: float,
     share: Tensor,
+    sharing: float = 0.0,
     *,
     first: int | None = None,
     mass: Tensor | None = None,
@@ -114,6 +120,8 @@ def fit_proven(
         folds: Fold numbers from 0, of shape (N,).
         sd: Prior standard deviation of a logit between responses.
         share: Relative prior variances of the embeddings, of shape (D,), with a mean of 1.
+        sharing: The part of the prior variance of the slopes that signals of one polarity and design have in common,
+            at least 0 and below 1. At 0 each signal is fitted by itself.
         first: Hold out only this many folds, the first ones. None means all.
         mass: What `mass` returns, of shape (N, K), where actions may be misclicks. None means 1.
         context: The part of the propensity logits that comes from the context, of shape (N, K): the regressions hold
@@ -126,110 +134,62 @@ def fit_proven(
     weight, n_folds, n_signals = objective.weight.cpu().numpy(), first or int(folds.max()) + 1, len(designs)
     chance = None if mass is None else _chances(mass, objective)
     moved = None if context is None else context.cpu().numpy()
+    followed = objective.followed.cpu().numpy()
+    order = np.zeros((n_folds, n_signals), np.float32)
     unit = share.sqrt()
     blocks = [
         (embeddings * unit).cpu().numpy(),
         np.empty((len(embeddings), 0), np.float32) if features is None else features.cpu().numpy(),
     ]
+    read = [[number for number in READS[design] if blocks[number].shape[1]] for design in designs]
     slopes = [np.zeros((n_folds, n_signals, block.shape[1]), np.float32) for block in blocks]
     bias = np.zeros((n_folds, n_signals), np.float32)
     losses = HeldOutLosses(np.zeros(n_signals), np.zeros(n_signals))
-    for k, fold in itertools.product(range(n_signals), range(n_folds)):
-        read = [number for number in READS[designs[k]] if blocks[number].shape[1]]
-        part, held = rows[:, k] & (folds != fold), rows[:, k] & (folds == fold)
-        # Chances of an action in units of the propensity, of the rows to fit to and of those to judge by
-        c, c_held = (None, None) if chance is None else (chance[part, k], chance[held, k])
+
+    follows = [
+        design != "known" and k < len(objective.after) and objective.after[k] >= 0 for k, design in enumerate(designs)
+    ]
+
+    def rows_of(k: int, some: np.ndarray) -> RegressionRows:
+        some = rows[:, k] & some
+        beside = [values[some, k] for values in (moved, followed if follows[k] else None) if values is not None]
+        c = None if chance is None else chance[some, k]
+        return RegressionRows([blocks[number][some] for number in read[k]], beside, acted[some, k], weight[some], c)
+
+    for fold, alike in itertools.product(range(n_folds), _alike(designs, objective, sharing)):
+        fitted, held = ({k: rows_of(k, some) for k in alike} for some in (folds != fold, folds == fold))
 
         # A constant
-        if designs[k] != "known":
-            bias[fold, k] = _constant(acted[part, k], weight[part], c)
-        logit = np.full(held.sum(), bias[fold, k])
-        losses.constant[k] += _loss(logit, acted[held, k], weight[held], c_held)
+        lines = {k: constant_line(fitted[k]) if designs[k] != "known" else Line() for k in alike}
+        for k, line in lines.items():
+            losses.constant[k] += held[k].loss(line)
 
         # What the design reads
-        if read and len(np.unique(acted[part, k])) == 2:
-            some = [blocks[number][part] for number in read]
-            beside = None if moved is None else moved[part, k]
-            found, factor, bias[fold, k] = _logistic(some, beside, acted[part, k], weight[part], sd, c)
-            logit = np.full(held.sum(), bias[fold, k])
-            if moved is not None:
-                logit += factor * moved[held, k]
-            for number, slope in zip(read, found, strict=True):
+        able = [k for k in alike if (read[k] or follows[k]) and len(np.unique(fitted[k].acted)) == 2]
+        lines |= dict(zip(able, fit_lines([fitted[k] for k in able], sd, sharing), strict=True))
+        for k, line in lines.items():
+            bias[fold, k] = line.bias
+            order[fold, k] = line.factors[-1] if follows[k] and len(line.factors) else 0
+            for number, slope in zip(read[k], line.slopes, strict=False):
                 slopes[number][fold, k] = slope
-                logit += blocks[number][held] @ slope
-        losses.design[k] += _loss(logit, acted[held, k], weight[held], c_held)
+            losses.design[k] += held[k].loss(line)
     by_fold = [torch.from_numpy(values).to(embeddings.device) for values in (*slopes, bias)]
     by_fold[0] *= unit
-    return ProvenFit(Propensities.mean(designs, by_fold), by_fold, losses)
+    return ProvenFit(
+        Propensities.mean(designs, by_fold), by_fold, losses, torch.from_numpy(order).to(embeddings.device)
+    )
 
 
-CONTEXT_SD = 3.0  # prior deviation of the factor of the context
+def can_share(designs: Sequence[str], objective: Objective) -> bool:
+    """Return whether any signals read the same and speak for the same side, so that they may share slopes."""
+    return any(len(alike) > 1 and READS[designs[alike[0]]] for alike in _alike(designs, objective, 1.0))
 
 
-def _logistic(
-    blocks: Sequence[np.ndarray],
-    context: np.ndarray | None,
-    y: np.ndarray,
-    weight: np.ndarray,
-    sd: float,
-    chance: np.ndarray | None,
-) -> tuple[list[np.ndarray], float, float]:
-    """Return slopes of each block of features, the factor of the context, and the intercept.
-
-    The logit of a block has a prior deviation of `sd`. With a `chance` c, an action has the probability c times the
-    propensity.
-    """
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-
-    columns = [block / np.sqrt(block.shape[1]) for block in blocks]
-    x = np.hstack(columns if context is None else [*columns, context[:, None] * np.float32(CONTEXT_SD / sd)])
-    if chance is None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            model = LogisticRegression(C=sd**2, max_iter=200).fit(x, y, weight)
-        weights, bias = model.coef_[0], float(model.intercept_[0])
-    else:
-        weights, bias = _scaled_logistic(x, y, weight, sd, chance)
-    ends = np.cumsum([block.shape[1] for block in blocks])
-    *slopes, factor = np.split(weights, ends)
-    return [slope / np.sqrt(len(slope)) for slope in slopes], float(factor.sum()) * CONTEXT_SD / sd, bias
-
-
-def _scaled_logistic(
-    x: np.ndarray, y: np.ndarray, weight: np.ndarray, sd: float, chance: np.ndarray
-) -> tuple[np.ndarray, float]:
-    """Return weights and intercept of the logit of m, where an action has the probability chance * m."""
-    columns, acted, c, w = (torch.as_tensor(part, dtype=torch.float32) for part in (x, y, chance, weight))
-    weights, bias = torch.zeros(x.shape[1]), torch.logit((acted.mean() / c.mean()).clamp(0.01, 0.95))
-
-    def loss() -> Tensor:
-        entries = _entries(columns @ weights + bias, acted, c)
-        return ((w * entries).sum() + (weights**2).sum() / (2 * sd**2)) / len(y)
-
-    fit_map([weights, bias], loss)
-    return weights.numpy(), float(bias)
-
-
-def _entries(logit: Tensor, acted: Tensor, chance: Tensor) -> Tensor:
-    """Return the losses (n,) of actions that have the probability chance * sigmoid(logit)."""
-    silent = torch.log(torch.sigmoid(-logit) + (1 - chance) * torch.sigmoid(logit))
-    return -torch.where(acted > 0, torch.log(chance) + logsigmoid(logit), silent.clamp(min=-80))
-
-
-def _constant(acted: np.ndarray, weight: np.ndarray, chance: np.ndarray | None) -> float:
-    """Return the logit of the weighted action rate, with half an action and half a silence added."""
-    ones = (weight * acted).sum() + 0.5
-    total = weight.sum() + 1 if chance is None else max((weight * chance).sum() + 1, 1.02 * ones)
-    return float(np.log(ones / (total - ones)))
-
-
-def _loss(logit: np.ndarray, acted: np.ndarray, weight: np.ndarray, chance: np.ndarray | None) -> float:
-    """Return the weighted sum of the log losses of binary outcomes."""
-    if chance is None:
-        return float((weight * np.logaddexp(0, np.where(acted, -logit, logit))).sum())
-    entries = _entries(*(torch.as_tensor(part, dtype=torch.float64) for part in (logit, acted, chance)))
-    return float((weight * entries.numpy()).sum())
+def _alike(designs: Sequence[str], objective: Objective, sharing: float) -> list[list[int]]:
+    """Return the signals, those together that share slopes."""
+    first = [number < 0 for number in objective.after] or [True] * len(designs)
+    kinds: list[Any] = list(zip(designs, objective.polarity, first, strict=True)) if sharing else [*range(len(designs))]
+    return [[k for k, other in enumerate(kinds) if other == kind] for kind in dict.fromkeys(kinds)]
 
 
 def mass(objective: Objective, reward: Tensor, propensity: Tensor) -> Tensor:
@@ -243,20 +203,39 @@ def mass(objective: Objective, reward: Tensor, propensity: Tensor) -> Tensor:
     Returns:
         Probabilities of shape (N, K).
     """
-    sign = reward.new_tensor(objective.polarity)
-    rate = reward.new_tensor(objective.misclick_rate)
-    acted = -torch.log(rate)  # infinite where an action proves the side
-    silent = -softplus(propensity + torch.log1p(-rate))
-    entries = torch.where(objective.feedback == 1, acted, torch.where(objective.feedback == 0, silent, 0.0)) * sign
-    finite = torch.where(torch.isfinite(entries), entries, 0.0)
-    proofs = torch.where(torch.isfinite(entries), 0.0, sign)
-    others = finite.sum(1, keepdim=True) - finite + reward[:, None]
-    proved = proofs.sum(1, keepdim=True) - proofs
-    chance = torch.where(proved == 0, torch.sigmoid(others), (proved > 0).float())
+    votes, proofs = _evidence(objective, propensity)
+    others, proved = votes.sum(1, keepdim=True) - votes, proofs.sum(1, keepdim=True) - proofs
+    chance = torch.where(proved == 0, torch.sigmoid(reward[:, None] + others), (proved > 0).float())
     if objective.preference is not None:
         label = objective.preference[:, None]
         chance = torch.where(label >= 0, label.float(), chance)
-    return torch.where(sign > 0, chance, 1 - chance)
+    return torch.where(reward.new_tensor(objective.polarity) > 0, chance, 1 - chance)
+
+
+def proof(objective: Objective, reward: Tensor, propensity: Tensor) -> Tensor:
+    """Return for each signal the probability (N, K) of its side in a row where it alone of those recorded has acted.
+
+    It depends on what is recorded, not on what acted, so that rows may be selected by it. Without misclicks it is 1.
+
+    Args:
+        objective: As of `mass`.
+        reward: As of `mass`.
+        propensity: As of `mass`.
+    """
+    sign, rate = (propensity.new_tensor(values) for values in (objective.polarity, objective.misclick_rate))
+    silent = -softplus(propensity + torch.log1p(-rate)) * (objective.feedback >= 0) * sign
+    others = silent.sum(1, keepdim=True) - silent
+    return torch.sigmoid(sign * (reward[:, None] + others) - torch.log(rate))
+
+
+def _evidence(objective: Objective, propensity: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what each entry adds to the logit of the preference, and its side where it proves one; both (N, K)."""
+    sign = propensity.new_tensor(objective.polarity)
+    rate = propensity.new_tensor(objective.misclick_rate)
+    silent = -softplus(propensity + torch.log1p(-rate))
+    votes = torch.where(objective.feedback == 1, -torch.log(rate), silent * (objective.feedback == 0)) * sign
+    finite = torch.isfinite(votes)
+    return torch.where(finite, votes, 0.0), torch.where(finite, 0.0, sign)
 
 
 def _chances(mass: Tensor, objective: Objective) -> np.ndarray:
@@ -292,7 +271,8 @@ def add_networks(
     Returns:
         The propensities with one network for each fold.
     """
-    mask = proven(objective).float() * propensities.hidden * objective.weight[:, None]
+    first = torch.tensor([float(number < 0) for number in objective.after], device=objective.weight.device)
+    mask = proven(objective).float() * propensities.hidden * first * objective.weight[:, None]
     target = (objective.feedback == 1).float()
     rows = mask.any(1).cpu().numpy()
     networks = []
