@@ -7,14 +7,15 @@ on the context. After each of these steps the reward is fitted again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from irm_fast.diagnostics import Diagnosis, diagnose
+from irm_fast.embeddings.candidates import candidate_rewards
 from irm_fast.embeddings.context_step import Context, fit_context
 from irm_fast.embeddings.declared import Signals
 from irm_fast.embeddings.objective import Objective
@@ -51,6 +52,7 @@ class Fitted:
             did not see the row; None in a model that was loaded.
         diagnosis: The assumptions and evidence that the reward rests on.
         signals: What is declared of the signals.
+        candidates: The rewards of `candidates.candidate_rewards`; none in a model of an earlier version.
     """
 
     scaler: Scaler
@@ -62,6 +64,7 @@ class Fitted:
     held_out_decision: np.ndarray | None
     diagnosis: Diagnosis
     signals: Signals
+    candidates: Mapping[str, Reward] = field(default_factory=dict)
 
     @property
     def is_linear(self) -> bool:
@@ -91,6 +94,7 @@ def fit_model(
     device: torch.device,
     random: np.random.RandomState,
     progress: Progress,
+    labels_ignorable: bool = False,
 ) -> Fitted:
     """Fit the propensities and the reward.
 
@@ -105,6 +109,7 @@ def fit_model(
         device: Where to compute.
         random: The source of all random numbers.
         progress: Is told of every step.
+        labels_ignorable: Whether the choice of the rows with a preference does not depend on it.
 
     Returns:
         The reward, the propensities, and what the held-out rows say about them.
@@ -203,6 +208,7 @@ def fit_model(
         reward_logits=held_out,
         propensity_logits=alone.cpu().numpy(),
         preference=observed.preference,
+        labels_ignorable=labels_ignorable,
         weight=observed.weight,
         users=observed.users,
         fold_rewards=reward.each.cpu().numpy(),
@@ -223,6 +229,7 @@ def fit_model(
         held_out_decision=held_out,
         diagnosis=diagnosis,
         signals=Signals(observed.signals, observed.polarity, observed.misclick_rate),
+        candidates=candidate_rewards(problem, observed),
     )
 
 

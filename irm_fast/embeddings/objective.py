@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -67,6 +67,10 @@ class Objective:
             tensor(seen.feedback), preference, tensor(seen.weight), seen.polarity, seen.misclick_rate, seen.after
         )
 
+    def without_labels(self) -> Objective:
+        """Return the loss of the same rows as if no explicit preference were known."""
+        return replace(self, preference=None)
+
     def loss(self, reward: Tensor, propensity: Tensor, rows: Tensor, reduction: Reduction = "mean") -> Tensor:
         """Return `implicit_rm_loss` of n of the rows.
 
@@ -123,5 +127,6 @@ def log_likelihood(reward: Tensor, propensity: Tensor, seen: Observed) -> float:
         seen: The feedback and the other observations of the N rows.
     """
     objective, known = Objective.of(seen, reward.device), torch.from_numpy(seen.known_logits()).to(reward.device)
-    losses = objective.loss(reward, propensity + known, torch.arange(len(reward), device=reward.device), "none")
+    rows = torch.nonzero(objective.weight)[:, 0]  # others may contradict themselves, and have no likelihood
+    losses = objective.loss(reward[rows], (propensity + known)[rows], rows, "none")
     return -float(losses.double().sum()) / float(seen.weight.sum(dtype=np.float64))

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from irm_fast.data.log import group_rows
-from irm_fast.data.signals import known_logits
+from irm_fast.data.signals import contradictory, implied_misclicks, known_logits
 from irm_fast.embeddings import given
 from irm_fast.embeddings.declared import declare, designs_of, order_of
 
@@ -35,6 +35,8 @@ class Observed:
         users: N user names, None where unknown; None if all are unknown.
         sessions: N names of sessions, None where unknown; None if all are unknown.
         times: Seconds since 1970 (float64) of shape (N,), NaN where unknown; None if all are unknown.
+        label_probability: The probability (float64) with which each row was drawn for labelling, of shape (N,), NaN
+            where unknown; None if all are unknown.
     """
 
     signals: tuple[str, ...]
@@ -51,6 +53,7 @@ class Observed:
     users: Sequence[Hashable | None] | None
     sessions: Sequence[Hashable | None] | None
     times: np.ndarray | None
+    label_probability: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.feedback)
@@ -77,6 +80,10 @@ class Observed:
                 feedback[:, follower], after[follower] = -1, -1
         return replace(self, feedback=feedback, after=tuple(after))
 
+    def labels(self) -> np.ndarray:
+        """Return `preference`, or -1 for every row if there are none."""
+        return np.full(len(self), -1, np.int8) if self.preference is None else self.preference
+
     def counted(self) -> Observed:
         """Return the rows whose weight is above 0."""
         rows = np.flatnonzero(self.weight > 0).tolist()
@@ -95,6 +102,7 @@ class Observed:
             users=of(self.users),
             sessions=of(self.sessions),
             times=None if self.times is None else self.times[rows],
+            label_probability=None if self.label_probability is None else self.label_probability[rows],
         )
 
     def group_numbers(self) -> np.ndarray | None:
@@ -146,6 +154,8 @@ def observe(
     sessions: Any = None,
     times: Any = None,
     groups: Any = None,
+    label_probability: Any = None,
+    contradictions: str = "error",
 ) -> Observed:
     """Check the arguments of a fit and bring them into uniform shapes.
 
@@ -168,10 +178,13 @@ def observe(
         sessions: N names of sessions, as the users.
         times: N times, as seconds since 1970 or as datetimes. None if all are unknown.
         groups: N names of groups. None means the users.
+        label_probability: Probabilities in (0, 1] of shape (N,), NaN where unknown. None if all are unknown.
+        contradictions: "error", or "drop" to give rows with evidence for both sides the weight 0, with a warning.
 
     Raises:
-        ValueError: An argument has a wrong shape or value, a design lacks its propensities or features, or a row has
-            evidence for both sides. The message says which argument, what was given and what is expected.
+        ValueError: An argument has a wrong shape or value, a design lacks its propensities or features, or a row (with
+            "drop" every row) has evidence for both sides. The message says which argument, what was given and what is
+            expected.
     """
     acts = _feedback(feedback, rows)
     signals = declare(feedback, acts.shape[1], polarity, misclick_rate)
@@ -190,8 +203,11 @@ def observe(
         users=given.names("users", users, rows),
         sessions=given.names("sessions", sessions, rows),
         times=None if times is None else given.seconds(times, rows),
+        label_probability=None if label_probability is None else given.chances(label_probability, rows),
     )
     _check_designs(observed)
+    if contradictions == "drop":
+        return _without_contradictions(observed)
     _check_evidence(observed)
     return observed
 
@@ -207,6 +223,16 @@ def _check_designs(observed: Observed) -> None:
         raise ValueError("propensity: NaN where the feedback is recorded; expected a probability for every entry")
 
 
+def warn_of_unread(observed: Observed) -> None:
+    """Warn, at the caller of `fit`, of propensity features that no declared design reads."""
+    if observed.features is not None and not {"auto", "hidden", "features"}.intersection(observed.designs):
+        warnings.warn(
+            f"propensity_features: not read by the declared propensity_design {', '.join(set(observed.designs))}; "
+            "expected 'features', 'hidden' or 'auto' for one signal, or no features",
+            stacklevel=3,
+        )
+
+
 def check_actions(observed: Observed) -> None:
     """Raise ValueError if no row of weight above 0 has an action or an explicit preference."""
     counted = observed.weight > 0
@@ -219,17 +245,37 @@ def check_actions(observed: Observed) -> None:
 
 def _check_evidence(observed: Observed) -> None:
     """Raise ValueError if a row of weight above 0 proves both that the response is preferred and that it is not."""
-    certain = np.array(observed.misclick_rate) == 0
-    acted = (observed.feedback == 1) & certain
-    liked, disliked = (acted & (np.array(observed.polarity) == side) for side in (1, -1))
-    pro, contra = liked.any(axis=1), disliked.any(axis=1)
-    if observed.preference is not None:
-        pro, contra = pro | (observed.preference == 1), contra | (observed.preference == 0)
-    rows = np.flatnonzero(pro & contra & (observed.weight > 0))
+    rows = _contradictions(observed)
     if len(rows):
         raise ValueError(
-            f"feedback: row {rows[0]} has evidence for both sides ({len(rows)} have); expected one, or a misclick_rate"
+            f"feedback: row {rows[0]} has evidence for both sides ({len(rows)} have); expected one, a misclick_rate, "
+            "or contradictions='drop', which leaves such rows out"
         )
+
+
+def _without_contradictions(observed: Observed) -> Observed:
+    """Return the rows with the weight 0 for those with evidence for both sides, and warn of these.
+
+    Raises:
+        ValueError: No row of weight above 0 is left.
+    """
+    rows, weight = _contradictions(observed), observed.weight.copy()
+    if not len(rows):
+        return observed
+    counted = int((weight > 0).sum())
+    weight[rows] = 0
+    if not weight.any():
+        raise ValueError(f"feedback: all {counted} rows contradict themselves; expected rows of one side")
+    implied = implied_misclicks(observed.signals, observed.polarity, observed.feedback, observed.labels())
+    warnings.warn(f"left out {len(rows)} of {counted} rows that contradict themselves{implied}", stacklevel=4)
+    return replace(observed, weight=weight)
+
+
+def _contradictions(observed: Observed) -> np.ndarray:
+    """Return the numbers of the rows of weight above 0 that contradict themselves, whatever misclicks explain."""
+    certain = np.array(observed.misclick_rate) == 0
+    both = contradictory(observed.polarity, observed.feedback, observed.labels(), certain)
+    return np.flatnonzero(both & (observed.weight > 0))
 
 
 def _feedback(value: Any, rows: int) -> np.ndarray:

@@ -15,9 +15,11 @@ from irm_fast.embeddings.joint import fit_joint, start_level
 from irm_fast.embeddings.objective import Objective
 from irm_fast.embeddings.optimize import prior_shares, rows_where
 from irm_fast.embeddings.parts import Propensities
-from irm_fast.embeddings.two_step import ENOUGH, READS, coactions, fit_proven
+from irm_fast.embeddings.two_step import ENOUGH, READS, ProvenFit, can_share, coactions, fit_proven
 
 LEFT_OUT = "known"  # the design under which a regression leaves a signal alone
+SHARING = 0.5  # of the prior variance of slopes, where signals share it
+SHARING_COST = 0.1  # of what propensities foretell about held-out actions: signals that lose more do not share
 
 
 class FoundPropensities(NamedTuple):
@@ -29,6 +31,7 @@ class FoundPropensities(NamedTuple):
             the folds as first dimension.
         two_step: The designs of the regressions on proven rows; `LEFT_OUT` for signals without one.
         prior: The prior deviation of logits in these, and the shares (D,) of its variance among the embeddings.
+        sharing: The part of this variance that signals have in common, 0 or `SHARING`.
         rest: The part of `by_fold` that is not fitted by them.
         order: `ProvenFit.order`.
         open_level: 1 for constant propensities whose level only the joint likelihood shows, else 0; shape (K,).
@@ -38,6 +41,7 @@ class FoundPropensities(NamedTuple):
     by_fold: list[Tensor]
     two_step: Sequence[str]
     prior: tuple[float, Tensor]
+    sharing: float
     rest: list[Tensor]
     order: Tensor
     open_level: Tensor
@@ -127,6 +131,13 @@ def fit_propensities(
         chosen = ["constant" if no else design for no, design in zip(no_better, chosen, strict=True)]
         proven = fit_proven(embeddings, features, objective, chosen, folds, *prior)
 
+    # Slopes that signals share in part, unless held-out actions speak against it
+    sharing = 0.0
+    if can_share(chosen, objective):
+        shared = fit_proven(embeddings, features, objective, chosen, folds, *prior, SHARING)
+        if _is_alike(shared, proven):
+            proven, sharing = shared, SHARING
+
     # The joint likelihood for the rest; where only constants are left, held-out rewards will show their level
     rest: list[str | None] = [
         None if design == "known" or use else ("constant" if design == "auto" else design)
@@ -150,7 +161,7 @@ def fit_propensities(
     )
     by_fold = [one + other for one, other in zip(proven.by_fold, joint_by_fold, strict=True)]
     together = replace(together, after=objective.after, order=proven.order.mean(0))
-    return FoundPropensities(together, by_fold, chosen, prior, joint_by_fold, proven.order, open_level)
+    return FoundPropensities(together, by_fold, chosen, prior, sharing, joint_by_fold, proven.order, open_level)
 
 
 def refit_propensities(
@@ -175,7 +186,15 @@ def refit_propensities(
         context: As in `fit_proven`.
     """
     proven = fit_proven(
-        embeddings, features, objective, found.two_step, folds, *found.prior, mass=mass, context=context
+        embeddings,
+        features,
+        objective,
+        found.two_step,
+        folds,
+        *found.prior,
+        found.sharing,
+        mass=mass,
+        context=context,
     )
     by_fold = [one + other for one, other in zip(proven.by_fold, found.rest, strict=True)]
     mean = Propensities.mean(found.propensities.designs, by_fold)
@@ -217,3 +236,16 @@ def _best_prior(
         return float(found.losses.design.sum())
 
     return min(priors, key=held_out_loss)
+
+
+def _is_alike(shared: ProvenFit, apart: ProvenFit) -> bool:
+    """Return whether signals that share slopes lose little of what each foretells by itself about held-out actions.
+
+    A little is lost in most logs: the same co-actions are actions of every signal, so that noise in them is shared,
+    too. It does less harm than what a narrower prior of the common slopes leaves to the reward.
+    """
+    lost, foretold = (
+        (shared.losses.design - apart.losses.design).sum(),
+        (apart.losses.constant - apart.losses.design).sum(),
+    )
+    return bool(lost <= SHARING_COST * foretold)

@@ -28,6 +28,7 @@ from irm_fast.models.record import frozen, read_json, save_tensors
 FORMAT = 1
 PAIRS = "pairs"  # of a mapping by number
 TENSORS, RECORD = "embedding_model.safetensors", "embedding_model.json"
+CANDIDATE = "candidate."  # and the name of the candidate
 WRITER = "EmbeddingRewardModel.save"
 
 
@@ -55,6 +56,8 @@ def write(folder: Path, settings: Mapping[str, Any], fitted: Fitted) -> None:
         widths[kind] = [_widths(network) for network in networks]
         for number, network in enumerate(networks):
             tensors |= {f"{kind}.{number}.{key}": value for key, value in network.state_dict().items()}
+    for name, candidate in fitted.candidates.items():
+        tensors |= {f"{CANDIDATE}{name}.weight": candidate.weight, f"{CANDIDATE}{name}.bias": candidate.bias}
     if fitted.context is not None:
         tensors |= _context_tensors(fitted.context)
     save_tensors({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, folder / TENSORS)
@@ -137,7 +140,16 @@ def _restored(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Fitte
         held_out_decision=None,
         diagnosis=Diagnosis.from_dict(record["diagnosis"]),
         signals=_signals(record),
+        candidates=_candidates(tensors),
     )
+
+
+def _candidates(tensors: Mapping[str, Tensor]) -> dict[str, Reward]:
+    """Return the rewards of candidates by name, of which models of earlier versions have none."""
+    names = sorted({name.split(".")[1] for name in tensors if name.startswith(CANDIDATE)})
+    return {
+        name: Reward(tensors[f"{CANDIDATE}{name}.weight"], tensors[f"{CANDIDATE}{name}.bias"], ()) for name in names
+    }
 
 
 def _signals(record: Mapping[str, Any]) -> Signals:

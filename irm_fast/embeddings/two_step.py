@@ -16,19 +16,19 @@ away from the propensities stays in the reward, whose ranking then drifts to tha
 from __future__ import annotations
 
 import itertools
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid, softplus
+from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
 from irm_fast.embeddings.objective import Objective
-from irm_fast.embeddings.optimize import Training, fit_map, rows_where, train_network
+from irm_fast.embeddings.optimize import Training, rows_where, train_network
 from irm_fast.embeddings.parts import Network, Propensities
+from irm_fast.embeddings.regression import Line, RegressionRows, constant_line, fit_lines
 
 READS = {"constant": (), "known": (), "hidden": (0, 1), "features": (1,)}  # of the embedding and the features
 ENOUGH = 10  # co-actions; with fewer, propensities that depend on the response were erratic
@@ -104,6 +104,7 @@ def fit_proven(
     folds: np.ndarray,
     sd: float,
     share: Tensor,
+    sharing: float = 0.0,
     *,
     first: int | None = None,
     mass: Tensor | None = None,
@@ -119,6 +120,8 @@ def fit_proven(
         folds: Fold numbers from 0, of shape (N,).
         sd: Prior standard deviation of a logit between responses.
         share: Relative prior variances of the embeddings, of shape (D,), with a mean of 1.
+        sharing: The part of the prior variance of the slopes that signals of one polarity and design have in common,
+            at least 0 and below 1. At 0 each signal is fitted by itself.
         first: Hold out only this many folds, the first ones. None means all.
         mass: What `mass` returns, of shape (N, K), where actions may be misclicks. None means 1.
         context: The part of the propensity logits that comes from the context, of shape (N, K): the regressions hold
@@ -138,37 +141,38 @@ def fit_proven(
         (embeddings * unit).cpu().numpy(),
         np.empty((len(embeddings), 0), np.float32) if features is None else features.cpu().numpy(),
     ]
+    read = [[number for number in READS[design] if blocks[number].shape[1]] for design in designs]
     slopes = [np.zeros((n_folds, n_signals, block.shape[1]), np.float32) for block in blocks]
     bias = np.zeros((n_folds, n_signals), np.float32)
     losses = HeldOutLosses(np.zeros(n_signals), np.zeros(n_signals))
-    for k, fold in itertools.product(range(n_signals), range(n_folds)):
-        read = [number for number in READS[designs[k]] if blocks[number].shape[1]]
-        part, held = rows[:, k] & (folds != fold), rows[:, k] & (folds == fold)
-        # Chances of an action in units of the propensity, of the rows to fit to and of those to judge by
-        c, c_held = (None, None) if chance is None else (chance[part, k], chance[held, k])
+
+    follows = [
+        design != "known" and k < len(objective.after) and objective.after[k] >= 0 for k, design in enumerate(designs)
+    ]
+
+    def rows_of(k: int, some: np.ndarray) -> RegressionRows:
+        some = rows[:, k] & some
+        beside = [values[some, k] for values in (moved, followed if follows[k] else None) if values is not None]
+        c = None if chance is None else chance[some, k]
+        return RegressionRows([blocks[number][some] for number in read[k]], beside, acted[some, k], weight[some], c)
+
+    for fold, alike in itertools.product(range(n_folds), _alike(designs, objective, sharing)):
+        fitted, held = ({k: rows_of(k, some) for k in alike} for some in (folds != fold, folds == fold))
 
         # A constant
-        if designs[k] != "known":
-            bias[fold, k] = _constant(acted[part, k], weight[part], c)
-        logit = np.full(held.sum(), bias[fold, k])
-        losses.constant[k] += _loss(logit, acted[held, k], weight[held], c_held)
+        lines = {k: constant_line(fitted[k]) if designs[k] != "known" else Line() for k in alike}
+        for k, line in lines.items():
+            losses.constant[k] += held[k].loss(line)
 
         # What the design reads
-        follows = bool(objective.after) and objective.after[k] >= 0 and designs[k] != "known"
-        if (read or follows) and len(np.unique(acted[part, k])) == 2:
-            some = [blocks[number][part] for number in read]
-            beside = [each[:, k] for each in (moved, followed if follows else None) if each is not None]
-            found, factors, bias[fold, k] = _logistic(
-                some, [each[part] for each in beside], acted[part, k], weight[part], sd, c
-            )
-            logit = np.full(held.sum(), bias[fold, k])
-            for each, factor in zip(beside, factors, strict=True):
-                logit += factor * each[held]
-            order[fold, k] = factors[-1] if follows else 0
-            for number, slope in zip(read, found, strict=True):
+        able = [k for k in alike if (read[k] or follows[k]) and len(np.unique(fitted[k].acted)) == 2]
+        lines |= dict(zip(able, fit_lines([fitted[k] for k in able], sd, sharing), strict=True))
+        for k, line in lines.items():
+            bias[fold, k] = line.bias
+            order[fold, k] = line.factors[-1] if follows[k] and len(line.factors) else 0
+            for number, slope in zip(read[k], line.slopes, strict=False):
                 slopes[number][fold, k] = slope
-                logit += blocks[number][held] @ slope
-        losses.design[k] += _loss(logit, acted[held, k], weight[held], c_held)
+            losses.design[k] += held[k].loss(line)
     by_fold = [torch.from_numpy(values).to(embeddings.device) for values in (*slopes, bias)]
     by_fold[0] *= unit
     return ProvenFit(
@@ -176,74 +180,16 @@ def fit_proven(
     )
 
 
-BESIDE_SD = 3.0  # prior deviation of the factors of the context and of an action before
+def can_share(designs: Sequence[str], objective: Objective) -> bool:
+    """Return whether any signals read the same and speak for the same side, so that they may share slopes."""
+    return any(len(alike) > 1 and READS[designs[alike[0]]] for alike in _alike(designs, objective, 1.0))
 
 
-def _logistic(
-    blocks: Sequence[np.ndarray],
-    beside: Sequence[np.ndarray],
-    y: np.ndarray,
-    weight: np.ndarray,
-    sd: float,
-    chance: np.ndarray | None,
-) -> tuple[list[np.ndarray], list[float], float]:
-    """Return slopes of each block of features, the factors of what is beside them, and the intercept.
-
-    The logit of a block has a prior deviation of `sd`. With a `chance` c, an action has the probability c times the
-    propensity.
-    """
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-
-    columns = [block / np.sqrt(block.shape[1]) for block in blocks]
-    unit = np.float32(BESIDE_SD / sd)
-    x = np.hstack([*columns, *(each[:, None] * unit for each in beside)])
-    if chance is None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            model = LogisticRegression(C=sd**2, max_iter=200).fit(x, y, weight)
-        weights, bias = model.coef_[0], float(model.intercept_[0])
-    else:
-        weights, bias = _scaled_logistic(x, y, weight, sd, chance)
-    ends = np.cumsum([block.shape[1] for block in blocks])
-    *slopes, factors = np.split(weights, ends)
-    return [slope / np.sqrt(len(slope)) for slope in slopes], (factors * unit).tolist(), bias
-
-
-def _scaled_logistic(
-    x: np.ndarray, y: np.ndarray, weight: np.ndarray, sd: float, chance: np.ndarray
-) -> tuple[np.ndarray, float]:
-    """Return weights and intercept of the logit of m, where an action has the probability chance * m."""
-    columns, acted, c, w = (torch.as_tensor(part, dtype=torch.float32) for part in (x, y, chance, weight))
-    weights, bias = torch.zeros(x.shape[1]), torch.logit((acted.mean() / c.mean()).clamp(0.01, 0.95))
-
-    def loss() -> Tensor:
-        entries = _entries(columns @ weights + bias, acted, c)
-        return ((w * entries).sum() + (weights**2).sum() / (2 * sd**2)) / len(y)
-
-    fit_map([weights, bias], loss)
-    return weights.numpy(), float(bias)
-
-
-def _entries(logit: Tensor, acted: Tensor, chance: Tensor) -> Tensor:
-    """Return the losses (n,) of actions that have the probability chance * sigmoid(logit)."""
-    silent = torch.log(torch.sigmoid(-logit) + (1 - chance) * torch.sigmoid(logit))
-    return -torch.where(acted > 0, torch.log(chance) + logsigmoid(logit), silent.clamp(min=-80))
-
-
-def _constant(acted: np.ndarray, weight: np.ndarray, chance: np.ndarray | None) -> float:
-    """Return the logit of the weighted action rate, with half an action and half a silence added."""
-    ones = (weight * acted).sum() + 0.5
-    total = weight.sum() + 1 if chance is None else max((weight * chance).sum() + 1, 1.02 * ones)
-    return float(np.log(ones / (total - ones)))
-
-
-def _loss(logit: np.ndarray, acted: np.ndarray, weight: np.ndarray, chance: np.ndarray | None) -> float:
-    """Return the weighted sum of the log losses of binary outcomes."""
-    if chance is None:
-        return float((weight * np.logaddexp(0, np.where(acted, -logit, logit))).sum())
-    entries = _entries(*(torch.as_tensor(part, dtype=torch.float64) for part in (logit, acted, chance)))
-    return float((weight * entries.numpy()).sum())
+def _alike(designs: Sequence[str], objective: Objective, sharing: float) -> list[list[int]]:
+    """Return the signals, those together that share slopes."""
+    first = [number < 0 for number in objective.after] or [True] * len(designs)
+    kinds: list[Any] = list(zip(designs, objective.polarity, first, strict=True)) if sharing else [*range(len(designs))]
+    return [[k for k, other in enumerate(kinds) if other == kind] for kind in dict.fromkeys(kinds)]
 
 
 def mass(objective: Objective, reward: Tensor, propensity: Tensor) -> Tensor:
