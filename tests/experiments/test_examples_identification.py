@@ -88,7 +88,7 @@ def test_kinds_of_real_logs_have_the_trouble_they_name() -> None:
     visible = {kind: log.arguments["propensity_features"][:, 0] for kind, log in drawn.items()}
     acted = {kind: log.feedback[:, 0].astype(bool) for kind, log in drawn.items()}
     gap = {kind: visible[kind][acted[kind]].mean() - visible[kind][~acted[kind]].mean() for kind in drawn}
-    assert gap["features"] > 0.2 and abs(gap["noisy"]) < 0.05
+    assert gap["features"] > 0.5 and abs(gap["noisy"]) < 0.2  # directions of features and preference are not orthogonal
 
 
 def test_four_fits_of_a_kind_and_their_table() -> None:
