@@ -14,8 +14,8 @@ LOSS = "preference polarity misclick_rate stratification weight reduction normal
 NAMES = {  # name: the parameters of a function, "" for what is none
     "Diagnosis": "",
     "EmbeddingRewardModel": (
-        "hidden_layers propensity_design estimator polarity misclick_rate after labels_ignorable n_folds batch_size "
-        "learning_rate weight_decay max_epochs patience propensity_sd device random_state verbose"
+        "hidden_layers propensity_design estimator polarity misclick_rate after labels_ignorable contradictions "
+        "n_folds batch_size learning_rate weight_decay max_epochs patience propensity_sd device random_state verbose"
     ),
     "EmbeddingTrainConfig": "",
     "ImplicitRMLoss": "polarity misclick_rate reduction backend",

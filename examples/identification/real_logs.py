@@ -47,6 +47,7 @@ def draw(
     rows: int = ROWS,
     activity: float = 0.0,
     taste: float = 0.0,
+    niche: float = 0.0,
     rows_a_user: int = 0,
     bots: float = 0.0,
     redesign: float = 0.0,
@@ -61,6 +62,7 @@ def draw(
         rows: The number N of rows.
         activity: Deviation of what a user adds to the logits of all propensities.
         taste: Deviation of what a user adds to the logit of the preference.
+        niche: How far users with a taste are shown responses of one kind, which is not better.
         rows_a_user: Rows of each user; 0 means that users are unknown.
         bots: The share of users who act on everything by every signal.
         redesign: What the logits of all propensities lose in the second half of the log.
@@ -72,11 +74,12 @@ def draw(
     directions = np.random.default_rng(100).normal(size=(16, 3)) / 4
     directions[:, 1:] -= 0.6 * directions[:, :1]  # what pleases is acted on less often
     X = rng.normal(size=(count, 16)).astype(np.float32)
-    parts = X @ directions
     users = np.arange(count) // max(1, rows_a_user)
     each = users[-1] + 1
     act, please = activity * rng.normal(size=each)[users], taste * rng.normal(size=each)[users]
-    order = rng.permutation(rows)
+    kind = np.linalg.svd(directions)[0][:, 3]  # a direction that moves nothing
+    X[:rows] += niche * (please / max(taste, 1e-9))[:rows, None] * kind
+    parts = X @ directions
     place = np.arange(count) % 10
     moved = act - fatigue * place - redesign * (np.arange(count) >= rows / 2)
     g = expit(2 * parts[:, 0] + please)
@@ -93,7 +96,6 @@ def draw(
         arguments["times"] = np.arange(rows) * 30 * DAY / rows
     if fatigue:
         arguments["sessions"] = [f"session {number}" for number in np.arange(rows) // 10]
-    del order
     # What a user drawn at random would say of a test response
     nodes, weights = np.polynomial.hermite_e.hermegauss(31)
     marginal = expit(2 * parts[rows:, :1] + taste * nodes) @ (weights / weights.sum())

@@ -244,6 +244,43 @@ def score(
 
 
 @app.command()
+def label(
+    count: Annotated[int, typer.Option("--next", min=1, help="How many rows to have rated.")],
+    data: Data,
+    model: Model,
+    out: Annotated[Path, typer.Option(help="JSONL to write, NAME.jsonl: rows with a preference to fill in.")],
+    seed: Annotated[int, typer.Option(min=0, help="The same seed draws the same rows.")] = 0,
+    batch_size: BatchSize = 32,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file, labels and all.")] = False,
+) -> None:
+    """Draw rows of a log to have rated, with known probabilities, where a label says most.
+
+    With one signal that is where its splits into preference and propensity disagree, with more where the reward is
+    least sure. Rows that have a preference are left out.
+    """
+    from irm_fast.data.files import check_not_input
+    from irm_fast.data.outputs import check_file, check_folder_of, check_suffix
+    from irm_fast.data.read import read_log
+    from irm_fast.evaluation.labelling import rows_to_label, write_labels
+    from irm_fast.evaluation.scoring import load
+    from irm_fast.models.record import read_record
+
+    check_not_input(out, data)
+    check_suffix(out, ".jsonl")
+    check_folder_of(out)
+    check_file(out, overwrite=overwrite)
+    absent = read_record(model).get("training", {}).get("absent", "error")
+    log = read_log(data, absent=absent, misclick=True)
+    rows, probability = rows_to_label(load(model), log, count, seed, batch_size=batch_size)
+    write_labels(out, log, rows, probability)
+    typer.echo(f"wrote {out}: {count} of {len(log)} rows")
+    typer.echo(
+        "  Fill in preference, 1 where the response pleases and 0 where it does not; copy it and label_probability to\n"
+        "  the rows of these ids in the log; then irm-fast train again, on embeddings with --labels-ignorable."
+    )
+
+
+@app.command()
 def embed(
     data: Data,
     model: Annotated[str, typer.Option(help="Folder or hub id of a decoder or an encoder with its tokenizer.")],

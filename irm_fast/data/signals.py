@@ -35,7 +35,8 @@ class RewardSpec:
         polarity: +1 for each signal that users give when a response pleases them, -1 when it displeases them.
         misclick_rate: For each signal a rate in [0, 1): the share of active users who give it although the response
             did the opposite of what it speaks for.
-        feature_names: The names of the features that the design `features` reads.
+        feature_names: The names of the features of the log that propensities read: in the design `features`, and of
+            one signal whose design was chosen on embeddings.
         max_length: The largest number of tokens of a row; longer rows are truncated.
 
     Examples:
@@ -146,7 +147,7 @@ def align(log: Log, spec: RewardSpec) -> Log:
         raise ValueError(f"the log records {what} in {len(log)} rows; expected some of what the model explains")
     check_design(spec.design, log)
     check_evidence(spec, log)
-    return _with_features(log, spec.feature_names) if spec.design == "features" else log
+    return _with_features(log, spec.feature_names) if spec.feature_names else log
 
 
 def _with_features(log: Log, names: tuple[str, ...]) -> Log:
@@ -195,36 +196,65 @@ def contradictions(log: Log, certain: np.ndarray | bool = True) -> np.ndarray:
     Returns:
         The row numbers, int64, in increasing order.
     """
-    acted, sign = (log.feedback == 1) & certain, np.array(log.polarity, int)
-    liked = (acted & (sign > 0)).any(axis=1) | (log.preference == 1)
-    disliked = (acted & (sign < 0)).any(axis=1) | (log.preference == 0)
-    return np.flatnonzero(liked & disliked)
+    return np.flatnonzero(contradictory(log.polarity, log.feedback, log.preference, certain))
 
 
-def without_contradictions(log: Log) -> Log:
+def contradictory(
+    polarity: Sequence[int], feedback: np.ndarray, preference: np.ndarray, certain: np.ndarray | bool = True
+) -> np.ndarray:
+    """Return a mask (N,) of the rows of `contradictions`, of the arrays of a log.
+
+    Args:
+        polarity: +1 or -1 for each of K signals.
+        feedback: Feedback of shape (N, K): 1, 0, or -1 missing.
+        preference: Explicit preferences of shape (N,): 1, 0, or -1 unknown.
+        certain: As of `contradictions`.
+    """
+    acted, sign = (feedback == 1) & certain, np.array(polarity, int)
+    liked = (acted & (sign > 0)).any(axis=1) | (preference == 1)
+    disliked = (acted & (sign < 0)).any(axis=1) | (preference == 0)
+    both: np.ndarray = liked & disliked
+    return both
+
+
+def without_contradictions(log: Log, certain: np.ndarray | bool = True) -> Log:
     """Return the rows that do not contradict themselves.
 
     A warning gives the number of the others, and what they imply: a signal acts in the share e * m of the rows of the
     other side, with its misclick rate e and its propensity m, which is at most 1. So e is at least the share of actions
     among the rows whose preference speaks against the signal, if these labels are right.
 
+    Args:
+        log: The log.
+        certain: As of `contradictions`.
+
     Raises:
         ValueError: All rows contradict themselves.
     """
-    rows = contradictions(log)
+    rows = contradictions(log, certain)
     if len(rows) == len(log):
         raise ValueError(f"feedback: all {len(log)} rows contradict themselves; expected rows of one side")
     if len(rows):
-        text = f"left out {len(rows)} of {len(log)} rows that contradict themselves{_implied_misclicks(log)}"
+        implied = implied_misclicks(log.signals, log.polarity, log.feedback, log.preference)
+        text = f"left out {len(rows)} of {len(log)} rows that contradict themselves{implied}"
         warnings.warn(text, stacklevel=3)
     return log.subset(np.setdiff1d(np.arange(len(log)), rows))
 
 
-def _implied_misclicks(log: Log) -> str:
-    """Say how often each signal acted where the preference speaks against it, or nothing if it never did."""
+def implied_misclicks(
+    signals: Sequence[str], polarity: Sequence[int], feedback: np.ndarray, preference: np.ndarray
+) -> str:
+    """Say how often each signal acted where the preference speaks against it, or nothing if it never did.
+
+    Args:
+        signals: The names of K signals.
+        polarity: As of `contradictory`.
+        feedback: As of `contradictory`.
+        preference: As of `contradictory`.
+    """
     bounds = []
-    for k, (name, sign) in enumerate(zip(log.signals, log.polarity, strict=True)):
-        against = log.feedback[log.preference == (0 if sign > 0 else 1), k]
+    for k, (name, sign) in enumerate(zip(signals, polarity, strict=True)):
+        against = feedback[preference == (0 if sign > 0 else 1), k]
         acted, recorded = int((against == 1).sum()), int((against >= 0).sum())
         if acted:
             bounds.append(f"{name} at least {acted / recorded:.2g} ({acted} of {recorded} labels against it)")

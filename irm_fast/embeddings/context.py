@@ -92,6 +92,7 @@ def fingerprint(name: Hashable) -> int:
     """Return a number in [-2^63, 2^63) that stands for a name in a saved model, which keeps no names of users.
 
     Args:
-        name: The name; names with the same text have the same number.
+        name: The name; names with the same text have the same number, and so have 7 and 7.0.
     """
-    return int.from_bytes(blake2b(str(name).encode(), digest_size=8).digest(), "little", signed=True)
+    text = str(int(name)) if isinstance(name, float) and name.is_integer() else str(name)
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)

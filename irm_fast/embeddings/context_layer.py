@@ -1,11 +1,12 @@
 """Propensities that depend on the context of a row, fitted to rows of which the preference is proven.
 
 On a row where an action or a label proves r* = 1, the pattern of the actions depends on the propensities m alone,
-whatever the user's taste: given that some signal acted,
+whatever the user's taste: given that some signal acted whose action proves it,
 
     P(f_1 .. f_K | some acted) = prod m_k^f_k (1 - m_k)^(1 - f_k) / (1 - prod (1 - m_k)),
 
-so that activity, which moves m, is told from taste, which moves g. The propensity logits are
+where the last product is over the signals whose action would prove it. So activity, which moves m, is told from taste,
+which moves g. The propensity logits are
 
     base logits, mixed and shifted + weights of columns (time, place, session) + u of the user, u ~ N(0, sd^2).
 
@@ -80,9 +81,11 @@ class ContextRows:
     Attributes:
         base: Base logits of shape (N, K).
         columns: Columns of shape (N, C).
+        order: What is added to the logits where the signal before a follower acted, of shape (N, K).
         feedback: Feedback of shape (N, K): 1 acted, 0 silent, -1 not recorded.
         side: The polarity of each signal, of shape (K,).
         free: Whether the propensity of a signal may move (bool), of shape (K,).
+        proves: Whether an action of the signal would prove its side (bool), of shape (N, K): it is no misclick.
         proven: The side that is proven, 1 or -1, or 0; of shape (N,).
         labelled: Whether a label proves it (bool), of shape (N,).
         weight: Row weights of shape (N,).
@@ -91,9 +94,11 @@ class ContextRows:
 
     base: Tensor
     columns: Tensor
+    order: Tensor
     feedback: Tensor
     side: Tensor
     free: Tensor
+    proves: Tensor
     proven: Tensor
     labelled: Tensor
     weight: Tensor
@@ -101,31 +106,40 @@ class ContextRows:
 
     def subset(self, rows: Tensor) -> ContextRows:
         """Return the rows that an index selects: row numbers, or a mask of shape (N,)."""
-        names = ("base", "columns", "feedback", "proven", "labelled", "weight", "user")
+        names = ("base", "columns", "order", "feedback", "proves", "proven", "labelled", "weight", "user")
         return replace(self, **{name: getattr(self, name)[rows] for name in names})
 
     def patterns(self, logits: Tensor) -> Tensor:
-        """Return the log likelihood (N, Q) of the actions of proven rows, given logits (N, Q, K); 0 elsewhere."""
-        silent, acted = torch.zeros_like(logits[..., 0]), torch.zeros_like(logits[..., 0])
+        """Return the log likelihood (N, Q) of the actions of proven rows; 0 elsewhere.
+
+        Args:
+            logits: Logits of shape (N, Q, K), where the signal before a follower is silent.
+        """
+        silent, pattern = torch.zeros_like(logits[..., 0]), torch.zeros_like(logits[..., 0])
         for k, (side, feedback) in enumerate(zip(self.side, self.feedback.T, strict=True)):  # faster than sums over K
             own = ((side == self.proven) & (feedback >= 0))[:, None]
-            silent = silent - softplus(logits[..., k]) * own
-            acted = acted + logits[..., k] * (own & (feedback == 1)[:, None])
+            none = softplus(logits[..., k]) * own
+            silent = silent - none * self.proves[:, k, None]
+            if self.order[:, k].any():
+                moved = logits[..., k] + self.order[:, k, None]
+                pattern = pattern - softplus(moved) * own + moved * (own & (feedback == 1)[:, None])
+            else:
+                pattern = pattern - none + logits[..., k] * (own & (feedback == 1)[:, None])
         some = torch.log(-torch.expm1(silent.clamp(max=-1e-12)))
-        return silent + acted - torch.where(self.labelled[:, None], 0.0, some)
+        return pattern - torch.where((self.labelled | (self.proven == 0))[:, None], 0.0, some)
 
     @torch.no_grad()
     def presence(self, logits: Tensor, reward: Tensor) -> Tensor:
-        """Return the log likelihood (N, Q) that a row has an action, or has none, by the offset of its user.
+        """Return the log likelihood (N, Q) that a row has an action that proves it, or none, by its user's offset.
 
         Args:
             logits: Propensity logits (N, K) of a user with the offset 0.
             reward: Reward logits of shape (N,).
         """
-        recorded, found = self.feedback >= 0, torch.empty(len(logits), len(GRID), dtype=torch.float64)
+        proving, found = (self.feedback >= 0) & self.proves, torch.empty(len(logits), len(GRID), dtype=torch.float64)
         preferred, not_preferred = -softplus(-reward), -softplus(reward)
         for q, offset in enumerate(GRID):
-            entries = -softplus(logits + offset * self.free) * recorded
+            entries = -softplus(logits + offset * self.free) * proving
             silent = [entries @ (self.side == side).double() for side in (1, -1)]
             some = [torch.log(-torch.expm1(each.clamp(max=-1e-12))) for each in silent]
             none = torch.logaddexp(preferred + silent[0], not_preferred + silent[1])
@@ -166,7 +180,7 @@ def fit_layer(
         parameters |= {"log_sd": torch.tensor(-torch.inf), "power": torch.tensor(-torch.inf)}
     else:
         number, user = torch.unique(part.user, return_inverse=True)
-        present = by_group(presence[picked, ::EVERY], rows.user[picked])[number]
+        present = by_group(presence[picked, ::EVERY] * rows.weight[picked, None], rows.user[picked])[number]
 
     def layer() -> ContextLayer:
         mix = torch.eye(signals, dtype=torch.float64) + parameters["mix"]
@@ -224,7 +238,7 @@ def context_logits(layer: ContextLayer, rows: ContextRows, presence: Tensor | No
         rows: N rows.
         presence: `ContextRows.presence` of the rows, or None if the layer has no offsets.
     """
-    logits = layer.logits(rows.base, rows.columns)
+    logits = layer.logits(rows.base, rows.columns) + rows.order
     if presence is None:
         return ContextLogits(logits, logits)
     said = signs(layer, rows, presence)
@@ -248,7 +262,7 @@ def pattern_score(layer: ContextLayer, rows: ContextRows, presence: Tensor | Non
     if presence is None:
         return by_group(rows.patterns(logits) * rows.weight[:, None], rows.user)[:, 0]
     each = by_group(rows.patterns(logits + GRID[:, None] * rows.free) * rows.weight[:, None], rows.user)
-    prior = layer.log_prior() + layer.power * by_group(presence, rows.user)
+    prior = layer.log_prior() + layer.power * by_group(presence * rows.weight[:, None], rows.user)
     return torch.logsumexp(each + prior, 1) - torch.logsumexp(prior, 1)
 
 

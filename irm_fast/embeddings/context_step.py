@@ -28,10 +28,11 @@ from irm_fast.embeddings.context_layer import (
     signs,
 )
 from irm_fast.embeddings.observed import Observed
+from irm_fast.embeddings.reward_step import PropensityLogits
 
 ENOUGH = 30  # rows that show propensities: proven, and with a second signal recorded
 SAMPLE = 5_000  # of these to fit a layer to, at most
-SURE = 0.9  # where actions may be misclicks: the probability from which a row counts as proven
+SURE = 0.9  # where actions may be misclicks: the `two_step.proof` from which an action proves a row
 
 
 @dataclass(frozen=True)
@@ -41,19 +42,21 @@ class Context:
     Attributes:
         layer: The layer.
         bins: The bins of the parts that are columns, "time" and "place".
+        who: "user", or "session" where users are unknown: what has offsets.
         users: The fingerprints (int64) of the users, in increasing order, of shape (U,); empty without offsets.
         offsets: Mean and standard deviation (float32) of the offset of each user, of shape (U, 2).
     """
 
     layer: ContextLayer
     bins: Mapping[str, Bins]
+    who: str
     users: Tensor
     offsets: Tensor
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """The parts of the context that propensities depend on: some of "time", "place" and "user"."""
-        return (*self.bins, *(("user",) if self.layer.sd > 0 else ()))
+        """The parts of the context that propensities depend on: some of "time", "place", and "user" or "session"."""
+        return (*self.bins, *((self.who,) if self.layer.sd > 0 else ()))
 
     @torch.no_grad()
     def logits(
@@ -74,7 +77,7 @@ class Context:
         rows = base.double().cpu()
         logits = self.layer.logits(rows, _columns(self.bins, When(len(rows), users, sessions, times)))
         if self.layer.sd > 0:
-            mean, sd = self._offsets(len(rows), users)
+            mean, sd = self._offsets(len(rows), users if self.who == "user" else sessions)
             chance = torch.softmax(-((GRID - mean[:, None]) ** 2) / (2 * sd[:, None] ** 2), 1)
             acts = torch.sigmoid(logits[:, None, :] + GRID[:, None]) * chance[:, :, None]
             logits = torch.where(self.layer.free, logit(acts.sum(1)), logits)
@@ -137,7 +140,11 @@ class FoundContext(NamedTuple):
     gains: Mapping[str, tuple[float, float]]
 
     def part(self, base: Tensor) -> Tensor:
-        """Return the part of the logits (N, K) that comes from the context, not from the base logits (N, K)."""
+        """Return the part of the logits (N, K) that comes from the context, not from the base logits (N, K).
+
+        Args:
+            base: Base logits without the part of a signal that acted before.
+        """
         return self.training.alone - self.context.layer.mixed(base.double().cpu())
 
 
@@ -180,7 +187,7 @@ class _Data:
         return found
 
     def scores(self, layers: Sequence[ContextLayer], presence: Tensor | None) -> Tensor:
-        """Return the held-out log likelihood of the patterns of each user, of shape (U,); users are in one fold each."""
+        """Return the held-out log likelihood (U,) of the patterns of each user; a user is in one fold."""
         found = torch.zeros(int(self.apart.user.max()) + 1, dtype=torch.float64)
         for fold, layer in enumerate(layers):
             rows = self.folds == fold
@@ -201,9 +208,10 @@ class _Data:
 
 def fit_context(
     observed: Observed,
-    base: Tensor,
-    held_out: Tensor,
+    base: PropensityLogits,
+    order: PropensityLogits,
     reward: Tensor,
+    proof: Tensor,
     folds: np.ndarray,
     earlier: FoundContext | None = None,
 ) -> FoundContext | None:
@@ -211,9 +219,10 @@ def fit_context(
 
     Args:
         observed: The N rows, with their users, sessions and times.
-        base: Base logits (N, K): propensity logits that do not know the context.
-        held_out: The same, each row from a fit that did not see its fold.
+        base: Propensity logits that do not know the context.
+        order: The part of them that comes from a signal that acted before.
         reward: Reward logits (N,), each from a fit that did not see the row.
+        proof: `two_step.proof` of shape (N, K).
         folds: Fold numbers from 0, of shape (N,).
         earlier: A fit to the same rows with another reward, whose parts are kept. None to choose the parts.
 
@@ -221,12 +230,13 @@ def fit_context(
         The context; or None if there is none, if fewer than 30 rows show propensities, or if no part predicts held-out
         actions better.
     """
-    data = _data(observed, base, held_out, reward, folds, None if earlier is None else earlier.context.layer)
+    before = None if earlier is None else earlier.context.layer
+    data = _data(observed, base, order, reward, proof, folds, before)
     if int(data.telling.sum()) < ENOUGH:
         return None
-    when = When(len(observed), observed.users, observed.sessions, observed.times)
+    when, (who, names) = When(len(observed), observed.users, observed.sessions, observed.times), _who(observed)
     if earlier is None:
-        found = _choose(data, when)
+        found = _choose(data, when, who)
         if found is None:
             return None
         bins, by_fold, gains = found
@@ -239,14 +249,14 @@ def fit_context(
         by_fold = data.by_fold(presence, earlier.by_fold)
     everywhere = torch.ones(len(observed), dtype=torch.bool)
     layer = fit_layer(data.apart, presence, data.sampled(everywhere), by_fold[0])
-    context = Context(layer, bins, *_users(layer, data.rows, presence, observed.users))
+    context = Context(layer, bins, who, *_users(layer, data.rows, presence, names))
     return FoundContext(
         context, context_logits(layer, data.rows, presence), data.held_out_logits(by_fold, presence), by_fold, gains
     )
 
 
 def _choose(
-    data: _Data, when: When
+    data: _Data, when: When, who: str
 ) -> tuple[Mapping[str, Bins], list[ContextLayer], Mapping[str, tuple[float, float]]] | None:
     """Choose the parts of the context.
 
@@ -255,6 +265,7 @@ def _choose(
     """
     bins: dict[str, Bins] = {}
     gains: dict[str, tuple[float, float]] = {}
+    presence: Tensor | None = None
     layers = data.by_fold(None)
     score = data.scores(layers, None)
     counted = torch.bincount(data.rows.user[data.telling], minlength=len(score)) > 0
@@ -264,62 +275,76 @@ def _choose(
         gains[name] = (float(gain.sum()), float(gain.std() * len(gain) ** 0.5))
         return gains[name][0] > gains[name][1]
 
-    # Columns
-    for name in ("time", "place"):
-        found = Bins.of(when.values(name))
-        if found is None:
-            continue
-        tried = data.with_columns(_columns({**bins, name: found}, when))
-        tried_layers = tried.by_fold(None)
-        tried_score = tried.scores(tried_layers, None)
-        if better(name, tried_score):
-            bins[name], data, layers, score = found, tried, tried_layers, tried_score
+    def try_columns() -> None:
+        nonlocal data, layers, score
+        for name in ("time", "place"):
+            found = None if name in bins else Bins.of(when.values(name))
+            if found is None:
+                continue
+            tried = data.with_columns(_columns({**bins, name: found}, when))
+            tried_layers = tried.by_fold(presence)
+            tried_score = tried.scores(tried_layers, presence)
+            if better(name, tried_score):
+                bins[name], data, layers, score = found, tried, tried_layers, tried_score
 
-    # Users
+    # Columns; users; and columns again, which users who differ much may have hidden
+    try_columns()
     several = counted & (torch.bincount(data.rows.user, minlength=len(score)) > 1)
-    if when.users is not None and several.any():
-        presence = data.presence()
-        tried_layers = data.by_fold(presence)
-        if better("user", data.scores(tried_layers, presence)):
-            return bins, tried_layers, gains
-    return (bins, layers, gains) if bins else None
+    if several.any():
+        tried_presence = data.presence()
+        tried_layers = data.by_fold(tried_presence)
+        tried_score = data.scores(tried_layers, tried_presence)
+        if better(who, tried_score):
+            presence, layers, score = tried_presence, tried_layers, tried_score
+            try_columns()
+    return (bins, layers, gains) if bins or presence is not None else None
 
 
 def _data(
     observed: Observed,
-    base: Tensor,
-    held_out: Tensor,
+    base: PropensityLogits,
+    order: PropensityLogits,
     reward: Tensor,
+    proof: Tensor,
     folds: np.ndarray,
     before: ContextLayer | None,
 ) -> _Data:
     feedback, side = torch.from_numpy(observed.feedback), torch.tensor(observed.polarity)
-    certain = torch.tensor([rate == 0 for rate in observed.misclick_rate])
-    plus, minus = (((feedback == 1) & (side == sign) & certain).any(1).long() for sign in (1, -1))
+    proves = proof.cpu() > SURE
+    plus, minus = (((feedback == 1) & (side == sign) & proves).any(1).long() for sign in (1, -1))
     label = torch.full((len(observed),), -1) if observed.preference is None else torch.from_numpy(observed.preference)
     proven = torch.where(label >= 0, 2 * label.long() - 1, plus - minus)
     recorded = ((feedback >= 0) & (side == proven[:, None])).sum(1)
-    names = observed.users if observed.users is not None else [None] * len(observed)
     rows = ContextRows(
-        base=base.double().cpu(),
+        base=(base.training - order.training).double().cpu(),
         columns=torch.zeros(len(observed), 0, dtype=torch.float64),
+        order=order.training.double().cpu(),
         feedback=feedback.double(),
         side=side,
         free=torch.tensor([design != "known" for design in observed.designs]),
+        proves=proves,
         proven=proven,
         labelled=label >= 0,
         weight=torch.from_numpy(observed.weight).double(),
-        user=torch.from_numpy(numbered(names)),
+        user=torch.from_numpy(numbered(_who(observed)[1])),
     )
     telling = (proven != 0) & (recorded >= torch.where(label >= 0, 1, 2))
-    apart = replace(rows, base=held_out.double().cpu())
+    apart = replace(rows, base=(base.held_out - order.held_out).double().cpu(), order=order.held_out.double().cpu())
     return _Data(rows, apart, reward.double().cpu(), torch.from_numpy(folds), telling, before)
+
+
+def _who(observed: Observed) -> tuple[str, Sequence[Hashable | None]]:
+    """Return what has offsets, users or else sessions, and its name for each row."""
+    for name, names in (("user", observed.users), ("session", observed.sessions)):
+        if names is not None and any(entry is not None for entry in names):
+            return name, names
+    return "user", [None] * len(observed)
 
 
 def _users(
     layer: ContextLayer, rows: ContextRows, presence: Tensor | None, users: Sequence[Hashable | None] | None
 ) -> tuple[Tensor, Tensor]:
-    """Return the fingerprints of the users (U,), in increasing order, and mean and deviation of their offsets (U, 2)."""
+    """Return the fingerprints (U,) of the users in increasing order, and mean and deviation (U, 2) of their offsets."""
     if presence is None or users is None:
         return torch.empty(0, dtype=torch.int64), torch.empty(0, 2)
     chance = torch.softmax(layer.log_prior() + by_group(signs(layer, rows, presence), rows.user), 1)

@@ -97,6 +97,36 @@ def designs_of(value: Any, names: Sequence[str]) -> tuple[str, ...]:
     return found
 
 
+def order_of(value: Any, names: Sequence[str], polarity: Sequence[int]) -> tuple[int, ...]:
+    """Return for each signal the number of the signal that it follows, -1 if it follows none, or raise ValueError.
+
+    Args:
+        value: A mapping from a signal to the one that it follows, both by name or by number; or None.
+        names: The names of the K signals.
+        polarity: +1 or -1 for each signal.
+    """
+    found = [-1] * len(names)
+    for pair in (value or {}).items():
+        follower, first = (_number(entry, names) for entry in pair)
+        if follower == first or polarity[follower] != polarity[first]:
+            raise ValueError(f"after: got {pair[0]!r} after {pair[1]!r}; expected another signal of the same polarity")
+        found[follower] = first
+    for follower, first in enumerate(found):
+        if first >= 0 and found[first] >= 0:
+            text = f"{names[follower]!r} after {names[first]!r}, which follows {names[found[first]]!r} itself"
+            raise ValueError(f"after: got {text}; expected that it follows none: let both follow the first of them")
+    return tuple(found)
+
+
+def _number(signal: Any, names: Sequence[str]) -> int:
+    """Return the number of a signal that is given by name or by number."""
+    if isinstance(signal, (int, np.integer)) and 0 <= signal < len(names):
+        return int(signal)
+    if signal not in names:
+        raise ValueError(f"after: no signal {signal!r}; expected one of {', '.join(names)}, or its number from 0")
+    return list(names).index(signal)
+
+
 def each(name: str, value: Any, names: Sequence[str], usual: Sequence[Any]) -> list[Any]:
     """Return one number for each signal, or raise ValueError.
 

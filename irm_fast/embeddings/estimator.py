@@ -19,10 +19,11 @@ from torch import Tensor
 
 from irm_fast.data.signals import action_rate
 from irm_fast.embeddings import given, saved
+from irm_fast.embeddings.candidates import disagreement
 from irm_fast.embeddings.declared import check_columns, warn_of_feedback
 from irm_fast.embeddings.fit import Fitted, fit_model
 from irm_fast.embeddings.objective import log_likelihood
-from irm_fast.embeddings.observed import check_actions, observe
+from irm_fast.embeddings.observed import check_actions, observe, warn_of_unread
 from irm_fast.embeddings.optimize import Training, choose_device
 from irm_fast.embeddings.progress import Progress
 from irm_fast.embeddings.uncertainty import deviation
@@ -64,6 +65,8 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
             names or column numbers. None means that there is no such order.
         labels_ignorable: Whether the choice of the rows with an explicit preference depends on what is known about
             them alone, not on the preference: as for rows that were drawn at random.
+        contradictions: "error" to refuse rows with evidence for both sides, such as an action and a preference of 0;
+            "drop" to leave them out, with a warning of their number and of the misclick rates that they imply.
         n_folds: The number of folds, at least 2; the model is the mean of the fits that leave one out.
         batch_size: Rows per gradient step of the networks. Linear heads do not use this and the next four settings.
         learning_rate: The constant step size of AdamW.
@@ -114,6 +117,7 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
         misclick_rate: float | Sequence[float] | None = None,
         after: Mapping[Any, Any] | None = None,
         labels_ignorable: bool = False,
+        contradictions: str = "error",
         n_folds: int = 5,
         batch_size: int = 256,
         learning_rate: float = 3e-4,
@@ -132,6 +136,7 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
         self.misclick_rate = misclick_rate
         self.after = after
         self.labels_ignorable = labels_ignorable
+        self.contradictions = contradictions
         self.n_folds = n_folds
         self.batch_size = batch_size
         self.learning_rate = learning_rate
@@ -156,6 +161,7 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
         sessions: Sequence | None = None,
         times: ArrayLike | None = None,
         groups: Sequence | None = None,
+        label_probability: ArrayLike | None = None,
     ) -> EmbeddingRewardModel:
         """Fit to a log of N rows and K signals. If the fit is interrupted, the model keeps its earlier state.
 
@@ -176,6 +182,9 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
             times: N times, as seconds since 1970 or as datetimes, NaN or NaT where unknown. Propensities may depend on
                 them.
             groups: N names; the rows of a group are in one fold. None means the users.
+            label_probability: The probabilities in (0, 1] with which rows were drawn for labelling, of shape (N,),
+                unknown in the forms of `y`, as `irm-fast label` writes them. With one signal, labels choose how to
+                split it, and each then stands for as many rows. None means that rows were drawn at random.
 
         Returns:
             The model itself.
@@ -194,6 +203,7 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
             y,
             design=self.propensity_design,
             polarity=self.polarity,
+            after=self.after,
             misclick_rate=self.misclick_rate,
             propensity=propensity,
             features=propensity_features,
@@ -203,7 +213,10 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
             sessions=sessions,
             times=times,
             groups=groups,
+            label_probability=label_probability,
+            contradictions=self.contradictions,
         )
+        warn_of_unread(observed)
         if not observed.weight.all():  # such a row has no part in the scale of the features and in the folds either
             embeddings, observed = embeddings[observed.weight > 0], observed.counted()
         check_actions(observed)
@@ -221,6 +234,7 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
             device=choose_device(self.device),
             random=check_random_state(self.random_state),
             progress=Progress(self.verbose),
+            labels_ignorable=self.labels_ignorable,
         )
 
         # Publish, all at once
@@ -317,6 +331,26 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
         middle = self._fitted.reward.logits(inputs)
         half = NormalDist().inv_cdf((1 + level) / 2) * deviation(inputs, self._fitted.reward.known_factor())
         return (middle - half).cpu().numpy(), (middle + half).cpu().numpy()
+
+    def predict_disagreement(self, X: ArrayLike) -> np.ndarray:
+        """Return how far the answers that the log allows differ on each response: where a label says most.
+
+        With one signal, they are candidate splits into preference and propensity, whose scales are open: it is the
+        standard deviation between their reward logits, each standardised over the rows of `X`. With more, it is that of
+        the reward logit in redraws of the log; of networks, between those of the folds.
+
+        Args:
+            X: Embeddings of shape (N, D).
+
+        Returns:
+            Standard deviations (float32) of shape (N,).
+
+        Raises:
+            NotFittedError: The model is not fitted.
+            ValueError: As in `decision_function`, or the model was saved by a version without candidates and intervals.
+        """
+        check_is_fitted(self)
+        return disagreement(self._fitted.reward, self._fitted.candidates, self._inputs(X)).cpu().numpy()
 
     def check_has_intervals(self) -> None:
         """Raise ValueError as `predict_interval` does if the reward is a network or of a version without intervals."""
@@ -448,6 +482,7 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
             features=propensity_features,
             preference=preference,
             weight=sample_weight,
+            contradictions=self.contradictions,
         )
         logits = self._propensity_logits(x, propensity_features, users, sessions, times)
         return log_likelihood(self._reward_logits(x), logits, observed)
@@ -522,12 +557,15 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
                 "propensity_features: got them in only one of fit and predict_propensity, predict_action_proba or "
                 "score; expected both or none"
             )
-        features = scaler and scaler(given.matrix("propensity_features", propensity_features, len(x)))
+        width = self.n_propensity_features_
+        features = scaler and scaler(given.matrix("propensity_features", propensity_features, len(x), width))
         names, places = given.names("users", users, len(x)), given.names("sessions", sessions, len(x))
         when = None if times is None else given.seconds(times, len(x))
         logits = self._fitted.propensities.logits(x, features)
         context = self._fitted.context
-        return logits if context is None else context.logits(logits, names, places, when)
+        if context is not None:
+            logits = context.logits(logits, names, places, when)
+        return self._fitted.propensities.whatever_came_before(logits)
 
     def _known(self) -> np.ndarray:
         """Return whether each signal has the design "known", of shape (K,)."""
@@ -547,6 +585,8 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
             raise ValueError(f"learning_rate: got {self.learning_rate!r}; expected a number above 0")
         if not self._propensity_sds() or not min(self._propensity_sds()) > 0:
             raise ValueError(f"propensity_sd: got {self.propensity_sd!r}; expected numbers above 0")
+        if self.contradictions not in ("error", "drop"):
+            raise ValueError(f"contradictions: got {self.contradictions!r}; expected error or drop")
         if self.estimator not in ("auto", "two-step", "joint"):
             raise ValueError(f"estimator: got {self.estimator!r}; expected auto, two-step or joint")
         if not _are_widths(self.hidden_layers):

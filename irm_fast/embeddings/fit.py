@@ -7,14 +7,15 @@ on the context. After each of these steps the reward is fitted again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from irm_fast.diagnostics import Diagnosis, diagnose
+from irm_fast.embeddings.candidates import candidate_rewards
 from irm_fast.embeddings.context_step import Context, fit_context
 from irm_fast.embeddings.declared import Signals
 from irm_fast.embeddings.objective import Objective
@@ -26,11 +27,13 @@ from irm_fast.embeddings.problem import Problem, Split
 from irm_fast.embeddings.progress import Progress
 from irm_fast.embeddings.propensity_step import LEFT_OUT, FoundPropensities
 from irm_fast.embeddings.reward_step import AUTO_LAYERS, PropensityLogits, propensity_shift
-from irm_fast.embeddings.two_step import add_networks, mass
+from irm_fast.embeddings.taste import without_taste
+from irm_fast.embeddings.two_step import add_networks, mass, proof
 from irm_fast.embeddings.uncertainty import covariance_factor
 
 CONTEXT_ROUNDS = 2  # the second with the reward of the first
 MISCLICK_ROUNDS = 15
+TASTE_ROUNDS = 2
 STILL = 0.003  # change of the mean preference from which another round is worth its time
 
 
@@ -49,6 +52,7 @@ class Fitted:
             did not see the row; None in a model that was loaded.
         diagnosis: The assumptions and evidence that the reward rests on.
         signals: What is declared of the signals.
+        candidates: The rewards of `candidates.candidate_rewards`; none in a model of an earlier version.
     """
 
     scaler: Scaler
@@ -60,6 +64,7 @@ class Fitted:
     held_out_decision: np.ndarray | None
     diagnosis: Diagnosis
     signals: Signals
+    candidates: Mapping[str, Reward] = field(default_factory=dict)
 
     @property
     def is_linear(self) -> bool:
@@ -89,6 +94,7 @@ def fit_model(
     device: torch.device,
     random: np.random.RandomState,
     progress: Progress,
+    labels_ignorable: bool = False,
 ) -> Fitted:
     """Fit the propensities and the reward.
 
@@ -103,6 +109,7 @@ def fit_model(
         device: Where to compute.
         random: The source of all random numbers.
         progress: Is told of every step.
+        labels_ignorable: Whether the choice of the rows with a preference does not depend on it.
 
     Returns:
         The reward, the propensities, and what the held-out rows say about them.
@@ -110,7 +117,8 @@ def fit_model(
     Raises:
         ValueError: All rows are in one group, or `estimator` is "two-step" and a signal has fewer than 10 co-actions.
     """
-    # Folds, scale, device
+    # Order of signals, folds, scale, device
+    observed = observed.in_order()
     generator = torch.Generator().manual_seed(int(random.randint(2**31)))
     folds = observed.folds(n_folds, random)
     scaler = Scaler.of(embeddings, device)
@@ -164,6 +172,15 @@ def fit_model(
         uncorrected = float(torch.sigmoid(split.reward.held_out).mean())
         split, alone, context = _in_context(problem, split, observed, layers, believed)
         progress.done(f"context ({', '.join(context.parts) if context else 'none'}), reward again")
+
+        # Taste of the users, which is left out of the reward
+        if observed.users is not None and not layers:
+            for _ in range(TASTE_ROUNDS):
+                without = without_taste(problem, split, observed.users)
+                if without is None:
+                    break
+                split = split._replace(reward=without)
+            progress.done("taste of users")
     reward, found = split.reward, split.found
 
     # How far a redraw of the log would move the reward
@@ -181,8 +198,9 @@ def fit_model(
 
     # Diagnosis
     held_out = reward.held_out.cpu().numpy()
+    followers = np.array(observed.after) >= 0
     diagnosis = diagnose(
-        observed.feedback,
+        np.where(followers, -1, observed.feedback),  # a follower depends on another signal, as declared
         signals=observed.signals,
         polarity=observed.polarity,
         misclick_rate=observed.misclick_rate,
@@ -190,6 +208,7 @@ def fit_model(
         reward_logits=held_out,
         propensity_logits=alone.cpu().numpy(),
         preference=observed.preference,
+        labels_ignorable=labels_ignorable,
         weight=observed.weight,
         users=observed.users,
         fold_rewards=reward.each.cpu().numpy(),
@@ -210,6 +229,7 @@ def fit_model(
         held_out_decision=held_out,
         diagnosis=diagnosis,
         signals=Signals(observed.signals, observed.polarity, observed.misclick_rate),
+        candidates=candidate_rewards(problem, observed),
     )
 
 
@@ -257,15 +277,21 @@ def _in_context(
     Returns:
         The split; held-out propensity logits (N, K) of each signal by itself; and the context, or None.
     """
+    found = split.found
     alone, context, base, device = split.logits.held_out, None, split.logits, problem.embeddings.device
     for _ in range(CONTEXT_ROUNDS):
         if context is not None and not layers:  # base propensities that know the context
-            part = context.part(base.training).float().to(device)
-            base = problem.logits(problem.refit_propensities(split.found, mass=believed, context=part))
-        context = fit_context(observed, *base, split.reward.held_out, problem.folds, context)
+            order = problem.order(split.found)
+            part = (context.part(base.training - order.training) - order.training).float().to(device)
+            found = problem.refit_propensities(split.found, mass=believed, context=part)
+            base = problem.logits(found)
+        proofs = proof(problem.objective, split.reward.held_out, alone)
+        context = fit_context(
+            observed, base, problem.order(found), split.reward.held_out, proofs, problem.folds, context
+        )
         if context is None:
             break
         training, held_out = (part.pattern.float().to(device) for part in (context.training, context.held_out))
-        logits, alone = PropensityLogits(training, held_out), context.held_out.alone.float()
-        split = split._replace(logits=logits, reward=problem.fit_reward(logits, layers, split.reward.start))
+        logits, alone = PropensityLogits(training, held_out), context.held_out.alone.float().to(device)
+        split = Split(found, logits, problem.fit_reward(logits, layers, split.reward.start))
     return split, alone, None if context is None else context.context

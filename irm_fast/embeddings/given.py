@@ -111,6 +111,19 @@ def probabilities(name: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
     return array
 
 
+def chances(value: Any, rows: int) -> np.ndarray:
+    """Return the probabilities in (0, 1] of drawing rows for labelling as float64 of shape (N,), NaN where unknown.
+
+    Args:
+        value: N probabilities, in any form.
+        rows: The number N of rows.
+
+    Raises:
+        ValueError: The shape is another, or a value is no such probability.
+    """
+    return probabilities("label_probability", value, (rows, 1))[:, 0]
+
+
 def weights(value: Any, rows: int) -> np.ndarray:
     """Return row weights as float32 of shape (N,), or raise ValueError.
 
@@ -141,18 +154,21 @@ def weights(value: Any, rows: int) -> np.ndarray:
     return weight.astype(np.float32)
 
 
-def matrix(name: str, value: Any, rows: int) -> np.ndarray:
+def matrix(name: str, value: Any, rows: int, columns: int | None = None) -> np.ndarray:
     """Return finite features as float32 of shape (N, F), or raise ValueError.
 
     Args:
         name: The name of the argument, for the messages.
         value: Numbers of shape (N, F), in any form.
         rows: The number N of rows.
+        columns: The number F of columns; None for any.
     """
     with np.errstate(over="ignore"):
         features = numbers(name, value).astype(np.float32)
-    if features.ndim != 2 or len(features) != rows or not np.isfinite(features).all():
-        raise ValueError(f"{name}: got shape {features.shape}; expected ({rows}, F), finite in float32")
+    shape = (rows, features.shape[1] if columns is None and features.ndim == 2 else columns)
+    if features.shape != shape or not np.isfinite(features).all():
+        expected = f"({rows}, F)" if columns is None else f"({rows}, {columns}), as in fit"
+        raise ValueError(f"{name}: got shape {features.shape}; expected {expected}, finite in float32")
     check_spread(name, features)
     return features
 

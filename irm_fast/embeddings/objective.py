@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -25,6 +25,7 @@ class Objective:
         weight: Row weights (float32) of shape (N,).
         polarity: +1 or -1 for each signal.
         misclick_rate: A rate in [0, 1) for each signal.
+        after: For each signal the number of the signal that it follows, -1 if it follows none.
     """
 
     feedback: Tensor
@@ -32,6 +33,16 @@ class Objective:
     weight: Tensor
     polarity: tuple[int, ...]
     misclick_rate: tuple[float, ...]
+    after: tuple[int, ...] = ()
+
+    @cached_property
+    def followed(self) -> Tensor:
+        """1 where a signal follows one that acted in the row, else 0 (float32), of shape (N, K)."""
+        found = torch.zeros_like(self.feedback, dtype=torch.float32)
+        for follower, first in enumerate(self.after):
+            if first >= 0:
+                found[:, follower] = (self.feedback[:, first] == 1).float()
+        return found
 
     @cached_property
     def plain(self) -> bool:
@@ -52,7 +63,13 @@ class Objective:
             return torch.from_numpy(values).to(device)
 
         preference = None if seen.preference is None else tensor(seen.preference)
-        return cls(tensor(seen.feedback), preference, tensor(seen.weight), seen.polarity, seen.misclick_rate)
+        return cls(
+            tensor(seen.feedback), preference, tensor(seen.weight), seen.polarity, seen.misclick_rate, seen.after
+        )
+
+    def without_labels(self) -> Objective:
+        """Return the loss of the same rows as if no explicit preference were known."""
+        return replace(self, preference=None)
 
     def loss(self, reward: Tensor, propensity: Tensor, rows: Tensor, reduction: Reduction = "mean") -> Tensor:
         """Return `implicit_rm_loss` of n of the rows.
@@ -110,5 +127,6 @@ def log_likelihood(reward: Tensor, propensity: Tensor, seen: Observed) -> float:
         seen: The feedback and the other observations of the N rows.
     """
     objective, known = Objective.of(seen, reward.device), torch.from_numpy(seen.known_logits()).to(reward.device)
-    losses = objective.loss(reward, propensity + known, torch.arange(len(reward), device=reward.device), "none")
+    rows = torch.nonzero(objective.weight)[:, 0]  # others may contradict themselves, and have no likelihood
+    losses = objective.loss(reward[rows], (propensity + known)[rows], rows, "none")
     return -float(losses.double().sum()) / float(seen.weight.sum(dtype=np.float64))

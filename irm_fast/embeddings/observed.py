@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,9 +11,9 @@ import numpy as np
 import torch
 
 from irm_fast.data.log import group_rows
-from irm_fast.data.signals import known_logits
+from irm_fast.data.signals import contradictory, implied_misclicks, known_logits
 from irm_fast.embeddings import given
-from irm_fast.embeddings.declared import declare, designs_of
+from irm_fast.embeddings.declared import declare, designs_of, order_of
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Observed:
         preference: Explicit preferences (int8) of shape (N,): 1, 0, or -1 unknown; None if there are none.
         weight: Row weights (float32) of shape (N,).
         polarity: +1 or -1 for each signal.
+        after: For each signal the number of the signal that it follows, -1 if it follows none.
         misclick_rate: A rate in [0, 1) for each signal.
         designs: For each signal one of `DESIGN_CHOICES`.
         propensity: Known propensities (float64) of shape (N, K), or None.
@@ -33,6 +35,8 @@ class Observed:
         users: N user names, None where unknown; None if all are unknown.
         sessions: N names of sessions, None where unknown; None if all are unknown.
         times: Seconds since 1970 (float64) of shape (N,), NaN where unknown; None if all are unknown.
+        label_probability: The probability (float64) with which each row was drawn for labelling, of shape (N,), NaN
+            where unknown; None if all are unknown.
     """
 
     signals: tuple[str, ...]
@@ -40,6 +44,7 @@ class Observed:
     preference: np.ndarray | None
     weight: np.ndarray
     polarity: tuple[int, ...]
+    after: tuple[int, ...]
     misclick_rate: tuple[float, ...]
     designs: tuple[str, ...]
     propensity: np.ndarray | None
@@ -48,6 +53,7 @@ class Observed:
     users: Sequence[Hashable | None] | None
     sessions: Sequence[Hashable | None] | None
     times: np.ndarray | None
+    label_probability: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.feedback)
@@ -58,6 +64,25 @@ class Observed:
         if self.propensity is None:
             return np.zeros(self.feedback.shape, np.float32)
         return known_logits(torch.from_numpy(np.where(known, self.propensity, np.nan))).numpy()
+
+    def in_order(self) -> Observed:
+        """Return the observations with a follower taken as one with its first, where no third signal shows how often.
+
+        The first then acts where either did, and the follower is not recorded. A warning names the two.
+        """
+        feedback, after = self.feedback.copy(), list(self.after)
+        for follower, first in enumerate(self.after):
+            same = [sign == self.polarity[first] for sign in self.polarity]
+            if first >= 0 and sum(same) - sum(other == first for other in self.after) < 2:
+                text = f"{self.signals[follower]} follows {self.signals[first]}, and no third signal of this polarity"
+                warnings.warn(f"after: {text} shows how often: they are taken as one signal", stacklevel=4)
+                feedback[:, first] = feedback[:, [first, follower]].max(axis=1)
+                feedback[:, follower], after[follower] = -1, -1
+        return replace(self, feedback=feedback, after=tuple(after))
+
+    def labels(self) -> np.ndarray:
+        """Return `preference`, or -1 for every row if there are none."""
+        return np.full(len(self), -1, np.int8) if self.preference is None else self.preference
 
     def counted(self) -> Observed:
         """Return the rows whose weight is above 0."""
@@ -77,6 +102,7 @@ class Observed:
             users=of(self.users),
             sessions=of(self.sessions),
             times=None if self.times is None else self.times[rows],
+            label_probability=None if self.label_probability is None else self.label_probability[rows],
         )
 
     def group_numbers(self) -> np.ndarray | None:
@@ -118,6 +144,7 @@ def observe(
     *,
     design: Any,
     polarity: Any,
+    after: Any = None,
     misclick_rate: Any,
     propensity: Any = None,
     features: Any = None,
@@ -127,6 +154,8 @@ def observe(
     sessions: Any = None,
     times: Any = None,
     groups: Any = None,
+    label_probability: Any = None,
+    contradictions: str = "error",
 ) -> Observed:
     """Check the arguments of a fit and bring them into uniform shapes.
 
@@ -138,6 +167,7 @@ def observe(
             signals. The columns of a frame name the signals.
         design: One of `DESIGN_CHOICES` for all signals, a sequence of K, or a mapping by name.
         polarity: +1 or -1 for all signals, a sequence of K, or a mapping by name. None means +1.
+        after: A mapping from a signal to the one that it follows, by name or number. None means that none does.
         misclick_rate: A rate in [0, 1) for all signals, a sequence of K, or a mapping by name. None means 0.
         propensity: Known propensities in (0, 1], shaped like the feedback; NaN where they are not known. None if no
             signal has the design `known`.
@@ -148,10 +178,13 @@ def observe(
         sessions: N names of sessions, as the users.
         times: N times, as seconds since 1970 or as datetimes. None if all are unknown.
         groups: N names of groups. None means the users.
+        label_probability: Probabilities in (0, 1] of shape (N,), NaN where unknown. None if all are unknown.
+        contradictions: "error", or "drop" to give rows with evidence for both sides the weight 0, with a warning.
 
     Raises:
-        ValueError: An argument has a wrong shape or value, a design lacks its propensities or features, or a row has
-            evidence for both sides. The message says which argument, what was given and what is expected.
+        ValueError: An argument has a wrong shape or value, a design lacks its propensities or features, or a row (with
+            "drop" every row) has evidence for both sides. The message says which argument, what was given and what is
+            expected.
     """
     acts = _feedback(feedback, rows)
     signals = declare(feedback, acts.shape[1], polarity, misclick_rate)
@@ -161,6 +194,7 @@ def observe(
         preference=None if preference is None else given.ternary("preference", preference, (rows,)),
         weight=given.weights(weight, rows),
         polarity=signals.polarity,
+        after=order_of(after, signals.names, signals.polarity),
         misclick_rate=signals.misclick_rate,
         designs=designs_of(design, signals.names),
         propensity=None if propensity is None else given.probabilities("propensity", propensity, acts.shape),
@@ -169,8 +203,11 @@ def observe(
         users=given.names("users", users, rows),
         sessions=given.names("sessions", sessions, rows),
         times=None if times is None else given.seconds(times, rows),
+        label_probability=None if label_probability is None else given.chances(label_probability, rows),
     )
     _check_designs(observed)
+    if contradictions == "drop":
+        return _without_contradictions(observed)
     _check_evidence(observed)
     return observed
 
@@ -186,6 +223,16 @@ def _check_designs(observed: Observed) -> None:
         raise ValueError("propensity: NaN where the feedback is recorded; expected a probability for every entry")
 
 
+def warn_of_unread(observed: Observed) -> None:
+    """Warn, at the caller of `fit`, of propensity features that no declared design reads."""
+    if observed.features is not None and not {"auto", "hidden", "features"}.intersection(observed.designs):
+        warnings.warn(
+            f"propensity_features: not read by the declared propensity_design {', '.join(set(observed.designs))}; "
+            "expected 'features', 'hidden' or 'auto' for one signal, or no features",
+            stacklevel=3,
+        )
+
+
 def check_actions(observed: Observed) -> None:
     """Raise ValueError if no row of weight above 0 has an action or an explicit preference."""
     counted = observed.weight > 0
@@ -198,17 +245,37 @@ def check_actions(observed: Observed) -> None:
 
 def _check_evidence(observed: Observed) -> None:
     """Raise ValueError if a row of weight above 0 proves both that the response is preferred and that it is not."""
-    certain = np.array(observed.misclick_rate) == 0
-    acted = (observed.feedback == 1) & certain
-    liked, disliked = (acted & (np.array(observed.polarity) == side) for side in (1, -1))
-    pro, contra = liked.any(axis=1), disliked.any(axis=1)
-    if observed.preference is not None:
-        pro, contra = pro | (observed.preference == 1), contra | (observed.preference == 0)
-    rows = np.flatnonzero(pro & contra & (observed.weight > 0))
+    rows = _contradictions(observed)
     if len(rows):
         raise ValueError(
-            f"feedback: row {rows[0]} has evidence for both sides ({len(rows)} have); expected one, or a misclick_rate"
+            f"feedback: row {rows[0]} has evidence for both sides ({len(rows)} have); expected one, a misclick_rate, "
+            "or contradictions='drop', which leaves such rows out"
         )
+
+
+def _without_contradictions(observed: Observed) -> Observed:
+    """Return the rows with the weight 0 for those with evidence for both sides, and warn of these.
+
+    Raises:
+        ValueError: No row of weight above 0 is left.
+    """
+    rows, weight = _contradictions(observed), observed.weight.copy()
+    if not len(rows):
+        return observed
+    counted = int((weight > 0).sum())
+    weight[rows] = 0
+    if not weight.any():
+        raise ValueError(f"feedback: all {counted} rows contradict themselves; expected rows of one side")
+    implied = implied_misclicks(observed.signals, observed.polarity, observed.feedback, observed.labels())
+    warnings.warn(f"left out {len(rows)} of {counted} rows that contradict themselves{implied}", stacklevel=4)
+    return replace(observed, weight=weight)
+
+
+def _contradictions(observed: Observed) -> np.ndarray:
+    """Return the numbers of the rows of weight above 0 that contradict themselves, whatever misclicks explain."""
+    certain = np.array(observed.misclick_rate) == 0
+    both = contradictory(observed.polarity, observed.feedback, observed.labels(), certain)
+    return np.flatnonzero(both & (observed.weight > 0))
 
 
 def _feedback(value: Any, rows: int) -> np.ndarray:

@@ -10,6 +10,7 @@ few candidates, where they are far too few to move a reward.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -17,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits as cross_entropy
 
 from irm_fast.embeddings.observed import Observed
 from irm_fast.embeddings.optimize import fit_map
@@ -55,11 +57,57 @@ def split_one_signal(problem: Problem, observed: Observed, layers: str | Sequenc
         The chosen candidate, fitted with the labels if there are any.
     """
     labels = observed.preference
-    if labels is None or min((labels == 1).sum(), (labels == 0).sum()) < LEAST:
+    if labels is None or not labels_choose(labels):
         name = "constant" if problem.features is None else "features"
+        _warn_of_assumption(name, observed)
         return _levelled(problem, problem.fit_propensities([name], "joint"), layers)
-    chosen = choose(candidates(problem, layers), labels, observed.weight, problem.folds)
+    chosen = choose(candidates(problem, layers), labels, label_weights(observed), problem.folds)
     return _levelled(problem, chosen.split.found, layers)
+
+
+def labels_choose(preference: np.ndarray) -> bool:
+    """Return whether there are enough labels (N,) of 1 and of 0, -1 unknown, to choose between candidates."""
+    return bool(min((preference == 1).sum(), (preference == 0).sum()) >= LEAST)
+
+
+def label_weights(observed: Observed) -> np.ndarray:
+    """Return the weight of each row in a choice by labels, of shape (N,).
+
+    Where rows were drawn for labelling with different probabilities p, a label stands for 1 / p rows: the candidates
+    may all be wrong, and then the best is another for every draw. Labels without a probability count as drawn from all
+    rows at random.
+
+    Args:
+        observed: The observations of the rows, with labels.
+    """
+    probability, labelled = observed.label_probability, observed.preference >= 0  # type: ignore[operator]
+    if probability is None or np.isnan(probability[labelled]).all():
+        return observed.weight
+    at_random = float((labelled & np.isnan(probability)).mean())
+    stands_for = np.zeros(len(observed))
+    np.divide(1, np.where(np.isnan(probability), at_random, probability), out=stands_for, where=labelled)
+    return observed.weight * stands_for / stands_for[labelled].mean()
+
+
+ASSUMED = {
+    "constant": "the propensity is taken to be the same for every response",
+    "features": "the propensity is taken to depend on the propensity features alone, and the preference on none of "
+    "them",
+}
+
+
+def _warn_of_assumption(name: str, observed: Observed) -> None:
+    """Warn, at the caller of `fit`, of what the split of one signal is taken for without labels."""
+    labels, actions = observed.preference, (observed.feedback == 1).any()
+    if not actions:  # labels alone: there is nothing to split
+        return
+    few = "" if labels is None else f" ({(labels == 1).sum()} of 1, {(labels == 0).sum()} of 0)"
+    warnings.warn(
+        f"one signal, and fewer than {LEAST} labels of each kind{few}: {ASSUMED[name]}, which the log cannot show to "
+        "be wrong, and then the reward may rank worse than the action rate. Have rows rated (irm-fast label --next "
+        f"100) and pass them as preference, or log a second signal; propensity_design={name!r} says that you mean it",
+        stacklevel=5,
+    )
 
 
 def candidates(problem: Problem, layers: str | Sequence[int]) -> list[Candidate]:
@@ -69,7 +117,7 @@ def candidates(problem: Problem, layers: str | Sequence[int]) -> list[Candidate]
         problem: The rows, with one signal.
         layers: Hidden layers of the reward, as of `reward_step.fit_reward`.
     """
-    plain = replace(problem, objective=replace(problem.objective, preference=None))
+    plain = replace(problem, objective=problem.objective.without_labels())
     found = {
         name: plain.fit_propensities([name], "joint")
         for name in ("constant", "features", "hidden")
@@ -81,13 +129,13 @@ def candidates(problem: Problem, layers: str | Sequence[int]) -> list[Candidate]
     ]
     hidden = tried[-1].split
     if not hidden.reward.networks:
-        tried.append(Candidate(MIRROR, plain.with_reward(_mirrored(hidden), layers)))
+        tried.append(Candidate(MIRROR, plain.with_reward(_mirrored(hidden, plain.objective.polarity[0]), layers)))
     return tried
 
 
-def _mirrored(hidden: Split) -> FoundPropensities:
-    """Return the linear reward of a split as its propensities."""
-    weight, bias = hidden.reward.weight[None], hidden.reward.bias[None]
+def _mirrored(hidden: Split, polarity: int) -> FoundPropensities:
+    """Return the linear reward of a split as its propensities; a signal of displeasure acts at its negative."""
+    weight, bias = polarity * hidden.reward.weight[None], polarity * hidden.reward.bias[None]
     parts = [weight, 0 * hidden.found.propensities.feature_weight, bias]
     by_fold = [part.expand(len(hidden.found.by_fold[0]), *part.shape) for part in parts]
     propensities = Propensities.mean(("hidden",), by_fold)
@@ -135,18 +183,18 @@ def label_losses(score: Tensor, y: Tensor, weight: Tensor, folds: np.ndarray) ->
     losses = torch.zeros_like(score)
     for fold in np.unique(folds):
         held = torch.from_numpy(folds == fold)
-        log_slope, shift = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
-
-        def entries(rows: Tensor) -> Tensor:
-            return torch.nn.functional.binary_cross_entropy_with_logits(
-                log_slope.exp() * score[rows] + shift, y[rows], reduction="none"
-            )
-
-        def loss() -> Tensor:
-            prior = log_slope**2 / (2 * SLOPE_SD**2) + shift**2 / 8
-            return ((entries(~held) * weight[~held]).sum() + prior) / len(y)
-
-        fit_map([log_slope, shift], loss, iterations=30)
-        with torch.no_grad():
-            losses[held] = entries(held)
+        slope, shift = _calibrated(score[~held], y[~held], weight[~held])
+        losses[held] = cross_entropy(slope * score[held] + shift, y[held], reduction="none")
     return losses
+
+
+def _calibrated(score: Tensor, y: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the slope above 0 and the shift of a logistic regression of labels on a score, under a weak prior."""
+    log_slope, shift = score.new_zeros(()), score.new_zeros(())
+
+    def loss() -> Tensor:
+        entries = cross_entropy(log_slope.exp() * score + shift, y, reduction="none") * weight
+        return (entries.sum() + log_slope**2 / (2 * SLOPE_SD**2) + shift**2 / 8) / len(y)
+
+    fit_map([log_slope, shift], loss, iterations=30)
+    return log_slope.exp(), shift

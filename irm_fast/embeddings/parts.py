@@ -162,7 +162,10 @@ class Propensities:
         bias: Biases of shape (K,).
         networks: Networks from (n, D) to (n, K), one for each fold, read for the design "hidden"; none if all is
             linear.
-        factor: Factors of the propensities, of shape (K,), below 1 where users share an activity; None means 1.
+        factor: Factors of the propensities, of shape (K,), below 1 where users share an activity: in models of earlier
+            versions. None means 1.
+        after: For each signal the number of the signal that it follows, -1 if it follows none; () if none does.
+        order: What an action of that signal adds to the logit, of shape (K,); None means 0.
     """
 
     designs: tuple[str, ...]
@@ -171,6 +174,8 @@ class Propensities:
     bias: Tensor
     networks: tuple[Network, ...] = ()
     factor: Tensor | None = None
+    after: tuple[int, ...] = ()
+    order: Tensor | None = None
 
     @classmethod
     def mean(cls, designs: Sequence[str], by_fold: Sequence[Tensor]) -> Propensities:
@@ -194,6 +199,20 @@ class Propensities:
         if self.factor is not None:
             m = torch.sigmoid(out) * self.factor
             out = torch.where(self.factor == 1, out, torch.log(m) - torch.log1p(-m))
+        return out
+
+    def whatever_came_before(self, logits: Tensor) -> Tensor:
+        """Return the logits (n, K) of signals that may follow another, whether or not that one acts.
+
+        Args:
+            logits: Logits of shape (n, K), where the signal before a follower is silent.
+        """
+        out = logits.clone()
+        for follower, first in enumerate(self.after):
+            if first >= 0 and self.order is not None:
+                own, before = logits[:, follower], torch.sigmoid(logits[:, first])
+                acts = (1 - before) * torch.sigmoid(own) + before * torch.sigmoid(own + self.order[follower])
+                out[:, follower] = torch.logit(acts)
         return out
 
     @property

@@ -84,7 +84,13 @@ class Problem:
         """Return the propensity logits of all signals, known ones included."""
         held_out = held_out_logits(found, self.embeddings, self.features, self.folds)
         training = found.propensities.logits(self.embeddings, self.features)
-        return PropensityLogits(training + self.known, held_out + self.known)
+        order = self.order(found)
+        return PropensityLogits(training + self.known + order.training, held_out + self.known + order.held_out)
+
+    def order(self, found: FoundPropensities) -> PropensityLogits:
+        """Return the part of the logits that comes from the signal that acted before."""
+        held_out = found.order[torch.from_numpy(self.folds).to(found.order.device)]
+        return PropensityLogits(self.objective.followed * found.order.mean(0), self.objective.followed * held_out)
 
     def split(self, designs: Sequence[str], estimator: str, layers: str | Sequence[int]) -> Split:
         """Fit propensities of these designs, and a reward given these."""

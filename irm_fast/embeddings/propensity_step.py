@@ -34,6 +34,7 @@ class FoundPropensities(NamedTuple):
         prior: The prior deviation of logits in these, and the shares (D,) of its variance among the embeddings.
         sharing: The part of this variance that signals have in common, 0 or `SHARING`.
         rest: The part of `by_fold` that is not fitted by them.
+        order: `ProvenFit.order`.
         open_level: 1 for constant propensities whose level only the joint likelihood shows, else 0; shape (K,).
     """
 
@@ -43,6 +44,7 @@ class FoundPropensities(NamedTuple):
     prior: tuple[float, Tensor]
     sharing: float
     rest: list[Tensor]
+    order: Tensor
     open_level: Tensor
 
     @property
@@ -133,7 +135,7 @@ def fit_propensities(
 
     # Slopes that signals share in part where co-actions are few, unless held-out actions speak against it
     sharing, widths = 0.0, (embeddings.shape[1], 0 if features is None else features.shape[1])
-    slopes = {k: sum(widths[number] for number in READS[chosen[k]]) for k in sharers(chosen, objective.polarity)}
+    slopes = {k: sum(widths[number] for number in READS[chosen[k]]) for k in sharers(chosen, objective)}
     if any(counts[k] < SHARING_FEW * number for k, number in slopes.items()):
         shared = fit_proven(embeddings, features, objective, chosen, folds, *prior, SHARING)
         if _is_alike(shared, proven):
@@ -161,7 +163,8 @@ def fit_propensities(
         two_step.bias + joint.bias,
     )
     by_fold = [one + other for one, other in zip(proven.by_fold, joint_by_fold, strict=True)]
-    return FoundPropensities(together, by_fold, chosen, prior, sharing, joint_by_fold, open_level)
+    together = replace(together, after=objective.after, order=proven.order.mean(0))
+    return FoundPropensities(together, by_fold, chosen, prior, sharing, joint_by_fold, proven.order, open_level)
 
 
 def refit_propensities(
@@ -197,7 +200,9 @@ def refit_propensities(
         context=context,
     )
     by_fold = [one + other for one, other in zip(proven.by_fold, found.rest, strict=True)]
-    return found._replace(propensities=Propensities.mean(found.propensities.designs, by_fold), by_fold=by_fold)
+    mean = Propensities.mean(found.propensities.designs, by_fold)
+    mean = replace(mean, after=objective.after, order=proven.order.mean(0))
+    return found._replace(propensities=mean, by_fold=by_fold, order=proven.order)
 
 
 def _in_two_steps(counts: np.ndarray, designs: Sequence[str], estimator: str) -> list[bool]:

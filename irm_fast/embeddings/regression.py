@@ -18,20 +18,20 @@ from torch.nn.functional import logsigmoid
 
 from irm_fast.embeddings.optimize import fit_map
 
-CONTEXT_SD = 3.0  # prior deviation of the factor of the context
+BESIDE_SD = 3.0  # prior deviation of the factors of what is beside the features
 
 
 class Line(NamedTuple):
-    """A logit that is linear in blocks of features and in the context.
+    """A logit that is linear in blocks of features and in what is beside them.
 
     Attributes:
         slopes: The slopes of each block; none for a constant.
-        factor: The factor of the context.
+        factors: The factors of what is beside the features; none for a constant.
         bias: The intercept.
     """
 
     slopes: Sequence[np.ndarray] = ()
-    factor: float = 0.0
+    factors: Sequence[float] = ()
     bias: float = 0.0
 
 
@@ -40,14 +40,15 @@ class RegressionRows(NamedTuple):
 
     Attributes:
         blocks: Blocks of features (float32), each of shape (n, P).
-        context: The part of the logits that comes from the context, of shape (n,), or None.
+        beside: Columns of shape (n,) beside the features: the part of the logits that comes from the context, and
+            whether the signal before a follower acted.
         acted: Whether the signal acted (bool), of shape (n,).
         weight: Row weights of shape (n,).
         chance: The probability of an action in units of the propensity, of shape (n,); None means 1.
     """
 
     blocks: list[np.ndarray]
-    context: np.ndarray | None
+    beside: list[np.ndarray]
     acted: np.ndarray
     weight: np.ndarray
     chance: np.ndarray | None
@@ -55,21 +56,19 @@ class RegressionRows(NamedTuple):
     def columns(self, sd: float) -> np.ndarray:
         """Return the features in units in which the prior deviation of every slope is `sd`, of shape (n, P)."""
         columns = [block / np.sqrt(block.shape[1]) for block in self.blocks]
-        return np.hstack(
-            columns if self.context is None else [*columns, self.context[:, None] * np.float32(CONTEXT_SD / sd)]
-        )
+        return np.hstack([*columns, *(each[:, None] * np.float32(BESIDE_SD / sd) for each in self.beside)])
 
     def line(self, weights: np.ndarray, bias: float, sd: float) -> Line:
         """Return the line of weights (P,) of the columns."""
         ends = np.cumsum([block.shape[1] for block in self.blocks])
-        *slopes, factor = np.split(weights, ends)
-        return Line([slope / np.sqrt(len(slope)) for slope in slopes], float(factor.sum()) * CONTEXT_SD / sd, bias)
+        *slopes, factors = np.split(weights, ends)
+        return Line([slope / np.sqrt(len(slope)) for slope in slopes], (factors * BESIDE_SD / sd).tolist(), bias)
 
     def loss(self, line: Line) -> float:
         """Return the weighted sum of the log losses of a line."""
         logit = np.full(len(self.acted), line.bias, np.float32)
-        if self.context is not None:
-            logit += line.factor * self.context
+        for each, factor in zip(self.beside, line.factors, strict=False):
+            logit += np.float32(factor) * each
         for block, slope in zip(self.blocks, line.slopes, strict=False):
             logit += block @ slope
         if self.chance is None:

@@ -26,7 +26,9 @@ from irm_fast.embeddings.parts import Network, Propensities, Reward, Scaler
 from irm_fast.models.record import frozen, read_json, save_tensors
 
 FORMAT = 1
+PAIRS = "pairs"  # of a mapping by number
 TENSORS, RECORD = "embedding_model.safetensors", "embedding_model.json"
+CANDIDATE = "candidate."  # and the name of the candidate
 WRITER = "EmbeddingRewardModel.save"
 
 
@@ -43,7 +45,7 @@ def write(folder: Path, settings: Mapping[str, Any], fitted: Fitted) -> None:
     tensors = {"reward.weight": reward.weight, "reward.bias": reward.bias}
     if reward.factor is not None:
         tensors["reward.factor"] = reward.factor
-    for name in ("weight", "feature_weight", "bias", "factor"):
+    for name in ("weight", "feature_weight", "bias", "factor", "order"):
         if (value := getattr(propensities, name)) is not None:
             tensors[f"propensity.{name}"] = value
     for name, scaler in (("scaler", fitted.scaler), ("feature_scaler", fitted.feature_scaler)):
@@ -54,6 +56,8 @@ def write(folder: Path, settings: Mapping[str, Any], fitted: Fitted) -> None:
         widths[kind] = [_widths(network) for network in networks]
         for number, network in enumerate(networks):
             tensors |= {f"{kind}.{number}.{key}": value for key, value in network.state_dict().items()}
+    for name, candidate in fitted.candidates.items():
+        tensors |= {f"{CANDIDATE}{name}.weight": candidate.weight, f"{CANDIDATE}{name}.bias": candidate.bias}
     if fitted.context is not None:
         tensors |= _context_tensors(fitted.context)
     save_tensors({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, folder / TENSORS)
@@ -61,6 +65,7 @@ def write(folder: Path, settings: Mapping[str, Any], fitted: Fitted) -> None:
         "n_features_in_": fitted.n_features,
         "n_propensity_features_": fitted.n_propensity_features,
         "propensity_designs_": list(propensities.designs),
+        "after": list(propensities.after),
         "is_linear_": fitted.is_linear,
         "held_out_nll_": fitted.held_out_nll,
     }
@@ -69,7 +74,7 @@ def write(folder: Path, settings: Mapping[str, Any], fitted: Fitted) -> None:
         "version": version("irm-fast"),
         "settings": {name: _plain(value) for name, value in settings.items()},
         "fitted": public,
-        "context": None if fitted.context is None else list(fitted.context.bins),
+        "context": None if (context := fitted.context) is None else {"parts": list(context.bins), "who": context.who},
         "signals": asdict(fitted.signals),
         "networks": widths,
         "diagnosis": fitted.diagnosis.to_dict(),
@@ -92,6 +97,10 @@ def read(folder: Path) -> tuple[dict[str, Any], Fitted]:
     record = read_json(folder / RECORD, FORMAT, WRITER)
     try:
         settings = {name: frozen(value) for name, value in record["settings"].items()}
+        settings = {
+            name: dict(value[PAIRS]) if isinstance(value, Mapping) and PAIRS in value else value
+            for name, value in settings.items()
+        }
         if "propensity" in settings:  # the name of the parameter before it was settled
             settings["propensity_design"] = settings.pop("propensity")
         device = choose_device(settings["device"])
@@ -123,13 +132,24 @@ def _restored(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Fitte
             tensors["propensity.bias"],
             networks["propensity"],
             tensors.get("propensity.factor"),
+            tuple(record["fitted"].get("after", ())),
+            tensors.get("propensity.order"),
         ),
         context=None if record.get("context") is None else _context(record["context"], tensors),
         held_out_nll=record["fitted"]["held_out_nll_"],
         held_out_decision=None,
         diagnosis=Diagnosis.from_dict(record["diagnosis"]),
         signals=_signals(record),
+        candidates=_candidates(tensors),
     )
+
+
+def _candidates(tensors: Mapping[str, Tensor]) -> dict[str, Reward]:
+    """Return the rewards of candidates by name, of which models of earlier versions have none."""
+    names = sorted({name.split(".")[1] for name in tensors if name.startswith(CANDIDATE)})
+    return {
+        name: Reward(tensors[f"{CANDIDATE}{name}.weight"], tensors[f"{CANDIDATE}{name}.bias"], ()) for name in names
+    }
 
 
 def _signals(record: Mapping[str, Any]) -> Signals:
@@ -166,11 +186,11 @@ def _context_tensors(context: Context) -> dict[str, Tensor]:
     return tensors | {"context.users": context.users, "context.offsets": context.offsets}
 
 
-def _context(parts: list[str], tensors: Mapping[str, Tensor]) -> Context:
+def _context(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Context:
     """Return the context of which a record names the parts that are columns; it is kept on the CPU."""
     own = {name.removeprefix("context."): value.cpu() for name, value in tensors.items() if name.startswith("context.")}
-    bins = {name: Bins(own[f"{name}.edges"].numpy(), own[f"{name}.means"].numpy()) for name in parts}
-    return Context(ContextLayer(*(own[name] for name in LAYER)), bins, own["users"], own["offsets"])
+    bins = {name: Bins(own[f"{name}.edges"].numpy(), own[f"{name}.means"].numpy()) for name in record["parts"]}
+    return Context(ContextLayer(*(own[name] for name in LAYER)), bins, record["who"], own["users"], own["offsets"])
 
 
 def _plain(value: Any) -> Any:
@@ -179,6 +199,8 @@ def _plain(value: Any) -> Any:
         return None
     if isinstance(value, (np.ndarray, np.generic)):
         return value.tolist()
+    if isinstance(value, Mapping) and not all(isinstance(key, str) for key in value):
+        return {PAIRS: [[_plain(entry) for entry in pair] for pair in value.items()]}  # the keys of JSON are text
     if isinstance(value, Mapping):
         return {key: _plain(entry) for key, entry in value.items()}
-    return list(value) if isinstance(value, tuple) else value
+    return [_plain(entry) for entry in value] if isinstance(value, (tuple, list)) else value

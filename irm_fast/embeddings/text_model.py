@@ -98,6 +98,19 @@ class EmbeddedRewardModel:
             return rewards
         return rewards, self.estimator.predict_interval(vectors.numpy(), level=1 - 2 * lower)[0] - bias
 
+    def disagreement(self, conversations: Sequence[Messages], *, batch_size: int) -> np.ndarray:
+        """Return `EmbeddingRewardModel.predict_disagreement` (float32) of conversations, of shape (N,).
+
+        Args:
+            conversations: N lists of messages.
+            batch_size: The number of conversations per forward pass.
+
+        Raises:
+            ValueError: As `embedder` and `predict_disagreement`.
+        """
+        vectors, _ = self.embedder.embed(conversations, batch_size=batch_size)
+        return self.estimator.predict_disagreement(vectors.numpy())
+
     def predict_log(self, log: Log, batch_size: int) -> HeldOut:
         """Embed the conversations of a log and predict its rows, for `evaluation.scoring.predict_log`.
 
@@ -144,7 +157,7 @@ class EmbeddedRewardModel:
         """
         features = None
         if self.estimator.n_propensity_features_:
-            design = "features" if self.spec.design == "features" else "hidden"
+            design = "features" if self.spec.feature_names else "hidden"
             features = propensity_features(log, design, self.position)
         if self.position is not None and self.spec.design == "hidden" and not len(_known_positions(log)):
             text = f"the log has none; the propensities are those at {self.position:.3g}, the mean of the training rows"

@@ -20,7 +20,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -48,6 +48,9 @@ def proven(objective: Objective) -> Tensor:
     acted = objective.feedback == 1
     votes = torch.stack([(acted & (sign == side)).sum(1) for side in (1, -1)], 1)[:, (sign < 0).long()]
     others = votes - acted.long()
+    for follower, first in enumerate(objective.after):  # it shows nothing about the propensity of the first
+        if first >= 0:
+            others[:, first] -= acted[:, follower].long()
     if objective.preference is not None:
         others = others + (objective.preference[:, None] == (sign > 0).long())
     return (others > 0) & (objective.feedback >= 0) & (objective.weight > 0)[:, None]
@@ -86,11 +89,13 @@ class ProvenFit(NamedTuple):
         propensities: The mean over the folds.
         by_fold: `weight`, `feature_weight` and `bias` of the propensities, each with the folds as first dimension.
         losses: The held-out losses.
+        order: What the action of the signal before it adds to the logit of a follower, of shape (folds, K).
     """
 
     propensities: Propensities
     by_fold: list[Tensor]
     losses: HeldOutLosses
+    order: Tensor
 
 
 def fit_proven(
@@ -131,6 +136,8 @@ def fit_proven(
     weight, n_folds, n_signals = objective.weight.cpu().numpy(), first or int(folds.max()) + 1, len(designs)
     chance = None if mass is None else _chances(mass, objective)
     moved = None if context is None else context.cpu().numpy()
+    followed = objective.followed.cpu().numpy()
+    order = np.zeros((n_folds, n_signals), np.float32)
     unit = share.sqrt()
     blocks = [
         (embeddings * unit).cpu().numpy(),
@@ -141,12 +148,17 @@ def fit_proven(
     bias = np.zeros((n_folds, n_signals), np.float32)
     losses = HeldOutLosses(np.zeros(n_signals), np.zeros(n_signals))
 
+    follows = [
+        design != "known" and k < len(objective.after) and objective.after[k] >= 0 for k, design in enumerate(designs)
+    ]
+
     def rows_of(k: int, some: np.ndarray) -> RegressionRows:
         some = rows[:, k] & some
-        context, c = (None if values is None else values[some, k] for values in (moved, chance))
-        return RegressionRows([blocks[number][some] for number in read[k]], context, acted[some, k], weight[some], c)
+        beside = [values[some, k] for values in (moved, followed if follows[k] else None) if values is not None]
+        c = None if chance is None else chance[some, k]
+        return RegressionRows([blocks[number][some] for number in read[k]], beside, acted[some, k], weight[some], c)
 
-    for fold, alike in itertools.product(range(n_folds), _alike(designs, objective.polarity, sharing)):
+    for fold, alike in itertools.product(range(n_folds), _alike(designs, objective, sharing)):
         fitted, held = ({k: rows_of(k, some) for k in alike} for some in (folds != fold, folds == fold))
 
         # A constant
@@ -155,26 +167,30 @@ def fit_proven(
             losses.constant[k] += held[k].loss(line)
 
         # What the design reads
-        able = [k for k in alike if read[k] and len(np.unique(fitted[k].acted)) == 2]
+        able = [k for k in alike if (read[k] or follows[k]) and len(np.unique(fitted[k].acted)) == 2]
         lines |= dict(zip(able, fit_lines([fitted[k] for k in able], sd, sharing), strict=True))
         for k, line in lines.items():
             bias[fold, k] = line.bias
+            order[fold, k] = line.factors[-1] if follows[k] and len(line.factors) else 0
             for number, slope in zip(read[k], line.slopes, strict=False):
                 slopes[number][fold, k] = slope
             losses.design[k] += held[k].loss(line)
     by_fold = [torch.from_numpy(values).to(embeddings.device) for values in (*slopes, bias)]
     by_fold[0] *= unit
-    return ProvenFit(Propensities.mean(designs, by_fold), by_fold, losses)
+    return ProvenFit(
+        Propensities.mean(designs, by_fold), by_fold, losses, torch.from_numpy(order).to(embeddings.device)
+    )
 
 
-def sharers(designs: Sequence[str], polarity: Sequence[int]) -> list[int]:
+def sharers(designs: Sequence[str], objective: Objective) -> list[int]:
     """Return the signals that may share slopes: another one reads the same, and speaks for the same side."""
-    return [k for alike in _alike(designs, polarity, 1.0) if len(alike) > 1 for k in alike if READS[designs[k]]]
+    return [k for alike in _alike(designs, objective, 1.0) if len(alike) > 1 for k in alike if READS[designs[k]]]
 
 
-def _alike(designs: Sequence[str], polarity: Sequence[int], sharing: float) -> list[list[int]]:
+def _alike(designs: Sequence[str], objective: Objective, sharing: float) -> list[list[int]]:
     """Return the signals, those together that share slopes."""
-    kinds = list(zip(designs, polarity, strict=True)) if sharing else list(range(len(designs)))
+    first = [number < 0 for number in objective.after] or [True] * len(designs)
+    kinds: list[Any] = list(zip(designs, objective.polarity, first, strict=True)) if sharing else [*range(len(designs))]
     return [[k for k, other in enumerate(kinds) if other == kind] for kind in dict.fromkeys(kinds)]
 
 
@@ -189,20 +205,39 @@ def mass(objective: Objective, reward: Tensor, propensity: Tensor) -> Tensor:
     Returns:
         Probabilities of shape (N, K).
     """
-    sign = reward.new_tensor(objective.polarity)
-    rate = reward.new_tensor(objective.misclick_rate)
-    acted = -torch.log(rate)  # infinite where an action proves the side
-    silent = -softplus(propensity + torch.log1p(-rate))
-    entries = torch.where(objective.feedback == 1, acted, torch.where(objective.feedback == 0, silent, 0.0)) * sign
-    finite = torch.where(torch.isfinite(entries), entries, 0.0)
-    proofs = torch.where(torch.isfinite(entries), 0.0, sign)
-    others = finite.sum(1, keepdim=True) - finite + reward[:, None]
-    proved = proofs.sum(1, keepdim=True) - proofs
-    chance = torch.where(proved == 0, torch.sigmoid(others), (proved > 0).float())
+    votes, proofs = _evidence(objective, propensity)
+    others, proved = votes.sum(1, keepdim=True) - votes, proofs.sum(1, keepdim=True) - proofs
+    chance = torch.where(proved == 0, torch.sigmoid(reward[:, None] + others), (proved > 0).float())
     if objective.preference is not None:
         label = objective.preference[:, None]
         chance = torch.where(label >= 0, label.float(), chance)
-    return torch.where(sign > 0, chance, 1 - chance)
+    return torch.where(reward.new_tensor(objective.polarity) > 0, chance, 1 - chance)
+
+
+def proof(objective: Objective, reward: Tensor, propensity: Tensor) -> Tensor:
+    """Return for each signal the probability (N, K) of its side in a row where it alone of those recorded has acted.
+
+    It depends on what is recorded, not on what acted, so that rows may be selected by it. Without misclicks it is 1.
+
+    Args:
+        objective: As of `mass`.
+        reward: As of `mass`.
+        propensity: As of `mass`.
+    """
+    sign, rate = (propensity.new_tensor(values) for values in (objective.polarity, objective.misclick_rate))
+    silent = -softplus(propensity + torch.log1p(-rate)) * (objective.feedback >= 0) * sign
+    others = silent.sum(1, keepdim=True) - silent
+    return torch.sigmoid(sign * (reward[:, None] + others) - torch.log(rate))
+
+
+def _evidence(objective: Objective, propensity: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what each entry adds to the logit of the preference, and its side where it proves one; both (N, K)."""
+    sign = propensity.new_tensor(objective.polarity)
+    rate = propensity.new_tensor(objective.misclick_rate)
+    silent = -softplus(propensity + torch.log1p(-rate))
+    votes = torch.where(objective.feedback == 1, -torch.log(rate), silent * (objective.feedback == 0)) * sign
+    finite = torch.isfinite(votes)
+    return torch.where(finite, votes, 0.0), torch.where(finite, 0.0, sign)
 
 
 def _chances(mass: Tensor, objective: Objective) -> np.ndarray:
@@ -238,7 +273,8 @@ def add_networks(
     Returns:
         The propensities with one network for each fold.
     """
-    mask = proven(objective).float() * propensities.hidden * objective.weight[:, None]
+    first = torch.tensor([float(number < 0) for number in objective.after], device=objective.weight.device)
+    mask = proven(objective).float() * propensities.hidden * first * objective.weight[:, None]
     target = (objective.feedback == 1).float()
     rows = mask.any(1).cpu().numpy()
     networks = []

@@ -14,7 +14,7 @@ from irm_fast.data.rated import Rated, check_both
 from irm_fast.data.read import read_log_or_rated
 from irm_fast.data.signals import RewardSpec, align
 from irm_fast.diagnostics.intervals import ranking_intervals
-from irm_fast.diagnostics.metrics import reward_metrics
+from irm_fast.diagnostics.metrics import operating_points, reward_metrics
 from irm_fast.diagnostics.within import alone_metrics, numbered, within_auroc
 from irm_fast.evaluation.scoring import RewardModel, load, predict_log, score
 from irm_fast.models.heldout import HeldOut
@@ -84,9 +84,19 @@ def rated_metrics(logit: np.ndarray, rated: Rated) -> dict[str, float]:
 
 @torch.no_grad()
 def evaluate_log(model: RewardModel, log: Log, *, batch_size: int = 32) -> dict[str, float]:
-    """Held-out likelihood and calibration on a log: the keys of `heldout_metrics`, and `n`."""
+    """Held-out likelihood and calibration on a log: the keys of `heldout_metrics`, and `n`.
+
+    And operating points: `copy_lost_hiding_0.1` is the share of the copies that would be lost if the tenth of the
+    responses with the lowest rewards were hidden (`diagnostics.metrics.operating_points`).
+    """
     log = align(log, model.spec)
-    return {**heldout_metrics(model.spec, predict_log(model, log, batch_size), log.feedback), "n": len(log)}
+    predicted = predict_log(model, log, batch_size)
+    lost = {
+        f"{name}_lost_hiding_{point['hidden']:g}": share
+        for point in operating_points(predicted.reward, log.feedback)
+        for name, share in zip(log.signals, point["lost"], strict=True)
+    }
+    return {**heldout_metrics(model.spec, predicted, log.feedback), **lost, "n": len(log)}
 
 
 def heldout_metrics(spec: RewardSpec, heldout: HeldOut, feedback: np.ndarray) -> dict[str, float]:

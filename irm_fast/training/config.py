@@ -57,6 +57,9 @@ class RunConfig:
     misclick_rate: float | Mapping[str, float] = option(0.0, "In [0, 1): a number, or NAME=RATE,...")
     polarity: Mapping[str, int] | None = option(None, "Polarity of signals: NAME=1 or NAME=-1, ...")
     absent: Absent = option("error", "A feedback key that some rows lack.")
+    contradictions: Literal["error", "drop"] = option(
+        "error", "Rows that contradict themselves, such as a copy with the preference 0."
+    )
     validation_fraction: float = option(
         0.1, "Share of the log held out for evaluation; 0 for none.", at_least=0, below=1
     )
@@ -212,6 +215,7 @@ class EmbeddingTrainConfig(RunConfig):
     model: str = option("", "The language model of the embeddings, where it is no longer at the place that they name.")
     hidden_layers: str = option("auto", "Layers of the reward: auto, linear, or widths as 128,64.")
     estimator: Literal["auto", "two-step", "joint"] = option("auto", "How propensities are estimated.")
+    labels_ignorable: bool = option(False, "Which rows have a preference does not depend on it.")
 
 
 PROGRAMS: tuple[type[RunConfig], ...] = (TrainConfig, EmbeddingTrainConfig)

@@ -10,6 +10,7 @@ import numpy as np
 from irm_fast.data.log import Log
 from irm_fast.data.signals import RewardSpec
 from irm_fast.embeddings.estimator import EmbeddingRewardModel
+from irm_fast.embeddings.one_signal import labels_choose
 from irm_fast.embeddings.store import Source, read_embeddings, read_source
 from irm_fast.embeddings.text_model import EmbeddedRewardModel, propensity_features, typical_position
 from irm_fast.evaluation.evaluation import heldout_metrics
@@ -68,14 +69,17 @@ def _fit(prepared: Prepared, vectors: np.ndarray, config: EmbeddingTrainConfig, 
     # Fit
     log, heldout = prepared.log, prepared.heldout
     estimator = _new_estimator(prepared.specs[0], config)
-    position = typical_position(log, config.propensity_design)
+    reads = _reads(log, config.propensity_design)
+    position = typical_position(log, reads)
     # The estimator takes no empty signal axis: explicit preferences alone get one that is always missing.
     feedback = log.feedback if log.signals else np.full((len(log), 1), -1, np.int8)
-    estimator.fit(vectors[: len(log)], feedback, **_fit_arguments(log, config, position))
+    estimator.fit(vectors[: len(log)], feedback, **_fit_arguments(log, reads, position))
 
     # Model
+    features = log.feature_names if reads == "features" else ()
     design = _design(estimator)
-    features = log.feature_names if design == "features" else ()
+    if design == "features" and not features:  # of the text, which the state shows too
+        design = "hidden"
     spec = replace(prepared.specs[0], design=design, feature_names=features, max_length=source.max_length)
     model = EmbeddedRewardModel(estimator, spec, source, position)
 
@@ -84,7 +88,9 @@ def _fit(prepared: Prepared, vectors: np.ndarray, config: EmbeddingTrainConfig, 
         return TrainResult(model, design, {}, diagnosis=estimator.diagnosis_)
     predicted = model.predict(vectors[len(log) :], heldout)
     metrics = heldout_metrics(spec, predicted, heldout.feedback)
-    diagnosis = diagnose_rows([log, heldout], spec, predicted, context=model.context)
+    diagnosis = diagnose_rows(
+        [log, heldout], spec, predicted, labels_ignorable=config.labels_ignorable, context=model.context
+    )
     return TrainResult(model, design, metrics, diagnosis=diagnosis)
 
 
@@ -96,6 +102,7 @@ def _new_estimator(spec: RewardSpec, config: EmbeddingTrainConfig) -> EmbeddingR
         estimator=config.estimator,
         polarity=spec.polarity or None,
         misclick_rate=spec.misclick_rate or None,
+        labels_ignorable=config.labels_ignorable,
         random_state=config.seed,
     )
 
@@ -107,17 +114,29 @@ def _hidden_layers(setting: str) -> str | tuple[int, ...]:
     return tuple(int(width) for width in setting.split(","))
 
 
-def _fit_arguments(log: Log, config: EmbeddingTrainConfig, position: float | None) -> dict[str, Any]:
+def _reads(log: Log, design: str) -> str:
+    """Return the propensity design by which the estimator is given features.
+
+    Of one signal whose design is to be chosen, features of the log are what its owner says that propensities read; what
+    can be seen of the text, such as its length, may move the preference too, and is tried where labels choose.
+    """
+    if design != "auto" or len(log.signals) != 1:
+        return design
+    return "features" if log.feature_names or not labels_choose(log.preference) else "hidden"
+
+
+def _fit_arguments(log: Log, reads: str, position: float | None) -> dict[str, Any]:
     """Arguments of `EmbeddingRewardModel.fit`: all that a log holds beside feedback."""
     return {
-        "propensity": log.propensity if config.propensity_design == "known" else None,
-        "propensity_features": propensity_features(log, config.propensity_design, position),
+        "propensity": log.propensity if reads == "known" else None,
+        "propensity_features": propensity_features(log, reads, position),
         "preference": log.preference,
         "sample_weight": log.weight,
         "users": log.user_ids,
         "sessions": log.session_ids,
         "times": log.times,
         "groups": log.groups(),
+        "label_probability": log.label_probability,
     }
 
 

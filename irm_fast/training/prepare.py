@@ -14,7 +14,15 @@ import numpy as np
 
 from irm_fast.data.log import Log
 from irm_fast.data.read import read_log
-from irm_fast.data.signals import RewardSpec, align, check_design, check_evidence, keep_signals, signal_notes
+from irm_fast.data.signals import (
+    RewardSpec,
+    align,
+    check_design,
+    check_evidence,
+    keep_signals,
+    signal_notes,
+    without_contradictions,
+)
 from irm_fast.evaluation.log_diagnosis import diagnose_rows
 from irm_fast.models.backbone import count_tokens
 from irm_fast.training.config import RunConfig, TrainConfig
@@ -54,7 +62,7 @@ def read_data(config: RunConfig) -> Log:
     """
     if not config.data:
         raise ValueError("data: none given; expected the path of a log")
-    misclick = bool(config.misclick_rate)
+    misclick = bool(config.misclick_rate) or config.contradictions == "drop"
     return read_log(config.data, absent=config.absent, polarity=config.polarity, misclick=misclick)
 
 
@@ -88,6 +96,10 @@ def prepare_run(log: Log, config: RunConfig, heldout: Log | None = None) -> Prep
     specs = [spec_of(log, config, design) for design in designs_to_try(log, config, heldout)]
     for spec in specs:
         check_design(spec.design, log)
+    if config.contradictions == "drop":
+        certain = np.array(specs[0].misclick_rate) == 0
+        log = without_contradictions(log, certain)
+        heldout = None if heldout is None else without_contradictions(heldout, certain)
     check_evidence(specs[0], log)
     if isinstance(config, TrainConfig):  # a fit on embeddings has its diagnosis soon enough
         warn_of_identification(specs[0], log)

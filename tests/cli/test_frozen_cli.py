@@ -7,7 +7,10 @@ from typer.testing import CliRunner
 
 from irm_fast.cli.commands import app
 
-SHARED = "output data propensity-design misclick-rate polarity absent validation-fraction seed progress overwrite"
+SHARED = (
+    "output data propensity-design misclick-rate polarity absent contradictions validation-fraction seed progress "
+    "overwrite"
+)
 TEXT = (
     "model objective stratification ema-decay epochs batch-size token-budget gradient-accumulation learning-rate "
     "head-learning-rate weight-decay warmup-ratio max-length overlong eval-steps patience precision attn compile fsdp "
@@ -16,10 +19,11 @@ TEXT = (
 OPTIONS = {
     "validate": "data absent polarity misclick json",
     "simulate": "rated out protocol alpha target signals seed test-fraction overwrite",
-    "train": f"config {SHARED} {TEXT} embeddings hidden-layers estimator",
+    "train": f"config {SHARED} {TEXT} embeddings hidden-layers estimator labels-ignorable",
     "evaluate": "model data batch-size json",
     "diagnose": "data model propensity-design absent polarity labels-ignorable batch-size json",
     "score": "model data out batch-size lower",
+    "label": "next data model out seed batch-size overwrite",
     "embed": "data model out pooling batch-size max-length precision dtype resume overwrite",
     "reproduce": ("data output model protocol redraws alpha target limit max-length noise processes resume overwrite"),
     "demo": "output seeds",
@@ -32,6 +36,7 @@ CHOICES = {
     ("train", "overlong"): "truncate drop",
     ("train", "precision"): "float32 bfloat16",
     ("train", "attn"): "auto flash_attention_4 flash_attention_3 flash_attention_2 varlen sdpa eager",
+    ("train", "contradictions"): "error drop",
     ("train", "estimator"): "auto two-step joint",
     ("diagnose", "propensity-design"): "auto constant hidden features known",
     ("diagnose", "absent"): "error silent missing",

@@ -19,7 +19,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import irm_fast
-from irm_fast.embeddings import fit
+from irm_fast.embeddings import fit, problem
 from irm_fast.embeddings.estimator import EmbeddingRewardModel
 from tests.embeddings.embedding_cases import SMALL_NETWORK, Case, make, model
 
@@ -79,13 +79,12 @@ def test_pipeline_and_grid_search(case: Case) -> None:
     alone = model().fit(case.x, case.feedback)
     np.testing.assert_allclose(pipeline.decision_function(case.x), alone.decision_function(case.x), atol=0.05)
 
-    def held_out(estimator: EmbeddingRewardModel, x: np.ndarray, y: np.ndarray) -> float:
-        return -estimator.held_out_nll_
-
-    search = GridSearchCV(model(n_folds=2), {"propensity_design": ["constant", "hidden"]}, scoring=held_out, cv=2)
-    search.fit(case.x, case.feedback)
+    log = make(3000, 5)
+    search = GridSearchCV(model(n_folds=2), {"propensity_design": ["constant", "hidden"]}, cv=2)
+    search.fit(log.x, log.feedback)
     assert search.best_params_ == {"propensity_design": "hidden"}
-    assert np.isfinite(search.cv_results_["mean_test_score"]).all()
+    constant, hidden = search.cv_results_["mean_test_score"]
+    assert hidden > constant + 0.01 > -np.log(4)  # four patterns at random
 
 
 @pytest.mark.parametrize("settings", [{}, SMALL_NETWORK])
@@ -324,9 +323,9 @@ def test_nan_stands_where_nothing_was_recorded(case: Case) -> None:
 # --- files ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=["linear", "network", "features", "activity", "labels"])
+@pytest.fixture(scope="module", params=["linear", "network", "features", "context", "labels"])
 def saved(request: pytest.FixtureRequest, case: Case) -> tuple[EmbeddingRewardModel, dict]:
-    """A model of every form that is kept, and what its propensities read beside the embeddings."""
+    """A model of every form that is kept, and what its propensities read beside 600 embeddings."""
     if request.param == "linear":
         return model(propensity_design=("hidden", "constant"), polarity=(1, 1)).fit(case.x, case.feedback), {}
     if request.param == "network":
@@ -336,15 +335,18 @@ def saved(request: pytest.FixtureRequest, case: Case) -> tuple[EmbeddingRewardMo
         return model(propensity_design=("hidden", "features")).fit(case.x, case.feedback, **features), features
     if request.param == "labels":
         return model().fit(case.x, np.empty((600, 0)), preference=case.preferred), {}
-    users = np.repeat(np.arange(300), 10)
-    active = make(3000, 5, activity=3 * np.random.default_rng(2).normal(size=300)[users])
-    return model(random_state=np.random.RandomState(0)).fit(active.x, active.feedback, users=users), {}
+    row = np.arange(4000)
+    context = {"users": row // 5 % 400, "sessions": row // 5, "times": row}
+    moved = np.random.default_rng(2).normal(size=400)[context["users"]] - 2 * (row > 2000) - row % 5 / 2
+    active = make(4000, 5, activity=1.5 + moved)
+    one = model(random_state=np.random.RandomState(0)).fit(active.x, active.feedback, **context)
+    return one, {name: values[:600] for name, values in context.items()}
 
 
 def assert_equal(one: EmbeddingRewardModel, other: EmbeddingRewardModel, x: np.ndarray, features: dict) -> None:
     np.testing.assert_array_equal(one.decision_function(x), other.decision_function(x))
     np.testing.assert_array_equal(one.predict_propensity(x, **features), other.predict_propensity(x, **features))
-    for name in ("classes_", "n_features_in_", "propensity_designs_", "is_linear_", "held_out_nll_", "activity_"):
+    for name in ("classes_", "n_features_in_", "propensity_designs_", "is_linear_", "held_out_nll_", "context_"):
         np.testing.assert_equal(getattr(one, name), getattr(other, name))
     assert str(one.diagnosis_) == str(other.diagnosis_) and one.diagnosis_.to_dict() == other.diagnosis_.to_dict()
     assert hasattr(one, "coef_") == hasattr(other, "coef_") == one.is_linear_
@@ -372,8 +374,9 @@ def test_pickled(saved: tuple, case: Case) -> None:
     assert len(pickle.dumps(one)) < 60_000  # the rows are not kept
 
 
-def test_the_activity_is_kept(saved: tuple) -> None:
-    assert (saved[0].activity_ is not None) == isinstance(saved[0].random_state, np.random.RandomState)
+def test_the_context_is_kept(saved: tuple) -> None:
+    with_context = isinstance(saved[0].random_state, np.random.RandomState)
+    assert saved[0].context_ == (("time", "place", "user") if with_context else ())
 
 
 def spoil_json(folder: Path, change: Callable[[dict], Any]) -> None:
@@ -414,17 +417,17 @@ def test_a_model_saved_before_the_design_had_its_name(fitted: EmbeddingRewardMod
 
 # --- a fit is all or nothing ---------------------------------------------------------------------------------------
 
-STEPS = (
-    "fit_propensities",
-    "fit_reward",
-    "calibrated",
-    "propensity_shift",
-    "add_networks",
-    "measure",
-    "covariance_factor",
-    "diagnose",
-)
-# Settings under which all steps are taken, together: an open level, networks, users.
+STEPS = {
+    "fit_propensities": problem,
+    "fit_reward": problem,
+    "calibrated": problem,
+    "propensity_shift": fit,
+    "add_networks": fit,
+    "fit_context": fit,
+    "covariance_factor": fit,
+    "diagnose": fit,
+}
+# Settings under which all steps are taken, together: networks, an open level.
 EVERY_STEP: list[dict[str, Any]] = [SMALL_NETWORK, {"estimator": "joint"}]
 
 
@@ -436,7 +439,7 @@ def interrupted(monkeypatch: pytest.MonkeyPatch, step: str) -> list[str]:
         reached.append(step)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(fit, step, stop)
+    monkeypatch.setattr(STEPS[step], step, stop)
     return reached
 
 

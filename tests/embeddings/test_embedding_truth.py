@@ -177,21 +177,3 @@ def test_two_step_by_networks_recovers_propensities_too() -> None:
     case = make(4000, 4)
     fitted = model(**SMALL_NETWORK, propensity_design="hidden").fit(case.x, case.feedback)
     assert not fitted.is_linear_ and (correlations(fitted, case) > 0.9).all()
-
-
-@pytest.mark.parametrize("users_differ", [True, False])
-def test_shared_activity_of_users_is_taken_out_of_the_scale(users_differ: bool) -> None:
-    users = np.repeat(np.arange(1200), 10)
-    activity = 2 * np.random.default_rng(2).normal(size=1200)[users] * users_differ
-    case = make(12000, slopes=(0.5, 0.5), activity=activity)
-    plain = model().fit(case.x, case.feedback)
-    fitted = model().fit(case.x, case.feedback, users=users.tolist())
-    assert plain.activity_ is None
-    if not users_differ:
-        assert fitted.activity_ is None
-        return
-    means = [one.predict_proba(case.x)[:, 1].mean() for one in (plain, fitted)]
-    assert abs(means[1] - case.g.mean()) < 0.6 * abs(means[0] - case.g.mean())
-    assert means[0] < means[1] < case.g.mean() + 0.03
-    assert fitted.activity_.mean_preference == pytest.approx(means, abs=0.02)
-    assert (fitted.predict_propensity(case.x) < plain.predict_propensity(case.x)).mean() > 0.99

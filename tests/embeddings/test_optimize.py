@@ -12,7 +12,7 @@ from torch import Tensor
 import irm_fast
 from irm_fast.embeddings.optimize import Training, fit_map, one_epoch, rows_where, train_network
 from irm_fast.embeddings.parts import Network, Scaler
-from irm_fast.embeddings.reward_step import fit_reward
+from irm_fast.embeddings.reward_step import PropensityLogits, fit_reward
 from tests.embeddings.embedding_cases import make
 from tests.embeddings.test_two_step import draw, folds_of, objective_of
 
@@ -139,7 +139,8 @@ def test_rewards_of_folds(layers: tuple[int, ...]) -> None:
     def fit(feedback: np.ndarray):
         torch.manual_seed(0)
         generator = torch.Generator().manual_seed(0)
-        return fit_reward(x, x.std(0), logits, objective_of(feedback), folds, layers, training, generator)
+        propensity = PropensityLogits(logits, logits)
+        return fit_reward(x, x.std(0), propensity, objective_of(feedback), folds, layers, training, generator)
 
     reward = fit(case.feedback)
     assert len(reward.networks) == (3 if layers else 0) and reward.each.shape == (3, 600)
