@@ -292,6 +292,6 @@ def _in_context(
         if context is None:
             break
         training, held_out = (part.pattern.float().to(device) for part in (context.training, context.held_out))
-        logits, alone = PropensityLogits(training, held_out), context.held_out.alone.float()
+        logits, alone = PropensityLogits(training, held_out), context.held_out.alone.float().to(device)
         split = Split(found, logits, problem.fit_reward(logits, layers, split.reward.start))
     return split, alone, None if context is None else context.context

@@ -15,10 +15,11 @@ from irm_fast.embeddings.joint import fit_joint, start_level
 from irm_fast.embeddings.objective import Objective
 from irm_fast.embeddings.optimize import prior_shares, rows_where
 from irm_fast.embeddings.parts import Propensities
-from irm_fast.embeddings.two_step import ENOUGH, READS, ProvenFit, can_share, coactions, fit_proven
+from irm_fast.embeddings.two_step import ENOUGH, READS, ProvenFit, coactions, fit_proven, sharers
 
 LEFT_OUT = "known"  # the design under which a regression leaves a signal alone
 SHARING = 0.5  # of the prior variance of slopes, where signals share it
+SHARING_FEW = 100  # co-actions for each slope; with more the prior of the slopes hardly matters
 SHARING_COST = 0.1  # of what propensities foretell about held-out actions: signals that lose more do not share
 
 
@@ -116,7 +117,8 @@ def fit_propensities(
         ValueError: `estimator` is "two-step" and a signal has fewer than 10 co-actions.
     """
     # Which signals other signals prove often enough
-    two_steps = _in_two_steps(coactions(objective), designs, estimator)
+    counts = coactions(objective)
+    two_steps = _in_two_steps(counts, designs, estimator)
     wanted = ["hidden" if design == "auto" else design for design in designs]
     chosen = [design if use else LEFT_OUT for design, use in zip(wanted, two_steps, strict=True)]
 
@@ -131,9 +133,10 @@ def fit_propensities(
         chosen = ["constant" if no else design for no, design in zip(no_better, chosen, strict=True)]
         proven = fit_proven(embeddings, features, objective, chosen, folds, *prior)
 
-    # Slopes that signals share in part, unless held-out actions speak against it
-    sharing = 0.0
-    if can_share(chosen, objective):
+    # Slopes that signals share in part where co-actions are few, unless held-out actions speak against it
+    sharing, widths = 0.0, (embeddings.shape[1], 0 if features is None else features.shape[1])
+    slopes = {k: sum(widths[number] for number in READS[chosen[k]]) for k in sharers(chosen, objective)}
+    if any(counts[k] < SHARING_FEW * number for k, number in slopes.items()):
         shared = fit_proven(embeddings, features, objective, chosen, folds, *prior, SHARING)
         if _is_alike(shared, proven):
             proven, sharing = shared, SHARING

@@ -135,23 +135,18 @@ def _entries(logit: Tensor, acted: Tensor, chance: Tensor) -> Tensor:
 def _together(rows: Sequence[RegressionRows], sd: float, sharing: float) -> list[Line]:
     """Return the lines of several signals, fitted at once by L-BFGS over independent slopes, the intercepts last."""
     from scipy.optimize import minimize
-    from scipy.special import expit
 
     columns, count = [one.columns(sd) for one in rows], len(rows)
     total = sum(one.weight.sum() for one in rows)
     root = np.linalg.cholesky((1 - sharing) * np.eye(count) + sharing)
-    with np.errstate(divide="ignore"):  # the logarithm of 0, where an action proves the side
-        spared = [-np.inf if one.chance is None else np.log1p(-one.chance) for one in rows]
 
     def loss(values: np.ndarray) -> tuple[float, np.ndarray]:
         own, biases = values[:-count].reshape(count, -1), values[-count:]
         value, slopes, gradient = (own**2).sum() / (2 * sd**2), np.empty_like(own), np.empty(count)
         for k, (one, x, weights) in enumerate(zip(rows, columns, (root @ own).astype(np.float32), strict=True)):
-            logit = x @ weights + biases[k]
-            silent = ~one.acted
-            entries = np.logaddexp(0, np.where(one.acted, -logit, logit)) - silent * np.logaddexp(0, logit + spared[k])
-            value += (one.weight * entries).sum()
-            residual = one.weight * (expit(logit) - one.acted - silent * expit(logit + spared[k]))
+            entries, residual = _entries_and_residuals(x @ weights + biases[k], one.acted, one.chance)
+            value += one.weight @ entries
+            residual *= one.weight
             slopes[k], gradient[k] = residual.astype(np.float32) @ x, residual.sum()
         return value / total, np.concatenate([(root.T @ slopes + own / sd**2).ravel(), gradient]) / total
 
@@ -159,6 +154,19 @@ def _together(rows: Sequence[RegressionRows], sd: float, sharing: float) -> list
     start[-count:] = [constant_line(one).bias for one in rows]
     found = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 200, "gtol": 1e-4, "maxls": 50}).x
     weights = (root @ found[:-count].reshape(count, -1)).astype(np.float32)
-    return [
-        one.line(*pair, sd) for one, pair in zip(rows, zip(weights, found[-count:].tolist(), strict=True), strict=True)
-    ]
+    return [rows[k].line(weights[k], float(found[-count + k]), sd) for k in range(count)]
+
+
+def _entries_and_residuals(
+    logit: np.ndarray, acted: np.ndarray, chance: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return what `_entries` returns, but for a constant, and its derivatives by the logits, both of shape (n,)."""
+    from scipy.special import expit
+
+    entries, residual = np.logaddexp(0, np.where(acted, -logit, logit)), expit(logit) - acted
+    if chance is not None:
+        with np.errstate(divide="ignore"):  # the logarithm of 0, where the side is proven
+            spared = logit + np.log1p(-chance)
+        entries -= np.where(acted, 0, np.logaddexp(0, spared))
+        residual -= np.where(acted, 0, expit(spared))
+    return entries, residual

@@ -203,4 +203,4 @@ def _plain(value: Any) -> Any:
         return {PAIRS: [[_plain(entry) for entry in pair] for pair in value.items()]}  # the keys of JSON are text
     if isinstance(value, Mapping):
         return {key: _plain(entry) for key, entry in value.items()}
-    return list(value) if isinstance(value, tuple) else value
+    return [_plain(entry) for entry in value] if isinstance(value, (tuple, list)) else value

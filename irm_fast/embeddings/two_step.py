@@ -10,7 +10,9 @@ regression never reads such rows: no cross-fitting between the two steps is need
 The prior is weak: logits vary between responses with a standard deviation of 1 or 2, spread over the standardised
 features evenly or by their raw variances, whichever predicts held-out actions better (`propensity_step`).
 Cross-validation over smaller deviations would choose one of them, as better for predicting actions; but what it shrinks
-away from the propensities stays in the reward, whose ranking then drifts to that of the naive classifier.
+away from the propensities stays in the reward, whose ranking then drifts to that of the naive classifier. Signals of
+one polarity share slopes in part, unless held-out actions speak against it: what their propensities have in common is
+what bends the reward, and is shrunk less that way.
 """
 
 from __future__ import annotations
@@ -180,9 +182,9 @@ def fit_proven(
     )
 
 
-def can_share(designs: Sequence[str], objective: Objective) -> bool:
-    """Return whether any signals read the same and speak for the same side, so that they may share slopes."""
-    return any(len(alike) > 1 and READS[designs[alike[0]]] for alike in _alike(designs, objective, 1.0))
+def sharers(designs: Sequence[str], objective: Objective) -> list[int]:
+    """Return the signals that may share slopes: another one reads the same, and speaks for the same side."""
+    return [k for alike in _alike(designs, objective, 1.0) if len(alike) > 1 for k in alike if READS[designs[k]]]
 
 
 def _alike(designs: Sequence[str], objective: Objective, sharing: float) -> list[list[int]]:

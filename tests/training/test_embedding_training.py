@@ -309,3 +309,75 @@ def test_widths(settings):
         "auto",
     ]
     assert replace(settings()).model == ""
+
+
+@pytest.fixture
+def one_signal(data, vectors, tmp_path):
+    """A function that writes the log with the signal copy alone, and trains on it with further settings."""
+
+    def make(change=lambda row: row, **more):
+        rows = [json.loads(line) for line in data.read_text().splitlines()]
+        rows = [change({**row, "propensity": None, "feedback": {"copy": row["feedback"]["copy"]}}) for row in rows]
+        path = tmp_path / "one.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        base = {"data": path, "embeddings": vectors["last"], "hidden_layers": "linear", "overwrite": True}
+        return load_config(None, **{**base, "output": tmp_path / "out", **more})
+
+    return make
+
+
+def without_features(row: dict) -> dict:
+    return {name: value for name, value in row.items() if name != "features"}
+
+
+def test_features_of_one_signal_are_those_that_the_log_names(one_signal, tmp_path):
+    """Without a label nothing chooses: what can be seen of the text is no assumption that anybody made."""
+    with pytest.warns(UserWarning, match="the propensity features alone"):
+        named = train_on_embeddings(one_signal())
+    assert named.design == "features" and named.model.spec.feature_names == ("position",)
+    assert named.model.estimator.n_propensity_features_ == 1
+    saved, log = load(tmp_path / "out"), read_log(tmp_path / "one.jsonl")
+    assert evaluate(tmp_path / "out", tmp_path / "one.jsonl")["n"] == len(log) and saved.spec == named.model.spec
+
+    with pytest.warns(UserWarning, match="same for every response"):
+        nothing = train_on_embeddings(one_signal(without_features))
+    assert nothing.design == "constant" and nothing.model.estimator.n_propensity_features_ == 0
+
+
+def test_labels_are_drawn_filled_in_and_choose(one_signal, tmp_path):
+    """The whole way: train, draw rows to have rated, rate them, merge, train again."""
+    with pytest.warns(UserWarning, match="irm-fast label --next 100"):
+        first = train_on_embeddings(one_signal(without_features))
+    assert first.diagnosis.kind == "not identified"
+    options = ["--data", tmp_path / "one.jsonl", "--model", tmp_path / "out", "--out", tmp_path / "labels.jsonl"]
+    shown = run("label", "--next", 80, *options).stdout
+    assert "80 of 400 rows" in shown and "--labels-ignorable" in shown
+    rows = [json.loads(line) for line in (tmp_path / "labels.jsonl").read_text().splitlines()]
+    chances = np.array([row["label_probability"] for row in rows])
+    assert chances.std() > 0.01 and chances.min() >= 0.2 * 80 / 400 - 1e-9 and chances.max() <= 1
+
+    filled = {row["id"]: {**row, "preference": int(row["completion"].startswith("good"))} for row in rows}
+
+    def merged(row: dict) -> dict:
+        known = filled.get(row["id"], {})
+        return without_features(row) | {name: known.get(name) for name in ("preference", "label_probability")}
+
+    again = train_on_embeddings(one_signal(merged, labels_ignorable=True))
+    assert again.model.estimator.labels_ignorable
+    assert again.diagnosis.kind == again.model.estimator.diagnosis_.kind == "identified"
+    assert "by the explicit labels" in again.diagnosis.verdict
+    assert train_on_embeddings(one_signal(merged)).diagnosis.kind == "not identified"
+    left = run("label", "--next", 321, *options, "--overwrite", code=2)
+    assert "next: got 321; expected 1 to 320, the rows without a preference" in left.stderr
+
+
+def test_contradictory_rows_are_left_out_on_demand(one_signal, tmp_path):
+    def change(row: dict) -> dict:
+        contradicts = row["id"] in ("r0", "r1", "r2", "r3") and row["feedback"]["copy"]
+        return row | ({"preference": 0} if contradicts else {})
+
+    with pytest.raises(ValueError, match="contradict each other"):
+        train_on_embeddings(one_signal(change, propensity_design="constant"))
+    with pytest.warns(UserWarning, match=r"left out \d of 400 rows that contradict themselves; if the labels are"):
+        result = train_on_embeddings(one_signal(change, propensity_design="constant", contradictions="drop"))
+    assert (tmp_path / "out" / "irm_fast.json").exists() and result.design == "constant"
