@@ -26,6 +26,7 @@ def objective_of(feedback: np.ndarray, **fields) -> Objective:
         "weight": torch.ones(n),
         "polarity": (1,) * k,
         "misclick_rate": (0.0,) * k,
+        "after": (-1,) * k,
     }
     return Objective(torch.from_numpy(feedback.astype(np.int8)), **{**given, **fields})
 
@@ -232,7 +233,8 @@ def test_each_signal_gets_the_estimator_that_its_coactions_allow() -> None:
     assert found.open_level.tolist() == [0, 0, 1] and found.two_steps == (True, True, False)
     assert [part.shape for part in found.by_fold] == [(3, 3, 4), (3, 3, 0), (3, 3)]
     designs = ("hidden", "hidden", "known")
-    alone, *_ = fit_proven(torch.from_numpy(case.x), None, objective_of(apart), designs, folds_of(3000), 1.0, ONES)
+    x, objective, folds = torch.from_numpy(case.x), objective_of(apart), folds_of(3000)
+    alone, *_ = fit_proven(x, None, objective, designs, folds, 1.0, ONES, sharing=found.sharing)
     torch.testing.assert_close(propensities.weight, alone.weight)
     torch.testing.assert_close(propensities.bias[:2], alone.bias[:2])
     assert propensities.bias[2] != 0
