@@ -48,12 +48,13 @@ def candidate_rewards(problem: Problem, observed: Observed) -> dict[str, Reward]
 
 @torch.no_grad()
 def disagreement(reward: Reward, candidates: Mapping[str, Reward], x: Tensor) -> Tensor:
-    """Return the standard deviation of each row's reward logit between the answers that a log allows, of shape (n,).
+    """Return the standard deviation of each row's reward between the answers that a log allows, of shape (n,).
 
     Args:
         reward: The reward of the model.
         candidates: The rewards of `candidate_rewards`, whose scales a log leaves open: each is standardised over the
-            rows. Without any, the sampling distribution of a linear reward is read, or the networks of the folds.
+            rows, and compared as a probability, since a label says little where all are sure. Without any, the
+            sampling distribution of the logit is read, or between networks its deviation.
         x: Standardised embeddings of shape (n, D).
 
     Raises:
@@ -62,7 +63,8 @@ def disagreement(reward: Reward, candidates: Mapping[str, Reward], x: Tensor) ->
     if candidates:
         logits = torch.stack([candidate.logits(x) for candidate in candidates.values()])
         spread = logits.std(1, correction=0, keepdim=True)
-        return ((logits - logits.mean(1, keepdim=True)) / spread.clamp(min=1e-6)).std(0, correction=0)
+        standard = (logits - logits.mean(1, keepdim=True)) / spread.clamp(min=1e-6)
+        return torch.sigmoid(standard).std(0, correction=0)
     if reward.networks:
         return torch.stack([network(x).squeeze(1) for network in reward.networks]).std(0, correction=0)
     return deviation(x, reward.known_factor())

@@ -336,8 +336,8 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
         """Return how far the answers that the log allows differ on each response: where a label says most.
 
         With one signal, they are candidate splits into preference and propensity, whose scales are open: it is the
-        standard deviation between their reward logits, each standardised over the rows of `X`. With more, it is that of
-        the reward logit in redraws of the log; of networks, between those of the folds.
+        standard deviation between their probabilities of preference, of logits standardised over the rows of `X`. With
+        more, it is that of the reward logit in redraws of the log; of networks, between those of the folds.
 
         Args:
             X: Embeddings of shape (N, D).

@@ -196,7 +196,7 @@ def test_disagreement_is_the_deviation_of_standardised_candidates(case: Case, fi
     x = fitted._fitted.scaler(case.x)
     logits = np.stack([candidate.logits(x).numpy() for candidate in kept.values()]).astype(float)
     logits = (logits - logits.mean(1, keepdims=True)) / logits.std(1, keepdims=True)
-    np.testing.assert_allclose(fitted.predict_disagreement(case.x), logits.std(0), rtol=1e-4)
+    np.testing.assert_allclose(fitted.predict_disagreement(case.x), (1 / (1 + np.exp(-logits))).std(0), rtol=1e-4)
 
 
 def test_candidates_find_what_separate_fits_find(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,7 +236,7 @@ def test_candidates_know_no_labels(case: Case) -> None:
 def test_a_saved_model_keeps_its_candidates(case: Case, fitted: EmbeddingRewardModel, tmp_path: Path) -> None:
     fitted.save(tmp_path)
     expected = fitted.predict_disagreement(case.x)
-    assert expected.std() > 0.1
+    assert expected.std() > 0.03
     np.testing.assert_array_equal(EmbeddingRewardModel.load(tmp_path).predict_disagreement(case.x), expected)
     # A model of a version without candidates: the sampling deviation, as for several signals
     path = tmp_path / "embedding_model.safetensors"
