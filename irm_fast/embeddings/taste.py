@@ -37,7 +37,7 @@ def without_taste(problem: Problem, split: Split, users: Sequence[Hashable | Non
         predict held-out rows better by more than one standard error.
     """
     z, start = tastes(users, problem.objective, split.reward, split.logits), split.reward.start
-    if z is None or start is None:
+    if z is None or start is None or not z.any():
         return None
     # A further column of the embeddings, in units that give its weight the prior deviation TASTE_SD
     x, unit = problem.embeddings, TASTE_SD * problem.embeddings.shape[1] ** 0.5 / start.sd

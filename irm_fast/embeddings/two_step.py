@@ -273,8 +273,10 @@ def add_networks(
     Returns:
         The propensities with one network for each fold.
     """
-    first = torch.tensor([float(number < 0) for number in objective.after], device=objective.weight.device)
-    mask = proven(objective).float() * propensities.hidden * first * objective.weight[:, None]
+    mask = proven(objective).float() * propensities.hidden * objective.weight[:, None]
+    for follower, first in enumerate(objective.after):
+        if first >= 0:
+            mask[:, follower] = 0
     target = (objective.feedback == 1).float()
     rows = mask.any(1).cpu().numpy()
     networks = []

@@ -13,7 +13,7 @@ come from the gradients of single rows at the reward of the fold model that did 
 to explain its own rows better than new ones.
 
 Propensities that the joint likelihood fitted are parameters of the same likelihood, and stand beside w in A and J.
-Known ones, and the factor of an activity that users share, count as exact.
+Known ones, and the part of propensities that comes from the context, count as exact.
 """
 
 from __future__ import annotations

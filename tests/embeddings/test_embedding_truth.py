@@ -62,6 +62,22 @@ def test_joint_likelihood(case: Case) -> None:
     assert fitted.score(case.x, case.preferred) > constant.score(case.x, case.preferred) + 0.01
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_held_out_loss_of_joint_designs_is_that_of_new_rows(seed: int) -> None:
+    """One signal at a constant propensity: a free one explains its own rows better, and new ones worse by .003.
+
+    With propensities that had seen the held-out rows, its held-out loss was lower by .007.
+    """
+    log = make(2000 + 20_000, 32, seed=seed, polarity=(1,), slopes=(0,))
+    lead = []
+    for design in ("constant", "hidden"):
+        fitted = model(propensity_design=design, estimator="joint").fit(log.x[:2000], log.feedback[:2000])
+        lead.append((fitted.held_out_nll_, -fitted.score(log.x[2000:], log.feedback[2000:])))
+    held_out, new = np.subtract(lead[1], lead[0])
+    assert held_out > 0 and new > 0 and held_out == pytest.approx(new, abs=0.007)
+    assert lead[0][0] == pytest.approx(lead[0][1], abs=0.02)  # 2,000 rows: the standard error of a loss is .01
+
+
 def test_networks_where_the_reward_is_curved() -> None:
     case = make(3000, 3, curved=True, slopes=(0.5, 0.5), bias=0.5)
     settings = {"n_folds": 2, "learning_rate": 0.01, "max_epochs": 12, "patience": 3}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -54,7 +56,7 @@ def steps(x: np.ndarray, feedback: np.ndarray, polarity: tuple[int, ...] = (1, 1
 def test_the_fit_is_the_posterior_mode(sharing: float) -> None:
     """One regression on stacked rows: columns of the common slopes, of each signal's own, and wide intercepts."""
     case, sd = make(3000, 4), 0.5
-    mean, _, losses = fit_proven(
+    mean, _, losses, _ = fit_proven(
         torch.from_numpy(case.x), None, objective_of(case.feedback), ("hidden",) * 2, FOLDS, sd, torch.ones(4), sharing
     )
     for_fold, held_out = [], 0.0
@@ -134,8 +136,19 @@ def test_with_many_coactions_every_signal_is_fitted_by_itself(monkeypatch: pytes
     assert steps(case.x, case.feedback).sharing == SHARING
 
 
-def test_signals_of_one_polarity_and_design_may_share() -> None:
-    assert sharers(("hidden", "constant", "hidden"), (1, 1, 1)) == [0, 2]
-    assert sharers(("hidden", "features", "hidden", "features"), (1, -1, -1, -1)) == [1, 3]
-    assert sharers(("hidden", "hidden"), (1, -1)) == []
-    assert sharers(("constant", "constant", "known", "known"), (1, 1, 1, 1)) == []
+@pytest.mark.parametrize(
+    ("designs", "polarity", "after", "sharing"),
+    [
+        (("hidden", "constant", "hidden"), (1, 1, 1), (), [0, 2]),
+        (("hidden", "features", "hidden", "features"), (1, -1, -1, -1), (), [1, 3]),
+        (("hidden", "hidden"), (1, -1), (), []),
+        (("constant", "constant", "known", "known"), (1, 1, 1, 1), (), []),
+        (("hidden", "hidden", "hidden"), (1, 1, 1), (-1, 0, -1), [0, 2]),
+    ],
+)
+def test_signals_of_one_polarity_and_design_may_share(
+    designs: tuple[str, ...], polarity: tuple[int, ...], after: tuple[int, ...], sharing: list[int]
+) -> None:
+    """A follower reads whether the signal before it acted, and shares with no other."""
+    objective = replace(objective_of(np.zeros((1, len(designs)))), polarity=polarity, after=after)
+    assert sharers(designs, objective) == sharing

@@ -26,6 +26,7 @@ def objective_of(feedback: np.ndarray, **fields) -> Objective:
         "weight": torch.ones(n),
         "polarity": (1,) * k,
         "misclick_rate": (0.0,) * k,
+        "after": (-1,) * k,
     }
     return Objective(torch.from_numpy(feedback.astype(np.int8)), **{**given, **fields})
 
@@ -89,7 +90,7 @@ def test_the_regression_is_that_of_the_proven_rows(case, sd: float) -> None:
     weight = np.random.default_rng(1).uniform(0.5, 2, 3000).astype(np.float32)
     x, folds = torch.from_numpy(case.x), folds_of(3000)
     objective = objective_of(case.feedback, weight=torch.from_numpy(weight))
-    mean, (slopes, _, bias), losses = fit_proven(x, None, objective, ("hidden", "constant"), folds, sd, ONES)
+    mean, (slopes, _, bias), losses, _ = fit_proven(x, None, objective, ("hidden", "constant"), folds, sd, ONES)
     losses = np.stack(losses)
     np.testing.assert_allclose(mean.weight, slopes.mean(0), rtol=1e-6)
     np.testing.assert_allclose(mean.bias, bias.mean(0), rtol=1e-6)
@@ -119,7 +120,7 @@ def test_the_regression_is_that_of_the_proven_rows(case, sd: float) -> None:
 def test_features_have_slopes_of_their_own(case) -> None:
     x, z = torch.from_numpy(case.x), torch.from_numpy(case.x[:, :2] * [1, -1]).float()
     objective, folds = objective_of(case.feedback), folds_of(3000)
-    mean, (slopes, feature_slopes, _), _ = fit_proven(x, z, objective, ("hidden", "features"), folds, 1.0, ONES)
+    mean, (slopes, feature_slopes, _), *_ = fit_proven(x, z, objective, ("hidden", "features"), folds, 1.0, ONES)
     assert slopes.shape == (3, 2, 4) and feature_slopes.shape == (3, 2, 2)
     assert slopes[:, 0].all() and feature_slopes.all() and not slopes[:, 1].any()
     rows = case.feedback[:, 0] == 1
@@ -134,8 +135,8 @@ def test_a_share_is_a_prior_deviation_of_its_own_for_each_feature(case) -> None:
     """The same as features in these units under an even prior."""
     x, folds, share = torch.from_numpy(case.x), folds_of(3000), torch.tensor([2.0, 0.5, 1.0, 0.5])
     objective, designs = objective_of(case.feedback), ("hidden", "hidden")
-    mean, each, losses = fit_proven(x, None, objective, designs, folds, 0.5, share)
-    scaled, _, same = fit_proven(x * share.sqrt(), None, objective, designs, folds, 0.5, ONES)
+    mean, each, losses, _ = fit_proven(x, None, objective, designs, folds, 0.5, share)
+    scaled, _, same, _ = fit_proven(x * share.sqrt(), None, objective, designs, folds, 0.5, ONES)
     torch.testing.assert_close(mean.weight, scaled.weight * share.sqrt())
     torch.testing.assert_close(each[0].mean(0), mean.weight)
     np.testing.assert_allclose(losses, same)
@@ -159,7 +160,7 @@ def test_the_share_that_predicts_actions_is_taken() -> None:
 
 
 def test_known_signals_are_left_out(case) -> None:
-    mean, _, _ = fit_proven(
+    mean, *_ = fit_proven(
         torch.from_numpy(case.x), None, objective_of(case.feedback), ("known", "hidden"), folds_of(3000), 1.0, ONES
     )
     assert not mean.weight[0].any() and not mean.bias[0] and mean.weight[1].all()
@@ -176,7 +177,7 @@ def test_a_factor_multiplies_the_propensities() -> None:
 
 def test_networks_start_from_the_linear_propensities_and_stay_where_these_are_right(case) -> None:
     x, folds, objective = torch.from_numpy(case.x), folds_of(3000), objective_of(case.feedback)
-    mean, each, _ = fit_proven(x, None, objective, ("hidden", "constant"), folds, 1.0, ONES)
+    mean, each, *_ = fit_proven(x, None, objective, ("hidden", "constant"), folds, 1.0, ONES)
     more = add_networks(
         mean, each, x, None, objective, folds, (8,), Training(64, 0.01, 0.1, 4, 2), torch.Generator().manual_seed(0)
     )
@@ -192,7 +193,7 @@ def test_networks_find_what_is_curved() -> None:
     m = sigmoid(3 * (np.abs(x[:, :1]) - 0.8))
     feedback = np.column_stack([random.random(6000) < 0.5, random.random(6000) < m[:, 0]])
     objective, folds = objective_of(feedback), folds_of(6000, 2)
-    mean, each, _ = fit_proven(torch.from_numpy(x), None, objective, ("known", "hidden"), folds, 1.0, ONES[:2])
+    mean, each, *_ = fit_proven(torch.from_numpy(x), None, objective, ("known", "hidden"), folds, 1.0, ONES[:2])
     more = add_networks(
         mean,
         each,
@@ -232,7 +233,8 @@ def test_each_signal_gets_the_estimator_that_its_coactions_allow() -> None:
     assert found.open_level.tolist() == [0, 0, 1] and found.two_steps == (True, True, False)
     assert [part.shape for part in found.by_fold] == [(3, 3, 4), (3, 3, 0), (3, 3)]
     designs = ("hidden", "hidden", "known")
-    alone, _, _ = fit_proven(torch.from_numpy(case.x), None, objective_of(apart), designs, folds_of(3000), 1.0, ONES)
+    x, objective, folds = torch.from_numpy(case.x), objective_of(apart), folds_of(3000)
+    alone, *_ = fit_proven(x, None, objective, designs, folds, 1.0, ONES, sharing=found.sharing)
     torch.testing.assert_close(propensities.weight, alone.weight)
     torch.testing.assert_close(propensities.bias[:2], alone.bias[:2])
     assert propensities.bias[2] != 0
