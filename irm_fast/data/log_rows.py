@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -136,6 +137,12 @@ def log_of_rows(rows: list[LogRow], signals: tuple[str, ...], absent: Absent, po
         absent: The meaning of a feedback key that some rows lack, as of `read_log`.
         polarity: +1 or -1 by the name of a signal, as of `read_log`.
     """
+    unknown = sum(row.time is not None and math.isnan(row.time) for row in rows)
+    if unknown:
+        text = (
+            f"{unknown} rows name a day before 1970 or after 5138, such as 0000-00-00: their time is taken as unknown"
+        )
+        warnings.warn(f"timestamp: {text}", stacklevel=4)
     by_name = {name: -1 if name.lower().replace("-", "_") in NEGATIVE_SIGNALS else 1 for name in signals}
     numbers = [_numbers(row) for row in rows]
     feature_names = tuple(next(filter(None, numbers), ()))

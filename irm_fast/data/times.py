@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 from datetime import date, datetime, timezone
 
 from irm_fast.data.files import FieldError, shown
 
 LATEST = 1e11  # seconds since 1970: the year 5138
+LAST_YEAR = 5137
 _UNITS = ((1e17, 10**9), (1e14, 10**6), (1e11, 10**3))  # above the first, so many are a second
 _EXPECTED = "expected a time since 1970: seconds, or a text such as 2026-01-31T12:00:00Z"
 _TEXT = re.compile(
@@ -18,28 +20,39 @@ _TEXT = re.compile(
 
 
 def time_of(value: object, field: str) -> float:
-    """Parse a time as seconds since 1970, in UTC.
+    """Parse a time as seconds since 1970, in UTC; NaN for a day that logs write where none is known.
 
     Numbers are seconds. Those above 1e11 are read as milliseconds, above 1e14 as microseconds and above 1e17 as
     nanoseconds: as seconds they would lie after the year 5138, and in their own unit the least of them is in 1973.
     Texts are dates and times of ISO 8601, as 2026-01-31, 2026-01-31T12:00:00Z or 2026-01-31 13:00:00.25+01:00. Dates
-    begin at midnight, and what names no zone is UTC.
+    begin at midnight, and what names no zone is UTC. A day before 1970 or after 5138, such as 0000-00-00, 0001-01-01 or
+    9999-12-31, says that the time is not known.
 
     Args:
         value: A number, a text, or a date or datetime, which Parquet files hold.
         field: The name of its field.
 
     Raises:
-        FieldError: The value is no time, or one before 1970 or after 5138, as some logs write where none is known.
+        FieldError: The value is no time, or a number of seconds before 1970 or after 5138.
 
     Examples:
         >>> time_of("1970-01-02T01:00:00+01:00", "timestamp"), time_of(1.7e12, "timestamp")
         (86400.0, 1700000000.0)
     """
+    if _names_no_day(value):
+        return math.nan
     seconds = _seconds(value)
     if seconds is None or not 0 <= seconds <= LATEST:
         raise FieldError(field, f"got {shown(value)}; {_EXPECTED}")
     return seconds
+
+
+def _names_no_day(value: object) -> bool:
+    """Return whether a date, or a text that begins with one, is of a year that no log can be of."""
+    if isinstance(value, date):
+        return not 1970 <= value.year <= LAST_YEAR
+    match = _TEXT.fullmatch(value.strip()) if isinstance(value, str) else None
+    return match is not None and not 1970 <= int(match["day"][:4]) <= LAST_YEAR
 
 
 def _seconds(value: object) -> float | None:
