@@ -126,7 +126,7 @@ def test_users_who_act_on_everything_are_counted_and_named():
     assert found.result == "failed"
     assert found.statistic == 1
     assert [entry["user"] for entry in found.details] == ["-1"]
-    assert check(made.diagnose("users", context=("user",)), "users who act on everything").result == "passed"
+    assert check(made.diagnose("users", context=("user",)), "users who act on everything").result == "failed"
 
 
 def test_eager_users_are_no_scripts():
