@@ -130,14 +130,12 @@ class FoundContext(NamedTuple):
         training: The logits of the rows by the layer that was fitted to all of them.
         held_out: The logits of each row by the layer that was fitted without its fold.
         by_fold: The layers that were fitted without a fold.
-        gains: For each part that was tried, the gain in held-out log likelihood a user, and its standard error.
     """
 
     context: Context
     training: ContextLogits
     held_out: ContextLogits
     by_fold: Sequence[ContextLayer]
-    gains: Mapping[str, tuple[float, float]]
 
     def part(self, base: Tensor) -> Tensor:
         """Return the part of the logits (N, K) that comes from the context, not from the base logits (N, K).
@@ -230,50 +228,47 @@ def fit_context(
         The context; or None if there is none, if fewer than 30 rows show propensities, or if no part predicts held-out
         actions better.
     """
+    if observed.users is None and observed.sessions is None and observed.times is None:
+        return None
     before = None if earlier is None else earlier.context.layer
     data = _data(observed, base, order, reward, proof, folds, before)
     if int(data.telling.sum()) < ENOUGH:
         return None
     when, (who, names) = When(len(observed), observed.users, observed.sessions, observed.times), _who(observed)
     if earlier is None:
-        found = _choose(data, when, who)
+        found = _choose(data, when)
         if found is None:
             return None
-        bins, by_fold, gains = found
+        bins, by_fold = found
         data = data.with_columns(_columns(bins, when))
         presence = data.presence() if by_fold[0].sd > 0 else None
     else:
-        bins, gains = earlier.context.bins, earlier.gains
+        bins = earlier.context.bins
         data = data.with_columns(_columns(bins, when))
         presence = data.presence() if earlier.context.layer.sd > 0 else None
         by_fold = data.by_fold(presence, earlier.by_fold)
     everywhere = torch.ones(len(observed), dtype=torch.bool)
     layer = fit_layer(data.apart, presence, data.sampled(everywhere), by_fold[0])
     context = Context(layer, bins, who, *_users(layer, data.rows, presence, names))
-    return FoundContext(
-        context, context_logits(layer, data.rows, presence), data.held_out_logits(by_fold, presence), by_fold, gains
-    )
+    training, held_out = context_logits(layer, data.rows, presence), data.held_out_logits(by_fold, presence)
+    return FoundContext(context, training, held_out, by_fold)
 
 
-def _choose(
-    data: _Data, when: When, who: str
-) -> tuple[Mapping[str, Bins], list[ContextLayer], Mapping[str, tuple[float, float]]] | None:
+def _choose(data: _Data, when: When) -> tuple[Mapping[str, Bins], list[ContextLayer]] | None:
     """Choose the parts of the context.
 
     Returns:
-        The bins of the parts that are columns, the layers by fold, and the gains; or None if no part is kept.
+        The bins of the parts that are columns, and the layers by fold; or None if no part is kept.
     """
     bins: dict[str, Bins] = {}
-    gains: dict[str, tuple[float, float]] = {}
     presence: Tensor | None = None
     layers = data.by_fold(None)
     score = data.scores(layers, None)
     counted = torch.bincount(data.rows.user[data.telling], minlength=len(score)) > 0
 
-    def better(name: str, new: Tensor) -> bool:
+    def better(new: Tensor) -> bool:
         gain = (new - score)[counted]
-        gains[name] = (float(gain.sum()), float(gain.std() * len(gain) ** 0.5))
-        return gains[name][0] > gains[name][1]
+        return float(gain.sum()) > float(gain.std() * len(gain) ** 0.5)
 
     def try_columns() -> None:
         nonlocal data, layers, score
@@ -284,7 +279,7 @@ def _choose(
             tried = data.with_columns(_columns({**bins, name: found}, when))
             tried_layers = tried.by_fold(presence)
             tried_score = tried.scores(tried_layers, presence)
-            if better(name, tried_score):
+            if better(tried_score):
                 bins[name], data, layers, score = found, tried, tried_layers, tried_score
 
     # Columns; users; and columns again, which users who differ much may have hidden
@@ -294,10 +289,10 @@ def _choose(
         tried_presence = data.presence()
         tried_layers = data.by_fold(tried_presence)
         tried_score = data.scores(tried_layers, tried_presence)
-        if better(who, tried_score):
+        if better(tried_score):
             presence, layers, score = tried_presence, tried_layers, tried_score
             try_columns()
-    return (bins, layers, gains) if bins or presence is not None else None
+    return (bins, layers) if bins or presence is not None else None
 
 
 def _data(

@@ -31,7 +31,7 @@ from irm_fast.embeddings.taste import without_taste
 from irm_fast.embeddings.two_step import add_networks, mass, proof
 from irm_fast.embeddings.uncertainty import covariance_factor
 
-CONTEXT_ROUNDS = 2  # the second with the reward of the first
+CONTEXT_ROUNDS = 2  # the second with the reward of the first; more would follow the noise of the level
 MISCLICK_ROUNDS = 15
 TASTE_ROUNDS = 2
 STILL = 0.003  # change of the mean preference from which another round is worth its time
@@ -171,7 +171,7 @@ def fit_model(
         # Context: who, when, where
         uncorrected = float(torch.sigmoid(split.reward.held_out).mean())
         split, alone, context = _in_context(problem, split, observed, layers, believed)
-        progress.done(f"context ({', '.join(context.parts) if context else 'none'}), reward again")
+        progress.done(f"context: {', '.join(context.parts)}; reward again" if context else "context: none is seen")
 
         # Taste of the users, which is left out of the reward
         if observed.users is not None and not layers:

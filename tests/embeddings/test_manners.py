@@ -518,7 +518,7 @@ def test_progress_is_said_on_the_standard_error(case: Case, capsys: pytest.Captu
     lines = err.splitlines()
     assert not out and len(lines) == 3
     assert lines[0].startswith("propensities (signal 1 hidden, signal 2 hidden) and reward (linear) (")
-    assert lines[1].startswith("context (none)") and lines[2].startswith("diagnosis: conditional (")
+    assert lines[1].startswith("context: none is seen") and lines[2].startswith("diagnosis: conditional (")
     assert all(line.endswith(" s)") for line in lines)
     with pytest.raises(ValueError, match="verbose: got -1; expected a whole number from 0"):
         model(verbose=-1).fit(case.x, case.feedback)
