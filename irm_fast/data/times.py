@@ -39,26 +39,23 @@ def time_of(value: object, field: str) -> float:
         >>> time_of("1970-01-02T01:00:00+01:00", "timestamp"), time_of(1.7e12, "timestamp")
         (86400.0, 1700000000.0)
     """
-    if _names_no_day(value):
-        return math.nan
     seconds = _seconds(value)
-    if seconds is None or not 0 <= seconds <= LATEST:
+    if seconds is None or not (math.isnan(seconds) or 0 <= seconds <= LATEST):
         raise FieldError(field, f"got {shown(value)}; {_EXPECTED}")
     return seconds
 
 
-def _names_no_day(value: object) -> bool:
-    """Return whether a date, or a text that begins with one, is of a year that no log can be of."""
-    if isinstance(value, date):
-        return not 1970 <= value.year <= LAST_YEAR
-    match = _TEXT.fullmatch(value.strip()) if isinstance(value, str) else None
-    return match is not None and not 1970 <= int(match["day"][:4]) <= LAST_YEAR
+def _is_of_a_log(year: int) -> bool:
+    """Return whether a row may have been shown in a year, which some logs write where none is known."""
+    return 1970 <= year <= LAST_YEAR
 
 
 def _seconds(value: object) -> float | None:
-    """Return the seconds since 1970 of a time, or None if it is none."""
+    """Return the seconds since 1970 of a time, NaN of a day that no log can be of, or None if it is no time."""
     if isinstance(value, str):
         return _of_text(value.strip())
+    if isinstance(value, date) and not _is_of_a_log(value.year):
+        return math.nan
     if isinstance(value, datetime):
         return (value if value.tzinfo else value.replace(tzinfo=timezone.utc)).timestamp()
     if isinstance(value, date):
@@ -69,10 +66,12 @@ def _seconds(value: object) -> float | None:
 
 
 def _of_text(text: str) -> float | None:
-    """Return the seconds since 1970 of a text, alike on all versions of Python, or None if it is no time."""
+    """Return the seconds since 1970 of a text, alike on all versions of Python; NaN and None as `_seconds`."""
     match = _TEXT.fullmatch(text)
     if match is None:
         return None
+    if not _is_of_a_log(int(match["day"][:4])):
+        return math.nan
     zone = (match["zone"] or "Z").upper()
     digits = "0000" if zone in ("Z", "UTC") else zone[1:].replace(":", "").ljust(4, "0")
     offset = f"{'-' if zone.startswith('-') else '+'}{digits[:2]}:{digits[2:]}"
