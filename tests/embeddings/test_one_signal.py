@@ -68,9 +68,11 @@ def test_without_labels_the_assumption_is_said_with_the_remedy(case: Case) -> No
 def test_what_was_declared_or_chosen_by_labels_is_no_assumption_of_ours(case: Case) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        model(n_folds=2, propensity_design="constant").fit(case.x, case.feedback)
-        model(n_folds=2).fit(case.x, case.feedback, preference=labels_of(case, 60))
-        model(n_folds=2).fit(case.x, NONE, preference=labels_of(case, 600))  # labels alone: nothing to split
+        declared = model(n_folds=2, propensity_design="constant").fit(case.x, case.feedback)
+        chosen = model(n_folds=2).fit(case.x, case.feedback, preference=labels_of(case, 60))
+        labels = model(n_folds=2).fit(case.x, NONE, preference=labels_of(case, 600))  # alone: nothing to split
+    assert declared.propensity_designs_ == ("constant",) and len(chosen.propensity_designs_) == 1
+    assert min(found.score(case.x, case.preferred) for found in (declared, chosen, labels)) > 0.6
 
 
 @pytest.mark.parametrize("signals", [1, 2])
@@ -184,7 +186,9 @@ def test_what_a_misclick_explains_is_not_left_out(case: Case) -> None:
     labels, _ = contradictory(case)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        model(n_folds=2, contradictions="drop", misclick_rate=0.05).fit(case.x, case.feedback, preference=labels)
+        settings = {"n_folds": 2, "contradictions": "drop", "misclick_rate": 0.05}
+        found = model(**settings).fit(case.x, case.feedback, preference=labels)
+    assert len(found.held_out_decision_) == len(case.x)
 
 
 # Candidates
