@@ -78,16 +78,6 @@ def places(
     return found
 
 
-def numbered(names: Sequence[Hashable | None]) -> np.ndarray:
-    """Return numbers (int64) from 0 of shape (N,), equal for equal names; a name that is None is like no other.
-
-    Args:
-        names: N names, None where unknown.
-    """
-    numbers: dict[Hashable, int] = {}
-    return np.array([numbers.setdefault((name is None and row, name), len(numbers)) for row, name in enumerate(names)])
-
-
 def fingerprint(name: Hashable) -> int:
     """Return a number in [-2^63, 2^63) that stands for a name in a saved model, which keeps no names of users.
 

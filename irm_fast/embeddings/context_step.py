@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from irm_fast.embeddings.context import Bins, fingerprint, numbered, places
+from irm_fast.data.log import group_rows
+from irm_fast.embeddings.context import Bins, fingerprint, places
 from irm_fast.embeddings.context_layer import (
     GRID,
     ContextLayer,
@@ -94,7 +96,8 @@ class Context:
         return mean, sd.clamp(min=0.2)  # the grid resolves no less
 
 
-class When(NamedTuple):
+@dataclass(frozen=True)
+class When:
     """When and where N rows were shown.
 
     Attributes:
@@ -111,9 +114,13 @@ class When(NamedTuple):
 
     def values(self, part: str) -> np.ndarray:
         """Return the numbers (N,) of which "time" or "place" makes bins, NaN where unknown."""
-        if part == "place" and self.sessions is not None:
-            return places(self.sessions, self.times, self.users)
-        return self.times if part == "time" and self.times is not None else np.full(self.rows, np.nan)
+        found = self.places if part == "place" else self.times
+        return np.full(self.rows, np.nan) if found is None else found
+
+    @cached_property
+    def places(self) -> np.ndarray | None:
+        """The place of each row in its session, of shape (N,), NaN where unknown; None without sessions."""
+        return None if self.sessions is None else places(self.sessions, self.times, self.users)
 
 
 def _columns(bins: Mapping[str, Bins], when: When) -> Tensor:
@@ -239,9 +246,7 @@ def fit_context(
         found = _choose(data, when)
         if found is None:
             return None
-        bins, by_fold = found
-        data = data.with_columns(_columns(bins, when))
-        presence = data.presence() if by_fold[0].sd > 0 else None
+        data, bins, by_fold, presence = found
     else:
         bins = earlier.context.bins
         data = data.with_columns(_columns(bins, when))
@@ -254,11 +259,12 @@ def fit_context(
     return FoundContext(context, training, held_out, by_fold)
 
 
-def _choose(data: _Data, when: When) -> tuple[Mapping[str, Bins], list[ContextLayer]] | None:
+def _choose(data: _Data, when: When) -> tuple[_Data, Mapping[str, Bins], list[ContextLayer], Tensor | None] | None:
     """Choose the parts of the context.
 
     Returns:
-        The bins of the parts that are columns, and the layers by fold; or None if no part is kept.
+        The rows with the columns of the parts, the bins of these, the layers by fold, and the presence of actions if
+        users are a part; or None if no part is kept.
     """
     bins: dict[str, Bins] = {}
     presence: Tensor | None = None
@@ -292,7 +298,7 @@ def _choose(data: _Data, when: When) -> tuple[Mapping[str, Bins], list[ContextLa
         if better(tried_score):
             presence, layers, score = tried_presence, tried_layers, tried_score
             try_columns()
-    return (bins, layers) if bins or presence is not None else None
+    return (data, bins, layers, presence) if bins or presence is not None else None
 
 
 def _data(
@@ -321,7 +327,7 @@ def _data(
         proven=proven,
         labelled=label >= 0,
         weight=torch.from_numpy(observed.weight).double(),
-        user=torch.from_numpy(numbered(_who(observed)[1])),
+        user=torch.from_numpy(group_rows(_who(observed)[1])),
     )
     telling = (proven != 0) & (recorded >= torch.where(label >= 0, 1, 2))
     apart = replace(rows, base=(base.held_out - order.held_out).double().cpu(), order=order.held_out.double().cpu())

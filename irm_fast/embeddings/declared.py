@@ -111,11 +111,20 @@ def order_of(value: Any, names: Sequence[str], polarity: Sequence[int]) -> tuple
         if follower == first or polarity[follower] != polarity[first]:
             raise ValueError(f"after: got {pair[0]!r} after {pair[1]!r}; expected another signal of the same polarity")
         found[follower] = first
-    for follower, first in enumerate(found):
-        if first >= 0 and found[first] >= 0:
+    for follower, first in followers(found):
+        if found[first] >= 0:
             text = f"{names[follower]!r} after {names[first]!r}, which follows {names[found[first]]!r} itself"
             raise ValueError(f"after: got {text}; expected that it follows none: let both follow the first of them")
     return tuple(found)
+
+
+def followers(after: Sequence[int]) -> list[tuple[int, int]]:
+    """Return the number of each signal that follows another, and that of the other.
+
+    Args:
+        after: What `order_of` returns; () if no signal follows another.
+    """
+    return [(follower, first) for follower, first in enumerate(after) if first >= 0]
 
 
 def _number(signal: Any, names: Sequence[str]) -> int:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from irm_fast.embeddings.declared import followers
 from irm_fast.embeddings.observed import Observed
 from irm_fast.losses.implicit import implicit_rm_loss
 from irm_fast.losses.linear import linear_implicit_rm_loss
@@ -39,9 +40,8 @@ class Objective:
     def followed(self) -> Tensor:
         """1 where a signal follows one that acted in the row, else 0 (float32), of shape (N, K)."""
         found = torch.zeros_like(self.feedback, dtype=torch.float32)
-        for follower, first in enumerate(self.after):
-            if first >= 0:
-                found[:, follower] = (self.feedback[:, first] == 1).float()
+        for follower, first in followers(self.after):
+            found[:, follower] = (self.feedback[:, first] == 1).float()
         return found
 
     @cached_property

@@ -13,7 +13,7 @@ import torch
 from irm_fast.data.log import group_rows
 from irm_fast.data.signals import contradictory, implied_misclicks, known_logits
 from irm_fast.embeddings import given
-from irm_fast.embeddings.declared import declare, designs_of, order_of
+from irm_fast.embeddings.declared import declare, designs_of, followers, order_of
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,9 @@ class Observed:
         The first then acts where either did, and the follower is not recorded. A warning names the two.
         """
         feedback, after = self.feedback.copy(), list(self.after)
-        for follower, first in enumerate(self.after):
+        for follower, first in followers(self.after):
             same = [sign == self.polarity[first] for sign in self.polarity]
-            if first >= 0 and sum(same) - sum(other == first for other in self.after) < 2:
+            if sum(same) - sum(other == first for other in self.after) < 2:
                 text = f"{self.signals[follower]} follows {self.signals[first]}, and no third signal of this polarity"
                 warnings.warn(f"after: {text} shows how often: they are taken as one signal", stacklevel=4)
                 feedback[:, first] = feedback[:, [first, follower]].max(axis=1)

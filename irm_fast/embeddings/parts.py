@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from irm_fast.embeddings.declared import followers
+
 
 class Network(nn.Module):
     """A multilayer perceptron with ReLU.
@@ -207,12 +209,13 @@ class Propensities:
         Args:
             logits: Logits of shape (n, K), where the signal before a follower is silent.
         """
+        if self.order is None:
+            return logits
         out = logits.clone()
-        for follower, first in enumerate(self.after):
-            if first >= 0 and self.order is not None:
-                own, before = logits[:, follower], torch.sigmoid(logits[:, first])
-                acts = (1 - before) * torch.sigmoid(own) + before * torch.sigmoid(own + self.order[follower])
-                out[:, follower] = torch.logit(acts)
+        for follower, first in followers(self.after):
+            own, before = logits[:, follower], torch.sigmoid(logits[:, first])
+            acts = (1 - before) * torch.sigmoid(own) + before * torch.sigmoid(own + self.order[follower])
+            out[:, follower] = torch.logit(acts)
         return out
 
     @property

@@ -14,8 +14,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from irm_fast.data.log import group_rows
 from irm_fast.diagnostics.metrics import paired_difference
-from irm_fast.embeddings.context import numbered
 from irm_fast.embeddings.objective import Objective
 from irm_fast.embeddings.parts import Reward
 from irm_fast.embeddings.problem import Problem, Split
@@ -77,7 +77,7 @@ def tastes(
     Returns:
         Logarithms (float32) of shape (N,), 0 for a user without another row; None if no user has several rows.
     """
-    user = torch.from_numpy(numbered(users)).to(reward.held_out.device)
+    user = torch.from_numpy(group_rows(users)).to(reward.held_out.device)
     count = torch.bincount(user)
     if int(count.max()) < 2:
         return None

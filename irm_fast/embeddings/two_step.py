@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
+from irm_fast.embeddings.declared import followers
 from irm_fast.embeddings.objective import Objective
 from irm_fast.embeddings.optimize import Training, rows_where, train_network
 from irm_fast.embeddings.parts import Network, Propensities
@@ -48,9 +49,8 @@ def proven(objective: Objective) -> Tensor:
     acted = objective.feedback == 1
     votes = torch.stack([(acted & (sign == side)).sum(1) for side in (1, -1)], 1)[:, (sign < 0).long()]
     others = votes - acted.long()
-    for follower, first in enumerate(objective.after):  # it shows nothing about the propensity of the first
-        if first >= 0:
-            others[:, first] -= acted[:, follower].long()
+    for follower, first in followers(objective.after):  # it shows nothing about the propensity of the first
+        others[:, first] -= acted[:, follower].long()
     if objective.preference is not None:
         others = others + (objective.preference[:, None] == (sign > 0).long())
     return (others > 0) & (objective.feedback >= 0) & (objective.weight > 0)[:, None]
@@ -148,9 +148,7 @@ def fit_proven(
     bias = np.zeros((n_folds, n_signals), np.float32)
     losses = HeldOutLosses(np.zeros(n_signals), np.zeros(n_signals))
 
-    follows = [
-        design != "known" and k < len(objective.after) and objective.after[k] >= 0 for k, design in enumerate(designs)
-    ]
+    follows = [design != "known" and k in dict(followers(objective.after)) for k, design in enumerate(designs)]
 
     def rows_of(k: int, some: np.ndarray) -> RegressionRows:
         some = rows[:, k] & some
@@ -189,8 +187,8 @@ def sharers(designs: Sequence[str], objective: Objective) -> list[int]:
 
 def _alike(designs: Sequence[str], objective: Objective, sharing: float) -> list[list[int]]:
     """Return the signals, those together that share slopes."""
-    first = [number < 0 for number in objective.after] or [True] * len(designs)
-    kinds: list[Any] = list(zip(designs, objective.polarity, first, strict=True)) if sharing else [*range(len(designs))]
+    follows = [k in dict(followers(objective.after)) for k in range(len(designs))]
+    kinds: list[Any] = [*zip(designs, objective.polarity, follows, strict=True)] if sharing else [*range(len(designs))]
     return [[k for k, other in enumerate(kinds) if other == kind] for kind in dict.fromkeys(kinds)]
 
 
@@ -274,9 +272,8 @@ def add_networks(
         The propensities with one network for each fold.
     """
     mask = proven(objective).float() * propensities.hidden * objective.weight[:, None]
-    for follower, first in enumerate(objective.after):
-        if first >= 0:
-            mask[:, follower] = 0
+    for follower, _ in followers(objective.after):
+        mask[:, follower] = 0
     target = (objective.feedback == 1).float()
     rows = mask.any(1).cpu().numpy()
     networks = []

@@ -17,7 +17,8 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from examples.identification.real_logs import RealLog, draw
-from irm_fast.embeddings.context import Bins, fingerprint, numbered, places
+from irm_fast.data.log import group_rows
+from irm_fast.embeddings.context import Bins, fingerprint, places
 from irm_fast.embeddings.context_layer import (
     GRID,
     ContextLayer,
@@ -278,7 +279,7 @@ def test_places_in_sessions() -> None:
 
 
 def test_names_are_numbers() -> None:
-    numbers = numbered(["ann", None, "bob", "ann", None])
+    numbers = group_rows(["ann", None, "bob", "ann", None])
     assert numbers[0] == numbers[3] and len(set(numbers.tolist())) == 4
     assert fingerprint("ann") == fingerprint("ann") != fingerprint("bob")
     assert fingerprint(7) == fingerprint(np.int64(7)) == fingerprint(7.0) == fingerprint("7") != fingerprint(7.5)
