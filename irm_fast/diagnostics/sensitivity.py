@@ -104,6 +104,7 @@ def rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
 
 def refit_agreement(rewards: np.ndarray) -> float:
     """Return the mean of Spearman's correlations of all pairs of F refits, rewards (F, N); NaN for fewer than two."""
+    rewards = rewards[:, sample(np.arange(rewards.shape[1]))]
     pairs = [rank_correlation(rewards[j], rewards[k]) for j, k in combinations(range(len(rewards)), 2)]
     return float(np.mean(pairs)) if pairs else float("nan")
 

@@ -13,6 +13,8 @@ from hashlib import blake2b
 
 import numpy as np
 
+from irm_fast.data.log import number_names
+
 BINS = 10
 
 
@@ -67,14 +69,16 @@ def places(
         times: Seconds since 1970 of shape (N,), NaN where unknown. None means that rows are in their order.
         users: N user names; sessions of two users are two sessions, whatever their names. None if all are unknown.
     """
-    order = np.arange(len(sessions)) if times is None else np.lexsort((np.arange(len(sessions)), times))
-    count: dict[Hashable, int] = {}
-    found = np.full(len(sessions), np.nan)
-    for row in order.tolist():
-        name = (sessions[row], None if users is None else users[row])
-        if sessions[row] is not None:
-            found[row] = count.get(name, 0)
-            count[name] = count.get(name, 0) + 1
+    rows = np.arange(len(sessions))
+    people: Sequence[Hashable | None] = [None] * len(sessions) if users is None else users
+    number = number_names(
+        [None if session is None else (session, user) for session, user in zip(sessions, people, strict=True)]
+    )
+    order = np.lexsort((rows, rows if times is None else times, number))
+    _, first, session = np.unique(number[order], return_index=True, return_inverse=True)
+    found = np.empty(len(rows))
+    found[order] = rows - first[session]
+    found[[session is None for session in sessions]] = np.nan
     return found
 
 

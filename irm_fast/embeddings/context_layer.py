@@ -26,11 +26,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
 
 from irm_fast.embeddings.optimize import fit_map
 
 GRID = torch.linspace(-6, 6, 25, dtype=torch.float64)  # offsets of a user
+NOBODY = torch.zeros(1, dtype=torch.float64)  # the offset where there are no users
 EVERY = 2  # a layer is fitted on every second of them: enough, and twice as fast
 PRIOR_SD = {"shift": 2.0, "mix": 1.0, "weight": 1.0, "log_sd": 1.0, "power": 3.0}
 
@@ -109,24 +109,27 @@ class ContextRows:
         names = ("base", "columns", "order", "feedback", "proves", "proven", "labelled", "weight", "user")
         return replace(self, **{name: getattr(self, name)[rows] for name in names})
 
-    def patterns(self, logits: Tensor) -> Tensor:
+    def patterns(self, logits: Tensor, offsets: Tensor) -> Tensor:
         """Return the log likelihood (N, Q) of the actions of proven rows; 0 elsewhere.
 
         Args:
-            logits: Logits of shape (N, Q, K), where the signal before a follower is silent.
+            logits: Logits (N, K) of a user with the offset 0, where the signal before a follower is silent.
+            offsets: Offsets of users of shape (Q,).
         """
-        silent, pattern = torch.zeros_like(logits[..., 0]), torch.zeros_like(logits[..., 0])
-        for k, (side, feedback) in enumerate(zip(self.side, self.feedback.T, strict=True)):  # faster than sums over K
-            own = ((side == self.proven) & (feedback >= 0))[:, None]
-            none = softplus(logits[..., k]) * own
-            silent = silent - none * self.proves[:, k, None]
-            if self.order[:, k].any():
-                moved = logits[..., k] + self.order[:, k, None]
-                pattern = pattern - softplus(moved) * own + moved * (own & (feedback == 1)[:, None])
-            else:
-                pattern = pattern - none + logits[..., k] * (own & (feedback == 1)[:, None])
-        some = torch.log(-torch.expm1(silent.clamp(max=-1e-12)))
-        return pattern - torch.where((self.labelled | (self.proven == 0))[:, None], 0.0, some)
+        logits, moved = _bounded(logits), _bounded(logits + self.order)
+        factor, rest = offsets.exp(), torch.ones(1, dtype=torch.float64)
+        some = torch.zeros(len(logits), len(offsets), dtype=torch.float64)  # odds that an action proves the row
+        acted, steps = torch.zeros(len(logits), dtype=torch.float64), torch.zeros(len(logits), dtype=torch.float64)
+        for k in range(logits.shape[1]):  # faster than sums over K
+            own, times = (self.side[k] == self.proven) & (self.feedback[:, k] >= 0), factor ** self.free[k]
+            hit = own & (self.feedback[:, k] == 1)
+            acted, steps = acted + moved[:, k] * hit, steps + (hit & self.free[k])
+            odds = torch.outer(logits[:, k].exp() * (own & self.proves[:, k]), times)
+            some = some + odds * (1 + some)
+            if not self.proves[:, k].all() or self.order[:, k].any():  # silence has another chance than no proof
+                rest = rest * (1 + torch.outer(moved[:, k].exp() * own, times)) / (1 + odds)
+        some = some + (self.labelled | (self.proven == 0)).double()[:, None]  # such rows need no action
+        return acted[:, None] + torch.outer(steps, offsets) - torch.log(some * rest)
 
     @torch.no_grad()
     def presence(self, logits: Tensor, reward: Tensor) -> Tensor:
@@ -136,16 +139,24 @@ class ContextRows:
             logits: Propensity logits (N, K) of a user with the offset 0.
             reward: Reward logits of shape (N,).
         """
-        proving, found = (self.feedback >= 0) & self.proves, torch.empty(len(logits), len(GRID), dtype=torch.float64)
-        preferred, not_preferred = -softplus(-reward), -softplus(reward)
+        found = torch.empty(len(logits), len(GRID), dtype=torch.float64)
+        odds = _bounded(logits).exp() * ((self.feedback >= 0) & self.proves)
+        preferred, not_preferred = torch.sigmoid(reward), torch.sigmoid(-reward)
         for q, offset in enumerate(GRID):
-            entries = -softplus(logits + offset * self.free) * proving
-            silent = [entries @ (self.side == side).double() for side in (1, -1)]
-            some = [torch.log(-torch.expm1(each.clamp(max=-1e-12))) for each in silent]
-            none = torch.logaddexp(preferred + silent[0], not_preferred + silent[1])
-            acted = torch.where(self.proven > 0, preferred + some[0], not_preferred + some[1])
+            some = torch.zeros(2, len(logits), dtype=torch.float64)  # odds that an action proves either side
+            for k, side in enumerate(self.side.tolist()):
+                some[int(side < 0)] += odds[:, k] * (offset.exp() if self.free[k] else 1.0) * (1 + some[int(side < 0)])
+            none = preferred / (1 + some[0]) + not_preferred / (1 + some[1])
+            acted = torch.where(
+                self.proven > 0, preferred * some[0] / (1 + some[0]), not_preferred * some[1] / (1 + some[1])
+            )
             found[:, q] = torch.where(self.proven == 0, none, acted)
-        return found * ~self.labelled[:, None]
+        return found.clamp_(min=1e-300).log_().mul_(~self.labelled[:, None])
+
+
+def _bounded(logits: Tensor) -> Tensor:
+    """Return logits within -100 and 30, of which products of odds neither overflow nor vanish."""
+    return logits.clamp(-100, 30)
 
 
 def by_group(values: Tensor, group: Tensor) -> Tensor:
@@ -163,7 +174,7 @@ def fit_layer(
         presence: `ContextRows.presence` of all rows (N, Q); None to fit no offsets of users.
         picked: The rows to fit to, a mask of shape (N,), with all rows of a user or none. Those that are not proven
             count by their presence alone.
-        start: Where to start. None means at the base logits.
+        start: Where to start; its columns are the first of the rows' own. None means at the base logits.
     """
     picked_proven = picked & (rows.proven != 0)
     part = rows.subset(picked_proven)
@@ -173,7 +184,8 @@ def fit_layer(
     mean = part.base.mean(0)
     if start is not None:
         mix = start.mix - torch.eye(signals)
-        parameters |= {"shift": start.shift + mix @ mean, "mix": mix, "weight": start.weight.clone()}
+        more = torch.zeros(signals, columns - start.weight.shape[1], dtype=torch.float64)
+        parameters |= {"shift": start.shift + mix @ mean, "mix": mix, "weight": torch.cat([start.weight, more], 1)}
         if start.sd > 0:
             parameters |= {"log_sd": start.sd.log(), "power": torch.logit(start.power.clamp(0.02, 0.98))}
     if presence is None:
@@ -190,18 +202,18 @@ def fit_layer(
 
     def loss() -> Tensor:
         now = layer()
-        logits = now.logits(part.base, part.columns)[:, None, :]
+        logits = now.logits(part.base, part.columns)
         if presence is None:
-            found = (part.patterns(logits)[:, 0] * part.weight).sum()
+            found = (part.patterns(logits, NOBODY)[:, 0] * part.weight).sum()
         else:
-            each = part.patterns(logits + GRID[::EVERY, None] * part.free) * part.weight[:, None]
+            each = part.patterns(logits, GRID[::EVERY]) * part.weight[:, None]
             prior = now.log_prior()[::EVERY] + now.power * present
             found = (torch.logsumexp(by_group(each, user) + prior, 1) - torch.logsumexp(prior, 1)).sum()
         penalty = sum((parameters[name] ** 2).sum() / (2 * PRIOR_SD[name] ** 2) for name in fitted)
         return (penalty - found) / part.weight.sum()
 
     fitted = [name for name, value in parameters.items() if value.numel() and torch.isfinite(value).all()]
-    fit_map([parameters[name] for name in fitted], loss, iterations=60)
+    fit_map([parameters[name] for name in fitted], loss, iterations=60, tolerance=1e-6)  # of a loss a row
     with torch.no_grad():
         return layer()
 
@@ -212,7 +224,7 @@ def signs(layer: ContextLayer, rows: ContextRows, presence: Tensor) -> Tensor:
     found = layer.power * presence
     proven = rows.proven != 0
     part = rows.subset(proven)
-    found[proven] += part.patterns(layer.logits(part.base, part.columns)[:, None, :] + GRID[:, None] * part.free)
+    found[proven] += part.patterns(layer.logits(part.base, part.columns), GRID)
     return found * rows.weight[:, None]
 
 
@@ -230,18 +242,17 @@ class ContextLogits(NamedTuple):
 
 
 @torch.no_grad()
-def context_logits(layer: ContextLayer, rows: ContextRows, presence: Tensor | None) -> ContextLogits:
+def context_logits(layer: ContextLayer, rows: ContextRows, said: Tensor | None) -> ContextLogits:
     """Return the propensity logits of rows under a layer, each given the other rows of its user.
 
     Args:
         layer: The layer.
         rows: N rows.
-        presence: `ContextRows.presence` of the rows, or None if the layer has no offsets.
+        said: Their `signs`, or None if the layer has no offsets.
     """
     logits = layer.logits(rows.base, rows.columns) + rows.order
-    if presence is None:
+    if said is None:
         return ContextLogits(logits, logits)
-    said = signs(layer, rows, presence)
     before = torch.softmax(layer.log_prior() + by_group(said, rows.user)[rows.user] - said, 1)
     pattern, alone = logits.clone(), logits.clone()
     for side in (1, -1):
@@ -258,10 +269,10 @@ def context_logits(layer: ContextLayer, rows: ContextRows, presence: Tensor | No
 @torch.no_grad()
 def pattern_score(layer: ContextLayer, rows: ContextRows, presence: Tensor | None) -> Tensor:
     """Return the log likelihood (U,) of the patterns of each user's proven rows, given that they are proven."""
-    logits = layer.logits(rows.base, rows.columns)[:, None, :]
+    logits = layer.logits(rows.base, rows.columns)
     if presence is None:
-        return by_group(rows.patterns(logits) * rows.weight[:, None], rows.user)[:, 0]
-    each = by_group(rows.patterns(logits + GRID[:, None] * rows.free) * rows.weight[:, None], rows.user)
+        return by_group(rows.patterns(logits, NOBODY) * rows.weight[:, None], rows.user)[:, 0]
+    each = by_group(rows.patterns(logits, GRID) * rows.weight[:, None], rows.user)
     prior = layer.log_prior() + layer.power * by_group(presence * rows.weight[:, None], rows.user)
     return torch.logsumexp(each + prior, 1) - torch.logsumexp(prior, 1)
 

@@ -30,7 +30,7 @@ from irm_fast.embeddings.context_layer import (
     signs,
 )
 from irm_fast.embeddings.observed import Observed
-from irm_fast.embeddings.reward_step import PropensityLogits
+from irm_fast.embeddings.problem import Problem, Split
 
 ENOUGH = 30  # rows that show propensities: proven, and with a second signal recorded
 SAMPLE = 5_000  # of these to fit a layer to, at most
@@ -133,16 +133,20 @@ class FoundContext(NamedTuple):
     """A fitted context.
 
     Attributes:
-        context: What predicts other rows.
-        training: The logits of the rows by the layer that was fitted to all of them.
-        held_out: The logits of each row by the layer that was fitted without its fold.
+        layer: The layer that was fitted to all rows.
         by_fold: The layers that were fitted without a fold.
+        bins: As of `Context`.
+        training: The logits of the rows by `layer`.
+        held_out: The logits of each row by the layer without its fold.
+        offsets: Mean and standard deviation (float64) of the offset of each user, of shape (U, 2); None without users.
     """
 
-    context: Context
+    layer: ContextLayer
+    by_fold: Sequence[ContextLayer]
+    bins: Mapping[str, Bins]
     training: ContextLogits
     held_out: ContextLogits
-    by_fold: Sequence[ContextLayer]
+    offsets: Tensor | None
 
     def part(self, base: Tensor) -> Tensor:
         """Return the part of the logits (N, K) that comes from the context, not from the base logits (N, K).
@@ -150,7 +154,19 @@ class FoundContext(NamedTuple):
         Args:
             base: Base logits without the part of a signal that acted before.
         """
-        return self.training.alone - self.context.layer.mixed(base.double().cpu())
+        return self.training.alone - self.layer.mixed(base.double().cpu())
+
+    def context(self, observed: Observed) -> Context:
+        """Return what predicts other rows than the ones `observed` that it was fitted to."""
+        who, names = _who(observed)
+        if self.offsets is None:
+            return Context(self.layer, self.bins, who, torch.empty(0, dtype=torch.int64), torch.empty(0, 2))
+        numbers = dict(zip(names, group_rows(names).tolist(), strict=True))
+        numbers.pop(None, None)
+        prints = torch.tensor([fingerprint(name) for name in numbers], dtype=torch.int64)
+        order = prints.argsort()
+        place = torch.tensor(list(numbers.values()), dtype=torch.int64)[order]
+        return Context(self.layer, self.bins, who, prints[order], self.offsets[place].float())
 
 
 @dataclass(frozen=True)
@@ -162,16 +178,42 @@ class _Data:
     reward: Tensor  # (N,)
     folds: Tensor  # (N,)
     telling: Tensor  # (N,) bool: rows that show propensities
-    before: ContextLayer | None  # an earlier layer, whose propensities tell how likely a row has an action
+
+    @classmethod
+    def of(cls, problem: Problem, split: Split, observed: Observed, proof: Tensor) -> _Data:
+        base, order = split.logits, problem.order(split.found)
+        feedback, side = torch.from_numpy(observed.feedback), torch.tensor(observed.polarity)
+        proves = proof.cpu() > SURE
+        plus, minus = (((feedback == 1) & (side == sign) & proves).any(1).long() for sign in (1, -1))
+        labels = observed.preference
+        label = torch.full((len(observed),), -1) if labels is None else torch.from_numpy(labels)
+        proven = torch.where(label >= 0, 2 * label.long() - 1, plus - minus)
+        recorded = ((feedback >= 0) & (side == proven[:, None])).sum(1)
+        rows = ContextRows(
+            base=(base.training - order.training).double().cpu(),
+            columns=torch.zeros(len(observed), 0, dtype=torch.float64),
+            order=order.training.double().cpu(),
+            feedback=feedback.double(),
+            side=side,
+            free=torch.tensor([design != "known" for design in observed.designs]),
+            proves=proves,
+            proven=proven,
+            labelled=label >= 0,
+            weight=torch.from_numpy(observed.weight).double(),
+            user=torch.from_numpy(group_rows(_who(observed)[1])),
+        )
+        telling = (proven != 0) & (recorded >= torch.where(label >= 0, 1, 2))
+        apart = replace(rows, base=(base.held_out - order.held_out).double().cpu(), order=order.held_out.double().cpu())
+        return cls(rows, apart, split.reward.held_out.double().cpu(), torch.from_numpy(problem.folds), telling)
 
     def with_columns(self, columns: Tensor) -> _Data:
         return replace(self, rows=replace(self.rows, columns=columns), apart=replace(self.apart, columns=columns))
 
-    def presence(self) -> Tensor:
+    def presence(self, before: ContextLayer | None) -> Tensor:
+        """Return `ContextRows.presence`; `before` is an earlier layer, by which an action is likely or not."""
         rows = self.rows
-        return rows.presence(
-            rows.base if self.before is None else self.before.logits(rows.base, rows.columns), self.reward
-        )
+        logits = rows.base if before is None else before.logits(rows.base, rows.columns)
+        return rows.presence(logits, self.reward)
 
     def sampled(self, rows: Tensor) -> Tensor:
         """Return some of the rows, a mask (N,): those of whole users, about as many telling ones as are needed."""
@@ -181,24 +223,18 @@ class _Data:
         kept[order] = telling[order].cumsum(0) <= max(SAMPLE, int(telling.max()))
         return rows & kept[self.rows.user]
 
-    def by_fold(
-        self, presence: Tensor | None, start: Sequence[ContextLayer | None] | None = None
-    ) -> list[ContextLayer]:
-        """Fit a layer without each fold."""
-        found: list[ContextLayer] = []
-        for fold in range(int(self.folds.max()) + 1):
-            first = start[fold] if start is not None else found[0] if found else None
-            found.append(fit_layer(self.apart, presence, self.sampled(self.folds != fold), first))
-        return found
+    def layer(self, presence: Tensor | None, start: ContextLayer | None, fold: int | None = None) -> ContextLayer:
+        """Fit a layer without a fold, or to all rows."""
+        rows = torch.ones_like(self.telling) if fold is None else self.folds != fold
+        return fit_layer(self.apart, presence, self.sampled(rows), start)
 
-    def scores(self, layers: Sequence[ContextLayer], presence: Tensor | None) -> Tensor:
-        """Return the held-out log likelihood (U,) of the patterns of each user; a user is in one fold."""
+    def score(self, layer: ContextLayer, presence: Tensor | None, fold: int) -> Tensor:
+        """Return the log likelihood (U,) of the patterns of each user in a fold."""
+        rows = (self.folds == fold) & (self.telling if presence is None else True)
+        some = None if presence is None else presence[rows]
         found = torch.zeros(int(self.apart.user.max()) + 1, dtype=torch.float64)
-        for fold, layer in enumerate(layers):
-            rows = self.folds == fold
-            some = None if presence is None else presence[rows]
-            part = pattern_score(layer, self.apart.subset(rows), some)
-            found[: len(part)] += part
+        part = pattern_score(layer, self.apart.subset(rows), some)
+        found[: len(part)] = part
         return found
 
     def held_out_logits(self, layers: Sequence[ContextLayer], presence: Tensor | None) -> ContextLogits:
@@ -206,29 +242,22 @@ class _Data:
         pattern, alone = torch.empty_like(self.apart.base), torch.empty_like(self.apart.base)
         for fold, layer in enumerate(layers):
             rows = self.folds == fold
-            found = context_logits(layer, self.apart.subset(rows), None if presence is None else presence[rows])
+            part, some = self.apart.subset(rows), None if presence is None else presence[rows]
+            found = context_logits(layer, part, None if some is None else signs(layer, part, some))
             pattern[rows], alone[rows] = found.pattern, found.alone
         return ContextLogits(pattern, alone)
 
 
 def fit_context(
-    observed: Observed,
-    base: PropensityLogits,
-    order: PropensityLogits,
-    reward: Tensor,
-    proof: Tensor,
-    folds: np.ndarray,
-    earlier: FoundContext | None = None,
+    problem: Problem, split: Split, observed: Observed, proof: Tensor, earlier: FoundContext | None = None
 ) -> FoundContext | None:
     """Fit how propensities depend on the context, and choose the parts of it that they depend on.
 
     Args:
-        observed: The N rows, with their users, sessions and times.
-        base: Propensity logits that do not know the context.
-        order: The part of them that comes from a signal that acted before.
-        reward: Reward logits (N,), each from a fit that did not see the row.
+        problem: The N rows.
+        split: Propensities that do not know the context, and a reward.
+        observed: The rows, with their users, sessions and times.
         proof: `two_step.proof` of shape (N, K).
-        folds: Fold numbers from 0, of shape (N,).
         earlier: A fit to the same rows with another reward, whose parts are kept. None to choose the parts.
 
     Returns:
@@ -237,101 +266,79 @@ def fit_context(
     """
     if observed.users is None and observed.sessions is None and observed.times is None:
         return None
-    before = None if earlier is None else earlier.context.layer
-    data = _data(observed, base, order, reward, proof, folds, before)
+    data = _Data.of(problem, split, observed, proof)
     if int(data.telling.sum()) < ENOUGH:
         return None
-    when, (who, names) = When(len(observed), observed.users, observed.sessions, observed.times), _who(observed)
+    when = When(len(observed), observed.users, observed.sessions, observed.times)
     if earlier is None:
-        found = _choose(data, when)
-        if found is None:
+        parts = _choose(data, when)
+        if parts is None:
             return None
-        data, bins, by_fold, presence = found
+        data, bins, presence, by_fold = parts.data, parts.bins, parts.presence, parts.layers
     else:
-        bins = earlier.context.bins
+        bins = earlier.bins
         data = data.with_columns(_columns(bins, when))
-        presence = data.presence() if earlier.context.layer.sd > 0 else None
-        by_fold = data.by_fold(presence, earlier.by_fold)
-    everywhere = torch.ones(len(observed), dtype=torch.bool)
-    layer = fit_layer(data.apart, presence, data.sampled(everywhere), by_fold[0])
-    context = Context(layer, bins, who, *_users(layer, data.rows, presence, names))
-    training, held_out = context_logits(layer, data.rows, presence), data.held_out_logits(by_fold, presence)
-    return FoundContext(context, training, held_out, by_fold)
+        presence = None if earlier.offsets is None else data.presence(earlier.layer)
+        by_fold = [data.layer(presence, start, fold) for fold, start in enumerate(earlier.by_fold)]
+    layer = data.layer(presence, by_fold[0])
+    said = None if presence is None else signs(layer, data.rows, presence)
+    offsets = None if said is None else _offsets(layer, by_group(said, data.rows.user))
+    held_out = data.held_out_logits(by_fold, presence)
+    return FoundContext(layer, by_fold, bins, context_logits(layer, data.rows, said), held_out, offsets)
 
 
-def _choose(data: _Data, when: When) -> tuple[_Data, Mapping[str, Bins], list[ContextLayer], Tensor | None] | None:
-    """Choose the parts of the context.
+@dataclass(frozen=True)
+class _Parts:
+    """Some parts of the context, with a layer without each fold."""
 
-    Returns:
-        The rows with the columns of the parts, the bins of these, the layers by fold, and the presence of actions if
-        users are a part; or None if no part is kept.
-    """
-    bins: dict[str, Bins] = {}
-    presence: Tensor | None = None
-    layers = data.by_fold(None)
-    score = data.scores(layers, None)
-    counted = torch.bincount(data.rows.user[data.telling], minlength=len(score)) > 0
+    data: _Data  # with the columns of the bins
+    bins: Mapping[str, Bins]
+    presence: Tensor | None  # None: users are no part
+    layers: Sequence[ContextLayer]
+    scores: Sequence[Tensor]  # of each fold, (U,)
 
-    def better(new: Tensor) -> bool:
-        gain = (new - score)[counted]
-        return float(gain.sum()) > float(gain.std() * len(gain) ** 0.5)
+    def better(self, data: _Data, bins: Mapping[str, Bins], presence: Tensor | None) -> _Parts | None:
+        """Return other parts, fitted, if they predict held-out patterns better by more than one standard error.
 
-    def try_columns() -> None:
-        nonlocal data, layers, score
+        If the first fold is not predicted better at all, the others are not tried.
+        """
+        layers, scores = list[ContextLayer](), list[Tensor]()
+        for fold, start in enumerate(self.layers):
+            layers.append(data.layer(presence, start, fold))
+            scores.append(data.score(layers[-1], presence, fold))
+            if fold == 0 and not (scores[0] - self.scores[0]).sum() > 0:
+                return None
+        counted = torch.bincount(data.rows.user[data.telling], minlength=len(scores[0])) > 0
+        gain = (torch.stack(scores).sum(0) - torch.stack(list(self.scores)).sum(0))[counted]
+        if not gain.sum() > gain.std() * len(gain) ** 0.5:
+            return None
+        return _Parts(data, bins, presence, layers, scores)
+
+    def with_columns(self, when: When) -> _Parts:
+        """Return the parts with time and place, where they predict better."""
+        now = self
         for name in ("time", "place"):
-            found = None if name in bins else Bins.of(when.values(name))
-            if found is None:
-                continue
-            tried = data.with_columns(_columns({**bins, name: found}, when))
-            tried_layers = tried.by_fold(presence)
-            tried_score = tried.scores(tried_layers, presence)
-            if better(tried_score):
-                bins[name], data, layers, score = found, tried, tried_layers, tried_score
+            found = None if name in now.bins else Bins.of(when.values(name))
+            if found is not None:
+                bins = {**now.bins, name: found}
+                now = now.better(now.data.with_columns(_columns(bins, when)), bins, now.presence) or now
+        return now
+
+
+def _choose(data: _Data, when: When) -> _Parts | None:
+    """Choose the parts of the context; return None if no part is kept."""
+    layers: list[ContextLayer] = []
+    for fold in range(int(data.folds.max()) + 1):
+        layers.append(data.layer(None, layers[0] if layers else None, fold))
+    nothing = _Parts(data, {}, None, layers, [data.score(layer, None, fold) for fold, layer in enumerate(layers)])
 
     # Columns; users; and columns again, which users who differ much may have hidden
-    try_columns()
-    several = counted & (torch.bincount(data.rows.user, minlength=len(score)) > 1)
-    if several.any():
-        tried_presence = data.presence()
-        tried_layers = data.by_fold(tried_presence)
-        tried_score = data.scores(tried_layers, tried_presence)
-        if better(tried_score):
-            presence, layers, score = tried_presence, tried_layers, tried_score
-            try_columns()
-    return (data, bins, layers, presence) if bins or presence is not None else None
-
-
-def _data(
-    observed: Observed,
-    base: PropensityLogits,
-    order: PropensityLogits,
-    reward: Tensor,
-    proof: Tensor,
-    folds: np.ndarray,
-    before: ContextLayer | None,
-) -> _Data:
-    feedback, side = torch.from_numpy(observed.feedback), torch.tensor(observed.polarity)
-    proves = proof.cpu() > SURE
-    plus, minus = (((feedback == 1) & (side == sign) & proves).any(1).long() for sign in (1, -1))
-    label = torch.full((len(observed),), -1) if observed.preference is None else torch.from_numpy(observed.preference)
-    proven = torch.where(label >= 0, 2 * label.long() - 1, plus - minus)
-    recorded = ((feedback >= 0) & (side == proven[:, None])).sum(1)
-    rows = ContextRows(
-        base=(base.training - order.training).double().cpu(),
-        columns=torch.zeros(len(observed), 0, dtype=torch.float64),
-        order=order.training.double().cpu(),
-        feedback=feedback.double(),
-        side=side,
-        free=torch.tensor([design != "known" for design in observed.designs]),
-        proves=proves,
-        proven=proven,
-        labelled=label >= 0,
-        weight=torch.from_numpy(observed.weight).double(),
-        user=torch.from_numpy(group_rows(_who(observed)[1])),
-    )
-    telling = (proven != 0) & (recorded >= torch.where(label >= 0, 1, 2))
-    apart = replace(rows, base=(base.held_out - order.held_out).double().cpu(), order=order.held_out.double().cpu())
-    return _Data(rows, apart, reward.double().cpu(), torch.from_numpy(folds), telling, before)
+    parts = nothing.with_columns(when)
+    several = torch.bincount(data.rows.user)[data.rows.user] > 1
+    if (several & data.telling).any():
+        users = parts.better(parts.data, parts.bins, parts.data.presence(None))
+        parts = parts if users is None else users.with_columns(when)
+    return None if parts is nothing else parts
 
 
 def _who(observed: Observed) -> tuple[str, Sequence[Hashable | None]]:
@@ -342,17 +349,8 @@ def _who(observed: Observed) -> tuple[str, Sequence[Hashable | None]]:
     return "user", [None] * len(observed)
 
 
-def _users(
-    layer: ContextLayer, rows: ContextRows, presence: Tensor | None, users: Sequence[Hashable | None] | None
-) -> tuple[Tensor, Tensor]:
-    """Return the fingerprints (U,) of the users in increasing order, and mean and deviation (U, 2) of their offsets."""
-    if presence is None or users is None:
-        return torch.empty(0, dtype=torch.int64), torch.empty(0, 2)
-    chance = torch.softmax(layer.log_prior() + by_group(signs(layer, rows, presence), rows.user), 1)
+def _offsets(layer: ContextLayer, said: Tensor) -> Tensor:
+    """Return mean and standard deviation (U, 2) of the users' offsets, of which their rows say `said` (U, Q)."""
+    chance = torch.softmax(layer.log_prior() + said, 1)
     mean = chance @ GRID
-    sd = (chance @ GRID**2 - mean**2).clamp(min=0).sqrt()
-    numbers = {user: int(number) for user, number in zip(users, rows.user, strict=True) if user is not None}
-    prints = torch.tensor([fingerprint(user) for user in numbers], dtype=torch.int64)
-    order = prints.argsort()
-    place = torch.tensor(list(numbers.values()), dtype=torch.int64)[order]
-    return prints[order], torch.stack([mean[place], sd[place]], 1).float()
+    return torch.stack([mean, (chance @ GRID**2 - mean**2).clamp(min=0).sqrt()], 1)

@@ -286,12 +286,10 @@ def _in_context(
             found = problem.refit_propensities(split.found, mass=believed, context=part)
             base = problem.logits(found)
         proofs = proof(problem.objective, split.reward.held_out, alone)
-        context = fit_context(
-            observed, base, problem.order(found), split.reward.held_out, proofs, problem.folds, context
-        )
+        context = fit_context(problem, Split(found, base, split.reward), observed, proofs, context)
         if context is None:
             break
         training, held_out = (part.pattern.float().to(device) for part in (context.training, context.held_out))
         logits, alone = PropensityLogits(training, held_out), context.held_out.alone.float().to(device)
         split = Split(found, logits, problem.fit_reward(logits, layers, split.reward.start))
-    return split, alone, None if context is None else context.context
+    return split, alone, None if context is None else context.context(observed)

@@ -138,13 +138,16 @@ def _held_out_loss(network: Net, loss: Callable[[Net, Tensor], Tensor], rows: Te
     return float(loss(network, rows)) if len(rows) else float("inf")
 
 
-def fit_map(parameters: Sequence[Tensor], loss: Callable[[], Tensor], iterations: int = 200) -> None:
+def fit_map(
+    parameters: Sequence[Tensor], loss: Callable[[], Tensor], iterations: int = 200, tolerance: float = 1e-8
+) -> None:
     """Minimise a loss over the parameters, in place, by L-BFGS over all rows at once.
 
     Args:
         parameters: Leaf tensors, which start from their present values.
         loss: Computes the loss, with its penalties, from the parameters as they are.
         iterations: The largest number of L-BFGS iterations.
+        tolerance: A change of the loss, or of every parameter, that is small enough to stop.
     """
     for parameter in parameters:
         parameter.requires_grad_(True)
@@ -153,7 +156,7 @@ def fit_map(parameters: Sequence[Tensor], loss: Callable[[], Tensor], iterations
         max_iter=iterations,
         history_size=20,
         tolerance_grad=1e-6,
-        tolerance_change=1e-8,
+        tolerance_change=tolerance,
         line_search_fn="strong_wolfe",
     )
 

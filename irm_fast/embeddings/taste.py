@@ -52,13 +52,14 @@ def without_taste(problem: Problem, split: Split, users: Sequence[Hashable | Non
     if not gain > error:
         return None
     taste = found.weight[-1] * z * unit
+    assert found.start is not None
     alone = replace(
         found,
         weight=found.weight[:-1],
         held_out=found.held_out - taste,
         each=found.each - taste,
         precision=torch.cat([found.precision[:-2], found.precision[-1:]]),
-        start=start,
+        start=start._replace(fits=[(units[:-1], bias) for units, bias in found.start.fits]),
     )
     return calibrated(alone, split.logits, problem.objective)
 

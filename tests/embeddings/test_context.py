@@ -7,6 +7,7 @@ import math
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,10 +27,11 @@ from irm_fast.embeddings.context_layer import (
     context_logits,
     fit_layer,
     pattern_score,
+    signs,
 )
 from irm_fast.embeddings.context_step import FoundContext, fit_context
 from irm_fast.embeddings.estimator import EmbeddingRewardModel
-from irm_fast.embeddings.observed import observe
+from irm_fast.embeddings.observed import Observed, observe
 from irm_fast.embeddings.reward_step import PropensityLogits
 from tests.embeddings.embedding_cases import make, model
 
@@ -126,8 +128,8 @@ def presence_chance(rows: ContextRows, row: int, logits: np.ndarray, reward: flo
 def test_patterns_of_proven_rows() -> None:
     rows, _ = rows_of()
     found = layer()
-    logits = found.logits(rows.base, rows.columns)[:, None, :] + GRID[:, None] * rows.free
-    got, proven = rows.patterns(logits).exp(), np.flatnonzero(rows.proven)
+    got = rows.patterns(found.logits(rows.base, rows.columns), GRID).exp()
+    proven = np.flatnonzero(rows.proven)
     assert len(proven) > 30 and rows.labelled[proven].any() and (rows.feedback[proven] < 0).any()
     for row, q in itertools.product(proven, (3, 12, 20)):
         want = pattern_chance(rows, row, logits_of(found, rows, row, float(GRID[q])))
@@ -161,7 +163,7 @@ def test_logits_are_those_of_a_mixture_over_the_offsets_given_the_other_rows() -
     rows, reward = rows_of()
     found = layer()
     presence = rows.presence(found.logits(rows.base, rows.columns), reward)
-    got = context_logits(found, rows, presence)
+    got = context_logits(found, rows, signs(found, rows, presence))
     several = 0
     for row in range(60):
         weight = offsets_given_others(found, rows, row, presence)
@@ -206,7 +208,8 @@ def test_a_row_says_nothing_about_itself() -> None:
     found = layer()
 
     def alone(rows: ContextRows) -> Tensor:
-        return context_logits(found, rows, rows.presence(found.logits(rows.base, rows.columns), reward)).alone
+        presence = rows.presence(found.logits(rows.base, rows.columns), reward)
+        return context_logits(found, rows, signs(found, rows, presence)).alone
 
     before, row = alone(rows), int(torch.nonzero((rows.proven > 0) & ~rows.labelled)[0])
     feedback, proven = rows.feedback.clone(), rows.proven.clone()
@@ -296,11 +299,19 @@ def test_unknown_times_and_sessions_are_neutral() -> None:
 
 def fitted_context(feedback: np.ndarray, users: np.ndarray, folds: np.ndarray) -> FoundContext | None:
     """A context that is fitted to base logits of 0 and rewards of 0, without proof by anything but actions."""
-    zeros = torch.zeros(feedback.shape)
-    none = PropensityLogits(zeros, zeros)
     design = {"design": "hidden", "polarity": 1, "misclick_rate": 0.0}
     observed = observe(len(feedback), feedback, **design, users=users)
-    return fit_context(observed, none, none, torch.zeros(len(feedback)), torch.ones(feedback.shape), folds)
+    return context_of(observed, torch.zeros(feedback.shape), torch.zeros(len(feedback)), folds)
+
+
+def context_of(observed: Observed, logits: Tensor, reward: Tensor, folds: np.ndarray) -> FoundContext | None:
+    """A context that is fitted to these base logits and rewards; every action proves its side."""
+    none = PropensityLogits(0 * logits, 0 * logits)
+    problem = SimpleNamespace(folds=folds, order=lambda _: none)
+    split = SimpleNamespace(
+        found=None, logits=PropensityLogits(logits, logits), reward=SimpleNamespace(held_out=reward)
+    )
+    return fit_context(problem, split, observed, torch.ones(logits.shape))
 
 
 def test_users_are_held_out_as_a_whole() -> None:
@@ -312,7 +323,7 @@ def test_users_are_held_out_as_a_whole() -> None:
     changed = case.feedback.copy()
     changed[folds == 0] = 1 - changed[folds == 0]
     after = fitted_context(changed, users, folds)
-    assert before.context.parts == after.context.parts == ("user",)
+    assert before.offsets is not None and after.offsets is not None and not before.bins
     torch.testing.assert_close(before.by_fold[0].shift, after.by_fold[0].shift, rtol=0, atol=1e-8)
     assert (before.by_fold[1].shift - after.by_fold[1].shift).abs().min() > 0.05
     moved = before.held_out.alone[folds == 0] - after.held_out.alone[folds == 0]
@@ -462,10 +473,9 @@ def test_known_propensities_stay_in_a_context() -> None:
         propensity=expit(base.numpy()),
         users=users,
     )
-    logits, none = PropensityLogits(base, base), PropensityLogits(0 * base, 0 * base)
     reward = torch.from_numpy(np.log(case.g / (1 - case.g)))
-    found = fit_context(observed, logits, none, reward, torch.ones(4000, 3), users % 3)
-    assert found.context.parts == ("user",)
+    found = context_of(observed, base, reward, users % 3)
+    assert found.context(observed).parts == ("user",)
     for seen in (found.training, found.held_out):
         assert torch.equal(seen.alone[:, 0], base[:, 0]) and torch.equal(seen.pattern[:, 0], base[:, 0])
         assert np.corrcoef(torch.sigmoid(seen.alone[:, 1]), case.m[:, 1])[0, 1] > 0.5
