@@ -29,7 +29,7 @@ from irm_fast.embeddings.propensity_step import LEFT_OUT, FoundPropensities
 from irm_fast.embeddings.reward_step import AUTO_LAYERS, PropensityLogits, propensity_shift
 from irm_fast.embeddings.taste import without_taste
 from irm_fast.embeddings.two_step import add_networks, mass, proof
-from irm_fast.embeddings.uncertainty import covariance_factor
+from irm_fast.embeddings.uncertainty import covariance_factor, mean_error
 
 CONTEXT_ROUNDS = 2  # the second with the reward of the first; more would follow the noise of the level
 MISCLICK_ROUNDS = 15
@@ -213,6 +213,7 @@ def fit_model(
         users=observed.users,
         fold_rewards=reward.each.cpu().numpy(),
         uncorrected_mean=uncorrected if context is not None else None,
+        mean_error=None if covariance is None else mean_error(problem.embeddings, reward, covariance),
         propensity=observed.propensity,
         sessions=observed.sessions,
         times=observed.times,
