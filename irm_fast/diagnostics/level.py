@@ -106,7 +106,7 @@ def _contradictory(log: DiagnosedLog) -> np.ndarray:
     return sides
 
 
-def level(log: DiagnosedLog, misclick: np.ndarray) -> Level:
+def refit_level(log: DiagnosedLog, misclick: np.ndarray) -> Level:
     """Refit the level of the predictions to the log.
 
     The standard error is that of the sandwich, over users (Huber 1967; Liang and Zeger, Biometrika 1986).

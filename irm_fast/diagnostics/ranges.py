@@ -15,7 +15,7 @@ from scipy.special import logit as exact_logit
 
 from irm_fast.data.signals import action_rate
 from irm_fast.diagnostics.calibration import logit
-from irm_fast.diagnostics.level import level
+from irm_fast.diagnostics.level import refit_level
 from irm_fast.diagnostics.sensitivity import (
     Misclicks,
     SharedActivity,
@@ -98,7 +98,7 @@ def measure(
         uncorrected_mean: The mean preference of the fit before any correction for activity. None: the predictions are
             not corrected.
         misclick_sensitivity: Pairs of a misclick rate and the mean preference of a fit under it. None: to first order.
-        mean_error: The standard error of the mean preference. None: that of the level alone (`level.level`).
+        mean_error: The standard error of the mean preference. None: that of the level alone (`level.refit_level`).
     """
     agreement = None if refits is None else refit_agreement(np.asarray(refits, float))
     if log.own is None or log.propensity is None or not np.isfinite(log.own).any():
@@ -139,7 +139,7 @@ def measure(
     funnel = (bounds[1] if log.polarity[j] > 0 else bounds[0]) if in_order else None
     ends += [funnel] if funnel is not None else []
     ends += bounds if broken else ()
-    error = level(part, part.misclick).error if mean_error is None else mean_error
+    error = refit_level(part, part.misclick).error if mean_error is None else mean_error
     span = _beyond(min(ends), -error, mean), _beyond(max(ends), error, mean)
     return Sensitivity(mean, None if fixed else span, None, moved, agreement, clicks, error, lost, funnel)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.special import expit, logit
 
-from irm_fast.diagnostics.level import _fitted, _Rows, level
+from irm_fast.diagnostics.level import _fitted, _Rows, refit_level
 from irm_fast.diagnostics.subject import DiagnosedLog
 from tests.diagnostics.made import ROWS, failed, make, sigmoid
 
@@ -62,7 +62,7 @@ def test_a_level_that_is_off_is_found_again_within_its_error():
     for seed in range(12):
         made = make(seed, rows=3600)
         made.reward, made.propensity = 0.7 * made.reward + 1, made.propensity - 0.8
-        found = level(subject(made), np.zeros(2))
+        found = refit_level(subject(made), np.zeros(2))
         errors.append((found.mean - 0.5) / found.error)
         assert 0.005 < found.error < 0.05
     assert abs(np.mean(errors)) < 0.7
