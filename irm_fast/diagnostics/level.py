@@ -30,6 +30,7 @@ from irm_fast.diagnostics.subject import (
 ROWS = 20_000  # evenly spaced; more tell the level well enough
 COACTIONS = 100  # with fewer, a reward of a wrong form looked like misclicks
 RATES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4)  # of misclicks, alike for all signals
+SLACK = 0.015  # between a rate and the declared ones: less is no matter
 SLOPE_SD, SHIFT_SD = 1.0, 2.0  # prior deviations, for logs that tell little
 ITERATIONS, HALVINGS, DONE = 30, 6, 0.02  # of the fit; nats from which a step is worth its time
 STEP = 1e-4  # of a numerical derivative
@@ -204,8 +205,8 @@ def _best_rate(rows: _Rows, declared: np.ndarray, least: float) -> tuple[float, 
     parameters = _fitted(rows, declared, np.zeros(2 + 2 * len(declared)))
     losses = rows.losses(parameters, declared)[0]
     best, lead = float("nan"), np.zeros_like(losses)
-    higher = [rate for rate in RATES if rate > declared.max()]
-    lower = [rate for rate in reversed(RATES) if least <= rate < declared.min()]
+    higher = [rate for rate in RATES if rate > declared.max() + SLACK]
+    lower = [rate for rate in reversed(RATES) if least <= rate < declared.min() - SLACK]
     for rates in (higher, lower):
         start, before = parameters, 0.0
         for rate in rates:

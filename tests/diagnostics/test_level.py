@@ -107,6 +107,7 @@ def test_misclicks_that_are_not_there_are_named():
     assert "misclicks" in failed(found)
     assert check(found).statistic < 0.1
     assert "better than the declared 0.2" in check(found).text
+    assert check(made.diagnose(misclick_rate=(0.01, 0.01))).p_value == 1.0  # one in a hundred is no matter
 
 
 def test_neither_activity_nor_taste_nor_lost_rows_look_like_misclicks():
