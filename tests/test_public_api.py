@@ -26,7 +26,7 @@ NAMES = {  # name: the parameters of a function, "" for what is none
     "diagnose": (
         "feedback propensity_design signals polarity misclick_rate reward_logits propensity_logits preference "
         "labels_ignorable weight users fold_rewards feature_names propensity sessions times acted_at segments context "
-        "uncorrected_mean misclick_sensitivity"
+        "uncorrected_mean misclick_sensitivity mean_error"
     ),
     "evaluate": "model_dir data batch_size",
     "implicit_rm_loss": f"reward_logits propensity_logits feedback {LOSS}",

@@ -96,8 +96,9 @@ def shows_nothing(check: Check) -> bool:
 
 
 def quiet(checks: Sequence[Check]) -> bool:
-    """Return True if users, sessions, places and times were all tested, and show nothing."""
-    tested = [check for check in checks if check.name in ("user activity", "session", "place in session", "time")]
+    """Return True if users, sessions, places, times and segments were all tested, and show nothing."""
+    names = ("user activity", "session", "place in session", "time", "segments")
+    tested = [check for check in checks if check.name in names]
     return all(map(shows_nothing, tested))
 
 

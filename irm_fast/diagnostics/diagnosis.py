@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from irm_fast.diagnostics import arguments, counts, learned, order, ranges, recording, residuals, text
+from irm_fast.diagnostics import arguments, counts, learned, level, order, ranges, recording, residuals, text
 from irm_fast.diagnostics import context as who_when_where
 from irm_fast.diagnostics import users as of_users
 from irm_fast.diagnostics.arguments import Names
@@ -40,6 +40,7 @@ def diagnose(
     context: Sequence[str] = (),
     uncorrected_mean: float | None = None,
     misclick_sensitivity: Sequence[tuple[float, float]] | None = None,
+    mean_error: float | None = None,
 ) -> Diagnosis:
     """Diagnose a log, and a fit to it where predictions are given: is the reward identified, and by what?
 
@@ -75,6 +76,7 @@ def diagnose(
         uncorrected_mean: The mean preference of the fit before a correction for activity, from which the range of the
             mean preference starts; None: `reward_logits` are not corrected.
         misclick_sensitivity: Pairs of a misclick rate and the mean preference of a fit under it; None: to first order.
+        mean_error: The standard error of the mean preference, where the fit knows it; None: that of its level alone.
 
     Returns:
         The diagnosis; `print` shows it as a page of text.
@@ -145,11 +147,13 @@ def diagnose(
     sensitivity = ranges.measure(
         log,
         fixed=verdict.scale == text.IDENTIFIED,
-        broken=any(check.result == FAILED and check.about == "identification" for check in checks),
+        broken=any(check.result == FAILED and check.about in ("identification", "scale") for check in checks),
         quiet=who_when_where.quiet(checks),
+        in_order=order.untold(checks),
         refits=fold_rewards,
         uncorrected_mean=uncorrected_mean,
         misclick_sensitivity=misclick_sensitivity,
+        mean_error=mean_error,
     )
     return Diagnosis(
         kind=verdict.kind,
@@ -167,7 +171,7 @@ def diagnose(
 def _checks(log: DiagnosedLog) -> tuple[CrossRow | None, tuple[Check, ...]]:
     """Carry out all checks; return the dependence between rows of a user, and the checks in the order of the report."""
     calibration = residuals.calibration(log)
-    for_good_fits = [residuals.inequality(log), residuals.agreement(log), residuals.triples(log)]
+    for_good_fits = [residuals.inequality(log), residuals.agreement(log), residuals.triples(log), level.misclicks(log)]
     if "constant" in log.designs and calibration.result == FAILED:
         for_good_fits = [_undecided(check) for check in for_good_fits]
     user_activity = who_when_where.user(log)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import permutations
 
@@ -38,6 +39,11 @@ def funnel(log: DiagnosedLog) -> Check:
     if p_value >= LEVEL:
         return Check(name, PASSED, text, statistic, p_value)
     return Check(name, FAILED, text, statistic, p_value, details=({"first": first, "second": second},))
+
+
+def untold(checks: Sequence[Check]) -> bool:
+    """Return True if no check tells whether a signal waits for another."""
+    return all(check.result in (NOT_TESTABLE, TOO_FEW) for check in checks if check.name == "funnel")
 
 
 Case = tuple[float, float, str, str, str]

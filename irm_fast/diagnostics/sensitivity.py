@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -43,21 +44,23 @@ class Misclicks:
     mean_g: float
 
 
-def with_misclicks(g: np.ndarray, assumed: tuple[float, float], rate: float) -> float:
-    """Return the mean preference that explains the fitted rates of two signals under another misclick rate.
+def with_misclicks(g: np.ndarray, assumed: Sequence[float] | np.ndarray, rates: Sequence[float] | np.ndarray) -> float:
+    """Return the mean preference that explains the fitted rates of two signals under other misclick rates.
 
     With c_k = g + e_k (1 - g), P_k = m_k c_k and P_12 = m_1 m_2 (g + e_1 e_2 (1 - g)). So the log shows
-    c_1 c_2 / (g + e_1 e_2 (1 - g)), and g' gives the same with the rate e for both: it solves a quadratic. Of its roots
-    the larger: below it most actions would be mistakes. Where there is none, the g' that comes closest.
+    c_1 c_2 / (g + e_1 e_2 (1 - g)), and g' gives the same with the other rates: it solves a quadratic. Of its roots the
+    larger: below it most actions would be mistakes. Where there is none, the g' that comes closest.
 
     Args:
         g: The fitted preference, of shape (N,), on the side of the two signals.
-        assumed: The misclick rates of the fit.
-        rate: The other rate, e.
+        assumed: The two misclick rates of the fit.
+        rates: The two other rates.
     """
     e_1, e_2 = assumed
     shown = (g + e_1 * (1 - g)) * (g + e_2 * (1 - g)) / np.maximum(g + e_1 * e_2 * (1 - g), 1e-12)
-    a, b, c = (1 - rate) ** 2, 2 * rate * (1 - rate) - shown * (1 - rate**2), rate**2 * (1 - shown)
+    e_1, e_2 = rates
+    a, c = (1 - e_1) * (1 - e_2), e_1 * e_2 * (1 - shown)
+    b = e_1 * (1 - e_2) + e_2 * (1 - e_1) - shown * (1 - e_1 * e_2)
     root = np.sqrt(np.maximum(b**2 - 4 * a * c, 0.0))
     return float(np.clip((root - b) / (2 * a), 0, 1).mean())
 

@@ -180,6 +180,12 @@ def _remedies_of(check: Check) -> list[str]:
         entry = check.details[0]
         order = f'after={{"{entry["second"]}": "{entry["first"]}"}}'
         return [f"Declare the order, {order}: the two are then one signal of two stages."]
+    if check.name == "misclicks":
+        rate = check.details[0]["misclick_rate"]
+        return [
+            f"Declare a misclick rate near {rate:g}, if users may act by mistake so often; labels show the rate. "
+            "Signals that mean different things look alike: then leave one out."
+        ]
     if check.name == "labels":
         entry = check.details[0]
         return [f"Declare the misclick rate that the labels show: {entry['misclick_rate']:.2g} for {entry['signal']}."]
@@ -230,13 +236,24 @@ def _off(numbers: Mapping[str, Any]) -> list[str]:
     lines = []
     mean, span = numbers["mean_g"], numbers["mean_g_range"]
     if span is not None:
-        lines.append(f"mean preference {span[0]:.2f} to {span[1]:.2f}; {mean:.2f} only if all that is assumed holds")
+        error = numbers.get("mean_g_error")
+        chance = "" if error is None else f" (standard error {error:.2g})"
+        lines.append(
+            f"mean preference {span[0]:.2f} to {span[1]:.2f}; {mean:.2f}{chance} only if all that is assumed holds"
+        )
     elif mean is not None:
         lines.append(f"mean preference {mean:.2f}")
     for entry in numbers["shared_activity"]:
         rank = entry["rank_correlation"]
         ranks = "" if rank is None else f", rank correlation with the fit {rank:.3f}"
         lines.append(f"if users share an activity of sd {entry['sd']:g}: mean preference {entry['mean_g']:.2f}{ranks}")
+    if numbers.get("lost_silent") is not None:
+        lines.append(f"if half of the silent rows were never logged: mean preference {numbers['lost_silent']:.2f}")
+    if numbers.get("funnel") is not None:
+        lines.append(
+            f"if one signal waits for the other: mean preference up to {numbers['funnel']:.2f}; times of actions "
+            "(acted_at) or a third signal would show it"
+        )
     clicks = ", ".join(f"{entry['mean_g']:.2f} at {entry['rate']:g}" for entry in numbers.get("misclick", ()))
     if clicks:
         lines.append(f"by misclick rate: mean preference {clicks}")

@@ -74,9 +74,16 @@ def act_on_everything(log: DiagnosedLog) -> Check:
 
     Users with 10 rows or more count, and actions of positive polarity. Either one user acts on more than any person
     would (85% of the rows, by the binomial tail), or more users act on over 95% of their rows than both chance and the
-    number of those who act on 75 to 95% explain: people differ, but thin out towards the end. An activity of users in
-    the propensities mends nothing here: who acts on everything acts on what does not please as well.
+    number of those who act on 75 to 95% explain: people differ, but thin out towards the end, so that of the shares
+    above 75% those above 95% are at most as frequent as they are many. An activity of users in the propensities mends
+    nothing here: who acts on everything acts on what does not please as well.
     """
+    return scripts(log)[0]
+
+
+def scripts(log: DiagnosedLog) -> tuple[Check, np.ndarray]:
+    """Return the check `act_on_everything`, and a mask (N,) of the rows of the users that it names, if it fails."""
+    none = np.zeros(len(log.feedback), bool)
     name = "users who act on everything"
     positive = log.feedback[:, log.polarity > 0]
     rows = (positive >= 0).any(axis=1)
@@ -85,16 +92,18 @@ def act_on_everything(log: DiagnosedLog) -> Check:
     count = np.bincount(index, acted, len(size))
     many = size >= ENOUGH
     if not many.any():
-        return Check(name, NOT_TESTABLE, f"needs users with {ENOUGH} rows", about="scale")
+        return Check(name, NOT_TESTABLE, f"needs users with {ENOUGH} rows", about="scale"), none
     share = np.where(many, count / size, 0.0)
     all_of_it, much = share > EVERYTHING, (share > MOST) & (share <= EVERYTHING)
     others = float(count[~all_of_it].sum() / max(1, size[~all_of_it].sum()))
     if others > MOST:
-        return Check(name, NOT_TESTABLE, f"nearly all rows act ({others:.0%})", about="scale")
+        return Check(name, NOT_TESTABLE, f"nearly all rows act ({others:.0%})", about="scale"), none
     alone = binom.sf(count - 1, size, NO_USER)[many].min() * many.sum()
     by_chance = binom.sf(np.floor(EVERYTHING * size), size, max(others, 1e-6))[many].sum()
     top, next_to = int(all_of_it.sum()), int(much.sum())
-    together = max(float(poisson.sf(top - 1, by_chance)), float(binom.sf(top - 1, max(1, top + next_to), 0.5)))
+    possible, most = size - np.floor(MOST * size), size - np.floor(EVERYTHING * size)  # counts above these shares
+    even = float((most / possible)[all_of_it | much].mean()) if top + next_to else 1.0
+    together = max(float(poisson.sf(top - 1, by_chance)), float(binom.sf(top - 1, max(1, top + next_to), even)))
     p_value = min(1.0, 2 * float(min(alone, together)))
     part = float(count[all_of_it].sum() / max(1, count.sum()))
     said = (
@@ -102,10 +111,11 @@ def act_on_everything(log: DiagnosedLog) -> Check:
         f"of all rows that act; the others act on {others:.0%}"
     )
     if p_value >= LEVEL:
-        return Check(name, PASSED, said, float(top), p_value, about="scale")
-    worst = np.unique(log.users[rows])[all_of_it][np.argsort(-count[all_of_it], kind="stable")][:NAMED]
-    details = tuple({"user": str(log.user_names.get(int(number), number))} for number in worst)
-    return Check(name, FAILED, said, float(top), p_value, about="scale", details=details)
+        return Check(name, PASSED, said, float(top), p_value, about="scale"), none
+    found = np.unique(log.users[rows])[all_of_it][np.argsort(-count[all_of_it], kind="stable")]
+    details = tuple({"user": str(log.user_names.get(int(number), number))} for number in found[:NAMED])
+    check = Check(name, FAILED, said, float(top), p_value, about="scale", details=details)
+    return check, np.isin(log.users, found)
 
 
 def one_choice(log: DiagnosedLog) -> Check:

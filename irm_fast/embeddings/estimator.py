@@ -26,6 +26,7 @@ from irm_fast.embeddings.objective import log_likelihood
 from irm_fast.embeddings.observed import check_actions, observe, warn_of_unread
 from irm_fast.embeddings.optimize import Training, choose_device
 from irm_fast.embeddings.progress import Progress
+from irm_fast.embeddings.scripts import without_scripts
 from irm_fast.embeddings.uncertainty import deviation
 
 _WHOLE = {"n_folds": 2, "batch_size": 1, "max_epochs": 1, "patience": 1, "verbose": 0}  # and the least of each
@@ -90,8 +91,8 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
         coef_: Weights (float32) of shape (D,), only if the model is linear.
         intercept_: The bias, only if the model is linear.
         held_out_nll_: The held-out loss per row (a weighted mean), in nats.
-        held_out_decision_: Reward logits (float32) of the rows of weight above 0, each from the fold model that did not
-            see the row; not saved.
+        held_out_decision_: Reward logits (float32) of the rows of weight above 0 whose users are not left out, each
+            from the fold model that did not see the row; not saved.
         context_: What the propensities depend on beside the response: some of "time", "place" (in the session) and
             "user".
         diagnosis_: The `diagnostics.Diagnosis`.
@@ -176,7 +177,8 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
             preference: Explicit preferences of shape (N,): 1, 0, or -1 unknown, in the forms of `y`.
             sample_weight: Row weights of at least 0, of shape (N,); a weight counts as that many rows. None means 1.
             users: N user names; None, NaN or `pandas.NA` where unknown. Users who act more than others are told from
-                users who are easier to please, and propensities depend on how active a user is.
+                users who are easier to please, and propensities depend on how active a user is. Users with 10 rows or
+                more who act on everything, as scripts do, are left out with a warning.
             sessions: N names of sessions, as the users. Propensities may depend on the place in the session and on how
                 active its user was in the rest of it.
             times: N times, as seconds since 1970 or as datetimes, NaN or NaT where unknown. Propensities may depend on
@@ -217,6 +219,7 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
             contradictions=self.contradictions,
         )
         warn_of_unread(observed)
+        observed, scripts = without_scripts(observed)
         if not observed.weight.all():  # such a row has no part in the scale of the features and in the folds either
             embeddings, observed = embeddings[observed.weight > 0], observed.counted()
         check_actions(observed)
@@ -235,6 +238,7 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
             random=check_random_state(self.random_state),
             progress=Progress(self.verbose),
             labels_ignorable=self.labels_ignorable,
+            left_out=scripts,
         )
 
         # Publish, all at once

@@ -8,16 +8,18 @@ on the context. After each of these steps the reward is fitted again.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from irm_fast.diagnostics import Diagnosis, diagnose
+from irm_fast.diagnostics.subject import Check
 from irm_fast.embeddings.candidates import candidate_rewards
 from irm_fast.embeddings.context_step import Context, fit_context
 from irm_fast.embeddings.declared import Signals
+from irm_fast.embeddings.misclicks import warn_of_little_proof
 from irm_fast.embeddings.objective import Objective
 from irm_fast.embeddings.observed import Observed
 from irm_fast.embeddings.one_signal import split_one_signal
@@ -29,7 +31,7 @@ from irm_fast.embeddings.propensity_step import LEFT_OUT, FoundPropensities
 from irm_fast.embeddings.reward_step import AUTO_LAYERS, PropensityLogits, propensity_shift
 from irm_fast.embeddings.taste import without_taste
 from irm_fast.embeddings.two_step import add_networks, mass, proof
-from irm_fast.embeddings.uncertainty import covariance_factor
+from irm_fast.embeddings.uncertainty import covariance_factor, mean_error
 
 CONTEXT_ROUNDS = 2  # the second with the reward of the first; more would follow the noise of the level
 MISCLICK_ROUNDS = 15
@@ -95,6 +97,7 @@ def fit_model(
     random: np.random.RandomState,
     progress: Progress,
     labels_ignorable: bool = False,
+    left_out: Check | None = None,
 ) -> Fitted:
     """Fit the propensities and the reward.
 
@@ -110,6 +113,7 @@ def fit_model(
         random: The source of all random numbers.
         progress: Is told of every step.
         labels_ignorable: Whether the choice of the rows with a preference does not depend on it.
+        left_out: What `scripts.without_scripts` says of users whose rows are not here.
 
     Returns:
         The reward, the propensities, and what the held-out rows say about them.
@@ -155,6 +159,7 @@ def fit_model(
         believed: Tensor | None = None
         if any(observed.misclick_rate) and set(split.found.two_step) != {LEFT_OUT}:
             split, believed = _in_turn(problem, split, layers)
+            warn_of_little_proof(problem, split, observed)
             progress.done("misclicks: propensities and reward in turn")
 
         # Level of constant propensities that only the joint likelihood shows
@@ -213,11 +218,15 @@ def fit_model(
         users=observed.users,
         fold_rewards=reward.each.cpu().numpy(),
         uncorrected_mean=uncorrected if context is not None else None,
+        mean_error=None if covariance is None else mean_error(problem.embeddings, reward, covariance),
         propensity=observed.propensity,
         sessions=observed.sessions,
         times=observed.times,
         context=context.parts if context is not None else (),
     )
+    if left_out is not None:
+        tests = tuple(left_out if test.name == left_out.name else test for test in diagnosis.tests)
+        diagnosis = replace(diagnosis, tests=tests)
     progress.done(f"diagnosis: {diagnosis.kind}")
     return Fitted(
         scaler=scaler,

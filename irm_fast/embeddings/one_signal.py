@@ -2,10 +2,10 @@
 
 One signal shows the product of preference and propensity alone; any split of it explains the log as well. No choice
 without labels is safe, and the likelihood of the log prefers the wrong one in the worst case. So the candidates are
-fitted without labels, and then predict them. Features that the user has named replace the constant propensity if they
-predict held-out labels better at all; a propensity that varies freely, which may turn the ranking round, if it does by
-more than two standard errors. Only then do labels enter the likelihood. A few labels are enough for a choice between a
-few candidates, where they are far too few to move a reward.
+fitted without labels, and then predict them. Features that the user has named are an assumption of his: a constant
+propensity replaces theirs if it predicts held-out labels better by more than one standard error; a propensity that
+varies freely, which may turn the ranking round, replaces either by more than two. Only then do labels enter the
+likelihood. A few labels are enough for a choice between a few candidates, where they are far too few to move a reward.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from irm_fast.embeddings.reward_step import propensity_shift
 
 LEAST = 5  # labels of each kind; fewer choose nothing
 MIRROR = "mirror"
-LEADS = {"hidden": 2.0, MIRROR: 2.0}  # standard errors by which these have to predict labels better
+LEADS = {"constant": 1.0, "hidden": 2.0, MIRROR: 2.0}  # standard errors by which these have to predict labels better
 SLOPE_SD = 1.0  # prior deviation of the logarithm of a candidate's slope
 
 
@@ -111,7 +111,7 @@ def _warn_of_assumption(name: str, observed: Observed) -> None:
 
 
 def candidates(problem: Problem, layers: str | Sequence[int]) -> list[Candidate]:
-    """Fit all candidates without labels, the least risky first.
+    """Fit all candidates without labels: first what is assumed where labels do not speak, the riskiest last.
 
     Args:
         problem: The rows, with one signal.
@@ -120,7 +120,7 @@ def candidates(problem: Problem, layers: str | Sequence[int]) -> list[Candidate]
     plain = replace(problem, objective=problem.objective.without_labels())
     found = {
         name: plain.fit_propensities([name], "joint")
-        for name in ("constant", "features", "hidden")
+        for name in ("features", "constant", "hidden")
         if name != "features" or problem.features is not None
     }
     tried = [
@@ -151,10 +151,10 @@ def _levelled(problem: Problem, found: FoundPropensities, layers: str | Sequence
 
 
 def choose(tried: Sequence[Candidate], preference: np.ndarray, weight: np.ndarray, folds: np.ndarray) -> Candidate:
-    """Choose the candidate that predicts labels best, with a lead of as many standard errors as it is risky.
+    """Choose the candidate that predicts labels best, with a lead of as many standard errors as it takes to prefer it.
 
     Args:
-        tried: The candidates, the least risky first.
+        tried: The candidates, first the one that is taken where labels do not speak.
         preference: Labels of shape (N,): 1, 0, or -1 unknown.
         weight: The weight of each row in the choice, of shape (N,).
         folds: Fold numbers from 0, of shape (N,).

@@ -125,6 +125,19 @@ def deviation(x: Tensor, factor: Tensor) -> Tensor:
     return torch.linalg.vector_norm(x @ factor[:-1] + factor[-1], dim=1)
 
 
+def mean_error(x: Tensor, reward: Reward, factor: Tensor) -> float:
+    """Return the standard error of the mean preference of the rows, in redraws of the log.
+
+    Args:
+        x: Standardised embeddings of shape (N, D).
+        reward: The linear reward, with its held-out logits.
+        factor: What `covariance_factor` returned.
+    """
+    spread = torch.sigmoid(reward.held_out) * torch.sigmoid(-reward.held_out)
+    moved = (spread @ x / len(x)) @ factor[:-1] + spread.mean() * factor[-1]
+    return float(torch.linalg.vector_norm(moved))
+
+
 def _gradients(reward: Tensor, logits: Tensor, objective: Objective) -> _Gradients:
     """Return the gradients of the rows at reward logits (N,) and propensity logits (N, K)."""
     reward, logits = (values.detach().requires_grad_() for values in (reward, logits))

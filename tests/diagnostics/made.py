@@ -79,6 +79,11 @@ def make(seed, signals=2, rows=ROWS, base=-0.5):
     return made
 
 
+def unordered(made):
+    """Return times of actions (N, K) of signals that do not wait for each other."""
+    return np.where(made.feedback == 1, made.times[:, None] + made.rng.uniform(0, 60, made.feedback.shape), np.nan)
+
+
 def failed(found):
     return {test.name for test in found.tests if test.result == "failed"}
 

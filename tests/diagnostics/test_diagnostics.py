@@ -282,9 +282,10 @@ def test_range_of_the_mean_under_shared_activity():
     p_12 = made.feedback.all(axis=1).mean()
     made.reward = np.full(20_000, np.log(r := made.feedback.mean(axis=0).prod() / p_12) - np.log(1 - r))
     made.propensity = np.tile(np.log(m := made.feedback.mean(axis=0) / r) - np.log(1 - m), (20_000, 1))
-    low, high = made.diagnose(users=True).sensitivity.mean_g_range
-    assert low < 0.42
-    assert truth < high < truth + 0.25
+    found = made.diagnose(users=True).sensitivity
+    assert found.mean_g_range[0] < 0.42
+    assert truth < found.shared_activity[-1].mean_g < truth + 0.25
+    assert found.mean_g_range[1] > 0.99  # two signals may be one of two stages
 
 
 def test_what_is_stored_and_printed():

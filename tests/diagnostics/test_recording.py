@@ -129,6 +129,17 @@ def test_users_who_act_on_everything_are_counted_and_named():
     assert check(made.diagnose("users", context=("user",)), "users who act on everything").result == "failed"
 
 
+def test_a_few_users_who_act_on_everything_are_told_from_those_who_act_on_much():
+    """Of counts above 75% of 40 rows a fifth is above 95%: five users there and none below are no chance."""
+    rng = np.random.default_rng(0)
+    for top, between, result in ((5, 0, "failed"), (4, 0, "passed"), (5, 15, "passed")):
+        acted = rng.random((400, 40)) < 0.3
+        acted[:top], acted[top : top + between, :34] = True, True
+        users = np.arange(400).repeat(40)
+        found = diagnose(acted.reshape(-1, 1).astype(int), propensity_design="constant", users=users)
+        assert check(found, "users who act on everything").result == result
+
+
 def test_eager_users_are_no_scripts():
     made = make(0)
     taste = 1.5 * made.rng.normal(size=made.users.max() + 1)[made.users]
