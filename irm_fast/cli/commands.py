@@ -211,6 +211,30 @@ def diagnose(
 
 
 @app.command()
+def mask(
+    what: Annotated[list[str], typer.Argument(help='Signals and where, as diagnose: "share where platform=android".')],
+    data: Data,
+    out: Annotated[Path, typer.Option(help="The log to write, of the same kind of file.")],
+    absent: AbsentKeys = "error",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
+) -> None:
+    """Write a log with null for signals in a part of it, where silence is a broken button, as diagnose advises."""
+    from irm_fast.data.files import check_not_input
+    from irm_fast.data.outputs import check_file, check_folder_of
+    from irm_fast.evaluation.masking import mask_log
+
+    check_not_input(out, data)
+    check_folder_of(out)
+    check_file(out, overwrite=overwrite)
+    found = mask_log(data, out, what, absent=absent)
+    typer.echo(f"wrote {out}: {found.rows - found.left_out} of {found.rows} rows")
+    for phrase, silent in found.silent.items():
+        typer.echo(f"  {phrase}: {silent} entries of 0 and {found.acted[phrase]} of 1 are null")
+    if found.left_out:
+        typer.echo(f"  {found.left_out} rows record nothing any more and were left out")
+
+
+@app.command()
 def score(
     model: Model,
     data: Data,

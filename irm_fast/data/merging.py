@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from irm_fast.data.files import (
-    LINES,
-    DataError,
-    Problems,
-    closest,
-    is_parquet,
-    json_lines,
-    open_bytes,
-    parquet_library,
-    read_rows,
-    rows_of,
-)
-from irm_fast.data.outputs import whole_path
+from irm_fast.data.files import Problems, closest, read_rows
+from irm_fast.data.rewriting import rewritten, spelled
 from irm_fast.data.rows import PREFERENCE, TEXT_FIELDS, Fields, Messages, level_of, name_of, propensity_of, spellings
 
 CHANCE = "label_probability"
 FIELDS = spellings({**TEXT_FIELDS, "preference": PREFERENCE, CHANCE: (CHANCE,)})
-ROWS = 65_536  # of a Parquet file in memory at a time
 
 
 class Rating(NamedTuple):
@@ -81,18 +68,11 @@ def merge_ratings(rated: Path, data: Path, out: Path) -> Merged:
             that cannot be read; or the log cannot be read. Nothing is written.
         ValueError: The name of the file to write is of another kind than the log.
     """
-    parquet = is_parquet(data)
-    if not out.name.endswith(".parquet" if parquet else LINES):
-        expected = ".parquet" if parquet else " or ".join(LINES)
-        raise ValueError(f"out: got {out.name!r}; expected a name that ends in {expected}, as that of the log")
     ratings, unrated = _read_ratings(rated)
     merge = _Merge(ratings, rated, data)
-    with whole_path(out) as unfinished:
-        if parquet:
-            _write_parquet(data, unfinished, merge)
-        else:
-            _write_json(data, unfinished, out, merge)
-        merge.raise_if_any()
+    kinds = {PREFERENCE: "int8", (CHANCE,): "float64"}
+    with rewritten(data, out, merge.changes, kinds, FIELDS, merge.problems):
+        merge.check_found()
     return Merged(merge.rows, merge.merged, len(merge.found) - merge.merged, unrated, merge.without_chance)
 
 
@@ -176,79 +156,14 @@ class _Merge:
             return {}
         self.merged += label < 0
         self.without_chance += label < 0 and chance is None and rating.chance is None
-        new: dict[str, object] = {} if label >= 0 else {_spelled(raw, PREFERENCE): rating.preference}
+        new: dict[str, object] = {} if label >= 0 else {spelled(raw, PREFERENCE): rating.preference}
         return new if rating.chance in (None, chance) else new | {CHANCE: rating.chance}
 
-    def raise_if_any(self) -> None:
-        """Raise DataError if something is wrong with the log, or a rated row is not in it."""
+    def check_found(self) -> None:
+        """Raise DataError if a rated row is not in the log."""
         missing = Problems(self.rated)
-        for name in self.ratings.keys() - self.found.keys() if not self.problems.total else ():
-            text = f"the log has no row {name!r} (it has {self.rows}); expected the log from which it was drawn"
-            missing.add(self.ratings[name].line, "id", text)
-        if self.problems.total or missing.total:
-            raise DataError(self.problems.kept + sorted(missing.kept), self.problems.total + missing.total)
-
-
-def _spelled(names: Mapping[str, object] | Sequence[str], group: Sequence[str]) -> str:
-    """Return which of the names of a field is in use, or else the first."""
-    return next((name for name in group if name in names), group[0])
-
-
-def _write_json(data: Path, unfinished: Path, out: Path, merge: _Merge) -> None:
-    """Write the lines of a log, those that no rating changes byte for byte."""
-    with open_bytes(unfinished, "wb", out) as file:
-        for raw, row in json_lines(data):
-            for line, content in rows_of([] if row is None else [row], merge.problems):
-                if new := merge.changes(line, content):
-                    # Half a surrogate pair, which UTF-8 cannot hold, may stand in the line as an escape
-                    text = json.dumps(content | new, ensure_ascii=b"\\u" in raw)
-                    raw = f"{text}\n".encode()
-            file.write(raw)
-
-
-def _write_parquet(data: Path, unfinished: Path, merge: _Merge) -> None:
-    """Write the rows of a log, some at a time: the two columns of labels anew, all others as they are."""
-    parquet = parquet_library(data)
-    import pyarrow
-
-    try:
-        source = parquet.ParquetFile(data, memory_map=True)
-        label = _spelled(source.schema_arrow.names, PREFERENCE)
-        kinds = {label: pyarrow.int8(), CHANCE: pyarrow.float64()}
-        schema = _with_columns(source.schema_arrow, kinds)
-        with parquet.ParquetWriter(unfinished, schema) as writer:
-            for batch in source.iter_batches(ROWS):
-                writer.write_batch(_with_labels(batch, schema, tuple(kinds), merge))
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError([f"{data}: file: cannot be merged: {error}; expected a Parquet file"]) from None
-
-
-def _with_columns(schema: Any, kinds: Mapping[str, Any]) -> Any:
-    """Return an Arrow schema with columns of these types, where it has none of the name, or one of nulls alone."""
-    import pyarrow
-
-    for name, kind in kinds.items():
-        place = schema.get_field_index(name)
-        if place < 0:
-            schema = schema.append(pyarrow.field(name, kind))
-        elif pyarrow.types.is_null(schema.field(place).type):
-            schema = schema.set(place, pyarrow.field(name, kind))
-    return schema
-
-
-def _with_labels(batch: Any, schema: Any, names: Sequence[str], merge: _Merge) -> Any:
-    """Return a record batch with the columns of the schema, those of these names changed as the ratings say."""
-    import pyarrow
-    from pyarrow import compute
-
-    first, read = merge.rows + 1, [name for name in batch.schema.names if name in FIELDS]
-    rows = batch.select(read).to_pylist() if read else [{}] * len(batch)
-    changes = [merge.changes(line, row) for line, row in enumerate(rows, first)]
-    columns = []
-    for field in schema:
-        held = batch.column(field.name) if field.name in batch.schema.names else pyarrow.nulls(len(batch))
-        if field.name in names:
-            new = pyarrow.array([change.get(field.name) for change in changes])
-            held = compute.if_else(new.is_valid(), new.cast(field.type), held.cast(field.type))
-        columns.append(held)
-    return pyarrow.record_batch(columns, schema=schema)
+        for name, rating in self.ratings.items():
+            if name not in self.found:
+                text = f"the log has no row {name!r} (it has {self.rows}); expected the log from which it was drawn"
+                missing.add(rating.line, "id", text)
+        missing.raise_if_any()

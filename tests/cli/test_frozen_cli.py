@@ -22,6 +22,7 @@ OPTIONS = {
     "train": f"config {SHARED} {TEXT} embeddings hidden-layers estimator",
     "evaluate": "model data batch-size json",
     "diagnose": "data model propensity-design absent polarity labels-ignorable batch-size json",
+    "mask": "what data out absent overwrite",
     "score": "model data out batch-size lower",
     "label": "next merge data model out seed batch-size overwrite",
     "embed": "data model out pooling batch-size max-length precision dtype resume overwrite",
@@ -40,6 +41,7 @@ CHOICES = {
     ("train", "estimator"): "auto two-step joint",
     ("diagnose", "propensity-design"): "auto constant hidden features known",
     ("diagnose", "absent"): "error silent missing",
+    ("mask", "absent"): "error silent missing",
     ("validate", "absent"): "error silent missing",
 }
 
