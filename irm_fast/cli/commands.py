@@ -211,6 +211,30 @@ def diagnose(
 
 
 @app.command()
+def mask(
+    what: Annotated[list[str], typer.Argument(help='Signals and where, as diagnose: "share where platform=android".')],
+    data: Data,
+    out: Annotated[Path, typer.Option(help="The log to write, of the same kind of file.")],
+    absent: AbsentKeys = "error",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
+) -> None:
+    """Write a log with null for signals in a part of it, where silence is a broken button, as diagnose advises."""
+    from irm_fast.data.files import check_not_input
+    from irm_fast.data.outputs import check_file, check_folder_of
+    from irm_fast.evaluation.masking import mask_log
+
+    check_not_input(out, data)
+    check_folder_of(out)
+    check_file(out, overwrite=overwrite)
+    found = mask_log(data, out, what, absent=absent)
+    typer.echo(f"wrote {out}: {found.rows - found.left_out} of {found.rows} rows")
+    for phrase, silent in found.silent.items():
+        typer.echo(f"  {phrase}: {silent} entries of 0 and {found.acted[phrase]} of 1 are null")
+    if found.left_out:
+        typer.echo(f"  {found.left_out} rows record nothing any more and were left out")
+
+
+@app.command()
 def score(
     model: Model,
     data: Data,
@@ -245,38 +269,73 @@ def score(
 
 @app.command()
 def label(
-    count: Annotated[int, typer.Option("--next", min=1, help="How many rows to have rated.")],
     data: Data,
-    model: Model,
-    out: Annotated[Path, typer.Option(help="JSONL to write, NAME.jsonl: rows with a preference to fill in.")],
+    out: Annotated[Path, typer.Option(help="To write: NAME.jsonl of rows to rate; or the log with their ratings.")],
+    count: Annotated[int | None, typer.Option("--next", min=1, help="How many rows to have rated.")] = None,
+    merge: Annotated[Path | None, typer.Option(help="Such rows, rated: write the log with their ratings.")] = None,
+    model: Annotated[Path | None, typer.Option(help="With --next: a folder that irm-fast train wrote.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="The same seed draws the same rows.")] = 0,
     batch_size: BatchSize = 32,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file, labels and all.")] = False,
 ) -> None:
-    """Draw rows of a log to have rated, with known probabilities, where a label says most.
+    """Draw rows of a log to have rated (--next 100 --model DIR), and merge the ratings into the log (--merge RATED).
 
-    With one signal that is where its splits into preference and propensity disagree, with more where the reward is
-    least sure. Rows that have a preference are left out.
+    Rows are drawn with known probabilities, where a label says most. With one signal that is where its splits into
+    preference and propensity disagree, with more where the reward is least sure. Rows that have a preference are left
+    out.
     """
     from irm_fast.data.files import check_not_input
     from irm_fast.data.outputs import check_file, check_folder_of, check_suffix
+
+    check_not_input(out, data)
+    check_folder_of(out)
+    if merge is not None:
+        if count is not None or model is not None:
+            raise ValueError("merge: got --next or --model too, which have no effect with --merge; leave them out")
+        check_not_input(out, merge)
+        check_file(out, overwrite=overwrite)
+        _merge_labels(merge, data, out)
+    elif count is None:
+        raise ValueError("label: expected --next 100 to draw rows, or --merge RATED once they are rated; got neither")
+    elif model is None:
+        raise ValueError("model: none given; expected --model DIR, a folder that irm-fast train wrote")
+    else:
+        check_suffix(out, ".jsonl")
+        check_file(out, overwrite=overwrite)
+        _draw_labels(count, data, model, out, seed, batch_size)
+
+
+def _draw_labels(count: int, data: Path, model: Path, out: Path, seed: int, batch_size: int) -> None:
     from irm_fast.data.read import read_log
     from irm_fast.evaluation.labelling import rows_to_label, write_labels
     from irm_fast.evaluation.scoring import load
     from irm_fast.models.record import read_record
 
-    check_not_input(out, data)
-    check_suffix(out, ".jsonl")
-    check_folder_of(out)
-    check_file(out, overwrite=overwrite)
     absent = read_record(model).get("training", {}).get("absent", "error")
     log = read_log(data, absent=absent, misclick=True)
     rows, probability = rows_to_label(load(model), log, count, seed, batch_size=batch_size)
     write_labels(out, log, rows, probability)
     typer.echo(f"wrote {out}: {count} of {len(log)} rows")
     typer.echo(
-        "  Fill in preference, 1 where the response pleases and 0 where it does not; copy it and label_probability to\n"
-        "  the rows of these ids in the log; then irm-fast train again, on embeddings with --labels-ignorable."
+        "  Fill in preference, 1 where the response pleases and 0 where it does not; then irm-fast label --merge\n"
+        f"  {out} --data {data} --out NEWLOG, and irm-fast train on NEWLOG with --labels-ignorable."
+    )
+
+
+def _merge_labels(rated: Path, data: Path, out: Path) -> None:
+    from irm_fast.data.merging import merge_ratings
+
+    found = merge_ratings(rated, data, out)
+    typer.echo(f"wrote {out}: {found.merged} ratings merged into {found.rows} rows")
+    if found.had:
+        typer.echo(f"  {found.had} ratings were in the log already")
+    if found.unrated:
+        typer.echo(f"  {found.unrated} rows of {rated} have no preference; they are as they were")
+    if found.without_chance:
+        typer.echo(f"  {found.without_chance} have no label_probability: they count as drawn at random")
+    typer.echo(
+        f"  irm-fast train --data {out} learns from them; --labels-ignorable, if nothing but the draw chose the rows.\n"
+        "  Embeddings of the log fit: its texts are the same."
     )
 
 

@@ -14,7 +14,9 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, Literal, NamedTuple, cast
+
+LINES = (".jsonl", ".jsonl.gz")  # ends of names of JSON Lines
 
 
 class DataError(ValueError):
@@ -152,27 +154,48 @@ def read_file(path: Path | str) -> Iterator[RawRow]:
         DataError: The file does not exist, or is of another kind.
     """
     path = Path(path)
+    yield from _parquet_rows(path) if is_parquet(path) else _json_rows(path)
+
+
+def is_parquet(path: Path) -> bool:
+    """Return whether a file is Parquet, not JSON Lines.
+
+    Raises:
+        DataError: The file does not exist, or is of another kind.
+    """
     if not path.exists():
         raise DataError([f"{path}: file: not found; expected a .jsonl, .jsonl.gz or .parquet file"])
     if not path.is_file():
         raise DataError([f"{path}: file: got a folder; expected a .jsonl, .jsonl.gz or .parquet file"])
-    if path.name.endswith((".jsonl", ".jsonl.gz")):
-        yield from _json_rows(path)
-    elif path.suffix == ".parquet":
-        yield from _parquet_rows(path)
-    else:
+    if path.suffix != ".parquet" and not path.name.endswith(LINES):
         raise DataError([f"{path}: file: got the name {path.name!r}; expected .jsonl, .jsonl.gz or .parquet"])
+    return path.suffix == ".parquet"
 
 
 def _json_rows(path: Path) -> Iterator[RawRow]:
+    return (row for _, row in json_lines(path) if row is not None)
+
+
+def json_lines(path: Path) -> Iterator[tuple[bytes, RawRow | None]]:
+    """Read a .jsonl or .jsonl.gz file line by line: yield each line with the row it holds, or None if it is blank.
+
+    Args:
+        path: The path of the file, which exists. Where it cannot be read on, the last row says why.
+    """
     line = 0
     try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as handle:
+        with open_bytes(path, "rb") as handle:
             for line, raw in enumerate(handle, 1):
-                if raw.strip():
-                    yield RawRow(line, _object_of(raw, "utf-8-sig" if line == 1 else "utf-8"))
+                encoding = "utf-8-sig" if line == 1 else "utf-8"
+                yield raw, RawRow(line, _object_of(raw, encoding)) if raw.strip() else None
     except (OSError, EOFError, zlib.error) as error:
-        yield RawRow(line + 1, FieldError("file", f"cannot be read: {error}; expected a whole file that may be read"))
+        text = f"cannot be read: {error}; expected a whole file that may be read"
+        yield b"", RawRow(line + 1, FieldError("file", text))
+
+
+def open_bytes(path: Path, mode: Literal["rb", "wb"], name: Path | None = None) -> IO[bytes]:
+    """Open a file in binary mode, through gzip if its name (or the one that it is to have) ends in .gz."""
+    return cast(IO[bytes], gzip.open(path, mode) if (name or path).suffix == ".gz" else open(path, mode))
 
 
 def _object_of(raw: bytes, encoding: str) -> dict[str, object] | FieldError:
@@ -218,13 +241,26 @@ def _parse_json(text: str) -> Any:
         raise FieldError("json", f"{error}; expected one plain object a line") from None
 
 
-def _parquet_rows(path: Path) -> Iterator[RawRow]:
+def parquet_library(path: Path) -> Any:
+    """Return the module `pyarrow.parquet`.
+
+    Args:
+        path: The file to read with it, for the message.
+
+    Raises:
+        DataError: pyarrow is not installed.
+    """
     try:
-        import pyarrow
         from pyarrow import parquet
     except ImportError:
         text = "a Parquet file is read by pyarrow, which is not installed; pip install pyarrow, or give a .jsonl file"
         raise DataError([f"{path}: file: {text}"]) from None
+    return parquet
+
+
+def _parquet_rows(path: Path) -> Iterator[RawRow]:
+    parquet = parquet_library(path)
+    import pyarrow
 
     try:
         table = parquet.read_table(path, memory_map=True)  # mapped, not copied

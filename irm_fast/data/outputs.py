@@ -193,8 +193,8 @@ def check_file(path: Path, *, overwrite: bool, argument: str = "out") -> None:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[TextIO]:
-    """Open a text file to write, which takes its name only when it is whole.
+def whole_path(path: Path) -> Iterator[Path]:
+    """Lend the path of a file to write, which takes its name only when it is whole.
 
     Until then it is `NAME.unfinished`, and after an error nothing is left of it. A link and what is no ordinary file,
     such as /dev/stdout, are written to directly.
@@ -206,13 +206,18 @@ def whole_file(path: Path) -> Iterator[TextIO]:
         OSError: The file cannot be written.
     """
     if path.is_symlink() or (path.exists() and not path.is_file()):
-        with path.open("w", encoding="utf-8") as file:
-            yield file
+        yield path
         return
     unfinished = path.with_name(f"{path.name}.unfinished")
     try:
-        with unfinished.open("w", encoding="utf-8") as file:
-            yield file
+        yield unfinished
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[TextIO]:
+    """Open a text file to write, which takes its name only when it is whole, as of `whole_path`."""
+    with whole_path(path) as unfinished, unfinished.open("w", encoding="utf-8") as file:
+        yield file

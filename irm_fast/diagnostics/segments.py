@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -101,6 +102,28 @@ def _parts(log: DiagnosedLog) -> Iterator[tuple[np.ndarray, list[str]]]:
         index, size = np.unique(log.sessions, return_inverse=True, return_counts=True)[1:]
         last = np.where(size[index] > 1, (number < size[index]).astype(int), -1)
         yield last, ["in the last row of a session", "before the last row of a session"]
+
+
+def part_named(log: DiagnosedLog, phrase: str) -> tuple[str, np.ndarray] | None:
+    """Find the part of the log that a phrase of the check "broken button" ends with.
+
+    Args:
+        log: The log.
+        phrase: Such as "share where platform=android" or "copy, share before 2025-04-23 10:00:00 UTC".
+
+    Returns:
+        What stands before it, "share", and a mask (N,) of its rows; or None if the phrase names no part of this log.
+    """
+    for index, names in _parts(log):
+        for number, where in enumerate(names):
+            if phrase.endswith(f" {where}"):
+                return phrase[: -len(where) - 1], index == number
+    found = re.fullmatch(r"(.+) (before|after) (\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) UTC", phrase)
+    if found is None or log.times is None:
+        return None
+    moment = float(np.datetime64(found[3], "s").astype(np.int64))
+    whole = np.floor(log.times)  # the phrase has no fractions of a second
+    return found[1], whole < moment if found[2] == "before" else whole > moment
 
 
 def date(day: float) -> str:

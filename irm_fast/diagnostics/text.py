@@ -173,9 +173,8 @@ def remedies(log: DiagnosedLog, verdict: Verdict, checks: Sequence[Check]) -> tu
 def _remedies_of(check: Check) -> list[str]:
     """Return what helps against the failure of a check, with the signals and segments that it names."""
     if check.name == "broken button":
-        return [
-            f"Record null (missing) for {', '.join(cell['signals'])} {cell['where']}." for cell in check.details[:3]
-        ]
+        silent = [f"{', '.join(cell['signals'])} {cell['where']}" for cell in check.details[:3]]
+        return [f'Record null (missing) for {what}: irm-fast mask "{what}" does it to a log.' for what in silent]
     if check.name == "funnel":
         entry = check.details[0]
         order = f'after={{"{entry["second"]}": "{entry["first"]}"}}'

@@ -1,8 +1,8 @@
 """The context of a row, which the response does not show: when it was shown, and where in its session.
 
-Times fall into ten bins of equal numbers of rows, places in a session too. A bin is a column of 0 and 1 less its mean;
-a row whose time or session is unknown has zeros, and is so neutral. The third part of a context, the user, is an offset
-that `context_step` integrates out.
+Times fall into ten bins of about equal numbers of rows, places in a session too. A bin is a column of 0 and 1 less its
+mean; a row whose time or session is unknown has zeros, and is so neutral. The third part of a context, the user, is an
+offset that `context_step` integrates out.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 from irm_fast.data.log import number_names
 
 BINS = 10
+LEAST = 30  # rows above the least number that are a bin, though they are less than a tenth
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,9 @@ class Bins:
     def of(cls, values: np.ndarray) -> Bins | None:
         """Return bins with about equal numbers of rows, or None if fewer than two bins differ.
 
+        Where the least number fills nine bins or more, as the place 0 does where most sessions have one row, the rows
+        above it are the other bin, if there are `LEAST` of them.
+
         Args:
             values: Numbers of shape (N,), NaN where unknown.
         """
@@ -43,6 +47,9 @@ class Bins:
             return None
         edges = np.unique(np.quantile(known, np.arange(1, BINS) / BINS, method="lower"))
         edges = edges[edges > known.min()]
+        above = known[known > known.min()]
+        if not len(edges) and len(above) >= LEAST:
+            edges = above.min(keepdims=True)
         if not len(edges):
             return None
         place = np.searchsorted(edges, known, side="right")

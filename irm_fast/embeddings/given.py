@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Hashable, Mapping, Set
 from datetime import datetime, timezone
 from typing import Any
 
 import numpy as np
 from torch import Tensor
+
+from irm_fast.data.times import LATEST
 
 SPREAD = 1e15  # the largest standard deviation of a column: squares and their sums over columns stay within float32
 WEIGHT = 1e9  # the largest row weight: sums over rows and their squares stay within float32
@@ -199,17 +202,25 @@ def names(name: str, value: Any, rows: int) -> list[Any] | None:
         rows: The number N of rows.
 
     Raises:
-        ValueError: There are not N of them, or they have several columns.
+        ValueError: There are not N of them, they have several columns, or one is blank or no name.
     """
     if value is None:
         return None
     value = plain(value)
+    if isinstance(value, (str, bytes, Mapping, Set)) or not hasattr(value, "__len__"):
+        raise ValueError(f"{name}: got a {type(value).__name__}; expected a sequence of {rows} names, one for each row")
     shape = getattr(value, "shape", None) or (len(value),)
     if len(shape) != 1:
         raise ValueError(f"{name}: got shape {tuple(shape)}; expected ({rows},), one name for each row of X")
     if len(value) != rows:
         raise ValueError(f"{name}: got {len(value)}; expected {rows}, as the rows of X")
-    return [None if is_unknown(entry) else entry for entry in value]
+    found = [None if is_unknown(entry) else entry for entry in value]
+    for row, entry in enumerate(found):
+        if not isinstance(entry, Hashable) or (isinstance(entry, str) and not entry.strip()):
+            raise ValueError(
+                f"{name}: got {entry!r} in row {row}; expected text that is not empty or a number, None where unknown"
+            )
+    return found
 
 
 def seconds(value: Any, rows: int) -> np.ndarray:
@@ -220,7 +231,7 @@ def seconds(value: Any, rows: int) -> np.ndarray:
         rows: The number N of rows.
 
     Raises:
-        ValueError: There are not N times, or they are neither numbers nor datetimes.
+        ValueError: There are not N times, they are neither numbers nor datetimes, or they lie after the year 5138.
     """
     array = np.asarray(plain(value))
     if array.shape != (rows,):
@@ -231,7 +242,15 @@ def seconds(value: Any, rows: int) -> np.ndarray:
         known = ~np.isnat(array)
         array = np.where(known, array.astype("datetime64[us]").astype(np.int64) / 1e6, np.nan)
     if array.dtype.kind not in "iuf":
-        raise ValueError(f"times: got {array.dtype}; expected seconds since 1970 or datetimes")
+        raise ValueError(
+            f"times: got {array.dtype}; expected seconds since 1970 or datetimes (texts: pandas.to_datetime makes them)"
+        )
+    late = array > LATEST
+    if late.any():
+        raise ValueError(
+            f"times: got {array[late][0]:.4g}; expected seconds since 1970, NaN where unknown: divide milliseconds by "
+            "1000"
+        )
     return array.astype(np.float64)
 
 

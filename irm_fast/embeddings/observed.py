@@ -128,7 +128,10 @@ class Observed:
         sizes = np.bincount(group)
         count = min(count, len(sizes))
         if count < 2:
-            raise ValueError(f"groups: got 1 group of n_samples={len(self)}; expected at least 2, to hold one out")
+            name = "users" if self.groups is None and self.users is not None else "groups"
+            raise ValueError(
+                f"{name}: got 1 group of n_samples={len(self)}; expected at least 2, to hold one out, or no {name}"
+            )
         order = random.permutation(len(sizes))
         order = order[np.argsort(-sizes[order], kind="stable")]
         fold, load = np.empty(len(sizes), int), np.zeros(count)

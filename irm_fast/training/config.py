@@ -60,6 +60,7 @@ class RunConfig:
     contradictions: Literal["error", "drop"] = option(
         "error", "Rows that contradict themselves, such as a copy with the preference 0."
     )
+    labels_ignorable: bool = option(False, "Which rows have a preference does not depend on it.")
     validation_fraction: float = option(
         0.1, "Share of the log held out for evaluation; 0 for none.", at_least=0, below=1
     )
@@ -215,7 +216,6 @@ class EmbeddingTrainConfig(RunConfig):
     model: str = option("", "The language model of the embeddings, where it is no longer at the place that they name.")
     hidden_layers: str = option("auto", "Layers of the reward: auto, linear, or widths as 128,64.")
     estimator: Literal["auto", "two-step", "joint"] = option("auto", "How propensities are estimated.")
-    labels_ignorable: bool = option(False, "Which rows have a preference does not depend on it.")
 
 
 PROGRAMS: tuple[type[RunConfig], ...] = (TrainConfig, EmbeddingTrainConfig)

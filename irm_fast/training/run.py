@@ -115,7 +115,8 @@ def train_log(log: Log, config: TrainConfig, *, heldout: Log | None = None) -> T
     designs = {fit.result.design: fit.result.metrics["nll"] for fit in fits if fit.result.metrics}
 
     # Diagnose what the reward rests on
-    diagnosis = diagnose_rows(prepared.parts, best.spec, best.heldout)
+    ignorable = config.labels_ignorable
+    diagnosis = diagnose_rows(prepared.parts, best.spec, best.heldout, labels_ignorable=ignorable)
     result = replace(best.result, dropped=prepared.dropped, designs=designs, diagnosis=diagnosis)
 
     # Save

@@ -8,8 +8,8 @@ from typer.testing import CliRunner
 from irm_fast.cli.commands import app
 
 SHARED = (
-    "output data propensity-design misclick-rate polarity absent contradictions validation-fraction seed progress "
-    "overwrite"
+    "output data propensity-design misclick-rate polarity absent contradictions labels-ignorable validation-fraction "
+    "seed progress overwrite"
 )
 TEXT = (
     "model objective stratification ema-decay epochs batch-size token-budget gradient-accumulation learning-rate "
@@ -19,11 +19,12 @@ TEXT = (
 OPTIONS = {
     "validate": "data absent polarity misclick json",
     "simulate": "rated out protocol alpha target signals seed test-fraction overwrite",
-    "train": f"config {SHARED} {TEXT} embeddings hidden-layers estimator labels-ignorable",
+    "train": f"config {SHARED} {TEXT} embeddings hidden-layers estimator",
     "evaluate": "model data batch-size json",
     "diagnose": "data model propensity-design absent polarity labels-ignorable batch-size json",
+    "mask": "what data out absent overwrite",
     "score": "model data out batch-size lower",
-    "label": "next data model out seed batch-size overwrite",
+    "label": "next merge data model out seed batch-size overwrite",
     "embed": "data model out pooling batch-size max-length precision dtype resume overwrite",
     "reproduce": ("data output model protocol redraws alpha target limit max-length noise processes resume overwrite"),
     "demo": "output seeds",
@@ -40,6 +41,7 @@ CHOICES = {
     ("train", "estimator"): "auto two-step joint",
     ("diagnose", "propensity-design"): "auto constant hidden features known",
     ("diagnose", "absent"): "error silent missing",
+    ("mask", "absent"): "error silent missing",
     ("validate", "absent"): "error silent missing",
 }
 

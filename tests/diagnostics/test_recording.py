@@ -28,7 +28,9 @@ def test_broken_button_is_named_and_repaired_by_the_advice(predicted):
     found = run()
     assert found.kind == found.ranking == "contradicted"
     assert "share acts 0 times" in check(found, "broken button").text
-    assert found.remedies[0] == "Record null (missing) for share where platform=ios."
+    assert found.remedies[0] == (
+        'Record null (missing) for share where platform=ios: irm-fast mask "share where platform=ios" does it to a log.'
+    )
     (cell,) = check(found, "broken button").details
     assert cell["signals"] == ["share"]
     assert cell["rows"] == (platform == "ios").sum()

@@ -274,6 +274,16 @@ def test_bins() -> None:
     assert len(Bins.of(np.array([0.0, 0, 1, 1])).means) == 2
 
 
+def test_rows_above_a_number_that_nearly_all_have_are_a_bin() -> None:
+    places = np.repeat([0.0, 1, 2], [900, 60, 40])
+    bins = Bins.of(places)
+    assert bins.edges.tolist() == [1] and bins.means.tolist() == [0.9, 0.1]
+    np.testing.assert_allclose(bins.columns(np.array([0.0, 2])), [[0.1, -0.1], [-0.9, 0.9]])
+    assert Bins.of(np.repeat([0.0, 1], [970, 30])).means.tolist() == [0.97, 0.03]
+    assert Bins.of(np.repeat([0.0, 1], [971, 29])) is None  # too few to show anything
+    np.testing.assert_array_equal(Bins.of(np.repeat([0.0, 5], [30, 970])).edges, [5])  # the quantiles tell them
+
+
 def test_places_in_sessions() -> None:
     sessions, users = ["a", "a", None, "b", "a", "a"], [1, 1, 1, 1, 2, None]
     np.testing.assert_array_equal(places(sessions, None, None), [0, 1, np.nan, 0, 2, 3])
@@ -398,6 +408,20 @@ def given_all(log: RealLog) -> dict[str, Any]:
 
 def given_none(log: RealLog) -> dict[str, Any]:
     return {}
+
+
+def test_few_rows_at_another_time_are_told_apart() -> None:
+    """8% of the rows are of a later version, in which propensities are .84, not .30; all others have one time."""
+    random = np.random.default_rng(0)
+    x, late = random.normal(size=(2000, 8)), random.random(2000) < 0.08
+    acts = expit(np.where(late, 2, -1)[:, None] + x[:, [1, 2]])
+    feedback = ((random.random((2000, 1)) < expit(2 * x[:, :1])) & (random.random((2000, 2)) < acts)).astype(int)
+    times = np.where(late, 2e9 + random.random(2000) * 1e6, 1e9)
+    plain, found = model().fit(x, feedback), model().fit(x, feedback, times=times)
+    assert found.context_ == ("time",)
+    means = found.predict_propensity(x[late], times=times[late]).mean(), plain.predict_propensity(x[late]).mean()
+    assert means[0] == pytest.approx(acts[late].mean(), abs=0.05) and means[1] < acts[late].mean() - 0.4
+    assert found.predict_proba(x[late])[:, 1].mean() == pytest.approx(0.5, abs=0.05)
 
 
 def test_what_users_hide_is_found_once_they_are_told_apart() -> None:

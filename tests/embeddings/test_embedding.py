@@ -304,6 +304,15 @@ def changed(value: np.ndarray, number: float) -> np.ndarray:
         (lambda c: {"sample_weight": ~c.feedback.any(axis=1)}, "only one class; expected actions"),
         (lambda c: {"users": ["a"] * 599}, "users: got 599; expected 600"),
         (lambda c: {"groups": ["a"] * 600}, "groups: got 1 group"),
+        (lambda c: {"users": ["a"] * 600}, "users: got 1 group .* or no users"),
+        (lambda c: {"users": dict.fromkeys(range(600), "a")}, "users: got a dict; expected a sequence of 600 names"),
+        (lambda c: {"users": "a" * 600}, "users: got a str; expected a sequence"),
+        (lambda c: {"users": (i for i in range(600))}, "users: got a generator; expected a sequence"),
+        (lambda c: {"sessions": [[i] for i in range(600)]}, r"sessions: got \[0\] in row 0; expected text"),
+        (lambda c: {"users": ["a", " "] * 300}, "users: got ' ' in row 1; expected text that is not empty"),
+        (lambda c: {"times": np.full(600, 1.7e12)}, r"times: got 1.7e\+12; .* divide milliseconds by 1000"),
+        (lambda c: {"times": np.full(600, np.inf)}, "times: got inf"),
+        (lambda c: {"times": ["2024-01-01"] * 600}, "times: got <U10; .* pandas.to_datetime"),
     ],
 )
 def test_data_that_are_refused(case: Case, change: Callable, message: str) -> None:

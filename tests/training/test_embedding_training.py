@@ -356,19 +356,30 @@ def test_labels_are_drawn_filled_in_and_choose(one_signal, tmp_path):
     chances = np.array([row["label_probability"] for row in rows])
     assert chances.std() > 0.01 and chances.min() >= 0.2 * 80 / 400 - 1e-9 and chances.max() <= 1
 
-    filled = {row["id"]: {**row, "preference": int(row["completion"].startswith("good"))} for row in rows}
+    filled = [row | {"preference": int(row["completion"].startswith("good"))} for row in rows]
+    filled[70:] = rows[70:]  # ten rows stay without a rating
+    (tmp_path / "rated.jsonl").write_text("".join(json.dumps(row) + "\n" for row in filled))
+    merge = ["--merge", tmp_path / "rated.jsonl", "--data", tmp_path / "one.jsonl", "--out", tmp_path / "merged.jsonl"]
+    shown = run("label", *merge).stdout
+    assert "70 ratings merged into 400 rows" in shown and "10 rows" in shown
+    merged, log = read_log(tmp_path / "merged.jsonl", misclick=True), read_log(tmp_path / "one.jsonl")
+    assert (merged.ids, merged.messages) == (log.ids, log.messages) and (merged.feedback == log.feedback).all()
+    assert (merged.preference >= 0).sum() == 70
+    drawn = {row["id"]: row["label_probability"] for row in rows[:70]}
+    assert {merged.ids[i]: merged.label_probability[i] for i in np.flatnonzero(merged.preference >= 0)} == drawn
 
-    def merged(row: dict) -> dict:
-        known = filled.get(row["id"], {})
-        return without_features(row) | {name: known.get(name) for name in ("preference", "label_probability")}
+    def train(**more: object):
+        given = {"data": tmp_path / "merged.jsonl", "contradictions": "drop"}
+        return train_on_embeddings(one_signal(without_features, **given, **more))
 
-    again = train_on_embeddings(one_signal(merged, labels_ignorable=True))
+    again = train(labels_ignorable=True)
     assert again.model.estimator.labels_ignorable
     assert again.diagnosis.kind == again.model.estimator.diagnosis_.kind == "identified"
     assert "by the explicit labels" in again.diagnosis.verdict
-    assert train_on_embeddings(one_signal(merged)).diagnosis.kind == "not identified"
-    left = run("label", "--next", 321, *options, "--overwrite", code=2)
-    assert "next: got 321; expected 1 to 320, the rows without a preference" in left.stderr
+    assert train().diagnosis.kind == "not identified"
+    options[1] = tmp_path / "merged.jsonl"
+    left = run("label", "--next", 331, *options, "--overwrite", code=2)
+    assert "next: got 331; expected 1 to 330, the rows without a preference" in left.stderr
 
 
 def test_contradictory_rows_are_left_out_on_demand(one_signal, tmp_path):

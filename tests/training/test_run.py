@@ -10,7 +10,7 @@ import torch
 
 from irm_fast.evaluation.evaluation import evaluate_log, evaluate_rated
 from irm_fast.evaluation.scoring import load, score
-from irm_fast.training.config import EmbeddingTrainConfig
+from irm_fast.training.config import EmbeddingTrainConfig, TrainConfig
 from irm_fast.training.run import train_log
 from tests.training.training_cases import metrics_of
 
@@ -86,6 +86,15 @@ def test_explicit_preferences_only(make_log, make_config):
 
     rated = Rated(log.ids, log.messages, log.preference.astype(float), log.preference, np.full(160, -1))
     assert evaluate_rated(result.model, rated)["auroc"] > 0.99
+
+
+@pytest.mark.parametrize(("ignorable", "kind"), [(True, "identified"), (False, "not identified")])
+def test_labels_fix_the_scale_where_their_choice_is_ignorable(make_log, make_config, ignorable: bool, kind: str):
+    config = make_config(epochs=1, propensity_design="constant", labels_ignorable=ignorable)
+    found = train_log(make_log(160, signals=()), config).diagnosis
+    assert found.kind == kind
+    assert any("you say so" in line for line in found.assumed) is ignorable
+    assert TrainConfig.load(Path(config.output) / "train.yaml").labels_ignorable is ignorable
 
 
 def test_misclicks(make_log, make_config):

@@ -1,0 +1,120 @@
+"""Writing a log anew, row by row: some fields of some rows are changed, and all else stays as it is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from irm_fast.data.files import LINES, DataError, Problems, is_parquet, json_lines, open_bytes, parquet_library, rows_of
+from irm_fast.data.outputs import whole_path
+
+Fields = Mapping[str, object]
+Kinds = Mapping[tuple[str, ...], str | None]
+Change = Callable[[int, Fields], Fields | None]
+ROWS = 65_536  # of a Parquet file in memory at a time
+
+
+@contextmanager
+def rewritten(
+    data: Path, out: Path, change: Change, kinds: Kinds, read: Collection[str], problems: Problems
+) -> Iterator[None]:
+    """Write a log with changes, reading it in passing. Lines of JSON that do not change keep their bytes.
+
+    The file takes its name at the end of the `with` block; after an error within it nothing is left of it.
+
+    Args:
+        data: The log: a .jsonl, .jsonl.gz or .parquet file.
+        out: The file to write, of the same kind. One of this name is replaced.
+        change: Returns, for the number of a line and the fields of its row, the fields that change, or None to leave
+            the row out. It is called once for each row, in order.
+        kinds: The fields that may change, each by all its spellings, with the type of the column that a Parquet file
+            gets if it has none of these, such as "int8"; None to add none.
+        read: The fields that `change` reads; of a Parquet file it is given these alone.
+        problems: Gets the problems of the log, to which `change` may add.
+
+    Raises:
+        DataError: There are problems. Nothing is written.
+        ValueError: The name of the file to write is of another kind than the log.
+    """
+    parquet = is_parquet(data)
+    if not out.name.endswith(".parquet" if parquet else LINES):
+        expected = ".parquet" if parquet else " or ".join(LINES)
+        raise ValueError(f"out: got {out.name!r}; expected a name that ends in {expected}, as that of the log")
+    with whole_path(out) as unfinished:
+        if parquet:
+            _write_parquet(data, unfinished, change, kinds, read)
+        else:
+            _write_json(data, unfinished, out, change, problems)
+        problems.raise_if_any()
+        yield
+
+
+def spelled(names: Collection[str], group: Sequence[str]) -> str:
+    """Return which of the spellings of a field is among the names, or else the first."""
+    return next((name for name in group if name in names), group[0])
+
+
+def _write_json(data: Path, unfinished: Path, out: Path, change: Change, problems: Problems) -> None:
+    with open_bytes(unfinished, "wb", out) as file:
+        for raw, row in json_lines(data):
+            for line, content in rows_of([] if row is None else [row], problems):
+                new = change(line, content)
+                if new is None:
+                    raw = b""
+                elif new:
+                    # Half a surrogate pair, which UTF-8 cannot hold, may stand in the line as an escape
+                    text = json.dumps({**content, **new}, ensure_ascii=b"\\u" in raw)
+                    raw = f"{text}\n".encode()
+            file.write(raw)
+
+
+def _write_parquet(data: Path, unfinished: Path, change: Change, kinds: Kinds, read: Collection[str]) -> None:
+    parquet = parquet_library(data)
+    import pyarrow
+
+    try:
+        source = parquet.ParquetFile(data, memory_map=True)
+        named = {spelled(source.schema_arrow.names, group): kind for group, kind in kinds.items()}
+        schema, first = _with_columns(source.schema_arrow, named), 1
+        with parquet.ParquetWriter(unfinished, schema) as writer:
+            for batch in source.iter_batches(ROWS):
+                names = [name for name in batch.schema.names if name in read]
+                rows = batch.select(names).to_pylist() if names else [{}] * len(batch)
+                changes = [change(line, row) for line, row in enumerate(rows, first)]
+                writer.write_batch(_changed(batch, schema, named, changes))
+                first += len(batch)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError([f"{data}: file: cannot be rewritten: {error}; expected a Parquet file"]) from None
+
+
+def _with_columns(schema: Any, kinds: Mapping[str, str | None]) -> Any:
+    """Return an Arrow schema with columns of these types, where it has none of the name, or one of nulls alone."""
+    import pyarrow
+
+    for name, kind in kinds.items():
+        place = schema.get_field_index(name)
+        if kind is not None and place < 0:
+            schema = schema.append(pyarrow.field(name, pyarrow.type_for_alias(kind)))
+        elif kind is not None and pyarrow.types.is_null(schema.field(place).type):
+            schema = schema.set(place, pyarrow.field(name, pyarrow.type_for_alias(kind)))
+    return schema
+
+
+def _changed(batch: Any, schema: Any, kinds: Mapping[str, str | None], changes: list[Fields | None]) -> Any:
+    """Return a record batch with the columns of the schema, changed, without the rows that are left out."""
+    import pyarrow
+    from pyarrow import compute
+
+    columns = []
+    for field in schema:
+        held = batch.column(field.name) if field.name in batch.schema.names else pyarrow.nulls(len(batch), field.type)
+        if field.name in kinds:
+            values = [(change or {}).get(field.name) for change in changes]
+            new = pyarrow.array(values, kinds[field.name] or field.type).cast(field.type)
+            held = compute.if_else(new.is_valid(), new, held.cast(field.type))
+        columns.append(held)
+    kept = pyarrow.array([change is not None for change in changes])
+    return pyarrow.record_batch(columns, schema=schema).filter(kept)
