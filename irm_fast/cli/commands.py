@@ -159,7 +159,11 @@ def train(
 
 @app.command()
 def evaluate(model: Model, data: Data, batch_size: BatchSize = 32, as_json: AsJson = False) -> None:
-    """Measure a model: on clean ratings or pairs, or on a log by likelihood and calibration."""
+    """Measure a model: on clean ratings or pairs, or on a log by likelihood and calibration.
+
+    On a log copy_lost_hiding_0.1, say, is the share of the copies that would be lost if the tenth of the responses with
+    the lowest rewards were hidden.
+    """
     from irm_fast.evaluation.evaluation import evaluate as measure
     from irm_fast.training.run_folder import plain
 
