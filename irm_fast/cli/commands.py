@@ -347,7 +347,7 @@ def reproduce(
     """Compare every method of learning from implicit feedback, under one protocol, on logs with known truth.
 
     Turns ratings into logs of one and two signals, embeds the responses, fits naive, IPS, uPU, nnPU, DR, SAR-EM,
-    ReCRec, the paper's stratified form, ImplicitRM, and the bounds, and prints a table. About five minutes for a redraw
+    ReCRec, the paper's stratified form, ImplicitRM, and the bounds, and prints a table. About ten minutes for a redraw
     of both protocols on one core, at 16,000 responses and 1,024 dimensions.
     """
     from irm_fast.experiments.reproduce.experiment import Experiment
