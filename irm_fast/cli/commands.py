@@ -159,7 +159,11 @@ def train(
 
 @app.command()
 def evaluate(model: Model, data: Data, batch_size: BatchSize = 32, as_json: AsJson = False) -> None:
-    """Measure a model: on clean ratings or pairs, or on a log by likelihood and calibration."""
+    """Measure a model: on clean ratings or pairs, or on a log by likelihood and calibration.
+
+    On a log copy_lost_hiding_0.1, say, is the share of the copies that would be lost if the tenth of the responses with
+    the lowest rewards were hidden.
+    """
     from irm_fast.evaluation.evaluation import evaluate as measure
     from irm_fast.training.run_folder import plain
 
@@ -402,7 +406,7 @@ def reproduce(
     """Compare every method of learning from implicit feedback, under one protocol, on logs with known truth.
 
     Turns ratings into logs of one and two signals, embeds the responses, fits naive, IPS, uPU, nnPU, DR, SAR-EM,
-    ReCRec, the paper's stratified form, ImplicitRM, and the bounds, and prints a table. About five minutes for a redraw
+    ReCRec, the paper's stratified form, ImplicitRM, and the bounds, and prints a table. About ten minutes for a redraw
     of both protocols on one core, at 16,000 responses and 1,024 dimensions.
     """
     from irm_fast.experiments.reproduce.experiment import Experiment

@@ -175,7 +175,7 @@ def scan_log(
         stated = [f"preference {log.preference[i]}"] if log.preference[i] >= 0 else []
         text = (
             f"{', '.join(acted + stated)} contradict each other; expected one side, or a misclick rate; "
-            "--contradictions drop, read_log(..., drop_contradictions=True), leaves such rows out"
+            "train --contradictions drop, in Python read_log(..., drop_contradictions=True), leaves such rows out"
         )
         problems.add(rows[i].line, "feedback", text)
     absences = {name: len(lines) for name, lines in lacking.items()}
