@@ -229,7 +229,7 @@ class _Data:
         return fit_layer(self.apart, presence, self.sampled(rows), start)
 
     def score(self, layer: ContextLayer, presence: Tensor | None, fold: int) -> Tensor:
-        """Return the log likelihood (U,) of the patterns of each user in a fold."""
+        """Return the log likelihood (U,) of the patterns of each user's rows in a fold: all, unless groups split them."""
         rows = (self.folds == fold) & (self.telling if presence is None else True)
         some = None if presence is None else presence[rows]
         found = torch.zeros(int(self.apart.user.max()) + 1, dtype=torch.float64)
@@ -261,13 +261,13 @@ def fit_context(
         earlier: A fit to the same rows with another reward, whose parts are kept. None to choose the parts.
 
     Returns:
-        The context; or None if there is none, if fewer than 30 rows show propensities, or if no part predicts held-out
-        actions better.
+        The context; or None if there is none, if fewer than 30 rows outside a fold show propensities, or if no part
+        predicts held-out actions better.
     """
     if observed.users is None and observed.sessions is None and observed.times is None:
         return None
     data = _Data.of(problem, split, observed, proof)
-    if int(data.telling.sum()) < ENOUGH:
+    if min(int((data.telling & (data.folds != fold)).sum()) for fold in data.folds.unique()) < ENOUGH:
         return None
     when = When(len(observed), observed.users, observed.sessions, observed.times)
     if earlier is None:
@@ -310,7 +310,7 @@ class _Parts:
                 return None
         counted = torch.bincount(data.rows.user[data.telling], minlength=len(scores[0])) > 0
         gain = (torch.stack(scores).sum(0) - torch.stack(list(self.scores)).sum(0))[counted]
-        if not gain.sum() > gain.std() * len(gain) ** 0.5:
+        if len(gain) < 2 or not gain.sum() > gain.std() * len(gain) ** 0.5:
             return None
         return _Parts(data, bins, presence, layers, scores)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -338,6 +339,17 @@ def test_users_are_held_out_as_a_whole() -> None:
     assert (before.by_fold[1].shift - after.by_fold[1].shift).abs().min() > 0.05
     moved = before.held_out.alone[folds == 0] - after.held_out.alone[folds == 0]
     assert moved.abs().mean() > 0.5
+
+
+@pytest.mark.parametrize("last", [1, 200])
+def test_a_log_of_two_users_is_fitted(last: int) -> None:
+    """A fold whose other folds hardly show a propensity is nothing to choose by."""
+    users = ["x"] * (400 - last) + ["y"] * last
+    case = make(400, 4)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*degrees of freedom.*")
+        fitted = model(hidden_layers=(), n_folds=2).fit(case.x, case.feedback, users=users)
+    assert np.isfinite(fitted.coef_).all() and (last > 1 or fitted.context_ == ())
 
 
 # --- logs of which all is known ------------------------------------------------------------------------------------
