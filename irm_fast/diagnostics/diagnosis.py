@@ -114,7 +114,7 @@ def diagnose(
         raise ValueError("reward_logits and propensity_logits: got one of the two; expected both or none")
 
     # The log, its predictions, and the rows that count
-    user_numbers, user_names = arguments.numbers(users, rows)
+    user_numbers, user_names = arguments.user_numbers(users, rows)
     log = DiagnosedLog(
         names=tuple(signals) if signals is not None else tuple(f"signal {k + 1}" for k in range(count)),
         designs=designs,
