@@ -21,7 +21,8 @@ from irm_fast.data.signals import action_rate
 from irm_fast.embeddings import given, saved
 from irm_fast.embeddings.candidates import disagreement
 from irm_fast.embeddings.declared import check_columns, warn_of_feedback
-from irm_fast.embeddings.fit import Fitted, fit_model
+from irm_fast.embeddings.fit import fit_model
+from irm_fast.embeddings.fitted import Fitted
 from irm_fast.embeddings.objective import log_likelihood
 from irm_fast.embeddings.observed import check_actions, observe, warn_of_unread
 from irm_fast.embeddings.optimize import Training, choose_device
