@@ -139,7 +139,17 @@ def diagnose(
     if weight is not None:
         log = log.subset(np.asarray(weight) > 0)
 
-    # The checks, and what they say
+    return _judged(log, labels_ignorable, fold_rewards, uncorrected_mean, misclick_sensitivity)
+
+
+def _judged(
+    log: DiagnosedLog,
+    labels_ignorable: bool,
+    refits: np.ndarray | None,
+    uncorrected_mean: float | None,
+    misclick_sensitivity: Sequence[tuple[float, float]] | None,
+) -> Diagnosis:
+    """Carry out the checks, and say what they say of ranking and scale; the arguments are those of `diagnose`."""
     cross_row, checks = _checks(log)
     verdict = text.verdict(log, checks, labels_ignorable)
     sensitivity = ranges.measure(
@@ -147,7 +157,7 @@ def diagnose(
         fixed=verdict.scale == text.IDENTIFIED,
         broken=any(check.result == FAILED and check.about == "identification" for check in checks),
         quiet=who_when_where.quiet(checks),
-        refits=fold_rewards,
+        refits=refits,
         uncorrected_mean=uncorrected_mean,
         misclick_sensitivity=misclick_sensitivity,
     )
