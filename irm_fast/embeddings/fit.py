@@ -27,10 +27,11 @@ from irm_fast.embeddings.optimize import Training
 from irm_fast.embeddings.parts import NONE, Reward, Scaler
 from irm_fast.embeddings.problem import Problem, Split
 from irm_fast.embeddings.progress import Progress
+from irm_fast.embeddings.propensity_networks import add_networks
 from irm_fast.embeddings.propensity_step import LEFT_OUT, FoundPropensities
 from irm_fast.embeddings.reward_step import AUTO_LAYERS, PropensityLogits, propensity_shift
 from irm_fast.embeddings.taste import without_taste
-from irm_fast.embeddings.two_step import add_networks, mass, proof
+from irm_fast.embeddings.two_step import mass, proof
 from irm_fast.embeddings.uncertainty import covariance_factor
 
 CONTEXT_ROUNDS = 2  # the second with the reward of the first; more would follow the noise of the level
