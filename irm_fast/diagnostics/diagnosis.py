@@ -138,7 +138,6 @@ def diagnose(
         log = arguments.with_predictions(log, np.asarray(reward_logits, float), np.asarray(propensity_logits, float))
     if weight is not None:
         log = log.subset(np.asarray(weight) > 0)
-
     return _judged(log, labels_ignorable, fold_rewards, uncorrected_mean, misclick_sensitivity)
 
 
