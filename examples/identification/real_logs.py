@@ -87,9 +87,8 @@ def draw(
         lost: The share of the silent rows of the second half that were never logged.
         broken: Whether the second signal never acts on one of two platforms, as if its button were broken there.
     """
-    rng, count = np.random.default_rng([seed, 15]), rows + TEST
-    directions = np.random.default_rng(100).normal(size=(16, 3)) / 4
-    directions[:, 1:] -= 0.6 * directions[:, :1]  # what pleases is acted on less often
+    # Responses and users
+    rng, count, directions = np.random.default_rng([seed, 15]), rows + TEST, _directions(3)
     X = rng.normal(size=(count, 16)).astype(np.float32)
     users = np.arange(count) // max(1, rows_a_user)
     each = users[-1] + 1
@@ -97,16 +96,24 @@ def draw(
     kind = np.linalg.svd(directions)[0][:, 3]  # a direction that moves nothing
     X[:rows] += niche * (please / max(taste, 1e-9))[:rows, None] * kind
     parts = X @ directions
+
+    # Preferences and actions
     place = np.arange(count) % 10
     moved = act - fatigue * place - redesign * (np.arange(count) >= rows / 2)
-    g = expit(2 * parts[:, 0] + please)
     m = expit(1.2 * parts[:, 1:] + bias + moved[:, None])
-    preference = rng.random(count) < g
+    preference = rng.random(count) < expit(2 * parts[:, 0] + please)
     active = rng.random((count, 2)) < m
     feedback = active & (preference[:, None] | (rng.random((count, 2)) < misclick))
     if bots:
         bot = (rng.random(each) < bots)[users]
         feedback[bot], m[bot] = True, np.nan
+    platform = None
+    if broken:
+        phone = rng.random(count) < 0.4
+        feedback[phone, 1] = False
+        platform = np.where(phone, "phone", "web")[:rows].tolist()
+
+    # What is on record, and the truth about the test responses
     arguments: dict[str, Any] = {}
     if rows_a_user:
         arguments["users"] = [f"user {user}" for user in users[:rows]]
@@ -114,23 +121,30 @@ def draw(
         arguments["times"] = np.arange(rows) * 30 * DAY / rows
     if fatigue:
         arguments["sessions"] = [f"session {number}" for number in np.arange(rows) // 10]
-    platform = None
-    if broken:
-        phone = rng.random(count) < 0.4
-        feedback[phone, 1] = False
-        platform = np.where(phone, "phone", "web")[:rows].tolist()
-    # What a user drawn at random would say of a test response
-    nodes, weights = np.polynomial.hermite_e.hermegauss(31)
-    marginal = expit(2 * parts[rows:, :1] + taste * nodes) @ (weights / weights.sum())
-    clean = (rng.random(TEST) < marginal).astype(int)
-    acted = feedback[:rows].astype(int)
     rate = misclick if declared is None else declared
     settings = {"misclick_rate": rate} if rate else {}
-    log = RealLog(X[:rows], acted, arguments, m[:rows], X[rows:], clean, marginal, settings, platform)
+    g = _of_any_user(2 * parts[rows:, 0], taste)
+    clean = (rng.random(TEST) < g).astype(int)
+    acted = feedback[:rows].astype(int)
+    log = RealLog(X[:rows], acted, arguments, m[:rows], X[rows:], clean, g, settings, platform)
     if lost:
         silent, late = ~feedback[:rows].any(axis=1), np.arange(rows) >= rows / 2
         log = log.without(silent & late & (rng.random(rows) < lost))
     return log
+
+
+def _directions(count: int) -> np.ndarray:
+    """Return directions (16, count) of the preference and of the propensities: what pleases is acted on less often."""
+    directions: np.ndarray = np.random.default_rng(100).normal(size=(16, count)) / 4
+    directions[:, 1:] -= 0.6 * directions[:, :1]
+    return directions
+
+
+def _of_any_user(logit: np.ndarray, taste: float) -> np.ndarray:
+    """Return the probability that a user drawn at random is pleased: the mean over tastes, by Gauss-Hermite."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(31)
+    g: np.ndarray = expit(logit[:, None] + taste * nodes) @ (weights / weights.sum())
+    return g
 
 
 def draw_one_signal(seed: int, *, kind: str, labels: int = 0, rows: int = ROWS) -> RealLog:
@@ -165,10 +179,8 @@ def draw_one_signal(seed: int, *, kind: str, labels: int = 0, rows: int = ROWS) 
 def draw_funnel(seed: int, *, rows: int = ROWS) -> RealLog:
     """Draw a log of copy, share and click, in which a share is possible after a copy alone."""
     rng, count = np.random.default_rng([seed, 5]), rows + TEST
-    directions = np.random.default_rng(100).normal(size=(16, 4)) / 4
-    directions[:, 1:] -= 0.6 * directions[:, :1]
     X = rng.normal(size=(count, 16)).astype(np.float32)
-    parts = X @ directions
+    parts = X @ _directions(4)
     g, m = expit(2 * parts[:, 0]), expit(1.2 * parts[:, 1:] - 0.5)
     preference = rng.random(count) < g
     active = rng.random((count, 3)) < m

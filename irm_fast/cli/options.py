@@ -1,16 +1,25 @@
-"""What the command line needs beside its commands: expected errors in a line, settings as options."""
+"""What commands share: options, expected errors in a line, settings as options."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
 from dataclasses import fields
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 from typer.core import TyperGroup
 
+from irm_fast.data.signals import Absent
 from irm_fast.training.config import MISSING, EmbeddingTrainConfig, RunConfig, TrainConfig
+
+Data = Annotated[Path, typer.Option("--data", help="A .jsonl, .jsonl.gz or .parquet file.")]
+Model = Annotated[Path, typer.Option("--model", help="A folder that irm-fast train wrote.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Rows per forward pass.")]
+AbsentKeys = Annotated[Absent, typer.Option("--absent", help="The meaning of a feedback key that some rows lack.")]
+Polarity = Annotated[str | None, typer.Option(help="NAME=1 or NAME=-1, comma separated.")]
 
 
 class Commands(TyperGroup):

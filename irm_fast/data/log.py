@@ -162,6 +162,28 @@ def prompt_key(messages: Messages) -> tuple[tuple[str, str], ...]:
     return tuple((turn["role"], turn["content"]) for turn in messages[:-1])
 
 
+NO_NAME = -1
+
+
+def numbered(names: Sequence[Hashable | None] | np.ndarray) -> np.ndarray:
+    """Number names, of users, sessions or prompts; a row without a name has no number.
+
+    Where such a row counts as one that shares with no other, use `group_rows`.
+
+    Args:
+        names: N names, None where unknown.
+
+    Returns:
+        Numbers from 0 in the order of first appearance, and `NO_NAME` for None, of shape (N,).
+
+    Examples:
+        >>> numbered(["b", None, "a", "b"]).tolist()
+        [0, -1, 1, 0]
+    """
+    known: dict[Hashable, int] = {}
+    return np.array([NO_NAME if name is None else known.setdefault(name, len(known)) for name in names], np.int64)
+
+
 def group_rows(*columns: Sequence[Hashable | None]) -> np.ndarray:
     """Number the groups of rows that share an entry of any column, directly or by way of other rows.
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import expit
 
+from irm_fast.data.log import NO_NAME, numbered
 from irm_fast.data.signals import DESIGNS, action_rate
 from irm_fast.diagnostics.calibration import logit, refit
 from irm_fast.diagnostics.subject import CONTEXTS, DiagnosedLog
@@ -54,22 +55,28 @@ def designs_of(propensity_design: str | Sequence[str], count: int) -> tuple[str,
     return designs
 
 
-def numbers(names: Names | None, rows: int) -> tuple[np.ndarray, dict[int, Hashable]]:
-    """Return integers of shape (N,), one for each name and one of its own for each row without; and names by number."""
-    if names is None:
+def user_numbers(users: Names | None, rows: int) -> tuple[np.ndarray, dict[int, Hashable]]:
+    """Return a number for each user and one of its own for each row without, of shape (N,), and users by number."""
+    if users is None:
         return np.arange(rows), {}
-    found: dict[Hashable, int] = {}
-    values = [i if name is None else found.setdefault(name, rows + i) for i, name in enumerate(names)]
-    return np.array(values, int), {number: name for name, number in found.items()}
+    numbers = _apart(numbered(users))
+    return numbers, {int(number): name for number, name in zip(numbers, users, strict=True) if name is not None}
 
 
 def session_numbers(sessions: Names | None, users: Names | None, rows: int) -> np.ndarray | None:
-    """Return the number of each row's session, as `numbers`; the name of a session may be known within a user alone."""
+    """Return the same of sessions, or None without; the name of a session may be known within its user alone."""
     if sessions is None:
         return None
     whose = [None] * rows if users is None else users
-    pairs = [None if name is None else (user, name) for user, name in zip(whose, sessions, strict=True)]
-    return numbers(pairs, rows)[0]
+    return _apart(
+        numbered([None if name is None else (user, name) for user, name in zip(whose, sessions, strict=True)])
+    )
+
+
+def _apart(numbers: np.ndarray) -> np.ndarray:
+    """Return numbers of names with one of its own, below all of them, for each row without a name."""
+    rows = len(numbers)
+    return np.where(numbers == NO_NAME, np.arange(rows), rows + numbers)
 
 
 def texts(segments: Mapping[str, Names] | None) -> dict[str, np.ndarray]:

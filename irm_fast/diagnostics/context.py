@@ -155,18 +155,15 @@ def _others(
         beside: Bins of causes for whose mean effect E accounts.
         apart: Integers of shape (N,), groups within the groups: rows of the same one do not count either.
     """
-    rates = log.expected()
-    recorded = (log.feedback >= 0) & np.isfinite(rates)
-    acted = np.where(recorded, log.feedback, 0).sum(axis=1).astype(float)
-    expected = np.where(recorded, rates, 0.0).sum(axis=1)
+    acted, expected, recorded = log.actions()
     for bins in beside:
         ratio = np.bincount(bins + 1, acted) / np.maximum(np.bincount(bins + 1, expected), 1e-9)
         expected = expected * ratio[bins + 1]
     within = np.arange(len(acted)) if apart is None else apart
     own, index = (np.unique(numbers, return_inverse=True)[1] for numbers in (within, groups))
-    rows = recorded.any(axis=1).astype(float)
     actions, mean, count = (
-        np.bincount(index, values)[index] - np.bincount(own, values)[own] for values in (acted, expected, rows)
+        np.bincount(index, values)[index] - np.bincount(own, values)[own]
+        for values in (acted, expected, recorded.astype(float))
     )
     return np.where(count > 0, np.log((actions + 1) / (np.maximum(mean, 0) + 1)), np.nan)
 

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from irm_fast.data.log import NO_NAME, numbered
+
 
 class CrossRow(NamedTuple):
     """The covariance of the residuals of different rows of one user.
@@ -45,14 +47,14 @@ def cross_row_dependence(
         users: The user of each of the N rows, None where unknown.
         slack: The relative covariance beyond which z counts.
     """
-    known = np.array([user is not None for user in users], bool)
-    recorded = (feedback >= 0) & np.isfinite(rates) & known[:, None]
+    user = numbered(users)
+    known = user != NO_NAME
+    feedback, rates, user = feedback[known], rates[known], user[known]
+    recorded = (feedback >= 0) & np.isfinite(rates)
     acted = np.where(recorded, feedback, 0).astype(np.float64)
     rate = np.where(recorded, rates, 0.0)
     scale = acted.sum(axis=0) / np.maximum(rate.sum(axis=0), 1e-12)
     rate = np.minimum(rate * scale, 1.0)
-    numbers: dict[Hashable, int] = {}
-    user = np.array([numbers.setdefault(name, len(numbers)) for name in users], int)
     cross, base = _products(acted - rate, user), _products(rate, user)
     count = np.bincount(user, recorded.any(axis=1))
     several, pairs = int((count > 1).sum()), int((count * (count - 1)).sum() // 2)

@@ -116,7 +116,7 @@ def diagnose(
         raise ValueError("reward_logits and propensity_logits: got one of the two; expected both or none")
 
     # The log, its predictions, and the rows that count
-    user_numbers, user_names = arguments.numbers(users, rows)
+    user_numbers, user_names = arguments.user_numbers(users, rows)
     log = DiagnosedLog(
         names=tuple(signals) if signals is not None else tuple(f"signal {k + 1}" for k in range(count)),
         designs=designs,
@@ -140,8 +140,18 @@ def diagnose(
         log = arguments.with_predictions(log, np.asarray(reward_logits, float), np.asarray(propensity_logits, float))
     if weight is not None:
         log = log.subset(np.asarray(weight) > 0)
+    return _judged(log, labels_ignorable, fold_rewards, uncorrected_mean, mean_error, misclick_sensitivity)
 
-    # The checks, and what they say
+
+def _judged(
+    log: DiagnosedLog,
+    labels_ignorable: bool,
+    refits: np.ndarray | None,
+    uncorrected_mean: float | None,
+    mean_error: float | None,
+    misclick_sensitivity: Sequence[tuple[float, float]] | None,
+) -> Diagnosis:
+    """Carry out the checks, and say what they say of ranking and scale; the arguments are those of `diagnose`."""
     cross_row, checks = _checks(log)
     verdict = text.verdict(log, checks, labels_ignorable)
     sensitivity = ranges.measure(
@@ -150,7 +160,7 @@ def diagnose(
         broken=any(check.result == FAILED and check.about in ("identification", "scale") for check in checks),
         quiet=who_when_where.quiet(checks),
         in_order=order.untold(checks),
-        refits=fold_rewards,
+        refits=refits,
         uncorrected_mean=uncorrected_mean,
         misclick_sensitivity=misclick_sensitivity,
         mean_error=mean_error,

@@ -133,12 +133,8 @@ def date(day: float) -> str:
 
 def _cells(log: DiagnosedLog, group: tuple[int, ...], parts: list[tuple[np.ndarray, list[str]]]) -> Iterator[_Cell]:
     """Yield the parts in which enough actions of a group of signals are expected."""
-    signals, names = list(group), tuple(log.names[k] for k in group)
-    rates = log.expected()[:, signals]
-    recorded = (log.feedback[:, signals] >= 0) & np.isfinite(rates)
-    acted = np.where(recorded, log.feedback[:, signals], 0).sum(axis=1).astype(float)
-    rate = np.where(recorded, rates, 0.0).sum(axis=1)
-    rows = recorded.any(axis=1)
+    names = tuple(log.names[k] for k in group)
+    acted, rate, rows = log.actions(list(group))
     for index, where in parts:
         number, weight = index + 1, rows.astype(float)
         seen, base, count = (np.bincount(number, value, len(where) + 1) for value in (acted, rate, weight))

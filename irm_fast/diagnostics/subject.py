@@ -127,6 +127,17 @@ class DiagnosedLog:
         mean = np.where(recorded, self.feedback, 0).sum(axis=0) / np.maximum(recorded.sum(axis=0), 1)
         return np.broadcast_to(mean, self.feedback.shape)
 
+    def actions(self, signals: Sequence[int] | slice = slice(None)) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the actions of each row, those to expect, and whether any is recorded, each of shape (N,).
+
+        Args:
+            signals: The numbers of the signals that count, all by default.
+        """
+        rates = self.expected()[:, signals]
+        recorded = (self.feedback[:, signals] >= 0) & np.isfinite(rates)
+        acted = np.where(recorded, self.feedback[:, signals], 0).sum(axis=1).astype(float)
+        return acted, np.where(recorded, rates, 0.0).sum(axis=1), recorded.any(axis=1)
+
     def acted(self, sign: int) -> np.ndarray:
         """Return a mask of shape (N,) of the rows in which a signal of this polarity acts."""
         rows: np.ndarray = (self.feedback[:, self.polarity == sign] == 1).any(axis=1)

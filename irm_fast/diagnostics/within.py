@@ -6,23 +6,10 @@ users above those of strict ones, and rank no two responses to one prompt rightl
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-
 import numpy as np
 
+from irm_fast.data.log import NO_NAME
 from irm_fast.diagnostics.metrics import ordered_pairs, reward_metrics
-
-NO_NAME = -1
-
-
-def numbered(names: Sequence[Hashable | None]) -> np.ndarray:
-    """Return a number from 0 for each of N names, and -1 for None; shape (N,).
-
-    Args:
-        names: N names.
-    """
-    known: dict[Hashable, int] = {}
-    return np.array([NO_NAME if name is None else known.setdefault(name, len(known)) for name in names], np.int64)
 
 
 def within_auroc(logit: np.ndarray, preference: np.ndarray, groups: np.ndarray) -> float:

@@ -229,7 +229,7 @@ class _Data:
         return fit_layer(self.apart, presence, self.sampled(rows), start)
 
     def score(self, layer: ContextLayer, presence: Tensor | None, fold: int) -> Tensor:
-        """Return the log likelihood (U,) of the patterns of each user's rows in a fold: all, unless groups split them."""
+        """Return the log likelihood (U,) of the patterns of each user's rows in a fold."""
         rows = (self.folds == fold) & (self.telling if presence is None else True)
         some = None if presence is None else presence[rows]
         found = torch.zeros(int(self.apart.user.max()) + 1, dtype=torch.float64)

@@ -21,15 +21,15 @@ from irm_fast.data.signals import action_rate
 from irm_fast.embeddings import given, saved
 from irm_fast.embeddings.candidates import disagreement
 from irm_fast.embeddings.declared import check_columns, warn_of_feedback
-from irm_fast.embeddings.fit import Fitted, fit_model
+from irm_fast.embeddings.fit import fit_model
+from irm_fast.embeddings.fitted import Fitted
 from irm_fast.embeddings.objective import log_likelihood
 from irm_fast.embeddings.observed import check_actions, observe, warn_of_unread
 from irm_fast.embeddings.optimize import Training, choose_device
 from irm_fast.embeddings.progress import Progress
 from irm_fast.embeddings.scripts import without_scripts
+from irm_fast.embeddings.settings import check_settings, deviations
 from irm_fast.embeddings.uncertainty import deviation
-
-_WHOLE = {"n_folds": 2, "batch_size": 1, "max_epochs": 1, "patience": 1, "verbose": 0}  # and the least of each
 
 
 class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
@@ -197,7 +197,7 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
                 "two-step" lacks co-actions.
         """
         # Arguments; a copy takes what scikit-learn notes while it validates
-        self._check_settings()
+        check_settings(self.get_params(deep=False))
         checked = copy.copy(self)
         embeddings: np.ndarray = validate_data(checked, given.plain(X), dtype=np.float32)
         observed = observe(
@@ -231,7 +231,7 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
             observed,
             layers=None if isinstance(self.hidden_layers, str) else tuple(int(width) for width in self.hidden_layers),
             estimator=self.estimator,
-            propensity_sds=self._propensity_sds(),
+            propensity_sds=deviations(self.propensity_sd),
             n_folds=self.n_folds,
             training=Training(self.batch_size, self.learning_rate, self.weight_decay, self.max_epochs, self.patience),
             device=choose_device(self.device),
@@ -247,25 +247,9 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
 
     def _publish(self, fitted: Fitted, feature_names: np.ndarray | None = None) -> None:
         """Replace all attributes of an earlier fit by those of this one, in one assignment."""
-        public: dict[str, Any] = {
-            "classes_": np.array([0, 1]),
-            "n_features_in_": fitted.n_features,
-            "signals_": fitted.signals.names,
-            "n_propensity_features_": fitted.n_propensity_features,
-            "propensity_designs_": fitted.propensities.designs,
-            "is_linear_": fitted.is_linear,
-            "held_out_nll_": fitted.held_out_nll,
-            "context_": () if fitted.context is None else fitted.context.parts,
-            "diagnosis_": fitted.diagnosis,
-        }
-        if fitted.held_out_decision is not None:
-            public["held_out_decision_"] = fitted.held_out_decision
+        public = fitted.attributes()
         if feature_names is not None:
             public["feature_names_in_"] = feature_names
-        if fitted.is_linear:  # the linear reward of embeddings as they are given
-            weight = fitted.reward.weight / fitted.scaler.scale
-            public["coef_"] = weight.cpu().numpy()
-            public["intercept_"] = float(fitted.reward.bias - (weight * fitted.scaler.mean).sum())
         kept = {name: value for name, value in self.__dict__.items() if not name.endswith("_")}
         self.__dict__ = {**kept, **public, "_fitted": fitted}
 
@@ -280,7 +264,7 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
             ValueError: `X` does not have D columns, or a value is not finite or so large that its logit is not.
         """
         check_is_fitted(self)
-        return self._reward_logits(self._inputs(X)).cpu().numpy()
+        return self._fitted.reward_logits(self._inputs(X)).cpu().numpy()
 
     def predict_proba(self, X: ArrayLike) -> np.ndarray:
         """Return probabilities (float64) of shape (N, 2): that each response is not preferred, and that it is.
@@ -389,8 +373,8 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
                 argument has a wrong shape.
         """
         check_is_fitted(self)
-        logits = self._propensity_logits(self._inputs(X), propensity_features, users, sessions, times)
-        return np.where(self._known(), np.nan, torch.sigmoid(logits).cpu().numpy())
+        logits = self._fitted.propensity_logits(self._inputs(X), propensity_features, users, sessions, times)
+        return np.where(self._fitted.known, np.nan, torch.sigmoid(logits).cpu().numpy())
 
     def predict_action_proba(
         self,
@@ -424,7 +408,7 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
         """
         m = self.predict_propensity(X, propensity_features, users, sessions, times)
         if propensity is not None:
-            m = np.where(self._known(), given.probabilities("propensity", propensity, m.shape), m)
+            m = np.where(self._fitted.known, given.probabilities("propensity", propensity, m.shape), m)
         signals = self._fitted.signals
         sides = self.predict_proba(X)
         own = sides[:, [int(sign > 0) for sign in signals.polarity]]
@@ -488,8 +472,8 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
             weight=sample_weight,
             contradictions=self.contradictions,
         )
-        logits = self._propensity_logits(x, propensity_features, users, sessions, times)
-        return log_likelihood(self._reward_logits(x), logits, observed)
+        logits = self._fitted.propensity_logits(x, propensity_features, users, sessions, times)
+        return log_likelihood(self._fitted.reward_logits(x), logits, observed)
 
     def _auroc(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None) -> float:
         """Return the AUROC of the reward against preferences (N,), without the rows whose preference is unknown."""
@@ -535,76 +519,8 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
         """Validate embeddings (N, D) and standardise them, on the device of the model."""
         return self._fitted.scaler(validate_data(self, given.plain(X), dtype=np.float32, reset=False))
 
-    def _reward_logits(self, x: Tensor) -> Tensor:
-        """Return the reward logits (N,) of standardised embeddings (N, D), or raise ValueError where one overflows."""
-        logits = self._fitted.reward.logits(x)
-        if not torch.isfinite(logits).all():
-            row = int((~torch.isfinite(logits)).nonzero()[0])
-            raise ValueError(
-                f"X: row {row} is so large that its reward logit is {float(logits[row])}; expected embeddings of the "
-                "scale of those in fit, made by the same model"
-            )
-        return logits
-
-    def _propensity_logits(
-        self,
-        x: Tensor,
-        propensity_features: ArrayLike | None,
-        users: Sequence | None,
-        sessions: Sequence | None,
-        times: ArrayLike | None,
-    ) -> Tensor:
-        """Return the propensity logits (N, K) of standardised embeddings (N, D) and their context, 0 where known."""
-        scaler = self._fitted.feature_scaler
-        if (propensity_features is None) != (scaler is None):
-            raise ValueError(
-                "propensity_features: got them in only one of fit and predict_propensity, predict_action_proba or "
-                "score; expected both or none"
-            )
-        width = self.n_propensity_features_
-        features = scaler and scaler(given.matrix("propensity_features", propensity_features, len(x), width))
-        names, places = given.names("users", users, len(x)), given.names("sessions", sessions, len(x))
-        when = None if times is None else given.seconds(times, len(x))
-        logits = self._fitted.propensities.logits(x, features)
-        context = self._fitted.context
-        if context is not None:
-            logits = context.logits(logits, names, places, when)
-        return self._fitted.propensities.whatever_came_before(logits)
-
-    def _known(self) -> np.ndarray:
-        """Return whether each signal has the design "known", of shape (K,)."""
-        return np.array([design == "known" for design in self.propensity_designs_])
-
-    def _propensity_sds(self) -> tuple[float, ...]:
-        """Return the setting `propensity_sd` as a tuple."""
-        return tuple(np.atleast_1d(np.asarray(self.propensity_sd, float)).tolist())
-
-    def _check_settings(self) -> None:
-        """Raise ValueError if a setting has an impossible value."""
-        for name, least in _WHOLE.items():
-            value = getattr(self, name)
-            if not isinstance(value, (int, np.integer)) or value < least:
-                raise ValueError(f"{name}: got {value!r}; expected a whole number from {least}")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate: got {self.learning_rate!r}; expected a number above 0")
-        if not self._propensity_sds() or not min(self._propensity_sds()) > 0:
-            raise ValueError(f"propensity_sd: got {self.propensity_sd!r}; expected numbers above 0")
-        if self.contradictions not in ("error", "drop"):
-            raise ValueError(f"contradictions: got {self.contradictions!r}; expected error or drop")
-        if self.estimator not in ("auto", "two-step", "joint"):
-            raise ValueError(f"estimator: got {self.estimator!r}; expected auto, two-step or joint")
-        if not _are_widths(self.hidden_layers):
-            raise ValueError(f"hidden_layers: got {self.hidden_layers!r}; expected 'auto' or widths such as (128,)")
-
     def __sklearn_tags__(self) -> Any:
         """Return the tags of scikit-learn: a binary classifier."""
         tags = super().__sklearn_tags__()
         tags.classifier_tags.multi_class = False
         return tags
-
-
-def _are_widths(value: Any) -> bool:
-    """Return whether a value is "auto" or a sequence of widths of at least 1."""
-    if isinstance(value, str) or not isinstance(value, (Sequence, np.ndarray)):
-        return isinstance(value, str) and value == "auto"
-    return all(isinstance(width, (int, np.integer)) and width >= 1 for width in value)

@@ -7,8 +7,9 @@ on the context. After each of these steps the reward is fitted again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,69 +20,26 @@ from irm_fast.diagnostics.subject import Check
 from irm_fast.embeddings.candidates import candidate_rewards
 from irm_fast.embeddings.context_step import Context, fit_context
 from irm_fast.embeddings.declared import Signals
+from irm_fast.embeddings.fitted import Fitted
 from irm_fast.embeddings.misclicks import warn_of_little_proof
 from irm_fast.embeddings.objective import Objective
 from irm_fast.embeddings.observed import Observed
 from irm_fast.embeddings.one_signal import split_one_signal
 from irm_fast.embeddings.optimize import Training
-from irm_fast.embeddings.parts import Propensities, Reward, Scaler
+from irm_fast.embeddings.parts import NONE, Reward, Scaler
 from irm_fast.embeddings.problem import Problem, Split
 from irm_fast.embeddings.progress import Progress
+from irm_fast.embeddings.propensity_networks import add_networks
 from irm_fast.embeddings.propensity_step import LEFT_OUT, FoundPropensities
 from irm_fast.embeddings.reward_step import AUTO_LAYERS, PropensityLogits, propensity_shift
 from irm_fast.embeddings.taste import without_taste
-from irm_fast.embeddings.two_step import add_networks, mass, proof
+from irm_fast.embeddings.two_step import mass, proof
 from irm_fast.embeddings.uncertainty import covariance_factor, mean_error
 
 CONTEXT_ROUNDS = 2  # the second with the reward of the first; more would follow the noise of the level
 MISCLICK_ROUNDS = 15
 TASTE_ROUNDS = 2
 STILL = 0.003  # change of the mean preference from which another round is worth its time
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """The result of a fit.
-
-    Attributes:
-        scaler: Standardises the embeddings.
-        feature_scaler: Standardises the propensity features; None without features.
-        reward: The reward, without the values of the training rows.
-        propensities: The propensities.
-        context: How the propensities depend on user, time and session, or None.
-        held_out_nll: The held-out loss per row (a weighted mean), in nats.
-        held_out_decision: Reward logits (float32) of the training rows, of shape (N,), each from the fold model that
-            did not see the row; None in a model that was loaded.
-        diagnosis: The assumptions and evidence that the reward rests on.
-        signals: What is declared of the signals.
-        candidates: The rewards of `candidates.candidate_rewards`; none in a model of an earlier version.
-    """
-
-    scaler: Scaler
-    feature_scaler: Scaler | None
-    reward: Reward
-    propensities: Propensities
-    context: Context | None
-    held_out_nll: float
-    held_out_decision: np.ndarray | None
-    diagnosis: Diagnosis
-    signals: Signals
-    candidates: Mapping[str, Reward] = field(default_factory=dict)
-
-    @property
-    def is_linear(self) -> bool:
-        """Whether neither the reward nor the propensities contain a network."""
-        return not (self.reward.networks or self.propensities.networks)
-
-    @property
-    def n_features(self) -> int:
-        """The embedding width D."""
-        return len(self.scaler.mean)
-
-    @property
-    def n_propensity_features(self) -> int:
-        """The number F of propensity features, 0 without them."""
-        return 0 if self.feature_scaler is None else len(self.feature_scaler.mean)
 
 
 def fit_model(
@@ -121,7 +79,7 @@ def fit_model(
     Raises:
         ValueError: All rows are in one group, or `estimator` is "two-step" and a signal has fewer than 10 co-actions.
     """
-    # Order of signals, folds, scale, device
+    # The rows: order of signals, folds, scale, device
     observed = observed.in_order()
     generator = torch.Generator().manual_seed(int(random.randint(2**31)))
     folds = observed.folds(n_folds, random)
@@ -138,112 +96,116 @@ def fit_model(
         training=training,
         generator=generator,
     )
+
+    # Propensities and reward, then what only a fitted reward can show
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(random.randint(2**31)))  # of new networks
-
-        # Propensities, and a reward given these
         wanted = "auto" if layers is None else layers
-        one_signal = observed.designs == ("auto",)
-        split = (
-            split_one_signal(problem, observed, wanted)
-            if one_signal
-            else problem.split(observed.designs, estimator, wanted)
-        )
-        layers = (AUTO_LAYERS if layers is None else layers) if split.reward.networks else ()
-        designs = zip(observed.signals, split.found.propensities.designs, strict=True)
-        progress.done(
-            f"propensities ({', '.join(f'{name} {design}' for name, design in designs)}) and reward ({_kind(layers)})"
-        )
+        if observed.designs == ("auto",):
+            split = split_one_signal(problem, observed, wanted)
+        else:
+            split = problem.split(observed.designs, estimator, wanted)
+        chosen = (AUTO_LAYERS if layers is None else layers) if split.reward.networks else ()
+        fit = _Fit(problem, observed, split, chosen)
+        progress.done(fit.designs_in_words())
+        for step in (fit.misclicks, fit.level, fit.networks, fit.in_context, fit.without_taste):
+            if said := step():
+                progress.done(said)
 
-        # Misclicks: an action proves little, so that propensities and reward are fitted in turn
-        believed: Tensor | None = None
-        if any(observed.misclick_rate) and set(split.found.two_step) != {LEFT_OUT}:
-            split, believed = _in_turn(problem, split, layers)
-            warn_of_little_proof(problem, split, observed)
-            progress.done("misclicks: propensities and reward in turn")
-
-        # Level of constant propensities that only the joint likelihood shows
-        if split.found.open_level.any() and not one_signal:
-            shift = propensity_shift(split.reward, split.logits.held_out, problem.objective, split.found.open_level)
-            split = problem.with_reward(split.found.shifted(shift), layers)
-            progress.done("level of constant propensities, reward again")
-
-        # Networks of the propensities, where the reward is one
-        if layers and split.found.bends:
-            split = problem.with_reward(_with_networks(problem, split, layers), layers)
-            progress.done("networks of the propensities, reward again")
-
-        # Context: who, when, where
-        uncorrected = float(torch.sigmoid(split.reward.held_out).mean())
-        split, alone, context = _in_context(problem, split, observed, layers, believed)
-        progress.done(f"context: {', '.join(context.parts)}; reward again" if context else "context: none is seen")
-
-        # Taste of the users, which is left out of the reward
-        if observed.users is not None and not layers:
-            for _ in range(TASTE_ROUNDS):
-                without = without_taste(problem, split, observed.users)
-                if without is None:
-                    break
-                split = split._replace(reward=without)
-            progress.done("taste of users")
-    reward, found = split.reward, split.found
-
-    # How far a redraw of the log would move the reward
-    covariance: Tensor | None = None
-    if not reward.networks:
-        covariance = covariance_factor(
-            problem.embeddings,
-            problem.features,
-            reward,
-            split.logits.training,
-            found,
-            problem.objective,
-            observed.group_numbers(),
-        )
-
-    # Diagnosis
-    held_out = reward.held_out.cpu().numpy()
-    followers = np.array(observed.after) >= 0
-    diagnosis = diagnose(
-        np.where(followers, -1, observed.feedback),  # a follower depends on another signal, as declared
-        signals=observed.signals,
-        polarity=observed.polarity,
-        misclick_rate=observed.misclick_rate,
-        propensity_design=found.propensities.designs,
-        reward_logits=held_out,
-        propensity_logits=alone.cpu().numpy(),
-        preference=observed.preference,
-        labels_ignorable=labels_ignorable,
-        weight=observed.weight,
-        users=observed.users,
-        fold_rewards=reward.each.cpu().numpy(),
-        uncorrected_mean=uncorrected if context is not None else None,
-        mean_error=None if covariance is None else mean_error(problem.embeddings, reward, covariance),
-        propensity=observed.propensity,
-        sessions=observed.sessions,
-        times=observed.times,
-        context=context.parts if context is not None else (),
-    )
+    # What it rests on
+    covariance = _covariance(fit)
+    diagnosis = _diagnosis(fit, covariance, labels_ignorable)
     if left_out is not None:
         tests = tuple(left_out if test.name == left_out.name else test for test in diagnosis.tests)
         diagnosis = replace(diagnosis, tests=tests)
     progress.done(f"diagnosis: {diagnosis.kind}")
+    reward = fit.split.reward
     return Fitted(
         scaler=scaler,
         feature_scaler=feature_scaler,
         reward=Reward(reward.weight, reward.bias, reward.networks, covariance),
-        propensities=found.propensities,
-        context=context,
+        propensities=fit.split.found.propensities,
+        context=fit.context,
         held_out_nll=float(reward.losses.sum() / observed.weight.sum()),
-        held_out_decision=held_out,
+        held_out_decision=reward.held_out.cpu().numpy(),
         diagnosis=diagnosis,
         signals=Signals(observed.signals, observed.polarity, observed.misclick_rate),
         candidates=candidate_rewards(problem, observed),
     )
 
 
-def _kind(layers: Sequence[int]) -> str:
-    return f"networks of widths {tuple(layers)}" if layers else "linear"
+@dataclass
+class _Fit:
+    """A fit on its way. Each of its steps says what it did, or returns None where there was nothing to do.
+
+    Attributes:
+        problem: The rows.
+        observed: Their observations.
+        split: The propensities and the reward, which every step replaces.
+        layers: Widths of the hidden layers; () if the reward is linear.
+        believed: `two_step.mass` of the last round of misclicks, or None.
+        uncorrected: The mean preference before the context.
+        context: How the propensities depend on the context, or None.
+        alone: Held-out propensity logits (N, K) of each signal by itself.
+    """
+
+    problem: Problem
+    observed: Observed
+    split: Split
+    layers: Sequence[int]
+    believed: Tensor | None = None
+    uncorrected: float = math.nan
+    context: Context | None = None
+    alone: Tensor = NONE
+
+    def designs_in_words(self) -> str:
+        """Return what was fitted first."""
+        pairs = zip(self.observed.signals, self.split.found.propensities.designs, strict=True)
+        kind = f"networks of widths {tuple(self.layers)}" if self.layers else "linear"
+        return f"propensities ({', '.join(f'{name} {design}' for name, design in pairs)}) and reward ({kind})"
+
+    def misclicks(self) -> str | None:
+        """Fit propensities and reward in turn, where an action proves little."""
+        if not any(self.observed.misclick_rate) or set(self.split.found.two_step) == {LEFT_OUT}:
+            return None
+        self.split, self.believed = _in_turn(self.problem, self.split, self.layers)
+        warn_of_little_proof(self.problem, self.split, self.observed)
+        return "misclicks: propensities and reward in turn"
+
+    def level(self) -> str | None:
+        """Fit the level of constant propensities that only the joint likelihood shows."""
+        found, logits = self.split.found, self.split.logits.held_out
+        if not found.open_level.any() or self.observed.designs == ("auto",):  # one signal has found it
+            return None
+        shift = propensity_shift(self.split.reward, logits, self.problem.objective, found.open_level)
+        self.split = self.problem.with_reward(found.shifted(shift), self.layers)
+        return "level of constant propensities, reward again"
+
+    def networks(self) -> str | None:
+        """Add networks to the propensities, where the reward is one."""
+        if not self.layers or not self.split.found.bends:
+            return None
+        self.split = self.problem.with_reward(_with_networks(self.problem, self.split, self.layers), self.layers)
+        return "networks of the propensities, reward again"
+
+    def in_context(self) -> str:
+        """Fit how propensities depend on who, when and where."""
+        self.uncorrected = self.split.reward.mean_preference()
+        self.split, self.alone, self.context = _in_context(
+            self.problem, self.split, self.observed, self.layers, self.believed
+        )
+        return f"context: {', '.join(self.context.parts)}; reward again" if self.context else "context: none is seen"
+
+    def without_taste(self) -> str | None:
+        """Fit the taste of the users beside the reward, and leave it out."""
+        if self.observed.users is None or self.layers:
+            return None
+        for _ in range(TASTE_ROUNDS):
+            without = without_taste(self.problem, self.split, self.observed.users)
+            if without is None:
+                break
+            self.split = self.split._replace(reward=without)
+        return "taste of users"
 
 
 def _in_turn(problem: Problem, split: Split, layers: Sequence[int]) -> tuple[Split, Tensor]:
@@ -253,11 +215,11 @@ def _in_turn(problem: Problem, split: Split, layers: Sequence[int]) -> tuple[Spl
         The split, and the probability (N, K) of each signal's side by everything else that is recorded.
     """
     for _ in range(MISCLICK_ROUNDS):
-        before = float(torch.sigmoid(split.reward.held_out).mean())
+        before = split.reward.mean_preference()
         believed = mass(problem.objective, split.reward.held_out, split.logits.held_out)
         found = problem.refit_propensities(split.found, mass=believed)
         split = problem.with_reward(found, layers, split.reward.start)
-        if abs(float(torch.sigmoid(split.reward.held_out).mean()) - before) < STILL:
+        if abs(split.reward.mean_preference() - before) < STILL:
             break
     return split, believed
 
@@ -302,3 +264,45 @@ def _in_context(
         logits, alone = PropensityLogits(training, held_out), context.held_out.alone.float().to(device)
         split = Split(found, logits, problem.fit_reward(logits, layers, split.reward.start))
     return split, alone, None if context is None else context.context(observed)
+
+
+def _covariance(fit: _Fit) -> Tensor | None:
+    """Return how far a redraw of the log would move a linear reward; None for networks."""
+    problem, split = fit.problem, fit.split
+    if split.reward.networks:
+        return None
+    return covariance_factor(
+        problem.embeddings,
+        problem.features,
+        split.reward,
+        split.logits.training,
+        split.found,
+        problem.objective,
+        fit.observed.group_numbers(),
+    )
+
+
+def _diagnosis(fit: _Fit, covariance: Tensor | None, labels_ignorable: bool) -> Diagnosis:
+    """Diagnose the log by what was fitted to it, held out."""
+    observed, context, reward = fit.observed, fit.context, fit.split.reward
+    followers = np.array(observed.after) >= 0
+    return diagnose(
+        np.where(followers, -1, observed.feedback),  # a follower depends on another signal, as declared
+        signals=observed.signals,
+        polarity=observed.polarity,
+        misclick_rate=observed.misclick_rate,
+        propensity_design=fit.split.found.propensities.designs,
+        reward_logits=reward.held_out.cpu().numpy(),
+        propensity_logits=fit.alone.cpu().numpy(),
+        preference=observed.preference,
+        labels_ignorable=labels_ignorable,
+        weight=observed.weight,
+        users=observed.users,
+        fold_rewards=reward.each.cpu().numpy(),
+        uncorrected_mean=None if context is None else fit.uncorrected,
+        mean_error=None if covariance is None else mean_error(fit.problem.embeddings, reward, covariance),
+        propensity=observed.propensity,
+        sessions=observed.sessions,
+        times=observed.times,
+        context=() if context is None else context.parts,
+    )

@@ -152,7 +152,7 @@ def weights(value: Any, rows: int) -> np.ndarray:
         warnings.warn(
             f"sample_weight: the weights sum to {weight.sum():.3g}, and each counts as that many rows: priors rule a "
             "fit to so few; multiply them so that their mean is about 1",
-            stacklevel=5,
+            stacklevel=4,
         )
     return weight.astype(np.float32)
 

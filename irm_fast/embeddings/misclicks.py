@@ -31,5 +31,5 @@ def warn_of_little_proof(problem: Problem, split: Split, observed: Observed) -> 
             f"that speaks for a preference at {SURE:.0%}), too few to tell users who act more than others from "
             "misclicks: if users differ in activity, preferences are far too low, and the ranking suffers. Have rows "
             "labelled and pass them as preference with labels_ignorable=True; or lower the rate, if it is a guess",
-            stacklevel=4,
+            stacklevel=5,
         )

@@ -138,6 +138,10 @@ class Reward:
         out = x @ self.weight + self.bias
         return out + torch.stack([net(x).squeeze(1) for net in self.networks]).mean(0) if self.networks else out
 
+    def mean_preference(self) -> float:
+        """Return the mean of P(preferred) over the training rows, each by the fold model that did not see it."""
+        return float(torch.sigmoid(self.held_out).mean())
+
     def known_factor(self) -> Tensor:
         """Return `factor`, or raise ValueError if there is none."""
         if self.networks:

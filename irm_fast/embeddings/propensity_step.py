@@ -116,37 +116,17 @@ def fit_propensities(
     Raises:
         ValueError: `estimator` is "two-step" and a signal has fewer than 10 co-actions.
     """
-    # Which signals other signals prove often enough
+    # Two steps for signals that others prove often enough
     counts = coactions(objective)
     two_steps = _in_two_steps(counts, designs, estimator)
-    wanted = ["hidden" if design == "auto" else design for design in designs]
-    chosen = [design if use else LEFT_OUT for design, use in zip(wanted, two_steps, strict=True)]
-
-    # Two steps: the prior by the first fold, then the design by all of them
-    prior = _best_prior(embeddings, spread, features, objective, chosen, folds, sds)
-    proven = fit_proven(embeddings, features, objective, chosen, folds, *prior)
-    no_better = [
-        design == "auto" and use and proven.losses.design[k] >= proven.losses.constant[k]
-        for k, (design, use) in enumerate(zip(designs, two_steps, strict=True))
-    ]
-    if any(no_better):
-        chosen = ["constant" if no else design for no, design in zip(no_better, chosen, strict=True)]
-        proven = fit_proven(embeddings, features, objective, chosen, folds, *prior)
-
-    # Slopes that signals share in part where co-actions are few, unless held-out actions speak against it
-    sharing, widths = 0.0, (embeddings.shape[1], 0 if features is None else features.shape[1])
-    slopes = {k: sum(widths[number] for number in READS[chosen[k]]) for k in sharers(chosen, objective)}
-    if any(counts[k] < SHARING_FEW * number for k, number in slopes.items()):
-        shared = fit_proven(embeddings, features, objective, chosen, folds, *prior, SHARING)
-        if _is_alike(shared, proven):
-            proven, sharing = shared, SHARING
+    wanted = [design if use else LEFT_OUT for design, use in zip(designs, two_steps, strict=True)]
+    chosen, prior, sharing, proven = _fit_two_steps(embeddings, spread, features, objective, wanted, folds, sds, counts)
 
     # The joint likelihood for the rest; where only constants are left, held-out rewards will show their level
     rest: list[str | None] = [
         None if design == "known" or use else ("constant" if design == "auto" else design)
         for design, use in zip(designs, two_steps, strict=True)
     ]
-    final = tuple(other or one for one, other in zip(chosen, rest, strict=True))
     open_level = torch.tensor([float(design == "constant") for design in rest], device=embeddings.device)
     two_step = proven.propensities
     if any(design not in (None, "constant") for design in rest):
@@ -154,16 +134,19 @@ def fit_propensities(
         joint, joint_by_fold = fit_joint(embeddings, features, objective, rest, fixed, folds, sd=sds[0])
     else:  # see reward_step.propensity_shift
         level = open_level * start_level(objective)
-        joint = Propensities(final, 0 * two_step.weight, 0 * two_step.feature_weight, level)
+        joint = Propensities(two_step.designs, 0 * two_step.weight, 0 * two_step.feature_weight, level)
         joint_by_fold = [0 * proven.by_fold[0], 0 * proven.by_fold[1], level.expand_as(proven.by_fold[2])]
+
+    # Both together
     together = Propensities(
-        final,
+        tuple(other or one for one, other in zip(chosen, rest, strict=True)),
         two_step.weight + joint.weight,
         two_step.feature_weight + joint.feature_weight,
         two_step.bias + joint.bias,
+        after=objective.after,
+        order=proven.order.mean(0),
     )
     by_fold = [one + other for one, other in zip(proven.by_fold, joint_by_fold, strict=True)]
-    together = replace(together, after=objective.after, order=proven.order.mean(0))
     return FoundPropensities(together, by_fold, chosen, prior, sharing, joint_by_fold, proven.order, open_level)
 
 
@@ -218,6 +201,59 @@ def _in_two_steps(counts: np.ndarray, designs: Sequence[str], estimator: str) ->
             f"signal {few[0]} has {counts[few[0]]}: use 'auto' or 'joint'"
         )
     return [design != "known" and k not in few and estimator != "joint" for k, design in enumerate(designs)]
+
+
+class _TwoSteps(NamedTuple):
+    """The chosen designs, prior and sharing of the regressions on proven rows, as in `FoundPropensities`, and these."""
+
+    designs: list[str]
+    prior: tuple[float, Tensor]
+    sharing: float
+    fit: ProvenFit
+
+
+def _fit_two_steps(
+    embeddings: Tensor,
+    spread: Tensor,
+    features: Tensor | None,
+    objective: Objective,
+    designs: Sequence[str],
+    folds: np.ndarray,
+    sds: Sequence[float],
+    counts: np.ndarray,
+) -> _TwoSteps:
+    """Fit regressions on proven rows: the prior by the first fold, then designs and sharing by all of them.
+
+    Args:
+        embeddings: As in `fit_propensities`, as most of what follows.
+        spread: The same.
+        features: The same.
+        objective: The same.
+        designs: For each signal its design, "auto" to choose between hidden and constant, or `LEFT_OUT`.
+        folds: The same.
+        sds: The same.
+        counts: The number of co-actions of each signal, of shape (K,).
+    """
+    chosen = ["hidden" if design == "auto" else design for design in designs]
+    prior = _best_prior(embeddings, spread, features, objective, chosen, folds, sds)
+    found = fit_proven(embeddings, features, objective, chosen, folds, *prior)
+
+    # A constant where the design foretells held-out actions no better
+    no_better = [
+        design == "auto" and found.losses.design[k] >= found.losses.constant[k] for k, design in enumerate(designs)
+    ]
+    if any(no_better):
+        chosen = ["constant" if no else design for no, design in zip(no_better, chosen, strict=True)]
+        found = fit_proven(embeddings, features, objective, chosen, folds, *prior)
+
+    # Slopes that signals share in part where co-actions are few, unless held-out actions speak against it
+    widths = (embeddings.shape[1], 0 if features is None else features.shape[1])
+    slopes = {k: sum(widths[number] for number in READS[chosen[k]]) for k in sharers(chosen, objective)}
+    if any(counts[k] < SHARING_FEW * number for k, number in slopes.items()):
+        shared = fit_proven(embeddings, features, objective, chosen, folds, *prior, SHARING)
+        if _is_alike(shared, found):
+            return _TwoSteps(chosen, prior, SHARING, shared)
+    return _TwoSteps(chosen, prior, 0.0, found)
 
 
 def _best_prior(

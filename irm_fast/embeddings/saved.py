@@ -20,7 +20,7 @@ from irm_fast.embeddings.context import Bins
 from irm_fast.embeddings.context_layer import ContextLayer
 from irm_fast.embeddings.context_step import Context
 from irm_fast.embeddings.declared import Signals, declare
-from irm_fast.embeddings.fit import Fitted
+from irm_fast.embeddings.fitted import Fitted
 from irm_fast.embeddings.optimize import choose_device
 from irm_fast.embeddings.parts import Network, Propensities, Reward, Scaler
 from irm_fast.models.record import frozen, read_json, save_tensors

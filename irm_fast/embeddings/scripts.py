@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from irm_fast.diagnostics.arguments import numbers
+from irm_fast.diagnostics.arguments import user_numbers
 from irm_fast.diagnostics.subject import FAILED, PASSED, Check, DiagnosedLog
 from irm_fast.diagnostics.users import scripts
 from irm_fast.embeddings.observed import Observed
@@ -43,7 +43,7 @@ def without_scripts(observed: Observed) -> tuple[Observed, Check | None]:
 
 
 def _log(observed: Observed) -> DiagnosedLog:
-    users, names = numbers(observed.users, len(observed))
+    users, names = user_numbers(observed.users, len(observed))
     return DiagnosedLog(
         names=observed.signals,
         designs=observed.designs,

@@ -19,18 +19,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, softplus
+from torch.nn.functional import softplus
 
 from irm_fast.embeddings.declared import followers
 from irm_fast.embeddings.objective import Objective
-from irm_fast.embeddings.optimize import Training, rows_where, train_network
-from irm_fast.embeddings.parts import Network, Propensities
+from irm_fast.embeddings.parts import Propensities
 from irm_fast.embeddings.regression import Line, RegressionRows, constant_line, fit_lines
 
 READS = {"constant": (), "known": (), "hidden": (0, 1), "features": (1,)}  # of the embedding and the features
@@ -132,32 +131,13 @@ def fit_proven(
     Returns:
         The propensities and their held-out losses.
     """
-    rows, acted = proven(objective).cpu().numpy(), (objective.feedback == 1).cpu().numpy()
-    weight, n_folds, n_signals = objective.weight.cpu().numpy(), first or int(folds.max()) + 1, len(designs)
-    chance = None if mass is None else _chances(mass, objective)
-    moved = None if context is None else context.cpu().numpy()
-    followed = objective.followed.cpu().numpy()
-    order = np.zeros((n_folds, n_signals), np.float32)
-    unit = share.sqrt()
-    blocks = [
-        (embeddings * unit).cpu().numpy(),
-        np.empty((len(embeddings), 0), np.float32) if features is None else features.cpu().numpy(),
-    ]
-    read = [[number for number in READS[design] if blocks[number].shape[1]] for design in designs]
-    slopes = [np.zeros((n_folds, n_signals, block.shape[1]), np.float32) for block in blocks]
-    bias = np.zeros((n_folds, n_signals), np.float32)
+    unit, n_folds, n_signals = share.sqrt(), first or int(folds.max()) + 1, len(designs)
+    data = _regressions(embeddings * unit, features, objective, designs, mass, context)
+    slopes = [np.zeros((n_folds, n_signals, block.shape[1]), np.float32) for block in data.blocks]
+    bias, order = (np.zeros((n_folds, n_signals), np.float32) for _ in range(2))
     losses = HeldOutLosses(np.zeros(n_signals), np.zeros(n_signals))
-
-    follows = [design != "known" and k in dict(followers(objective.after)) for k, design in enumerate(designs)]
-
-    def rows_of(k: int, some: np.ndarray) -> RegressionRows:
-        some = rows[:, k] & some
-        beside = [values[some, k] for values in (moved, followed if follows[k] else None) if values is not None]
-        c = None if chance is None else chance[some, k]
-        return RegressionRows([blocks[number][some] for number in read[k]], beside, acted[some, k], weight[some], c)
-
     for fold, alike in itertools.product(range(n_folds), _alike(designs, objective, sharing)):
-        fitted, held = ({k: rows_of(k, some) for k in alike} for some in (folds != fold, folds == fold))
+        fitted, held = ({k: data.rows(k, some) for k in alike} for some in (folds != fold, folds == fold))
 
         # A constant
         lines = {k: constant_line(fitted[k]) if designs[k] != "known" else Line() for k in alike}
@@ -165,18 +145,81 @@ def fit_proven(
             losses.constant[k] += held[k].loss(line)
 
         # What the design reads
-        able = [k for k in alike if (read[k] or follows[k]) and len(np.unique(fitted[k].acted)) == 2]
+        able = [k for k in alike if (data.read[k] or data.follows[k]) and len(np.unique(fitted[k].acted)) == 2]
         lines |= dict(zip(able, fit_lines([fitted[k] for k in able], sd, sharing), strict=True))
         for k, line in lines.items():
             bias[fold, k] = line.bias
-            order[fold, k] = line.factors[-1] if follows[k] and len(line.factors) else 0
-            for number, slope in zip(read[k], line.slopes, strict=False):
+            order[fold, k] = line.factors[-1] if data.follows[k] and len(line.factors) else 0
+            for number, slope in zip(data.read[k], line.slopes, strict=False):
                 slopes[number][fold, k] = slope
             losses.design[k] += held[k].loss(line)
     by_fold = [torch.from_numpy(values).to(embeddings.device) for values in (*slopes, bias)]
     by_fold[0] *= unit
     return ProvenFit(
         Propensities.mean(designs, by_fold), by_fold, losses, torch.from_numpy(order).to(embeddings.device)
+    )
+
+
+@dataclass(frozen=True)
+class _Regressions:
+    """What the regressions of K signals read of N rows, as arrays.
+
+    Attributes:
+        blocks: Embeddings in units of their prior deviations, of shape (N, D), and propensity features, (N, F).
+        read: For each signal the numbers of the blocks that its design reads.
+        follows: For each signal whether it may follow another, which a regression then fits.
+        beside: For each signal the parts of its logit that are known up to a factor, each of shape (N,).
+        proven: The mask of `proven`, of shape (N, K).
+        acted: Whether each signal acted, of shape (N, K).
+        weight: The weights, of shape (N,).
+        chance: The probability of an action in units of the propensity, of shape (N, K); None means 1.
+    """
+
+    blocks: list[np.ndarray]
+    read: list[list[int]]
+    follows: list[bool]
+    beside: list[list[np.ndarray]]
+    proven: np.ndarray
+    acted: np.ndarray
+    weight: np.ndarray
+    chance: np.ndarray | None
+
+    def rows(self, k: int, some: np.ndarray) -> RegressionRows:
+        """Return the proven rows of signal k among some, a mask of shape (N,)."""
+        some = self.proven[:, k] & some
+        blocks = [self.blocks[number][some] for number in self.read[k]]
+        beside = [values[some] for values in self.beside[k]]
+        chance = None if self.chance is None else self.chance[some, k]
+        return RegressionRows(blocks, beside, self.acted[some, k], self.weight[some], chance)
+
+
+def _regressions(
+    embeddings: Tensor,
+    features: Tensor | None,
+    objective: Objective,
+    designs: Sequence[str],
+    mass: Tensor | None,
+    context: Tensor | None,
+) -> _Regressions:
+    """Return what the regressions read; the arguments are those of `fit_proven`, embeddings in prior deviations."""
+    blocks = [
+        embeddings.cpu().numpy(),
+        np.empty((len(embeddings), 0), np.float32) if features is None else features.cpu().numpy(),
+    ]
+    signals = range(len(designs))
+    follows = [designs[k] != "known" and k in dict(followers(objective.after)) for k in signals]
+    moved = None if context is None else context.cpu().numpy()
+    followed = objective.followed.cpu().numpy()
+    beside = [[part[:, k] for part in (moved, followed if follows[k] else None) if part is not None] for k in signals]
+    return _Regressions(
+        blocks=blocks,
+        read=[[number for number in READS[design] if blocks[number].shape[1]] for design in designs],
+        follows=follows,
+        beside=beside,
+        proven=proven(objective).cpu().numpy(),
+        acted=(objective.feedback == 1).cpu().numpy(),
+        weight=objective.weight.cpu().numpy(),
+        chance=None if mass is None else _chances(mass, objective),
     )
 
 
@@ -242,54 +285,3 @@ def _chances(mass: Tensor, objective: Objective) -> np.ndarray:
     """Return the probability of an action in units of the propensity, of shape (N, K)."""
     rate = mass.new_tensor(objective.misclick_rate)
     return (mass + (1 - mass) * rate).clamp(min=1e-6).cpu().numpy()
-
-
-def add_networks(
-    propensities: Propensities,
-    by_fold: Sequence[Tensor],
-    embeddings: Tensor,
-    features: Tensor | None,
-    objective: Objective,
-    folds: np.ndarray,
-    hidden_layers: Sequence[int],
-    training: Training,
-    generator: torch.Generator,
-) -> Propensities:
-    """Add networks of the embeddings to the linear propensities of each fold, trained on the same proven rows.
-
-    Args:
-        propensities: The linear propensities of all signals.
-        by_fold: `ProvenFit.by_fold`.
-        embeddings: Standardised embeddings of shape (N, D).
-        features: Standardised propensity features of shape (N, F), or None.
-        objective: The implicit loss of the rows.
-        folds: Fold numbers from 0, of shape (N,).
-        hidden_layers: Widths of the hidden layers.
-        training: How networks are trained.
-        generator: Decides the order of the rows.
-
-    Returns:
-        The propensities with one network for each fold.
-    """
-    mask = proven(objective).float() * propensities.hidden * objective.weight[:, None]
-    for follower, _ in followers(objective.after):
-        mask[:, follower] = 0
-    target = (objective.feedback == 1).float()
-    rows = mask.any(1).cpu().numpy()
-    networks = []
-    for fold, (weight, feature_weight, bias) in enumerate(zip(*by_fold, strict=True)):
-        linear = Propensities(propensities.designs, weight, feature_weight, bias).logits(embeddings, features)
-
-        def loss(network: Network, batch: Tensor, linear: Tensor = linear) -> Tensor:
-            logits = linear.index_select(0, batch) + network(embeddings.index_select(0, batch))
-            some = mask.index_select(0, batch)
-            entries = binary_cross_entropy_with_logits(logits, target.index_select(0, batch), some, reduction="sum")
-            return entries / some.sum().clamp(min=1e-12)
-
-        fitted, held_out = (rows_where(rows & part, embeddings.device) for part in (folds != fold, folds == fold))
-        network = (
-            Network(embeddings.shape[1], hidden_layers, len(propensities.designs)).to(embeddings.device).zero_output()
-        )
-        train_network(network, loss, fitted, held_out, training, generator)
-        networks.append(network)
-    return replace(propensities, networks=tuple(networks))

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from irm_fast.data.log import Log, group_rows, prompt_key
+from irm_fast.data.log import Log, group_rows, numbered, prompt_key
 from irm_fast.data.rated import Rated, check_both
 from irm_fast.data.read import read_log_or_rated
 from irm_fast.data.signals import RewardSpec, align
 from irm_fast.diagnostics.intervals import ranking_intervals
 from irm_fast.diagnostics.metrics import operating_points, reward_metrics
-from irm_fast.diagnostics.within import alone_metrics, numbered, within_auroc
+from irm_fast.diagnostics.within import alone_metrics, within_auroc
 from irm_fast.evaluation.scoring import RewardModel, load, predict_log, score
 from irm_fast.models.heldout import HeldOut
 from irm_fast.models.record import read_record

@@ -13,7 +13,7 @@ from irm_fast.data.log import Log
 from irm_fast.data.read import read_log
 from irm_fast.data.rewriting import rewritten
 from irm_fast.data.signals import Absent
-from irm_fast.diagnostics.arguments import numbers, session_numbers, texts
+from irm_fast.diagnostics.arguments import session_numbers, texts, user_numbers
 from irm_fast.diagnostics.segments import part_named
 from irm_fast.diagnostics.subject import DiagnosedLog
 
@@ -112,7 +112,7 @@ def _diagnosed(log: Log) -> DiagnosedLog:
         polarity=np.array(log.polarity, int),
         misclick=np.zeros(len(log.signals)),
         preference=log.preference,
-        users=numbers(log.user_ids, len(log))[0],
+        users=user_numbers(log.user_ids, len(log))[0],
         known=np.full(log.feedback.shape, np.nan),
         sessions=session_numbers(log.session_ids, log.user_ids, len(log)),
         times=log.times,

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from irm_fast.cli.commands import app
 from irm_fast.data.files import read_file
-from irm_fast.data.log import group_rows, hold_out
+from irm_fast.data.log import group_rows, hold_out, numbered
 from irm_fast.data.read import DataError, read_log, signal_notes
 from irm_fast.data.signals import check_design, keep_signals
 from irm_fast.data.validation import format_validation, validate
@@ -517,6 +517,11 @@ def test_groups_keep_sessions_together_where_the_user_is_unknown(log_of):
     log = log_of(*[row(i, prompt=f"q{i}", **people[i % 3]) for i in range(6)], row(6), row(7, user_id="1"))
     assert log.groups().tolist() == [0, 1, 2, 0, 1, 2, 3, 4]
     assert log.subset(np.arange(7)).groups().tolist() == [0, 1, 2, 0, 1, 2, 3]
+
+
+def test_names_are_numbered():
+    assert numbered(["b", None, "a", "b", 3]).tolist() == [0, -1, 1, 0, 2]
+    assert group_rows(["b", None, "a", "b", 3]).tolist() == [0, 1, 2, 0, 3]  # without a name, and yet a group
 
 
 def test_group_rows():

@@ -72,6 +72,17 @@ def test_cross_row_of_users_alike_is_standard_normal():
     assert 0.75 < np.std(z) < 1.3
 
 
+def test_rows_without_a_user_have_no_say():
+    rng = np.random.default_rng(3)
+    feedback, rates = rng.integers(-1, 2, (200, 2)), rng.uniform(0.2, 0.8, (200, 2))
+    users = [None if number % 3 == 0 else f"user {number % 40}" for number in range(200)]
+    known = np.array([user is not None for user in users])
+    found = cross_row_dependence(feedback, rates, users)
+    alone = cross_row_dependence(feedback[known], rates[known], [user for user in users if user is not None])
+    assert found.z == alone.z and (found.rho == alone.rho).all() and found[3:] == alone[3:]
+    assert found.users > 20 and abs(found.z) > 0.01
+
+
 def test_no_user_twice_is_no_evidence():
     found = cross_row_dependence(np.ones((5, 2), int), np.full((5, 2), 0.5), [None, None, "a", "b", "c"])
     assert np.isnan(found.z)

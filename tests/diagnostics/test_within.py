@@ -5,16 +5,12 @@ import itertools
 import numpy as np
 import pytest
 
-from irm_fast.diagnostics.within import alone, alone_metrics, numbered, within_auroc
+from irm_fast.diagnostics.within import alone, alone_metrics, within_auroc
 
 
 def sample(rows, groups, seed):
     rng = np.random.default_rng(seed)
     return np.round(rng.normal(size=rows) * 2), rng.integers(0, 2, rows), rng.integers(-1, groups, rows)
-
-
-def test_names_are_numbered():
-    assert numbered(["b", None, "a", "b", 3]).tolist() == [0, -1, 1, 0, 2]
 
 
 @pytest.mark.parametrize("groups", [1, 5, 40])

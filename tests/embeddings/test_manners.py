@@ -447,8 +447,11 @@ def test_weights_too_large_are_refused_and_too_small_ones_warned_of(case: Case) 
             ValueError, match=r"sample_weight: got .*; expected at most 1e.09.* divide them by their mean"
         ):
             model().fit(case.x, case.feedback, sample_weight=np.full(600, weight))
-    with pytest.warns(UserWarning, match="sample_weight: the weights sum to 1, and each counts as that many rows"):
+    with pytest.warns(
+        UserWarning, match="sample_weight: the weights sum to 1, and each counts as that many rows"
+    ) as said:
         model(n_folds=2).fit(case.x, case.feedback, sample_weight=np.full(600, 1 / 600))
+    assert said[0].filename == __file__  # at the caller of fit
 
 
 def test_the_least_misclick_rate_still_weighs_a_contradiction(case: Case) -> None:

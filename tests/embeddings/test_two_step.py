@@ -12,8 +12,9 @@ from irm_fast.embeddings.joint import BIAS_SD, fit_joint
 from irm_fast.embeddings.objective import Objective
 from irm_fast.embeddings.optimize import REWARD_SDS, Training
 from irm_fast.embeddings.parts import Network, Propensities
+from irm_fast.embeddings.propensity_networks import add_networks
 from irm_fast.embeddings.propensity_step import fit_propensities
-from irm_fast.embeddings.two_step import add_networks, coactions, fit_proven, proven
+from irm_fast.embeddings.two_step import coactions, fit_proven, proven
 from tests.embeddings.embedding_cases import make, sigmoid
 
 ONES = torch.ones(4)  # a prior spread evenly over the features of `case`

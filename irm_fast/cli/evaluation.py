@@ -1,0 +1,195 @@
+"""Commands that judge a log or a model, and that use a model: `evaluate`, `diagnose`, `mask`, `score`, `label`."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from irm_fast.cli.options import AbsentKeys, AsJson, BatchSize, Data, Model, Polarity
+from irm_fast.data.signals import Absent, DesignChoice
+from irm_fast.training.config import parse_polarity
+
+
+def evaluate(model: Model, data: Data, batch_size: BatchSize = 32, as_json: AsJson = False) -> None:
+    """Measure a model: on clean ratings or pairs, or on a log by likelihood and calibration.
+
+    On a log copy_lost_hiding_0.1, say, is the share of the copies that would be lost if the tenth of the responses with
+    the lowest rewards were hidden.
+    """
+    from irm_fast.evaluation.evaluation import evaluate as measure
+    from irm_fast.training.run_folder import plain
+
+    metrics = measure(model, data, batch_size=batch_size)
+    if as_json:
+        typer.echo(json.dumps(plain(metrics), indent=2))
+        return
+    ends = {f"{name}_{end}" for name in metrics for end in ("low", "high")} & metrics.keys()
+    width = max(map(len, metrics.keys() - ends))
+    for name, value in metrics.items():
+        if name in ends:
+            continue
+        line = f"{name:<{width}}  {value:{'.4f' if isinstance(value, float) else 'd'}}"
+        if f"{name}_low" in ends:
+            line += f"  90% interval {metrics[f'{name}_low']:.4f} to {metrics[f'{name}_high']:.4f}"
+        typer.echo(line)
+
+
+def diagnose(
+    data: Data,
+    model: Annotated[Path | None, typer.Option(help="A folder that irm-fast train wrote on another log.")] = None,
+    propensity_design: Annotated[DesignChoice, typer.Option(help="Without a model: the design to judge.")] = "auto",
+    absent: Annotated[Absent | None, typer.Option(help="The meaning of a feedback key that some rows lack.")] = None,
+    polarity: Polarity = None,
+    labels_ignorable: Annotated[
+        bool, typer.Option("--labels-ignorable", help="Which rows have a preference does not depend on it.")
+    ] = False,
+    batch_size: BatchSize = 32,
+    as_json: AsJson = False,
+) -> None:
+    """Is the reward identified? What is assumed, tested, and uncertain. Exit code 1 if the log contradicts it.
+
+    With a model, the log should be one that it was not trained on; without, only what the log alone shows is tested.
+    """
+    from irm_fast.evaluation.log_diagnosis import diagnose_file
+
+    found = diagnose_file(
+        data,
+        model,
+        propensity_design=propensity_design,
+        absent=absent,
+        polarity=parse_polarity(polarity),
+        labels_ignorable=labels_ignorable,
+        batch_size=batch_size,
+    )
+    typer.echo(json.dumps(found.to_dict(), indent=2) if as_json else str(found))
+    raise typer.Exit(found.kind == "contradicted")
+
+
+def mask(
+    what: Annotated[list[str], typer.Argument(help='Signals and where, as diagnose: "share where platform=android".')],
+    data: Data,
+    out: Annotated[Path, typer.Option(help="The log to write, of the same kind of file.")],
+    absent: AbsentKeys = "error",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
+) -> None:
+    """Write a log with null for signals in a part of it, where silence is a broken button, as diagnose advises."""
+    from irm_fast.data.files import check_not_input
+    from irm_fast.data.outputs import check_file, check_folder_of
+    from irm_fast.evaluation.masking import mask_log
+
+    check_not_input(out, data)
+    check_folder_of(out)
+    check_file(out, overwrite=overwrite)
+    found = mask_log(data, out, what, absent=absent)
+    typer.echo(f"wrote {out}: {found.rows - found.left_out} of {found.rows} rows")
+    for phrase, silent in found.silent.items():
+        typer.echo(f"  {phrase}: {silent} entries of 0 and {found.acted[phrase]} of 1 are null")
+    if found.left_out:
+        typer.echo(f"  {found.left_out} rows record nothing any more and were left out")
+
+
+def score(
+    model: Model,
+    data: Data,
+    out: Annotated[Path, typer.Option(help="JSONL to write: id and reward (null if not finite).")],
+    batch_size: BatchSize = 32,
+    lower: Annotated[
+        float | None,
+        typer.Option(help="On embeddings: also reward_lower, below which the true reward lies with this probability."),
+    ] = None,
+) -> None:
+    """Write the reward of every response; no feedback or rating is needed."""
+    from irm_fast.data.files import check_not_input
+    from irm_fast.data.outputs import check_folder_of, whole_file
+    from irm_fast.data.rated import read_conversations
+    from irm_fast.evaluation.scoring import load
+    from irm_fast.evaluation.scoring import score as rewards_of
+
+    check_not_input(out, data)
+    check_folder_of(out)
+    ids, conversations = read_conversations(data)
+    if lower is None:
+        columns = {"reward": rewards_of(load(model), conversations, batch_size=batch_size)}
+    else:
+        found = rewards_of(load(model), conversations, batch_size=batch_size, lower=lower)
+        columns = dict(zip(("reward", "reward_lower"), found, strict=True))
+    with whole_file(out) as file:
+        for name, *numbers in zip(ids, *(values.tolist() for values in columns.values()), strict=True):
+            finite = [number if math.isfinite(number) else None for number in numbers]  # JSON has no NaN
+            file.write(json.dumps({"id": name, **dict(zip(columns, finite, strict=True))}) + "\n")
+    typer.echo(f"wrote {out}: {len(ids)} rewards")
+
+
+def label(
+    data: Data,
+    out: Annotated[Path, typer.Option(help="To write: NAME.jsonl of rows to rate; or the log with their ratings.")],
+    count: Annotated[int | None, typer.Option("--next", min=1, help="How many rows to have rated.")] = None,
+    merge: Annotated[Path | None, typer.Option(help="Such rows, rated: write the log with their ratings.")] = None,
+    model: Annotated[Path | None, typer.Option(help="With --next: a folder that irm-fast train wrote.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed draws the same rows.")] = 0,
+    batch_size: BatchSize = 32,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file, labels and all.")] = False,
+) -> None:
+    """Draw rows of a log to have rated (--next 100 --model DIR), and merge the ratings into the log (--merge RATED).
+
+    Rows are drawn with known probabilities, where a label says most. With one signal that is where its splits into
+    preference and propensity disagree, with more where the reward is least sure. Rows that have a preference are left
+    out.
+    """
+    from irm_fast.data.files import check_not_input
+    from irm_fast.data.outputs import check_file, check_folder_of, check_suffix
+
+    check_not_input(out, data)
+    check_folder_of(out)
+    if merge is not None:
+        if count is not None or model is not None:
+            raise ValueError("merge: got --next or --model too, which have no effect with --merge; leave them out")
+        check_not_input(out, merge)
+        check_file(out, overwrite=overwrite)
+        _merge_labels(merge, data, out)
+    elif count is None:
+        raise ValueError("label: expected --next 100 to draw rows, or --merge RATED once they are rated; got neither")
+    elif model is None:
+        raise ValueError("model: none given; expected --model DIR, a folder that irm-fast train wrote")
+    else:
+        check_suffix(out, ".jsonl")
+        check_file(out, overwrite=overwrite)
+        _draw_labels(count, data, model, out, seed, batch_size)
+
+
+def _draw_labels(count: int, data: Path, model: Path, out: Path, seed: int, batch_size: int) -> None:
+    from irm_fast.data.read import read_log
+    from irm_fast.evaluation.labelling import rows_to_label, write_labels
+    from irm_fast.evaluation.scoring import load
+    from irm_fast.models.record import read_record
+
+    absent = read_record(model).get("training", {}).get("absent", "error")
+    log = read_log(data, absent=absent, misclick=True)
+    rows, probability = rows_to_label(load(model), log, count, seed, batch_size=batch_size)
+    write_labels(out, log, rows, probability)
+    typer.echo(f"wrote {out}: {count} of {len(log)} rows")
+    typer.echo(
+        "  Fill in preference, 1 where the response pleases and 0 where it does not; then irm-fast label --merge\n"
+        f"  {out} --data {data} --out NEWLOG, and irm-fast train on NEWLOG with --labels-ignorable."
+    )
+
+
+def _merge_labels(rated: Path, data: Path, out: Path) -> None:
+    from irm_fast.data.merging import merge_ratings
+
+    found = merge_ratings(rated, data, out)
+    typer.echo(f"wrote {out}: {found.merged} ratings merged into {found.rows} rows")
+    if found.had:
+        typer.echo(f"  {found.had} ratings were in the log already")
+    if found.unrated:
+        typer.echo(f"  {found.unrated} rows of {rated} have no preference; they are as they were")
+    if found.without_chance:
+        typer.echo(f"  {found.without_chance} have no label_probability: they count as drawn at random")
+    typer.echo(
+        f"  irm-fast train --data {out} learns from them; --labels-ignorable, if nothing but the draw chose the rows.\n"
+        "  Embeddings of the log fit: its texts are the same."
+    )

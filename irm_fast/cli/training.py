@@ -1,0 +1,52 @@
+"""The command `train`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from irm_fast.cli.options import with_settings
+from irm_fast.training.config import EmbeddingTrainConfig, TrainConfig, load_config
+
+
+@with_settings
+def train(
+    config: Annotated[Path | None, typer.Option(help="YAML of settings; options override it.")] = None,
+    **settings: Any,
+) -> None:
+    """Train a reward model on a log. Each option is also a key of the YAML file."""
+    run = load_config(config, **settings)
+    from irm_fast.training.run import train as run_training
+    from irm_fast.training.run_folder import can_resume
+
+    try:
+        result = run_training(run)
+    except KeyboardInterrupt:
+        if isinstance(run, TrainConfig) and can_resume(run):
+            raise KeyboardInterrupt("--resume goes on from the last checkpoint") from None
+        raise
+    if os.environ.get("RANK", "0") != "0":  # torchrun: one process reports
+        return
+    typer.echo(f"wrote {run.output}: propensity design {result.design}")
+    if isinstance(run, EmbeddingTrainConfig):
+        from irm_fast.training.on_embeddings import what_was_written
+
+        typer.echo(f"  {what_was_written(result)}")
+    for name, value in result.metrics.items():
+        typer.echo(f"  held-out {name}: {value:.4f}")
+    for design, value in result.designs.items() if len(result.designs) > 1 else ():
+        typer.echo(f"  held-out nll with propensity design {design}: {value:.4f}")
+    if result.truncated:
+        length = result.model.spec.max_length
+        typer.echo(f"  {result.truncated} rows were longer than {length} tokens and lost their beginning")
+    if result.dropped:
+        typer.echo(f"  {result.dropped} rows were longer than {result.model.spec.max_length} tokens and were left out")
+    if result.throughput:
+        from irm_fast.training.throughput import in_words
+
+        typer.echo(f"  attention {result.attention}: {in_words(result.throughput)}")
+    if result.diagnosis is not None:
+        typer.echo(result.diagnosis.summary())
