@@ -198,7 +198,7 @@ def group_rows(*columns: Sequence[Hashable | None]) -> np.ndarray:
         [0, 0, 0, 1]
     """
     if len(columns) == 1:
-        return number_names(columns[0])
+        return numbered([(None, row) if name is None else name for row, name in enumerate(columns[0])])
     parent = list(range(max(map(len, columns))))
 
     def root(i: int) -> int:
@@ -214,13 +214,6 @@ def group_rows(*columns: Sequence[Hashable | None]) -> np.ndarray:
                 parent[root(i)] = root(first.setdefault(entry, i))
     numbers: np.ndarray = np.unique([root(i) for i in range(len(parent))], return_inverse=True)[1]
     return numbers
-
-
-def number_names(names: Sequence[Hashable | None]) -> np.ndarray:
-    """Number names from 0 as they first occur; each None has a number of its own."""
-    first: dict[Hashable, int] = {}
-    found = [first.setdefault((None, i) if name is None else name, len(first)) for i, name in enumerate(names)]
-    return np.array(found, dtype=np.int64)
 
 
 def hold_out(groups: np.ndarray, fraction: float, seed: int) -> np.ndarray:

@@ -15,6 +15,7 @@ from scipy.special import expit, log_expit
 from scipy.stats import norm
 
 from irm_fast.diagnostics.calibration import logit
+from irm_fast.diagnostics.sensitivity import sample
 from irm_fast.diagnostics.subject import (
     FAILED,
     LEVEL,
@@ -59,7 +60,7 @@ class _Rows:
         assert log.own is not None and log.propensity is not None
         rows = np.isfinite(log.own).all(axis=1) & np.isfinite(log.propensity).all(axis=1)
         rows = np.flatnonzero(rows & ~_contradictory(log) if (log.misclick == 0).any() else rows)
-        some = rows[np.linspace(0, len(rows) - 1, min(ROWS, len(rows))).astype(int)]
+        some = sample(rows, ROWS)
         self.share = len(some) / max(1, len(rows))
         self.feedback, self.users, self.label = log.feedback[some], log.users[some], log.preference[some]
         self.side = log.polarity > 0

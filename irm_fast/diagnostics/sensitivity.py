@@ -112,6 +112,6 @@ def refit_agreement(rewards: np.ndarray) -> float:
     return float(np.mean(pairs)) if pairs else float("nan")
 
 
-def sample(rows: np.ndarray) -> np.ndarray:
-    """Return at most 2,000 of these row numbers, evenly spaced."""
-    return rows[np.linspace(0, len(rows) - 1, min(ROWS, len(rows))).astype(int)] if len(rows) else rows
+def sample(rows: np.ndarray, most: int = ROWS) -> np.ndarray:
+    """Return these row numbers, or as many as are wanted at most, evenly spaced."""
+    return rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int)] if len(rows) else rows

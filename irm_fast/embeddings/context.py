@@ -13,7 +13,7 @@ from hashlib import blake2b
 
 import numpy as np
 
-from irm_fast.data.log import number_names
+from irm_fast.data.log import numbered
 
 BINS = 10
 LEAST = 30  # rows above the least number that are a bin, though they are less than a tenth
@@ -78,7 +78,7 @@ def places(
     """
     rows = np.arange(len(sessions))
     people: Sequence[Hashable | None] = [None] * len(sessions) if users is None else users
-    number = number_names(
+    number = numbered(
         [None if session is None else (session, user) for session, user in zip(sessions, people, strict=True)]
     )
     order = np.lexsort((rows, rows if times is None else times, number))

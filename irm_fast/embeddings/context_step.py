@@ -230,7 +230,7 @@ class _Data:
 
     def score(self, layer: ContextLayer, presence: Tensor | None, fold: int) -> Tensor:
         """Return the log likelihood (U,) of the patterns of each user's rows in a fold."""
-        rows = (self.folds == fold) & (self.telling if presence is None else True)
+        rows = self.folds == fold
         some = None if presence is None else presence[rows]
         found = torch.zeros(int(self.apart.user.max()) + 1, dtype=torch.float64)
         part = pattern_score(layer, self.apart.subset(rows), some)
