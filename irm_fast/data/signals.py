@@ -200,7 +200,10 @@ def contradictions(log: Log, certain: np.ndarray | bool = True) -> np.ndarray:
 
 
 def contradictory(
-    polarity: Sequence[int], feedback: np.ndarray, preference: np.ndarray, certain: np.ndarray | bool = True
+    polarity: Sequence[int] | np.ndarray,
+    feedback: np.ndarray,
+    preference: np.ndarray,
+    certain: np.ndarray | bool = True,
 ) -> np.ndarray:
     """Return a mask (N,) of the rows of `contradictions`, of the arrays of a log.
 

@@ -14,6 +14,7 @@ import numpy as np
 from scipy.special import expit, log_expit
 from scipy.stats import norm
 
+from irm_fast.data.signals import contradictory
 from irm_fast.diagnostics.calibration import logit
 from irm_fast.diagnostics.sensitivity import sample
 from irm_fast.diagnostics.subject import (
@@ -59,7 +60,9 @@ class _Rows:
     def __init__(self, log: DiagnosedLog) -> None:
         assert log.own is not None and log.propensity is not None
         rows = np.isfinite(log.own).all(axis=1) & np.isfinite(log.propensity).all(axis=1)
-        rows = np.flatnonzero(rows & ~_contradictory(log) if (log.misclick == 0).any() else rows)
+        if (log.misclick == 0).any():  # under which no row has evidence for both sides
+            rows &= ~contradictory(log.polarity, log.feedback, log.preference)
+        rows = np.flatnonzero(rows)
         some = sample(rows, ROWS)
         self.share = len(some) / max(1, len(rows))
         self.feedback, self.users, self.label = log.feedback[some], log.users[some], log.preference[some]
@@ -100,12 +103,6 @@ class _Rows:
         gradient = np.zeros(len(parameters))
         gradient[:2] = (by_s * slope * self.reward).mean(), by_s.mean()
         return float(g.mean()), gradient
-
-
-def _contradictory(log: DiagnosedLog) -> np.ndarray:
-    """Return a mask (N,) of rows with evidence for both sides, which no log without misclicks has."""
-    sides: np.ndarray = (log.acted(1) | (log.preference == 1)) & (log.acted(-1) | (log.preference == 0))
-    return sides
 
 
 def refit_level(log: DiagnosedLog, misclick: np.ndarray) -> Level:
@@ -183,7 +180,8 @@ def misclicks(log: DiagnosedLog) -> Check:
         return Check(name, TOO_FEW, f"{together} co-actions (at least {COACTIONS} wanted)", about="scale")
     rows = _Rows(log)
     declared = np.asarray(log.misclick, float)
-    best, lead = _best_rate(rows, declared, least=RATES[1] if _contradictory(log).any() else 0.0)
+    mistaken = contradictory(log.polarity, log.feedback, log.preference).any()
+    best, lead = _best_rate(rows, declared, least=RATES[1] if mistaken else 0.0)
     said = f"no rate foretells the actions better than {_declared(declared)}"
     if not lead.any():
         return Check(name, PASSED, said, 0.0, 1.0, about="scale")
