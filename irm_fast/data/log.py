@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -98,11 +99,13 @@ class Log:
         )
 
     def groups(self, apart: float = 0.5) -> np.ndarray:
-        """Number the groups of rows that must not be parted, so that no prompt and no user is on two sides.
+        """Number the groups of rows that must not be parted, since to learn from one is to know of the others.
 
-        Rows of one prompt or of one user are in one group; where the user is unknown, rows of one session are. Popular
-        prompts can tie most rows together in that way: where fewer than `apart` of the rows lie outside the largest
-        group, rows of one prompt are in one group, and a user may be in several.
+        Rows of one conversation are in one group, those of one session and those of one user: rows of one prompt, and
+        of a prompt with which another row's messages begin, as at an earlier turn. A session's name counts within its
+        user where several users have it. Popular prompts can tie most rows together in that way. Where fewer than
+        `apart` of the rows lie outside the largest group, a user may be in several groups; if that is not enough, so
+        may a session, and then a conversation, but never a prompt.
 
         Args:
             apart: The share of the rows, in [0, 1], that must lie outside the largest group.
@@ -112,31 +115,39 @@ class Log:
         """
         return self._grouped(apart)[0]
 
-    def _grouped(self, apart: float) -> tuple[np.ndarray, bool]:
-        """Return the numbers of `groups`, and whether every user is in one group."""
+    def _grouped(self, apart: float) -> tuple[np.ndarray, list[str]]:
+        """Return the numbers of `groups`, and what may be in several of them: users, sessions, conversations."""
         prompts = [prompt_key(messages) for messages in self.messages]
-        if people := self._people():
-            groups = group_rows(prompts, people)
-            if len(groups) - np.bincount(groups).max() >= apart * len(groups):
-                return groups, True
-        return group_rows(prompts), not people
+        conversations = conversation_keys(prompts)
+        known = {"conversations": conversations, "users": self.user_ids, "sessions": self._sessions()}
+        ties: dict[str, Sequence[Hashable | None]] = {name: names for name, names in known.items() if names}
+        parted: list[str] = []
+        for name in ("users", "sessions", *(["conversations"] if conversations != prompts else [])):
+            if name in ties:
+                groups = group_rows(*ties.values())
+                if len(groups) - np.bincount(groups).max() >= apart * len(groups):
+                    return groups, parted
+                del ties[name]
+                parted.append(name)
+        return group_rows(prompts), parted
 
-    def _people(self) -> Sequence[Hashable | None] | None:
-        """Return the user of each row, or where unknown the session, None where both are; None if all are unknown."""
+    def _sessions(self) -> list[Hashable | None] | None:
+        """Return the session of each row, with its user where several users have one of this name."""
         if self.session_ids is None:
-            return self.user_ids
-        users = self.user_ids or [None] * len(self)
-        # A session is that of one user, but its name may be known within the user alone
+            return None
+        named = list(zip(self.session_ids, self.user_ids or [None] * len(self), strict=True))
+        owners = Counter(session for session, user in set(named) if user is not None)
         return [
-            ("user", user) if user is not None else None if session is None else ("session", session)
-            for user, session in zip(users, self.session_ids, strict=True)
+            None if session is None else (session, user if owners[session] > 1 else None) for session, user in named
         ]
 
     def split(self, fraction: float, seed: int) -> tuple[Log, Log]:
         """Split the log at random into a training part and a held-out part.
 
-        No prompt is in both parts, and no user. Where shared prompts tie so many users together that less than half of
-        the held-out rows could be found in that way, a user may be in both parts: a warning says so. See `groups`.
+        No conversation, no session and no user is in both parts, see `groups`. Where shared prompts tie so many rows
+        together that less than half of the held-out rows could be found in that way, users may be in both parts, then
+        sessions, then conversations, but never a prompt: a warning says so. Another says if the held-out part is less
+        than half or more than twice as large as it was to be, because of groups that are too large.
 
         Args:
             fraction: The share of the rows to hold out, about, in (0, 1).
@@ -148,13 +159,38 @@ class Log:
         Raises:
             ValueError: The fraction is out of range, or all rows share one prompt.
         """
-        groups, users_together = self._grouped(apart=fraction / 2)
+        groups, parted = self._grouped(apart=fraction / 2)
         held = hold_out(groups, fraction, seed)
-        if not users_together:
-            warnings.warn("users share too many prompts to be parted; split by prompt alone", stacklevel=2)
         if not held.any():
             raise ValueError(f"cannot split {len(self)} rows: they share one prompt; expected two or more")
+        remedy = "in Python, train_log(log, config, heldout=...) takes held-out rows of your choice"
+        if parted:
+            text = f"{' and '.join(parted)} share too many prompts to be parted: they may be in both parts; {remedy}"
+            warnings.warn(text, stacklevel=2)
+        if not 0.5 <= held.sum() / max(1, round(fraction * len(self))) <= 2:
+            text = (
+                f"held out {held.sum()} of {len(self)} rows, where {fraction:.0%} were asked for: rows that must stay "
+                f"together, of one prompt and such, form groups of up to {np.bincount(groups).max()}; {remedy}"
+            )
+            warnings.warn(text, stacklevel=2)
         return self.subset(~held), self.subset(held)
+
+
+def conversation_keys(prompts: Sequence[tuple[tuple[str, str], ...]]) -> list[tuple[tuple[str, str], ...]]:
+    """Return for each prompt the shortest of all prompts with which it begins: the earliest known turn.
+
+    Args:
+        prompts: N prompts, by `prompt_key`. A beginning is one that ends with the user's turn: a system's turn alone is
+            shared by conversations that have nothing else in common.
+
+    Examples:
+        >>> first, later = (("user", "Hi"),), (("user", "Hi"), ("assistant", "Yes?"), ("user", "Why?"))
+        >>> conversation_keys([later, first]) == [first, first]
+        True
+    """
+    asked = {prompt for prompt in prompts if prompt and prompt[-1][0] == "user"}
+    starts = ((prompt[:turns] for turns in range(1, len(prompt))) for prompt in prompts)
+    return [next(filter(asked.__contains__, begun), prompt) for begun, prompt in zip(starts, prompts, strict=True)]
 
 
 def prompt_key(messages: Messages) -> tuple[tuple[str, str], ...]:

@@ -483,7 +483,7 @@ def test_split_keeps_prompts_and_users_together(log_of):
     prompts, users = rng.integers(0, 150, 300), rng.integers(0, 60, 300)
     rows = [row(i, prompt=f"q{prompts[i]}", user_id=int(users[i])) for i in range(300)]
     log = log_of(*rows)
-    with pytest.warns(UserWarning, match="split by prompt alone"):  # chance ties most rows together here
+    with pytest.warns(UserWarning, match="^users share too many prompts"):  # chance ties most rows together here
         train, held = log.split(0.2, seed=1)
     assert not {m[0]["content"] for m in train.messages} & {m[0]["content"] for m in held.messages}
 
@@ -517,6 +517,61 @@ def test_groups_keep_sessions_together_where_the_user_is_unknown(log_of):
     log = log_of(*[row(i, prompt=f"q{i}", **people[i % 3]) for i in range(6)], row(6), row(7, user_id="1"))
     assert log.groups().tolist() == [0, 1, 2, 0, 1, 2, 3, 4]
     assert log.subset(np.arange(7)).groups().tolist() == [0, 1, 2, 0, 1, 2, 3]
+
+
+def _turns(*texts: str) -> list[dict[str, str]]:
+    return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
+
+
+def test_groups_keep_the_turns_of_a_conversation_together(log_of):
+    system = {"role": "system", "content": "Be brief."}
+    prompts = [
+        [system, *_turns("a", "A", "b", "B", "c")],
+        [system, *_turns("a")],
+        [system, *_turns("a", "another answer", "d")],  # the same prompt at its first turn
+        [system, *_turns("e")],  # the system's turn alone is no beginning
+        _turns("a", "A", "b"),
+        _turns("f", "F", "g"),
+        _turns("f", "F", "h"),  # no row has the turn that the two share
+    ]
+    log = log_of(*[row(i, prompt=prompt) for i, prompt in enumerate(prompts)], row(7, prompt="e", session_id=1))
+    assert log.groups().tolist() == [0, 0, 0, 1, 2, 3, 4, 5]
+    sessions = log_of(*[row(i, prompt=prompt, session_id=i // 4) for i, prompt in enumerate(prompts)])
+    assert sessions.groups(apart=0).tolist() == [0, 0, 0, 0, 1, 1, 1]
+
+
+def test_a_session_is_that_of_the_user_who_signs_in_during_it(log_of):
+    people = [{"session_id": "s"}, {"session_id": "s", "user_id": "a"}, {"user_id": "a"}, {"user_id": "b"}]
+    log = log_of(*[row(i, prompt=f"q{i}", **people[i]) for i in range(4)])
+    assert log.groups(apart=0).tolist() == [0, 0, 0, 1]
+
+
+def test_split_keeps_sessions_together_where_users_cannot_be(log_of):
+    rng = np.random.default_rng(0)
+    prompts, users = rng.integers(0, 150, 300), rng.integers(0, 8, 300)
+    rows = [row(i, prompt=f"q{prompts[i]}", user_id=int(users[i]), session_id=int(prompts[i] // 3)) for i in range(300)]
+    log = log_of(*[entry | {"session_id": f"{entry['user_id']}-{entry['session_id']}"} for entry in rows])
+    with pytest.warns(UserWarning, match=r"^users share too many prompts to be parted.*heldout=") as given:
+        train, held = log.split(0.2, seed=1)
+    assert len(given) == 1 and 50 <= len(held) <= 60
+    assert not set(train.session_ids) & set(held.session_ids) and set(train.user_ids) & set(held.user_ids)
+    assert not {m[0]["content"] for m in train.messages} & {m[0]["content"] for m in held.messages}
+
+
+def test_split_parts_conversations_that_begin_alike_only_if_it_has_to(log_of):
+    greeting = [_turns("Hi", "Hello", f"q{i}") for i in range(58)]
+    log = log_of(*[row(i, prompt=prompt, session_id=i // 3) for i, prompt in enumerate([_turns("Hi"), *greeting])])
+    with pytest.warns(UserWarning, match="^sessions and conversations share too many prompts"):
+        _, held = log.split(0.2, seed=1)
+    assert len(held) == 12
+
+
+def test_split_says_if_the_held_out_part_has_another_size_than_it_was_to_have(log_of):
+    log = log_of(*[row(i, prompt="popular" if i < 98 else f"q{i}") for i in range(100)])
+    with pytest.warns(UserWarning, match=r"held out 2 of 100 rows, where 10% were asked for.*up to 98.*heldout="):
+        assert len(log.split(0.1, seed=0)[1]) == 2
+    with pytest.warns(UserWarning, match=r"held out 50 of 100 rows, where 10%"):
+        log_of(*[row(i, prompt=f"q{i % 2}") for i in range(100)]).split(0.1, seed=0)
 
 
 def test_names_are_numbered():
