@@ -9,12 +9,12 @@ from typing import Annotated
 
 import typer
 
-from irm_fast.cli.options import AbsentKeys, AsJson, BatchSize, Data, Model, Polarity
+from irm_fast.cli.options import AbsentKeys, AsJson, Base, BatchSize, Data, Model, Polarity
 from irm_fast.data.signals import Absent, DesignChoice
 from irm_fast.training.config import parse_polarity
 
 
-def evaluate(model: Model, data: Data, batch_size: BatchSize = 32, as_json: AsJson = False) -> None:
+def evaluate(model: Model, data: Data, batch_size: BatchSize = 32, base: Base = None, as_json: AsJson = False) -> None:
     """Measure a model: on clean ratings or pairs, or on a log by likelihood and calibration.
 
     On a log copy_lost_hiding_0.1, say, is the share of the copies that would be lost if the tenth of the responses with
@@ -23,7 +23,7 @@ def evaluate(model: Model, data: Data, batch_size: BatchSize = 32, as_json: AsJs
     from irm_fast.evaluation.evaluation import evaluate as measure
     from irm_fast.training.run_folder import plain
 
-    metrics = measure(model, data, batch_size=batch_size)
+    metrics = measure(model, data, batch_size=batch_size, base=base)
     if as_json:
         typer.echo(json.dumps(plain(metrics), indent=2))
         return
@@ -48,6 +48,7 @@ def diagnose(
         bool, typer.Option("--labels-ignorable", help="Which rows have a preference does not depend on it.")
     ] = False,
     batch_size: BatchSize = 32,
+    base: Base = None,
     as_json: AsJson = False,
 ) -> None:
     """Is the reward identified? What is assumed, tested, and uncertain. Exit code 1 if the log contradicts it.
@@ -64,6 +65,7 @@ def diagnose(
         polarity=parse_polarity(polarity),
         labels_ignorable=labels_ignorable,
         batch_size=batch_size,
+        base=base,
     )
     typer.echo(json.dumps(found.to_dict(), indent=2) if as_json else str(found))
     raise typer.Exit(found.kind == "contradicted")

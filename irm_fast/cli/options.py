@@ -17,6 +17,9 @@ from irm_fast.training.config import MISSING, EmbeddingTrainConfig, RunConfig, T
 Data = Annotated[Path, typer.Option("--data", help="A .jsonl, .jsonl.gz or .parquet file.")]
 Model = Annotated[Path, typer.Option("--model", help="A folder that irm-fast train wrote.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Base = Annotated[
+    Path | None, typer.Option("--base", help="Of a log: the untrained language model, if it is no longer in its place.")
+]
 BatchSize = Annotated[int, typer.Option(min=1, help="Rows per forward pass.")]
 AbsentKeys = Annotated[Absent, typer.Option("--absent", help="The meaning of a feedback key that some rows lack.")]
 Polarity = Annotated[str | None, typer.Option(help="NAME=1 or NAME=-1, comma separated.")]

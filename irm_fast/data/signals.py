@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # the command line reads the designs from here, and its help 
 Design = Literal["constant", "hidden", "features", "known"]
 DesignChoice = Literal["auto", "constant", "hidden", "features", "known"]
 Absent = Literal["error", "silent", "missing"]  # the meaning of a feedback key that some rows lack
+Estimator = Literal["auto", "two-step", "joint"]  # of propensities
 DESIGNS: tuple[Design, ...] = get_args(Design)
 DESIGN_CHOICES: tuple[DesignChoice, ...] = get_args(DesignChoice)
 NESTED_FROM = 30  # actions: with fewer, chance nests one signal in another
@@ -38,6 +39,8 @@ class RewardSpec:
         feature_names: The names of the features of the log that propensities read: in the design `features`, and of
             one signal whose design was chosen on embeddings.
         max_length: The largest number of tokens of a row; longer rows are truncated.
+        estimator: "two-step" where propensities were fitted first, and held constant while the reward was trained;
+            "joint" where one likelihood trained both.
 
     Examples:
         >>> spec = RewardSpec("constant", signals=("copy", "dislike"), polarity=(1, -1), misclick_rate=(0.0, 0.05))
@@ -53,6 +56,7 @@ class RewardSpec:
     misclick_rate: tuple[float, ...] = ()
     feature_names: tuple[str, ...] = ()
     max_length: int = 1024
+    estimator: str = "joint"
 
     @property
     def columns(self) -> int:

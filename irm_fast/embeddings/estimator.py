@@ -93,6 +93,9 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
         held_out_nll_: The held-out loss per row (a weighted mean), in nats.
         held_out_decision_: Reward logits (float32) of the rows of weight above 0 whose users are not left out, each
             from the fold model that did not see the row; not saved.
+        training_propensity_: Propensities (float32) of the rows of `fit`, of shape (N, K), under which the reward was
+            fitted: what its training on the same rows should hold constant. NaN where the weight is 0 or the user is
+            left out; not saved.
         context_: What the propensities depend on beside the response: some of "time", "place" (in the session) and
             "user".
         diagnosis_: The `diagnostics.Diagnosis`.
@@ -220,8 +223,9 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
         )
         warn_of_unread(observed)
         observed, scripts = without_scripts(observed)
-        if not observed.weight.all():  # such a row has no part in the scale of the features and in the folds either
-            embeddings, observed = embeddings[observed.weight > 0], observed.counted()
+        counted = observed.weight > 0
+        if not counted.all():  # such a row has no part in the scale of the features and in the folds either
+            embeddings, observed = embeddings[counted], observed.counted()
         check_actions(observed)
         given.check_spread("X", embeddings)
 
@@ -242,14 +246,23 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
         )
 
         # Publish, all at once
-        self._publish(fitted, feature_names=getattr(checked, "feature_names_in_", None))
+        propensity = np.full((len(counted), len(observed.signals)), np.nan, np.float32)
+        propensity[counted] = fitted.training_propensity
+        self._publish(fitted, feature_names=getattr(checked, "feature_names_in_", None), training_propensity=propensity)
         return self
 
-    def _publish(self, fitted: Fitted, feature_names: np.ndarray | None = None) -> None:
+    def _publish(
+        self,
+        fitted: Fitted,
+        feature_names: np.ndarray | None = None,
+        training_propensity: np.ndarray | None = None,
+    ) -> None:
         """Replace all attributes of an earlier fit by those of this one, in one assignment."""
         public = fitted.attributes()
         if feature_names is not None:
             public["feature_names_in_"] = feature_names
+        if training_propensity is not None:
+            public["training_propensity_"] = training_propensity
         kept = {name: value for name, value in self.__dict__.items() if not name.endswith("_")}
         self.__dict__ = {**kept, **public, "_fitted": fitted}
 

@@ -128,6 +128,7 @@ def fit_model(
         context=fit.context,
         held_out_nll=float(reward.losses.sum() / observed.weight.sum()),
         held_out_decision=reward.held_out.cpu().numpy(),
+        training_propensity=fit.split.logits.training.sigmoid().cpu().numpy(),
         diagnosis=diagnosis,
         signals=Signals(observed.signals, observed.polarity, observed.misclick_rate),
         candidates=candidate_rewards(problem, observed),

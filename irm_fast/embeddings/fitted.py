@@ -31,6 +31,8 @@ class Fitted:
         held_out_nll: The held-out loss per row (a weighted mean), in nats.
         held_out_decision: Reward logits (float32) of the training rows, of shape (N,), each from the fold model that
             did not see the row; None in a model that was loaded.
+        training_propensity: The propensities (float32) under which the reward was fitted, of shape (N, K), known ones
+            included; None in a model that was loaded.
         diagnosis: The assumptions and evidence that the reward rests on.
         signals: What is declared of the signals.
         candidates: The rewards of `candidates.candidate_rewards`; none in a model of an earlier version.
@@ -43,6 +45,7 @@ class Fitted:
     context: Context | None
     held_out_nll: float
     held_out_decision: np.ndarray | None
+    training_propensity: np.ndarray | None
     diagnosis: Diagnosis
     signals: Signals
     candidates: Mapping[str, Reward] = field(default_factory=dict)

@@ -138,6 +138,7 @@ def _restored(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Fitte
         context=None if record.get("context") is None else _context(record["context"], tensors),
         held_out_nll=record["fitted"]["held_out_nll_"],
         held_out_decision=None,
+        training_propensity=None,
         diagnosis=Diagnosis.from_dict(record["diagnosis"]),
         signals=_signals(record),
         candidates=_candidates(tensors),

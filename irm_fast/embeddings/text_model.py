@@ -135,7 +135,7 @@ class EmbeddedRewardModel:
             The losses, weights, reward logits and propensity logits of the rows (float32).
         """
         reward = torch.as_tensor(self.estimator.decision_function(vectors), dtype=torch.float32)
-        chance = log.propensity if self.spec.design == "known" else self._propensity(vectors, log)
+        chance = log.propensity if self.spec.design == "known" else self.propensities(vectors, log)
         logits = known_logits(torch.as_tensor(chance))
         missing = torch.full((len(log), 1), -1)  # the loss takes no empty signal axis
         weight = torch.ones(len(log)) if log.weight is None else torch.from_numpy(log.weight)
@@ -150,10 +150,17 @@ class EmbeddedRewardModel:
         )
         return HeldOut(loss.numpy(), weight.numpy(), reward.numpy(), logits.numpy())
 
-    def _propensity(self, vectors: np.ndarray, log: Log) -> np.ndarray:
-        """Return propensities (N, K) of the estimator, given the features that its design reads.
+    def propensities(self, vectors: np.ndarray, log: Log) -> np.ndarray:
+        """Return the propensities of the rows of a log, as of rows later than those of the fit.
 
-        A warning says so if its design reads positions and the log has none.
+        A warning says so if the propensity design reads positions and the log has none.
+
+        Args:
+            vectors: Embeddings (float32) of shape (N, D).
+            log: The same N rows, with the features that the propensity design reads.
+
+        Returns:
+            Probabilities of shape (N, K).
         """
         features = None
         if self.estimator.n_propensity_features_:
@@ -166,18 +173,19 @@ class EmbeddedRewardModel:
             vectors, features, users=log.user_ids, sessions=log.session_ids, times=log.times
         )
 
-    def save(self, directory: str | Path, record: Mapping[str, Any] | None = None) -> None:
+    def save(self, directory: str | Path, record: Mapping[str, Any] | None = None, *, classifier: bool = True) -> None:
         """Write the estimator, the classifier if the reward is a checkpoint, and last `irm_fast.json`.
 
         Args:
             directory: The folder to write to, which is made if it does not exist.
             record: Further entries of `irm_fast.json`, beside the spec and the source. None means none.
+            classifier: False leaves the classifier out; the language model then stays where it is.
 
         Raises:
             ValueError: As `embedder`, if the reward is a checkpoint.
         """
         self.estimator.save(directory)
-        if self.checkpoint is not None:
+        if classifier and self.checkpoint is not None:
             with quiet_transformers():
                 self.checkpoint.classifier.save_pretrained(directory)
                 self.checkpoint.tokenizer.save_pretrained(directory)
@@ -224,7 +232,7 @@ class EmbeddedRewardModel:
         record = read_record(directory)
         estimator, source = EmbeddingRewardModel.load(directory), Source(**record[SOURCE])
         model = cls(estimator, spec_of_record(record), source, record.get("position"))
-        if model.is_checkpoint:  # it brings its language model along
+        if model.is_checkpoint and (Path(directory) / "config.json").is_file():  # it brings its language model along
             model.source = replace(model.source, model=str(directory))
         return model
 

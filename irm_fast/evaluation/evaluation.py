@@ -16,26 +16,36 @@ from irm_fast.data.signals import RewardSpec, align
 from irm_fast.diagnostics.intervals import ranking_intervals
 from irm_fast.diagnostics.metrics import operating_points, reward_metrics
 from irm_fast.diagnostics.within import alone_metrics, within_auroc
+from irm_fast.evaluation.propensities import with_propensities
 from irm_fast.evaluation.scoring import RewardModel, load, predict_log, score
 from irm_fast.models.heldout import HeldOut
 from irm_fast.models.record import read_record
 
 
-def evaluate(model_dir: str | Path, data: str | Path, *, batch_size: int = 32) -> dict[str, Any]:
+def evaluate(
+    model_dir: str | Path, data: str | Path, *, batch_size: int = 32, base: str | Path | None = None
+) -> dict[str, Any]:
     """Metrics of a saved model on a file: of rated responses or pairs, or of a log of feedback.
 
     A log is a file in which any row has a field that only logs have: feedback, weight, features, session_id, ...
     Rated: the keys of `evaluate_rated`. A log: those of `evaluate_log`.
 
+    Args:
+        model_dir: The folder of the model.
+        data: The path of the file.
+        batch_size: Rows per forward pass.
+        base: The untrained language model, as of `propensities.with_propensities`; rated rows need none.
+
     Raises:
         ValueError: what is no saved model, no readable data, rated rows that are all of one kind, or a log that
-            lacks a signal of the model's.
+            lacks a signal of the model's; or as `with_propensities`.
     """
     model = load(model_dir)
     absent = read_record(model_dir).get("training", {}).get("absent", "error")
     found = read_log_or_rated(data, absent=absent)  # polarity and contradictions: by the model, in `align`
     if isinstance(found, Log):
-        return evaluate_log(model, found, batch_size=batch_size)
+        log, _ = with_propensities(align(found, model.spec), model.spec, model_dir, base=base, batch_size=batch_size)
+        return _log_metrics(model, log, batch_size)
     check_both(found)
     return evaluate_rated(model, found, batch_size=batch_size)
 
@@ -82,14 +92,18 @@ def rated_metrics(logit: np.ndarray, rated: Rated) -> dict[str, float]:
     return metrics | {f"{key}_length_alone": of_length[key] for key in ("auroc", "pair_accuracy") if key in of_length}
 
 
-@torch.no_grad()
 def evaluate_log(model: RewardModel, log: Log, *, batch_size: int = 32) -> dict[str, float]:
     """Held-out likelihood and calibration on a log: the keys of `heldout_metrics`, and `n`.
 
     And operating points: `copy_lost_hiding_0.1` is the share of the copies that would be lost if the tenth of the
     responses with the lowest rewards were hidden (`diagnostics.metrics.operating_points`).
     """
-    log = align(log, model.spec)
+    return _log_metrics(model, align(log, model.spec), batch_size)
+
+
+@torch.no_grad()
+def _log_metrics(model: RewardModel, log: Log, batch_size: int) -> dict[str, float]:
+    """`evaluate_log` of a log as `align` returns it."""
     predicted = predict_log(model, log, batch_size)
     lost = {
         f"{name}_lost_hiding_{point['hidden']:g}": share

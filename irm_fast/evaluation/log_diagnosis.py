@@ -14,6 +14,7 @@ from irm_fast.data.read import read_log
 from irm_fast.data.signals import Absent, DesignChoice, RewardSpec, align
 from irm_fast.diagnostics import Diagnosis, diagnose
 from irm_fast.embeddings.text_model import EmbeddedRewardModel
+from irm_fast.evaluation.propensities import with_propensities
 from irm_fast.evaluation.scoring import load, predict_log, row_weights
 from irm_fast.models.heldout import HeldOut
 from irm_fast.models.record import read_record
@@ -28,6 +29,7 @@ def diagnose_file(
     polarity: Mapping[str, int] | None = None,
     labels_ignorable: bool = False,
     batch_size: int = 32,
+    base: str | Path | None = None,
 ) -> Diagnosis:
     """`diagnostics.diagnose` of the log at `data`, with a saved model's predictions or without a model.
 
@@ -40,11 +42,14 @@ def diagnose_file(
         polarity: Without a model, +1 or -1 by signal.
         labels_ignorable: Whether which rows have a label does not depend on the preference.
         batch_size: Rows per forward pass of the model.
+        base: The untrained language model, as of `propensities.with_propensities`.
 
     Raises:
         ValueError: There is no saved model or no readable log, or the log lacks a signal of the model's.
     """
     if model_dir is None:
+        if base is not None:
+            raise ValueError(f"base: got {base}, which has no effect without a model; leave it out")
         # Evidence for both sides is no error here: a test reports it.
         log = read_log(data, absent=absent or "error", polarity=polarity, misclick=True)
         spec = _spec(log, propensity_design)
@@ -52,8 +57,10 @@ def diagnose_file(
     model = load(model_dir)
     absent = absent or read_record(model_dir).get("training", {}).get("absent", "error")
     log = align(read_log(data, absent=absent, misclick=True), model.spec)
-    heldout = predict_log(model, log, batch_size)
-    context = model.context if isinstance(model, EmbeddedRewardModel) else ()
+    filled, context = with_propensities(log, model.spec, model_dir, base=base, batch_size=batch_size)
+    heldout = predict_log(model, filled, batch_size)
+    if isinstance(model, EmbeddedRewardModel):
+        context = model.context
     return diagnose_rows([log], model.spec, heldout, labels_ignorable=labels_ignorable, context=context)
 
 

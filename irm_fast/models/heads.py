@@ -2,6 +2,7 @@
 
 A propensity design says what the propensity, the probability that a pleased user acts, may depend on. Each design is a
 module that gives the propensity logits, and the keywords by which `linear_implicit_rm_loss` forms the same logits.
+Where propensities are fitted first (the estimator "two-step"), those of any design come with the rows.
 """
 
 from __future__ import annotations
@@ -135,13 +136,24 @@ class FeaturePropensity(PropensityDesign):
 class KnownPropensity(PropensityDesign):
     """The log's own propensities, as randomised exposure gives them; nothing is learned."""
 
+    lacking = "got none; a model of the 'known' design needs those of the log"
+
     def forward(self, hidden: Tensor, propensity: Tensor | None, features: Tensor | None) -> Tensor:
         return self.loss_keywords(propensity, features)["propensity_logits"]
 
     def loss_keywords(self, propensity: Tensor | None, features: Tensor | None) -> dict[str, Tensor]:
         if propensity is None:
-            raise ValueError("propensity: got none; a model of the 'known' design needs those of the log")
+            raise ValueError(f"propensity: {self.lacking}")
         return {"propensity_logits": known_logits(propensity)}
+
+
+class FirstPropensity(KnownPropensity):
+    """Propensities that were fitted before the reward, on states of the untrained model: they come with the rows."""
+
+    lacking = (
+        "got none; this model's were fitted on states of the model that it was trained from, which make those of "
+        "other rows: expected the log that evaluation.propensities.with_propensities returns"
+    )
 
 
 PROPENSITY_DESIGNS: dict[str, type[PropensityDesign]] = {
@@ -166,7 +178,8 @@ class Heads(nn.Module):
         super().__init__()
         self.reward = reward
         self.reward_bias = nn.Parameter(torch.zeros(1))  # not (): FSDP shards no scalars
-        self.propensity_design = PROPENSITY_DESIGNS[spec.design](spec, reward.in_features)
+        kind = FirstPropensity if spec.estimator == "two-step" else PROPENSITY_DESIGNS[spec.design]
+        self.propensity_design = kind(spec, reward.in_features)
 
     def logits(self, hidden: Tensor, propensity: Tensor | None, features: Tensor | None) -> Logits:
         """Reward and propensity logits; arguments as of `PropensityDesign.forward`."""

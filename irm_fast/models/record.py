@@ -17,6 +17,7 @@ from irm_fast.data.signals import DESIGNS, RewardSpec
 
 FORMAT = 1  # of irm_fast.json
 RECORD, PROPENSITY_FILE = "irm_fast.json", "propensity.safetensors"
+PROPENSITIES = "propensities"  # the folder, beside a checkpoint, of a model of propensities that were fitted first
 CHECKPOINT_WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors")  # the names that transformers gives them
 
 
@@ -28,6 +29,7 @@ def read_record(directory: str | Path) -> dict[str, Any]:
     """
     path = Path(directory) / RECORD
     record = read_json(path, FORMAT, "irm-fast train")
+    record.setdefault("estimator", "joint")  # which earlier versions had alone
     lacking = [name for name in (*(f.name for f in fields(RewardSpec)), "reward_bias") if name not in record]
     if lacking:
         raise ValueError(f"{path}: damaged: no {', '.join(lacking)}; expected what irm-fast train wrote")

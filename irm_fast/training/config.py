@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar, get_type_hints
 
 from irm_fast.data.outputs import check_choice
-from irm_fast.data.signals import Absent, DesignChoice
+from irm_fast.data.signals import Absent, DesignChoice, Estimator
 from irm_fast.models import Attention
 from irm_fast.training.setting_values import check_bounds, convert, read_yaml
 from irm_fast.training.setting_values import parse_polarity as parse_polarity
@@ -54,6 +54,7 @@ class RunConfig:
     output: str = option(MISSING, "Folder for the checkpoint; must be new or empty.")
     data: str = option("", "The log: JSONL, JSONL.gz or Parquet.")
     propensity_design: DesignChoice = option("auto", "How propensities depend on the response; see docs.")
+    estimator: Estimator = option("auto", "two-step fits propensities first, joint with the reward; see docs.")
     misclick_rate: float | Mapping[str, float] = option(0.0, "In [0, 1): a number, or NAME=RATE,...")
     polarity: Mapping[str, int] | None = option(None, "Polarity of signals: NAME=1 or NAME=-1, ...")
     absent: Absent = option("error", "A feedback key that some rows lack.")
@@ -152,6 +153,9 @@ class TrainConfig(RunConfig):
     program: ClassVar[str] = "without embeddings"
 
     model: str = option(MISSING, "Folder or hub id of a decoder language model with its tokenizer.")
+    propensity_rows: int = option(
+        100_000, "Rows, at most, to which propensities are fitted before the training.", above=0
+    )
     objective: Literal["marginal", "stratified"] = option("marginal", "A likelihood, or the published form.")
     stratification: Literal["current", "ema", "frozen"] = option("current", "Posteriors of the stratified form.")
     ema_decay: float = option(0.99, "Decay per optimiser step of the ema stratification model.", at_least=0, below=1)
@@ -188,6 +192,8 @@ class TrainConfig(RunConfig):
                 f"stratification: {self.stratification!r} has no effect on the marginal objective; "
                 "set objective to 'stratified' as well"
             )
+        if self.estimator == "two-step" and self.propensity_design == "known":
+            raise ValueError("estimator: 'two-step' fits propensities, and those of the design 'known' are in the log")
         check_choice(resume=self.resume, overwrite=self.overwrite)
 
     @property
@@ -215,7 +221,6 @@ class EmbeddingTrainConfig(RunConfig):
     embeddings: str = option(MISSING, "Train on what irm-fast embed wrote of the log, not on its text.")
     model: str = option("", "The language model of the embeddings, where it is no longer at the place that they name.")
     hidden_layers: str = option("auto", "Layers of the reward: auto, linear, or widths as 128,64.")
-    estimator: Literal["auto", "two-step", "joint"] = option("auto", "How propensities are estimated.")
 
 
 PROGRAMS: tuple[type[RunConfig], ...] = (TrainConfig, EmbeddingTrainConfig)

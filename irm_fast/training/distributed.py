@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 
 from irm_fast.models.batches import TokenizedRows
 from irm_fast.training.config import TrainConfig
+
+Result = TypeVar("Result")
 
 
 @contextmanager
@@ -29,6 +31,26 @@ def main_process() -> Iterator[bool]:
     state.wait_for_everyone()
     yield state.is_main_process
     state.wait_for_everyone()
+
+
+def from_main_process(work: Callable[[], Result]) -> Result:
+    """The result of work that one process does for all: each gets a copy. What it raises, each raises.
+
+    Args:
+        work: The work, whose result can be pickled.
+    """
+    state = PartialState(cpu=not torch.accelerator.is_available())
+    outcome: list[Any] = [None, None]
+    if state.is_main_process:
+        try:
+            outcome[0] = work()
+        except Exception as error:  # the others would wait for the result
+            outcome[1] = error
+    if state.num_processes > 1:
+        broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
 
 
 def check_same_log(fingerprint: Mapping[str, Any]) -> None:

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
-from irm_fast.data.log import Log
-from irm_fast.data.signals import RewardSpec
-from irm_fast.embeddings.estimator import EmbeddingRewardModel
-from irm_fast.embeddings.one_signal import labels_choose
 from irm_fast.embeddings.store import Source, read_embeddings, read_source
-from irm_fast.embeddings.text_model import EmbeddedRewardModel, propensity_features, typical_position
+from irm_fast.embeddings.text_model import EmbeddedRewardModel
 from irm_fast.evaluation.evaluation import heldout_metrics
 from irm_fast.evaluation.log_diagnosis import diagnose_rows
 from irm_fast.models.backbone import model_config
 from irm_fast.training.config import EmbeddingTrainConfig
+from irm_fast.training.estimation import fit_embedded
 from irm_fast.training.prepare import Prepared, prepare_run, read_data
 from irm_fast.training.result import TrainResult
 from irm_fast.training.run_folder import begin_run, close_run
@@ -68,24 +64,13 @@ def _fit(prepared: Prepared, vectors: np.ndarray, config: EmbeddingTrainConfig, 
     """
     # Fit
     log, heldout = prepared.log, prepared.heldout
-    estimator = _new_estimator(prepared.specs[0], config)
-    reads = _reads(log, config.propensity_design)
-    position = typical_position(log, reads)
-    # The estimator takes no empty signal axis: explicit preferences alone get one that is always missing.
-    feedback = log.feedback if log.signals else np.full((len(log), 1), -1, np.int8)
-    estimator.fit(vectors[: len(log)], feedback, **_fit_arguments(log, reads, position))
-
-    # Model
-    features = log.feature_names if reads == "features" else ()
-    design = _design(estimator)
-    if design == "features" and not features:  # of the text, which the state shows too
-        design = "hidden"
-    spec = replace(prepared.specs[0], design=design, feature_names=features, max_length=source.max_length)
-    model = EmbeddedRewardModel(estimator, spec, source, position)
+    layers = _hidden_layers(config.hidden_layers)
+    model = fit_embedded(log, vectors[: len(log)], prepared.specs[0], source, config, layers)
+    spec, design = model.spec, model.spec.design
 
     # Judgement
     if heldout is None:
-        return TrainResult(model, design, {}, diagnosis=estimator.diagnosis_)
+        return TrainResult(model, design, {}, diagnosis=model.estimator.diagnosis_)
     predicted = model.predict(vectors[len(log) :], heldout)
     metrics = heldout_metrics(spec, predicted, heldout.feedback)
     diagnosis = diagnose_rows(
@@ -94,50 +79,11 @@ def _fit(prepared: Prepared, vectors: np.ndarray, config: EmbeddingTrainConfig, 
     return TrainResult(model, design, metrics, diagnosis=diagnosis)
 
 
-def _new_estimator(spec: RewardSpec, config: EmbeddingTrainConfig) -> EmbeddingRewardModel:
-    """An unfitted estimator with the settings of the run."""
-    return EmbeddingRewardModel(
-        hidden_layers=_hidden_layers(config.hidden_layers),
-        propensity_design=config.propensity_design,
-        estimator=config.estimator,
-        polarity=spec.polarity or None,
-        misclick_rate=spec.misclick_rate or None,
-        labels_ignorable=config.labels_ignorable,
-        random_state=config.seed,
-    )
-
-
 def _hidden_layers(setting: str) -> str | tuple[int, ...]:
     """The setting `hidden_layers` as the estimator takes it."""
     if setting in ("auto", "linear"):
         return "auto" if setting == "auto" else ()
     return tuple(int(width) for width in setting.split(","))
-
-
-def _reads(log: Log, design: str) -> str:
-    """Return the propensity design by which the estimator is given features.
-
-    Of one signal whose design is to be chosen, features of the log are what its owner says that propensities read; what
-    can be seen of the text, such as its length, may move the preference too, and is tried where labels choose.
-    """
-    if design != "auto" or len(log.signals) != 1:
-        return design
-    return "features" if log.feature_names or not labels_choose(log.preference) else "hidden"
-
-
-def _fit_arguments(log: Log, reads: str, position: float | None) -> dict[str, Any]:
-    """Arguments of `EmbeddingRewardModel.fit`: all that a log holds beside feedback."""
-    return {
-        "propensity": log.propensity if reads == "known" else None,
-        "propensity_features": propensity_features(log, reads, position),
-        "preference": log.preference,
-        "sample_weight": log.weight,
-        "users": log.user_ids,
-        "sessions": log.session_ids,
-        "times": log.times,
-        "groups": log.groups(),
-        "label_probability": log.label_probability,
-    }
 
 
 def what_was_written(result: TrainResult) -> str:
@@ -149,9 +95,3 @@ def what_was_written(result: TrainResult) -> str:
         "a reward on embeddings, for irm-fast score and evaluate; a linear one on the last token of a decoder would be "
         "an ordinary sequence classifier"
     )
-
-
-def _design(estimator: EmbeddingRewardModel) -> str:
-    """One name for the propensity designs of all signals; "constant" is a special case of the others."""
-    designs = set(estimator.propensity_designs_)
-    return next(iter(designs - {"constant"} or designs or {"constant"}))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from irm_fast.data.log import Log
 from irm_fast.data.read import read_log
@@ -23,11 +24,23 @@ from irm_fast.data.signals import (
     signal_notes,
     without_contradictions,
 )
+from irm_fast.embeddings.objective import Objective
+from irm_fast.embeddings.one_signal import labels_choose
+from irm_fast.embeddings.two_step import ENOUGH, coactions
 from irm_fast.evaluation.log_diagnosis import diagnose_rows
 from irm_fast.models.backbone import count_tokens
 from irm_fast.training.config import RunConfig, TrainConfig
 from irm_fast.training.distributed import check_same_log
 from irm_fast.training.run_folder import check_output, describe
+
+NO_DESIGN = (
+    "propensity_design: {name!r} is the only signal, and one signal shows preference times propensity alone; expected "
+    "what you assume of the propensity, by name: --propensity-design constant (pleased users act equally often on "
+    "every response), features (it depends on the features of the log alone), known (the log has it, as random "
+    "exposure gives it), or hidden (it depends on anything in the text: then nothing tells it from the preference); "
+    "or a preference in a few rows, 5 of each kind at least, which choose (irm-fast label draws rows to rate); or a "
+    "second signal"
+)
 
 
 @dataclass(frozen=True)
@@ -93,7 +106,7 @@ def prepare_run(log: Log, config: RunConfig, heldout: Log | None = None) -> Prep
     log, heldout = live_signals(log, heldout)
 
     # Propensity designs: what a model is to explain by each of them
-    specs = [spec_of(log, config, design) for design in designs_to_try(log, config, heldout)]
+    specs = specs_to_try(log, config, heldout)
     for spec in specs:
         check_design(spec.design, log)
     if config.contradictions == "drop":
@@ -145,24 +158,56 @@ def live_signals(log: Log, heldout: Log | None) -> tuple[Log, Log | None]:
     return keep_signals(log, live), heldout
 
 
-def designs_to_try(log: Log, config: RunConfig, heldout: Log | None) -> list[str]:
-    """The propensity designs to train, more than one only where held-out likelihood is to choose.
+def specs_to_try(log: Log, config: RunConfig, heldout: Log | None) -> list[RewardSpec]:
+    """What a model is to explain by each propensity design that comes into question.
+
+    Where propensities are fitted first, and on embeddings, the design may be "auto": that fit chooses one by itself. A
+    joint training cannot, so that several are trained where held-out likelihood is to choose.
 
     Raises:
-        ValueError: Held-out likelihood is to choose, and there is no held-out part.
+        ValueError: One signal has neither a design nor anything that chooses one, or held-out likelihood is to choose
+            and there is no held-out part.
     """
-    # On embeddings "auto" stays: the estimator tries designs for each signal by itself
-    if config.propensity_design != "auto" or not isinstance(config, TrainConfig):
-        return [config.propensity_design]
-    if len(log.signals) < 2:
-        return ["constant"]
-    if heldout is None and not config.validation_fraction:
-        raise ValueError("propensity_design: 'auto' chooses by held-out likelihood; set validation_fraction")
-    return ["constant", "hidden"]
+    design = config.propensity_design
+    if design == "auto" and len(log.signals) == 1 and not (log.feature_names or labels_choose(log.preference)):
+        raise ValueError(NO_DESIGN.format(name=log.signals[0]))
+    if not isinstance(config, TrainConfig):
+        return [spec_of(log, config, design)]
+    if fits_first(log, config):
+        return [spec_of(log, config, design, "two-step")]
+    designs = [design]
+    if design == "auto":
+        designs = ["features"] if len(log.signals) == 1 else ["constant"]
+        if config.estimator == "joint" and len(log.signals) > 1:
+            designs = ["constant", "hidden"]
+            if heldout is None and not config.validation_fraction:
+                raise ValueError("propensity_design: 'auto' chooses by held-out likelihood; set validation_fraction")
+    return [spec_of(log, config, name) for name in designs]
 
 
-def spec_of(log: Log, config: RunConfig, design: str) -> RewardSpec:
-    """The signals and settings that a model of this propensity design is to explain the log by."""
+def fits_first(log: Log, config: TrainConfig) -> bool:
+    """Whether propensities are fitted before the reward is trained: on request, or where the log shows them.
+
+    A log shows those of several signals by co-actions, and that of one by labels.
+    """
+    if not log.signals:
+        return False
+    if config.estimator != "auto":
+        return config.estimator == "two-step"
+    if len(log.signals) == 1:
+        return config.propensity_design == "auto" and labels_choose(log.preference)
+    return config.propensity_design in ("auto", "hidden", "features") and bool((_coactions(log) >= ENOUGH).any())
+
+
+def _coactions(log: Log) -> np.ndarray:
+    """Count, for each of K signals, its actions and its silences on rows that others prove: the smaller number."""
+    feedback, preference = torch.from_numpy(log.feedback), torch.from_numpy(log.preference)
+    weight = torch.ones(len(log)) if log.weight is None else torch.from_numpy(log.weight)
+    return coactions(Objective(feedback, preference, weight, log.polarity, (0.0,) * len(log.signals)))
+
+
+def spec_of(log: Log, config: RunConfig, design: str, estimator: str = "joint") -> RewardSpec:
+    """The signals and settings that a model of this propensity design and estimator is to explain the log by."""
     rates = config.misclick_rate
     return RewardSpec(
         design=design,
@@ -173,6 +218,7 @@ def spec_of(log: Log, config: RunConfig, design: str) -> RewardSpec:
         ),
         feature_names=log.feature_names if design == "features" else (),
         max_length=config.max_length if isinstance(config, TrainConfig) else RewardSpec.max_length,
+        estimator=estimator,
     )
 
 

@@ -27,6 +27,7 @@ from irm_fast.training.callbacks import MetricsFile
 from irm_fast.training.config import EmbeddingTrainConfig, TrainConfig
 from irm_fast.training.distributed import main_process, whole_state
 from irm_fast.training.prepare import Prepared, prepare_run, read_data
+from irm_fast.training.propensities import fit_propensities
 from irm_fast.training.result import TrainResult
 from irm_fast.training.run_folder import (
     CHECKPOINTS,
@@ -47,9 +48,10 @@ _KEPT = ("truncated", "attention", "throughput")  # of the result of a design, f
 def train(config: TrainConfig | EmbeddingTrainConfig) -> TrainResult:
     """Train a reward model on the log at `config.data` and write it to `config.output`.
 
-    In order: read the log; check it and the settings, and split off held-out rows; train one model for each propensity
-    design that comes into question (the first step of the first one begins to write); choose the design by held-out
-    likelihood; diagnose what the reward rests on; save the model and remove the checkpoints.
+    In order: read the log; check it and the settings, and split off held-out rows; fit the propensities, where the log
+    shows them, to states of the untrained model; train one model for each propensity design that comes into question
+    (one, where propensities were fitted); choose the design by held-out likelihood; diagnose what the reward rests on;
+    save the model and remove the checkpoints. What can be refused is refused before the first of these begins to write.
 
     With an `EmbeddingTrainConfig` the language model stays as it is, and a reward is fitted to its embeddings: see
     `training.on_embeddings`.
@@ -100,13 +102,19 @@ def train_log(log: Log, config: TrainConfig, *, heldout: Log | None = None) -> T
     # Prepare: what can be refused is refused before the work
     prepared = prepare_run(log, config, heldout)
 
+    # Propensities first, where the log shows them
+    rows, first = prepared, None
+    if prepared.specs[0].estimator == "two-step":
+        first = fit_propensities(prepared, config)
+        rows = first.prepared
+
     # Fit each propensity design, from the same weights on the same rows
     fits: list[_Fit] = []
-    for spec in prepared.specs:
+    for spec in rows.specs:
         fit = _finished(config, spec)
         if fit is None:
-            fit = _fit(prepared, spec, config, first=not fits)
-        if spec is not prepared.specs[-1]:
+            fit = _fit(rows, spec, config, begins=not (first or fits))
+        if spec is not rows.specs[-1]:
             _keep(fit, config)
         fits.append(fit)
 
@@ -115,8 +123,13 @@ def train_log(log: Log, config: TrainConfig, *, heldout: Log | None = None) -> T
     designs = {fit.result.design: fit.result.metrics["nll"] for fit in fits if fit.result.metrics}
 
     # Diagnose what the reward rests on
-    ignorable = config.labels_ignorable
-    diagnosis = diagnose_rows(prepared.parts, best.spec, best.heldout, labels_ignorable=ignorable)
+    diagnosis = diagnose_rows(
+        prepared.parts,
+        best.spec,
+        best.heldout,
+        labels_ignorable=config.labels_ignorable,
+        context=first.model.context if first else (),
+    )
     result = replace(best.result, dropped=prepared.dropped, designs=designs, diagnosis=diagnosis)
 
     # Save
@@ -124,6 +137,8 @@ def train_log(log: Log, config: TrainConfig, *, heldout: Log | None = None) -> T
         if is_main:
             stratification = config.stratification if config.objective == "stratified" else None
             objective = {"objective": config.objective, "stratification": stratification}
+            if first:
+                first.save(config.output)
             best.model.save(config.output, objective | result.record(config))
             close_run(config)
     return result
@@ -158,14 +173,14 @@ def _choose(fits: Sequence[_Fit]) -> _Fit:
     return best
 
 
-def _fit(prepared: Prepared, spec: RewardSpec, config: TrainConfig, *, first: bool) -> _Fit:
+def _fit(prepared: Prepared, spec: RewardSpec, config: TrainConfig, *, begins: bool) -> _Fit:
     """Train one propensity design.
 
     Args:
         prepared: The log.
         spec: What the model is to explain, with the propensity design.
         config: The settings.
-        first: Whether this is the first design of the run, with which its folder begins.
+        begins: Whether the run begins with it, so that its folder is to be made.
     """
     # Model
     set_seed(config.seed)
@@ -184,7 +199,7 @@ def _fit(prepared: Prepared, spec: RewardSpec, config: TrainConfig, *, first: bo
         if config.resume:
             check_plan(folder, plan)
         with main_process() as is_main:
-            if is_main and first:  # only now: a run that cannot start writes nothing
+            if is_main and begins:  # only now: a run that cannot start writes nothing
                 begin_run(config, prepared.fingerprint)
             if is_main:
                 keep_plan(folder, plan)

@@ -113,5 +113,5 @@ def test_settings_that_an_earlier_run_saved_are_read(tmp_path):
     path.write_text("model: m\noutput: o\nembeddings: ''\nhidden_layers: auto\npropensity: hidden\nresume: false\n")
     assert load_config(path) == make(propensity_design="hidden")
     path.write_text("model: m\noutput: o\npropensity: hidden\npropensity_design: known\n")
-    with pytest.raises(ValueError, match=r"unknown setting 'propensity'; did you mean 'propensity_design'"):
+    with pytest.raises(ValueError, match=r"unknown setting 'propensity'; did you mean 'propensity_rows'"):
         load_config(path)

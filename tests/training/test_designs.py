@@ -16,7 +16,7 @@ def test_hidden_must_be_better_beyond_noise(make_log, make_config, monkeypatch):
     chosen = {}
     for gain, error in [(0.2, 0.1), (0.2, 0.3), (-0.2, 0.1)]:
         monkeypatch.setattr(run, "paired_difference", lambda *losses, got=(gain, error): got)
-        config = make_config(f"{gain}-{error}", propensity_design="auto", epochs=1)
+        config = make_config(f"{gain}-{error}", propensity_design="auto", estimator="joint", epochs=1)
         chosen[gain, error] = train_log(make_log(), config).design
     assert list(chosen.values()) == ["hidden", "constant", "constant"]
 
@@ -25,7 +25,7 @@ def test_losses_of_the_kept_model(make_log, make_config, monkeypatch):
     """What designs are compared by is the held-out likelihood that is reported."""
     seen = []
     monkeypatch.setattr(run, "paired_difference", lambda *losses: seen.append(losses) or (0.0, 1.0))
-    result = train_log(make_log(), make_config(propensity_design="auto"))
+    result = train_log(make_log(), make_config(propensity_design="auto", estimator="joint"))
     constant, hidden, weight = seen[0]
     assert constant.sum() / weight.sum() == pytest.approx(result.designs["constant"], rel=1e-5)
     assert hidden.sum() / weight.sum() == pytest.approx(result.designs["hidden"], rel=1e-5)
@@ -71,7 +71,7 @@ def test_signal_that_never_acts_is_left_out(make_log, make_config):
     feedback = log.feedback.copy()
     feedback[:, 0] = 0
     dead = replace(log, feedback=feedback, propensity=np.full(feedback.shape, 0.6, np.float32))
-    config = make_config(propensity_design="auto", misclick_rate={"copy": 0.1})
+    config = make_config(propensity_design="constant", misclick_rate={"copy": 0.1})
     with pytest.warns(UserWarning, match="copy: never acts"):
         result = train_log(dead, config)
     assert result.design == "constant"

@@ -1,0 +1,131 @@
+"""Propensities first: fitted to states of the untrained language model, and held constant while it is trained.
+
+By minibatches and end to end, propensities that depend on the response overfit together with the reward. The estimator
+on embeddings does not: its two steps read the propensity off rows on which other evidence proves the preference. So
+one pass of the untrained model makes a state of every row, propensities are fitted to those of the training part, and
+those of the held-out part are predicted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from irm_fast.data.log import Log, hold_out
+from irm_fast.embeddings.embedder import Embedder, write_embeddings
+from irm_fast.embeddings.store import read_embeddings
+from irm_fast.embeddings.text_model import EmbeddedRewardModel
+from irm_fast.models.record import PROPENSITIES, RECORD
+from irm_fast.training.config import TrainConfig
+from irm_fast.training.distributed import from_main_process
+from irm_fast.training.estimation import fit_embedded
+from irm_fast.training.prepare import Prepared
+from irm_fast.training.run_folder import CHECKPOINTS, begin_run
+
+STATES, VALUES = "states.safetensors", "propensities.safetensors"  # among the checkpoints
+
+
+class FirstPropensities(NamedTuple):
+    """Propensities that were fitted before the training.
+
+    Attributes:
+        prepared: The log, with the propensity of every row, and the design that was chosen. Rows of users who act on
+            everything have the weight 0.
+        model: The model of the propensities, with the untrained language model that it reads.
+    """
+
+    prepared: Prepared
+    model: EmbeddedRewardModel
+
+    def save(self, directory: str | Path) -> None:
+        """Write the model of the propensities to a folder within that of the trained model.
+
+        Args:
+            directory: The folder of the trained model.
+        """
+        self.model.save(Path(directory) / PROPENSITIES, classifier=False)
+
+
+def fit_propensities(prepared: Prepared, config: TrainConfig) -> FirstPropensities:
+    """Fit the propensities of a run and begin its output folder, or read what an interrupted run has fitted.
+
+    One process works; all get the result.
+
+    Args:
+        prepared: The log; the estimator of its spec is "two-step".
+        config: The settings.
+
+    Raises:
+        ValueError: The model cannot be loaded or embedded, or the log shows too little for the propensity design.
+    """
+    folder = Path(config.output) / CHECKPOINTS
+    model, values = from_main_process(lambda: _fitted(prepared, config, folder))
+    training, *heldout = (values[name] for name in ("training", "heldout") if name in values)
+    return FirstPropensities(
+        replace(
+            prepared,
+            log=_with(prepared.log, training),
+            heldout=_with(prepared.heldout, heldout[0]) if prepared.heldout is not None else None,
+            specs=[replace(model.spec, max_length=prepared.specs[0].max_length)],
+        ),
+        model,
+    )
+
+
+def _with(log: Log, propensity: np.ndarray) -> Log:
+    """A log with the propensities (N, K) of its rows; rows that have none get the weight 0."""
+    weight = np.ones(len(log), np.float32) if log.weight is None else log.weight
+    counted = ~np.isnan(propensity).any(axis=1)
+    return replace(log, propensity=propensity, weight=log.weight if counted.all() else np.where(counted, weight, 0))
+
+
+def _fitted(prepared: Prepared, config: TrainConfig, folder: Path) -> tuple[EmbeddedRewardModel, dict[str, np.ndarray]]:
+    """The model of the propensities, and the propensities (N, K) of the parts by name."""
+    if config.resume and (folder / PROPENSITIES / RECORD).is_file():
+        found = {name: part.numpy() for name, part in load_file(folder / VALUES).items()}
+        return EmbeddedRewardModel.load(folder / PROPENSITIES), found
+    begin_run(config, prepared.fingerprint)
+    embedder = _embedder(config)
+    vectors = _states(prepared.parts, embedder, folder / STATES, config)
+
+    # The fit reads whole users and prompts, of the training part
+    log, spec = prepared.log, prepared.specs[0]
+    states, others = vectors[: len(log)], np.zeros(len(log), bool)
+    if len(log) > config.propensity_rows:
+        others = ~hold_out(log.groups(), config.propensity_rows / len(log), config.seed)
+    model = fit_embedded(log.subset(~others), states[~others], spec, embedder.source, config, hidden_layers=())
+
+    # Propensities: those under which the estimator's own reward was fitted, and predictions for rows it has not read
+    training = np.empty((len(log), len(log.signals)), np.float32)
+    training[~others] = model.estimator.training_propensity_
+    if others.any():
+        training[others] = model.propensities(states[others], log.subset(others))
+    values = {"training": training}
+    if prepared.heldout is not None:
+        values["heldout"] = model.propensities(vectors[len(log) :], prepared.heldout).astype(np.float32)
+    save_file({name: torch.from_numpy(part) for name, part in values.items()}, folder / VALUES)
+    model.save(folder / PROPENSITIES, classifier=False)
+    (folder / STATES).unlink()
+    return model, values
+
+
+def _embedder(config: TrainConfig) -> Embedder:
+    """The untrained language model."""
+    precision = "bfloat16" if torch.cuda.is_available() else "float32"
+    return Embedder(config.model, pooling="last", max_length=config.max_length, precision=precision)
+
+
+def _states(parts: Sequence[Log], embedder: Embedder, path: Path, config: TrainConfig) -> np.ndarray:
+    """The state (float32) of each row of the parts, (N, D), from the file at `path`, which is written if need be."""
+    ids = [f"{number}/{name}" for number, part in enumerate(parts) for name in part.ids]  # a row may be in both
+    messages = [turns for part in parts for turns in part.messages]
+    if not (config.resume and path.is_file()):
+        path.unlink(missing_ok=True)
+        write_embeddings(ids, messages, embedder, path, resume=config.resume, progress=config.progress)
+    return read_embeddings(path, ids, messages)
