@@ -122,7 +122,7 @@ def methods(simulation: Simulation) -> Iterator[tuple[str, Log, DesignChoice]]:
     one = replace(log, signals=log.signals[:1], polarity=(1,), feedback=log.feedback[:, :1])
     for name, seen in (("1 signal", one), ("2 signals", log)):
         yield f"naive, {name}", labelled(log, seen.feedback.max(axis=1)), "constant"  # any action is a label of 1
-        yield f"implicit, {name}", seen, "auto"
+        yield f"implicit, {name}", seen, "constant" if name == "1 signal" else "auto"
     yield "known propensities", replace(log, propensity=simulation.propensity.astype(np.float32)), "known"
     yield "explicit labels", labelled(log, simulation.truth.preference), "constant"
 

@@ -79,7 +79,7 @@ def test_errors_are_one_line(rated, tiny_model, tmp_path, options, fragments):
     log = tmp_path / "log.jsonl"
     run("simulate", rated, "--out", log, "--target", 0.5)
     given = ["--data", log, "--model", tiny_model, "--output", tmp_path / "out", "--no-progress"]
-    result = run("train", *given, *options, code=2)
+    result = run("train", *given, "--propensity-design", "constant", *options, code=2)
     error = result.stderr.splitlines()[-1]
     assert error.startswith("error: ")
     assert all(fragment in error for fragment in fragments), error

@@ -8,20 +8,20 @@ from typer.testing import CliRunner
 from irm_fast.cli.commands import app
 
 SHARED = (
-    "output data propensity-design misclick-rate polarity absent contradictions labels-ignorable validation-fraction "
-    "seed progress overwrite"
+    "output data propensity-design estimator misclick-rate polarity absent contradictions labels-ignorable "
+    "validation-fraction seed progress overwrite"
 )
 TEXT = (
-    "model objective stratification ema-decay epochs batch-size token-budget gradient-accumulation learning-rate "
-    "head-learning-rate weight-decay warmup-ratio max-length overlong eval-steps patience precision attn compile fsdp "
-    "gradient-checkpointing report-to resume"
+    "model propensity-rows objective stratification ema-decay epochs batch-size token-budget gradient-accumulation "
+    "learning-rate head-learning-rate weight-decay warmup-ratio max-length overlong eval-steps patience precision attn "
+    "compile fsdp gradient-checkpointing report-to resume"
 )
 OPTIONS = {
     "validate": "data absent polarity misclick json",
     "simulate": "rated out protocol alpha target signals seed test-fraction overwrite",
-    "train": f"config {SHARED} {TEXT} embeddings hidden-layers estimator",
-    "evaluate": "model data batch-size json",
-    "diagnose": "data model propensity-design absent polarity labels-ignorable batch-size json",
+    "train": f"config {SHARED} {TEXT} embeddings hidden-layers",
+    "evaluate": "model data batch-size base json",
+    "diagnose": "data model propensity-design absent polarity labels-ignorable batch-size base json",
     "mask": "what data out absent overwrite",
     "score": "model data out batch-size lower",
     "label": "next merge data model out seed batch-size overwrite",

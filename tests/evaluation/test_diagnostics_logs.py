@@ -32,7 +32,7 @@ def run(*arguments, code=0) -> str:
 def test_a_run_is_diagnosed_on_its_held_out_rows(make_log, make_config, tmp_path):
     """The stored diagnosis is that of the saved model on the same rows, whatever order training had them in."""
     log, heldout = make_log(160), make_log(120, seed=1)
-    config = make_config(propensity_design="auto")
+    config = make_config(propensity_design="auto", estimator="joint")
     result = train_log(log, config, heldout=heldout)
     stored = json.loads((Path(config.output) / "irm_fast.json").read_text())["diagnosis"]
     assert stored == json.loads(json.dumps(result.diagnosis.to_dict()))

@@ -119,7 +119,7 @@ def test_fsdp_computes_the_same(start, precision):
 
 def test_held_out_rows_over_processes(start):
     """Their packs hold other numbers of rows on each process; the best checkpoint and the design follow from them."""
-    settings = {"validation_fraction": 0.25, "propensity_design": "auto", "epochs": 3}
+    settings = {"validation_fraction": 0.25, "propensity_design": "auto", "estimator": "joint", "epochs": 3}
     one = start("one", batch_size=16, **settings)
     sharded = start("sharded", processes=2, batch_size=8, fsdp=True, **settings)
     same(one, sharded)

@@ -339,15 +339,15 @@ def test_features_of_one_signal_are_those_that_the_log_names(one_signal, tmp_pat
     saved, log = load(tmp_path / "out"), read_log(tmp_path / "one.jsonl")
     assert evaluate(tmp_path / "out", tmp_path / "one.jsonl")["n"] == len(log) and saved.spec == named.model.spec
 
-    with pytest.warns(UserWarning, match="same for every response"):
-        nothing = train_on_embeddings(one_signal(without_features))
+    with pytest.raises(ValueError, match="is the only signal"):
+        train_on_embeddings(one_signal(without_features))
+    nothing = train_on_embeddings(one_signal(without_features, propensity_design="constant"))
     assert nothing.design == "constant" and nothing.model.estimator.n_propensity_features_ == 0
 
 
 def test_labels_are_drawn_filled_in_and_choose(one_signal, tmp_path):
     """The whole way: train, draw rows to have rated, rate them, merge, train again."""
-    with pytest.warns(UserWarning, match="irm-fast label --next 100"):
-        first = train_on_embeddings(one_signal(without_features))
+    first = train_on_embeddings(one_signal(without_features, propensity_design="constant"))
     assert first.diagnosis.kind == "not identified"
     options = ["--data", tmp_path / "one.jsonl", "--model", tmp_path / "out", "--out", tmp_path / "labels.jsonl"]
     shown = run("label", "--next", 80, *options).stdout

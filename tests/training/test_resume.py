@@ -62,8 +62,8 @@ def test_resume_with_dropout(make_log, make_config, monkeypatch, tmp_path, save_
 
 
 def test_resume_of_auto_keeps_the_first_design(make_log, make_config, monkeypatch, tmp_path):
-    whole = train_log(make_log(), make_config("whole", propensity_design="auto"))
-    cut = make_config("cut", propensity_design="auto")
+    whole = train_log(make_log(), make_config("whole", propensity_design="auto", estimator="joint"))
+    cut = make_config("cut", propensity_design="auto", estimator="joint")
     with monkeypatch.context() as patch:
         interrupt(patch, 6, "hidden")
         with pytest.raises(Interrupted):
@@ -82,7 +82,7 @@ def test_resume_of_auto_keeps_metrics_that_are_no_numbers(make_log, make_config,
     """A signal that was never recorded in the held-out rows has no rates there; JSON has no NaN."""
     log = make_log()
     heldout = replace(make_log(16, seed=1), feedback=np.where([True, False], make_log(16, seed=1).feedback, -1))
-    config = make_config(propensity_design="auto")
+    config = make_config(propensity_design="auto", estimator="joint")
     with monkeypatch.context() as patch:
         interrupt(patch, 6, "hidden")
         with pytest.raises(Interrupted):

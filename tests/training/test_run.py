@@ -16,7 +16,7 @@ from tests.training.training_cases import metrics_of
 
 
 def test_learns_and_saves(make_log, make_config):
-    config = make_config(epochs=12, propensity_design="auto")
+    config = make_config(epochs=12, propensity_design="auto", estimator="joint")
     log = make_log(160)
     result = train_log(log, config)
     names = {path.name for path in Path(config.output).iterdir()}
@@ -78,7 +78,7 @@ def test_early_stopping_keeps_the_best(make_log, make_config):
 
 def test_explicit_preferences_only(make_log, make_config):
     log = make_log(160, signals=())
-    result = train_log(log, make_config(epochs=10, propensity_design="auto"))
+    result = train_log(log, make_config(epochs=10, propensity_design="auto", estimator="joint"))
     assert result.design == "constant"
     assert set(result.metrics) == {"nll"}
     assert result.metrics["nll"] < 0.3

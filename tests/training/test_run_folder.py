@@ -69,7 +69,7 @@ def test_events_of_trackers_are_kept(make_log, make_config, monkeypatch):
             (events / "events").write_text(f"{state.global_step} steps")
 
     monkeypatch.setattr(run, "MetricsFile", Tracker)
-    config = make_config(epochs=1, propensity_design="auto")
+    config = make_config(epochs=1, propensity_design="auto", estimator="joint")
     train_log(make_log(), config)
     output = Path(config.output)
     for design in ("constant", "hidden"):
