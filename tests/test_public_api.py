@@ -28,7 +28,7 @@ NAMES = {  # name: the parameters of a function, "" for what is none
         "labels_ignorable weight users fold_rewards feature_names propensity sessions times acted_at segments context "
         "uncorrected_mean misclick_sensitivity mean_error"
     ),
-    "evaluate": "model_dir data batch_size",
+    "evaluate": "model_dir data batch_size base",
     "implicit_rm_loss": f"reward_logits propensity_logits feedback {LOSS}",
     "implicit_scorer": "",
     "linear_implicit_rm_loss": (
