@@ -21,6 +21,7 @@ import torch
 from benchmarks.bench_training import SHAPES, TrainingCase, make_model
 from benchmarks.report import machine
 from irm_fast.models.batches import TokenizedRows
+from irm_fast.models.computation import computing
 from irm_fast.models.packed import packed_attention
 from irm_fast.training.config import TrainConfig
 from irm_fast.training.throughput import in_words, typical
@@ -57,12 +58,13 @@ def main() -> None:
     how = {"attn": args.attn, "compile": args.compile, "precision": args.precision}
     config = TrainConfig(model="", output="", token_budget=args.budget, epochs=1, progress=False, **how)
     model = make_model(args.shape)
-    if args.recompute:
-        model.recompute_activations()
     dtype = torch.bfloat16 if args.precision == "bfloat16" else torch.float32
     with tempfile.TemporaryDirectory() as folder:
         arguments = training_arguments(config, Path(folder), evaluate=False)
-        with packed_attention(model, config.attn, arguments.device, dtype) as attention:
+        with (
+            packed_attention(model, config.attn, arguments.device, dtype) as attention,
+            computing(model, dtype, recompute=args.recompute),
+        ):
             trainer = Unsaved(model, config, arguments, make_rows(args.rows, args.longest))
             trainer.train()
     report = typical(trainer.state.log_history)

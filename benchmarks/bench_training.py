@@ -15,6 +15,7 @@ many operations.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from types import SimpleNamespace
@@ -31,6 +32,7 @@ from benchmarks.cases import DEVICE, Case, Entry, contestants, draw_feedback, fo
 from benchmarks.harness import clock, show
 from irm_fast.data.signals import RewardSpec
 from irm_fast.models.batches import Collator, stack_rows
+from irm_fast.models.computation import computing
 from irm_fast.models.packed import packed_attention
 from irm_fast.models.packing import PackSampler, by_length
 from irm_fast.models.reward_model import ImplicitRewardModel
@@ -90,7 +92,7 @@ class TrainingCase(Case):
         before = model.classifier.dtype
         model.to(torch.float64 if DEVICE == "cpu" else torch.float32)
         loss = partial(_of_classifier, model, len(inputs), reference.implicit_rm_loss)
-        results = _step(model, self, ([row] for row in inputs), loss, packed=False, precise=True)
+        results = _step(model, self, ([row] for row in inputs), loss, packed=False)
         model.to(before)
         return dict(zip(self.modes["train"], results, strict=True))
 
@@ -168,7 +170,12 @@ def padded_random(model: ImplicitRewardModel, case: TrainingCase, rows: list[Row
 
 def classifier(model: ImplicitRewardModel, case: TrainingCase, rows: list[Row]) -> tuple[Tensor, Tensor]:
     loss = partial(_of_classifier, model, len(rows), four_group_loss)
-    return _step(model, case, _in_order(rows, case.budget), loss, packed=False)
+
+    def mixed(batch: dict[str, Any]) -> Tensor:  # as transformers does: by operation
+        with torch.autocast(DEVICE, torch.bfloat16, enabled=case.dtype == torch.bfloat16):
+            return loss(batch)
+
+    return _step(model, case, _in_order(rows, case.budget), mixed, packed=False)
 
 
 def _of_classifier(model: ImplicitRewardModel, n: int, loss: Callable[..., Tensor], batch: dict[str, Any]) -> Tensor:
@@ -186,7 +193,8 @@ def _through_heads(
     *,
     packed: bool,
 ) -> tuple[Tensor, Tensor]:
-    return _step(model, case, batches, lambda batch: model(**batch, normalizer=len(rows)), packed=packed)
+    how = computing(model, case.dtype if case.dtype == torch.bfloat16 else None, recompute=case.recompute)
+    return _step(model, case, batches, lambda batch: model(**batch, normalizer=len(rows)), packed=packed, how=how)
 
 
 def _step(
@@ -196,22 +204,20 @@ def _step(
     loss: Callable[[dict[str, Any]], Tensor],
     *,
     packed: bool,
-    precise: bool = False,
+    how: AbstractContextManager | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Loss and gradient over the batches, each of which is collated, moved and computed."""
     collate, total = Collator(0, packed=packed), torch.zeros((), device=DEVICE)
-    if case.recompute:
-        model.recompute_activations()
     model.train()
     model.zero_grad()
-    for rows in batches:
-        batch = collate(stack_rows(rows))
-        del batch["counts"]
-        batch = {name: x.to(DEVICE) if isinstance(x, Tensor) else x for name, x in batch.items()}
-        with torch.autocast(DEVICE, torch.bfloat16, enabled=case.dtype == torch.bfloat16 and not precise):
+    with how or computing(model, recompute=case.recompute):
+        for rows in batches:
+            batch = collate(stack_rows(rows))
+            del batch["counts"]
+            batch = {name: x.to(DEVICE) if isinstance(x, Tensor) else x for name, x in batch.items()}
             part = loss(batch)
-        part.backward()
-        total = total + part.detach()
+            part.backward()
+            total = total + part.detach()
     gradient = torch.cat(
         [torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in model.parameters()]
     )

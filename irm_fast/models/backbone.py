@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-def load_backbone(model: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_backbone(model: str | Path, *, weights: bool = True) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a pretrained decoder as a `*ForSequenceClassification` with one output, in float32.
 
     The tokenizer gets what a reward model needs: a padding token that is not the final one, padding on the
@@ -27,6 +27,7 @@ def load_backbone(model: str | Path) -> tuple[PreTrainedModel, PreTrainedTokeniz
 
     Args:
         model: A folder or hub id.
+        weights: Whether to read its weights; without them it holds anything, see `load_classifier`.
 
     Raises:
         ValueError: The model is unknown or has no linear score, its files lack weights, or no tokenizer loads.
@@ -34,7 +35,7 @@ def load_backbone(model: str | Path) -> tuple[PreTrainedModel, PreTrainedTokeniz
     name = _resolved(model)
     tokenizer = load_tokenizer(name)
     labels = {"id2label": {0: "reward"}, "label2id": {"reward": 0}}
-    classifier = load_classifier(name, num_labels=1, problem_type="regression", **labels)
+    classifier = load_classifier(name, weights=weights, num_labels=1, problem_type="regression", **labels)
     set_padding(classifier, tokenizer)
     tokenizer.chat_template = template_ending_in_eos(tokenizer)
     return classifier, tokenizer
@@ -118,11 +119,13 @@ def quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def load_classifier(name: str, **settings: Any) -> PreTrainedModel:
+def load_classifier(name: str, *, weights: bool = True, **settings: Any) -> PreTrainedModel:
     """Load an `AutoModelForSequenceClassification` in float32 with a bias-free linear score of one output.
 
     Args:
         name: A folder or hub id.
+        weights: Whether to read its weights. Without them it takes hardly any memory until they are written: they come
+            from another process.
         settings: Further entries of its configuration.
 
     Raises:
@@ -130,16 +133,20 @@ def load_classifier(name: str, **settings: Any) -> PreTrainedModel:
     """
     from transformers import AutoModelForSequenceClassification
 
+    report: dict[str, Any] = {"missing_keys": (), "mismatched_keys": ()}
     try:
         with quiet_transformers():
-            model, report = AutoModelForSequenceClassification.from_pretrained(
-                name,
-                dtype=torch.float32,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # reported below, with the names
-                trust_remote_code=False,
-                **settings,
-            )
+            if weights:
+                model, report = AutoModelForSequenceClassification.from_pretrained(
+                    name,
+                    dtype=torch.float32,
+                    output_loading_info=True,
+                    ignore_mismatched_sizes=True,  # reported below, with the names
+                    trust_remote_code=False,
+                    **settings,
+                )
+            else:
+                model = _without_weights(name, settings)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise ValueError(f"model {name!r}: not loadable to score text: {first_line(error)}") from error
     head = getattr(model, "score", None)
@@ -151,6 +158,21 @@ def load_classifier(name: str, **settings: Any) -> PreTrainedModel:
     check_weights(name, set(report["missing_keys"]) - {"score.weight"})
     for key, got, expected in report["mismatched_keys"]:
         raise ValueError(f"model {name!r}: {key} has shape {tuple(got)}; expected {tuple(expected)}")
+    return model
+
+
+def _without_weights(name: str, settings: dict[str, Any]) -> PreTrainedModel:
+    """The model that `load_classifier` loads, its buffers set and its weights in memory that nothing has touched."""
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    config = AutoConfig.from_pretrained(name, trust_remote_code=False, **settings)
+    with init_empty_weights(include_buffers=False):
+        model: PreTrainedModel = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+    for module in model.modules():
+        for key, weight in module._parameters.items():
+            if weight is not None and weight.is_meta:
+                module._parameters[key] = torch.nn.Parameter(torch.empty_like(weight, device="cpu"))
     return model
 
 

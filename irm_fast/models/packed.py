@@ -19,7 +19,7 @@ from irm_fast.models.attention import PACKED, set_attention, switch
 from irm_fast.models.batches import Collator, stack_rows
 from irm_fast.models.reward_model import ImplicitRewardModel
 
-_TRIED: WeakKeyDictionary[ImplicitRewardModel, str | None] = WeakKeyDictionary()  # why a model takes no packed rows
+TRIED: WeakKeyDictionary[ImplicitRewardModel, str | None] = WeakKeyDictionary()  # why a model takes no packed rows
 
 
 @contextmanager
@@ -56,9 +56,9 @@ def packed_attention(
 
 def unpackable(model: ImplicitRewardModel) -> str | None:
     """The reason why a model takes no packed rows, or None if it does; tried once for each model."""
-    if model not in _TRIED:
-        _TRIED[model] = why_not_packed(model)
-    return _TRIED[model]
+    if model not in TRIED:
+        TRIED[model] = why_not_packed(model)
+    return TRIED[model]
 
 
 def two_rows(model: ImplicitRewardModel, *, packed: bool, changed: bool = False) -> dict[str, Any]:
@@ -121,21 +121,20 @@ def _narrow_windows(classifier: Any) -> Iterator[None]:
 
 
 @torch.no_grad()
-def check_isolation(model: ImplicitRewardModel, call: Callable[..., Any], precision: Callable[[], Any]) -> None:
+def check_isolation(model: ImplicitRewardModel, call: Callable[..., Any]) -> None:
     """Check that, as training will compute, the second of two packed rows does not depend on the first.
 
     Args:
         model: The model, within `packed_attention`.
         call: The model as the training loop calls it, perhaps wrapped.
-        precision: A function that gives the context of a training pass.
 
     Raises:
         RuntimeError: The second row depends on the first.
     """
 
     def states(changed: bool) -> Tensor:
-        with precision():
-            return call("states", **two_rows(model, packed=True, changed=changed))
+        result: Tensor = call("states", **two_rows(model, packed=True, changed=changed))
+        return result
 
     own, neighbour = (states(True) - states(False)).norm(dim=1).tolist()
     if neighbour > 0.2 * own:  # 0 but for rounding, where kernels depend on what else there is

@@ -65,17 +65,18 @@ class ImplicitRewardModel(nn.Module):
         check_padding(tokenizer)
 
     @classmethod
-    def from_backbone(cls, name: str, spec: RewardSpec) -> ImplicitRewardModel:
+    def from_backbone(cls, name: str, spec: RewardSpec, *, weights: bool = True) -> ImplicitRewardModel:
         """New heads on a pretrained model.
 
         Args:
             name: A folder or hub id. The model's own limit of positions may shorten `spec.max_length`.
             spec: As of the class.
+            weights: Whether to read the weights of the backbone; see `load_classifier`.
 
         Raises:
             ValueError: As `load_backbone`.
         """
-        classifier, tokenizer = load_backbone(name)
+        classifier, tokenizer = load_backbone(name, weights=weights)
         limit = token_limit(classifier.config, spec.max_length)
         tokenizer.model_max_length = limit  # for those who load the tokenizer later
         return cls(classifier, tokenizer, replace(spec, max_length=limit))
@@ -181,10 +182,15 @@ class ImplicitRewardModel(nn.Module):
         """Rewards (N,) of pooled hidden states (N, H), without the bias: those of the saved classifier."""
         return self.heads.reward(hidden).squeeze(-1)
 
-    def recompute_activations(self) -> None:
-        """Keep the activations at the start of each layer alone, and compute the others again in the backward pass."""
-        enable = getattr(self.classifier, "activation_checkpointing_enable", None)  # since transformers 5.2x
-        (enable or self.classifier.gradient_checkpointing_enable)()
+    def layers(self) -> list[nn.Module]:
+        """The layers of the backbone, in their order: what is sharded, cast and computed again as one."""
+        found: list[nn.Module] = []
+        within: set[int] = set()
+        for module in self.backbone.modules():
+            if type(module).__name__ in self._no_split_modules and id(module) not in within:
+                found.append(module)
+                within |= {id(part) for part in module.modules()}
+        return found
 
     def get_input_embeddings(self) -> nn.Module:
         """The embeddings of the backbone; by this name accelerate finds what FSDP should shard by itself."""

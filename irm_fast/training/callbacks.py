@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +20,15 @@ class IsolationCheck(TrainerCallback):
 
     Args:
         core: The model that is trained, within `packed_attention`.
-        precision: A function that gives the context of a training pass.
     """
 
-    def __init__(self, core: ImplicitRewardModel, precision: Callable[[], Any] = nullcontext) -> None:
-        self.core, self.precision = core, precision
+    def __init__(self, core: ImplicitRewardModel) -> None:
+        self.core = core
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        check_isolation(self.core, kwargs["model"].eval(), self.precision)
+        check_isolation(self.core, kwargs["model"].eval())
 
 
 class EpochOfPacks(TrainerCallback):

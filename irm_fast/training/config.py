@@ -177,7 +177,9 @@ class TrainConfig(RunConfig):
     patience: int = option(
         2, "Stop after so many evaluations without a better held-out likelihood; 0 never.", at_least=0
     )
-    precision: Literal["float32", "bfloat16"] = option("float32", "bfloat16 is mixed: weights and heads stay float32.")
+    precision: Literal["float32", "bfloat16"] = option(
+        "float32", "bfloat16 computes with rounded copies of float32 weights, and heads in float32."
+    )
     attn: Attention = option("auto", "Attention; auto is the fastest that is available.")
     compile: bool = option(False, "Run the language model through torch.compile.")
     fsdp: bool = option(False, "Shard weights, gradients and optimiser over the processes (FSDP2).")

@@ -10,11 +10,15 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator, PartialState
+from accelerate import accelerator as accelerator_module
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 
 from irm_fast.models.batches import TokenizedRows
+from irm_fast.models.packed import TRIED, unpackable
+from irm_fast.models.reward_model import ImplicitRewardModel
 from irm_fast.training.config import TrainConfig
 
 Result = TypeVar("Result")
@@ -95,6 +99,11 @@ def check_same_lengths(accelerator: Accelerator, datasets: Sequence[TokenizedRow
     )
 
 
+def sharded(config: TrainConfig) -> bool:
+    """Tell whether FSDP is wanted, by the settings or by accelerate's configuration."""
+    return config.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+
+
 def check_fsdp(config: TrainConfig, processes: int, enabled: bool = True) -> None:
     """Check that FSDP comes about where it is wanted, by the settings or by accelerate's configuration.
 
@@ -106,18 +115,20 @@ def check_fsdp(config: TrainConfig, processes: int, enabled: bool = True) -> Non
     Raises:
         ValueError: FSDP is wanted, and there is one process only, or it is not enabled.
     """
-    wanted = config.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    wanted = sharded(config)
     if wanted and processes == 1:
         raise ValueError("fsdp: one process has nothing to shard over; expected several, by torchrun or accelerate")
     if wanted and not enabled:
         raise ValueError("fsdp: accelerate does not shard on this device; expected a GPU for each process")
 
 
-def prepare_fsdp(accelerator: Accelerator, config: TrainConfig) -> None:
-    """Set FSDP2 up so that a step computes what it computes on one device.
+def try_packing_once(model: ImplicitRewardModel) -> None:
+    """Let the first process try whether a model takes packed rows, and tell the others, which lack the weights yet."""
+    TRIED[model] = from_main_process(lambda: unpackable(model))
 
-    Under accelerate's own policy every weight and the loss itself would be rounded to bfloat16, the heads' too. Weights
-    are gathered in float32 instead and autocast computes in bfloat16, as without FSDP; the price is twice the traffic.
+
+def prepare_fsdp(accelerator: Accelerator, config: TrainConfig) -> None:
+    """Check that FSDP2 can be set up as the settings want it.
 
     Args:
         accelerator: The one of the trainer, with FSDP enabled.
@@ -127,14 +138,60 @@ def prepare_fsdp(accelerator: Accelerator, config: TrainConfig) -> None:
         ValueError: Accelerate is configured for FSDP of the first version, or the settings ask for a stratification
             model, which would have to be sharded alike.
     """
-    from torch.distributed.fsdp import MixedPrecisionPolicy
-
     plugin = accelerator.state.fsdp_plugin
     if plugin.fsdp_version != 2:
         raise ValueError(f"fsdp: got version {plugin.fsdp_version}; expected fsdp_version: 2 in the accelerate config")
     if config.stratification != "current":
         raise ValueError(f"stratification: {config.stratification!r} does not go with fsdp; expected current")
-    plugin.mixed_precision_policy = MixedPrecisionPolicy()
+
+
+@contextmanager
+def sharding(config: TrainConfig) -> Iterator[None]:
+    """A context in which accelerate, where it comes to shard a model, does so by `shard`.
+
+    Accelerate knows one precision for all of a model, and in bfloat16 would round the heads' weights and the loss too.
+
+    Args:
+        config: The settings.
+    """
+    own = accelerator_module.fsdp2_prepare_model
+
+    def prepare(accelerator: Accelerator, model: ImplicitRewardModel) -> ImplicitRewardModel:
+        plugin, mesh = accelerator.state.fsdp_plugin, getattr(accelerator, "torch_device_mesh", None)
+        if mesh is not None:
+            mesh = mesh[tuple(accelerator.parallelism_config.fsdp_dim_names)]
+        dtype = torch.bfloat16 if config.precision == "bfloat16" else None
+        shard(model, dtype, mesh=mesh, offload_policy=plugin.cpu_offload)
+        return model
+
+    accelerator_module.fsdp2_prepare_model = prepare
+    try:
+        yield
+    finally:
+        accelerator_module.fsdp2_prepare_model = own
+
+
+def shard(model: ImplicitRewardModel, dtype: torch.dtype | None, **settings: Any) -> None:
+    """Shard a model over the processes by FSDP2, with the weights of the first process.
+
+    Each layer, the embeddings and the rest of the backbone are units: gathered for each of their passes, and given up
+    after it. The heads are one more. Shards, gradients and sums over processes are float32.
+
+    Args:
+        model: The model. In processes other than the first its weights may hold anything.
+        dtype: What the backbone's weights are gathered and used in; None: as they are. The heads' stay as they are.
+        settings: Further keywords of `fully_shard`.
+    """
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    first = dist.get_rank() == 0
+    state = model.state_dict() if first else {}
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+    for unit in (*model.layers(), model.get_input_embeddings(), model.backbone):
+        fully_shard(unit, mp_policy=policy, reshard_after_forward=True, **settings)
+    fully_shard(model, reshard_after_forward=False, **settings)  # small, and its outputs may be views of its weights
+    set_model_state_dict(model, state, options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True))
 
 
 def whole_state(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 
 from irm_fast.data.log import Log
@@ -17,6 +18,7 @@ from irm_fast.data.signals import RewardSpec
 from irm_fast.diagnostics.metrics import paired_difference
 from irm_fast.evaluation.log_diagnosis import diagnose_rows
 from irm_fast.models.batches import TokenizedRows
+from irm_fast.models.computation import computing
 from irm_fast.models.heads import FeaturePropensity
 from irm_fast.models.heldout import HeldOut
 from irm_fast.models.packed import packed_attention
@@ -25,7 +27,7 @@ from irm_fast.models.reward_model import ImplicitRewardModel
 from irm_fast.models.tokens import tokenise
 from irm_fast.training.callbacks import MetricsFile
 from irm_fast.training.config import EmbeddingTrainConfig, TrainConfig
-from irm_fast.training.distributed import main_process, whole_state
+from irm_fast.training.distributed import main_process, sharded, try_packing_once, whole_state
 from irm_fast.training.prepare import Prepared, prepare_run, read_data
 from irm_fast.training.propensities import fit_propensities
 from irm_fast.training.result import TrainResult
@@ -183,12 +185,18 @@ def _fit(prepared: Prepared, spec: RewardSpec, config: TrainConfig, *, begins: b
         begins: Whether the run begins with it, so that its folder is to be made.
     """
     # Model
-    set_seed(config.seed)
-    model = _new_model(prepared.log, config, spec)
     folder = _folder(config, spec)
     args = training_arguments(config, folder, evaluate=prepared.heldout is not None)
+    set_seed(config.seed)
+    model = _new_model(prepared.log, config, spec, weights=not sharded(config) or PartialState().is_main_process)
+    if sharded(config):
+        try_packing_once(model)
     dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
-    with packed_attention(model, config.attn, args.device, dtype) as attention:
+    cast = None if sharded(config) else dtype
+    with (
+        packed_attention(model, config.attn, args.device, dtype) as attention,
+        computing(model, cast, recompute=config.gradient_checkpointing),
+    ):
         if args.device.type == "cuda" and not model.packed:
             remedy = "; --precision bfloat16 might let them be packed" if dtype == torch.float32 else ""
             warnings.warn(f"attention {attention}: rows are padded, which is slower{remedy}", stacklevel=4)
@@ -242,11 +250,9 @@ def _finished(config: TrainConfig, spec: RewardSpec) -> _Fit | None:
     return _Fit(result, model, HeldOut(**{name: np.array(values) for name, values in record["heldout"].items()}))
 
 
-def _new_model(log: Log, config: TrainConfig, spec: RewardSpec) -> ImplicitRewardModel:
-    """A language model with new heads, started at the rates and the features of the log."""
-    model = ImplicitRewardModel.from_backbone(config.model, spec)
-    if config.gradient_checkpointing:
-        model.recompute_activations()
+def _new_model(log: Log, config: TrainConfig, spec: RewardSpec, *, weights: bool = True) -> ImplicitRewardModel:
+    """A language model, perhaps without its weights, with new heads at the rates and the features of the log."""
+    model = ImplicitRewardModel.from_backbone(config.model, spec, weights=weights)
     recorded, acted = (log.feedback >= 0).sum(axis=0), (log.feedback == 1).sum(axis=0)
     if log.signals:
         model.start_at(acted / np.maximum(recorded, 1))
@@ -281,9 +287,8 @@ def _plain_model(trainer: ImplicitTrainer, log: Log, config: TrainConfig) -> Imp
         state = whole_state(model, keep=trainer.is_world_process_zero())
         if not state:
             return model  # its own part: no room for a whole one on every process
-        model = _new_model(log, config, model.spec)
+        model = _new_model(log, config, model.spec, weights=False)
         model.load_state_dict(state, assign=True)
-    trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     return model.cpu().eval()
 
 

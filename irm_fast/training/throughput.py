@@ -71,12 +71,12 @@ class Throughput:
 
     Args:
         accelerator: The one of the trainer.
-        flops: The operations of the model, by `flops_of` before it is sharded.
+        flops: The operations of the model, by `flops_of` before it is sharded, if it computes in bfloat16.
     """
 
     def __init__(self, accelerator: Accelerator, flops: tuple[float, float] | None) -> None:
         self.accelerator = accelerator
-        self.peak = peak_flops(accelerator.device) if accelerator.mixed_precision == "bf16" else None
+        self.peak = peak_flops(accelerator.device)
         self.flops = flops
         self._restart()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +23,7 @@ from irm_fast.models.packing import PackSampler, by_length, check_budget
 from irm_fast.models.reward_model import ImplicitRewardModel
 from irm_fast.training.callbacks import EpochOfPacks, IsolationCheck, StratificationModel
 from irm_fast.training.config import TrainConfig
-from irm_fast.training.distributed import check_fsdp, check_same_lengths, prepare_fsdp
+from irm_fast.training.distributed import check_fsdp, check_same_lengths, prepare_fsdp, sharding
 from irm_fast.training.throughput import Throughput, flops_of
 
 STRATIFICATION_FILE = "stratification.safetensors"
@@ -37,10 +36,13 @@ def training_arguments(config: TrainConfig, folder: Path, *, evaluate: bool) -> 
         config: The settings of the run.
         folder: The folder for checkpoints.
         evaluate: Whether there is a held-out part, by which the best checkpoint is chosen.
+
+    Raises:
+        ValueError: Accelerate is configured for mixed precision.
     """
     interval = "epoch" if config.eval_steps is None else "steps"
     steps = config.eval_steps or 500  # transformers' default, without effect where the interval is an epoch
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=config.epochs,
         per_device_train_batch_size=config.rows_per_pass or 1,  # without effect: `PackSampler` decides
@@ -48,7 +50,6 @@ def training_arguments(config: TrainConfig, folder: Path, *, evaluate: bool) -> 
         learning_rate=config.learning_rate,
         weight_decay=config.weight_decay,
         warmup_steps=config.warmup_ratio,
-        bf16=config.precision == "bfloat16",
         use_cpu=not torch.accelerator.is_available(),
         seed=config.seed,
         eval_strategy=interval if evaluate else "no",
@@ -73,6 +74,12 @@ def training_arguments(config: TrainConfig, folder: Path, *, evaluate: bool) -> 
         disable_tqdm=not config.progress,
         report_to=config.report_to,
     )
+    if arguments.mixed_precision != "no":  # by accelerate launch: casts by operation, on top of ours by layer
+        raise ValueError(
+            f"accelerate: got mixed_precision {arguments.mixed_precision!r}; expected 'no' in its configuration: "
+            "--precision decides"
+        )
+    return arguments
 
 
 class ImplicitTrainer(Trainer):
@@ -132,7 +139,7 @@ class ImplicitTrainer(Trainer):
         args.logging_steps = max(1, round(0.02 * config.epochs * self.packs.steps))
 
         # Loop
-        flops = flops_of(model)  # before the model is sharded
+        flops = flops_of(model) if config.precision == "bfloat16" else None  # before the model is sharded
         collator = Collator(model.tokenizer.pad_token_id, packed=model.packed, filler=train_dataset.filler())
         super().__init__(
             model,
@@ -155,7 +162,7 @@ class ImplicitTrainer(Trainer):
             self.add_callback(self.stratifier)
         self.add_callback(EpochOfPacks(self.packs))
         if model.packed:
-            self.add_callback(IsolationCheck(model, self.compute_loss_context_manager))
+            self.add_callback(IsolationCheck(model))
 
     def compute_loss(  # type: ignore[override]
         self,
@@ -186,15 +193,13 @@ class ImplicitTrainer(Trainer):
             return None
         if self.stratifier is None:
             return "current"
-        with torch.no_grad(), self.accelerator.autocast():
+        with torch.no_grad():
             return self.stratifier.average("logits", **logit_inputs(inputs))
 
-    def compute_loss_context_manager(self) -> AbstractContextManager[Any]:  # type: ignore[override]
-        """Return the context of mixed precision.
-
-        Accelerate applies mixed precision to the model by itself, except under FSDP, see `prepare_fsdp`.
-        """
-        return self.accelerator.autocast() if self.is_fsdp_enabled else super().compute_loss_context_manager()
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        """Prepare as transformers does, with our way to shard in the place of accelerate's."""
+        with sharding(self.config):
+            return super()._prepare_for_training(*args, **kwargs)
 
     def get_train_dataloader(self) -> DataLoader:
         """Return the batches of training rows, as the sampler packs them."""
@@ -287,8 +292,7 @@ class ImplicitTrainer(Trainer):
         model = self.model_wrapped.eval()
         parts: list[dict[str, np.ndarray]] = []
         for batch in dataloader:
-            with torch.no_grad(), self.compute_loss_context_manager():
-                loss, reward, propensity = heldout_step(model, self.core, batch)
+            loss, reward, propensity = heldout_step(model, self.core, batch)
             columns = {"loss": loss, "weight": batch["weight"], "reward": reward, "propensity": propensity}
             columns |= {"row": batch["row"], "feedback": batch["feedback"]}
             parts.append({name: column.cpu().double().numpy() for name, column in columns.items()})

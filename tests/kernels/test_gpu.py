@@ -15,6 +15,7 @@ from torch import Tensor
 import irm_fast
 from irm_fast.losses import baselines
 from irm_fast.losses.pointwise import pointwise_loss
+from irm_fast.models.computation import computing
 from irm_fast.models.packed import packed_attention
 from tests.conftest import ON_GPU
 from tests.losses.loss_cases import make, options
@@ -228,7 +229,7 @@ def states_of(model: Any, rows: list[dict], packed: bool, precision: torch.dtype
 
     batch = {name: to_gpu(x) for name, x in Collator(0, packed=packed)(stack_rows(rows)).items()}
     del batch["counts"]
-    with torch.no_grad(), torch.autocast("cuda", precision, enabled=precision != torch.float32):
+    with torch.no_grad(), computing(model, None if precision == torch.float32 else precision):
         return model.pool(**logit_inputs(batch))
 
 
@@ -267,7 +268,7 @@ def test_packed_gradients_are_as_exact_as_padded_ones(family: str) -> None:
             if name not in ("row", "counts")
         }
         model.zero_grad()
-        with torch.autocast("cuda", precision, enabled=precision != torch.float32):
+        with computing(model, None if precision == torch.float32 else precision):
             model(**batch).backward()
         return torch.cat([p.grad.flatten() for p in model.parameters()])
 
@@ -287,7 +288,7 @@ def test_a_packed_pass_waits_for_nothing() -> None:
 
     batch = Collator(0, packed=True)(stack_rows(rows))
     batch = {name: to_gpu(x) for name, x in batch.items() if name not in ("row", "counts")}
-    with packed_attention(model, "varlen", dtype=torch.bfloat16), torch.autocast("cuda", torch.bfloat16):
+    with packed_attention(model, "varlen", dtype=torch.bfloat16), computing(model, torch.bfloat16):
         model(**batch).backward()
         torch.cuda.set_sync_debug_mode("error")
         try:

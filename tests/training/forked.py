@@ -8,35 +8,37 @@ import multiprocessing
 import os
 import socket
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
-from tests.training import recorded_run
+from tests.training import recorded_run, sharded_model
 
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload([recorded_run.__name__])
+_SERVER.set_forkserver_preload([recorded_run.__name__, sharded_model.__name__])
 _LIMIT = 300.0  # seconds
 
 
-def _rank(rank: int, ranks: int, port: int, arguments: tuple[str, ...], errors: Path) -> None:
+def _rank(rank: int, ranks: int, port: int, main: Callable, arguments: tuple[str, ...], errors: Path) -> None:
     """What one process does: the environment that torchrun would give it, and the run."""
     if ranks > 1:
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
         place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         os.environ |= {name: str(value) for name, value in place.items()}
     try:
-        recorded_run.main(*arguments)
+        main(*arguments)
     except BaseException:
         errors.write_text(traceback.format_exc())
         raise
 
 
-def run(arguments: tuple[str, ...], ranks: int, folder: Path) -> list[int]:
-    """Do the run of `recorded_run` by so many processes; returns their exit codes.
+def run(arguments: tuple[str, ...], ranks: int, folder: Path, main: Callable = recorded_run.main) -> list[int]:
+    """Do the run of `recorded_run`, or another, by so many processes; returns their exit codes.
 
     Args:
-        arguments: Those of `recorded_run.main`.
+        arguments: Those of `main`.
         ranks: The number of processes.
         folder: A folder for what goes wrong.
+        main: What each process does.
 
     Raises:
         RuntimeError: A process raised an error, or did not end in time.
@@ -45,7 +47,7 @@ def run(arguments: tuple[str, ...], ranks: int, folder: Path) -> list[int]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     errors = [folder / f"error.{rank}.txt" for rank in range(ranks)]
-    parts = [_SERVER.Process(target=_rank, args=(i, ranks, port, arguments, errors[i])) for i in range(ranks)]
+    parts = [_SERVER.Process(target=_rank, args=(i, ranks, port, main, arguments, errors[i])) for i in range(ranks)]
     for part in parts:
         part.start()
     for part in parts:

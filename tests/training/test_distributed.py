@@ -17,11 +17,13 @@ import pytest
 import torch
 
 from irm_fast.models.batches import TokenizedRows
+from irm_fast.models.computation import computing
+from irm_fast.models.packed import two_rows
 from irm_fast.models.reward_model import ImplicitRewardModel
 from irm_fast.training import distributed
 from irm_fast.training.config import TrainConfig
 from irm_fast.training.distributed import check_same_lengths, check_same_log
-from tests.training import forked
+from tests.training import forked, sharded_model
 from tests.training.training_cases import write_log
 
 ROWS = 78
@@ -84,6 +86,13 @@ def start(make_log, make_config, tmp_path):
     return run
 
 
+def sharded_step(*arguments) -> list[dict]:
+    """What the two processes of `sharded_model` wrote."""
+    model, out, recompute, kept = arguments
+    forked.run((model, str(out), recompute, kept), 2, out.parent, sharded_model.main)
+    return [json.loads(Path(f"{out}.{rank}.json").read_text()) for rank in (0, 1)]
+
+
 def same(one: Run, other: Run) -> None:
     torch.testing.assert_close(one.losses, other.losses, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(one.parameters, other.parameters, rtol=0, atol=1e-6)
@@ -115,6 +124,27 @@ def test_fsdp_computes_the_same(start, precision):
     else:  # the norm of the gradient is summed in another order, and weights on the edge of bfloat16 fall either way
         torch.testing.assert_close(whole.losses[:2], sharded.losses[:2], rtol=1e-6, atol=1e-6)
         torch.testing.assert_close(whole.losses, sharded.losses, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("recompute", ["0", "1"])
+def test_no_gathered_weights_are_held_after_the_forward_pass(tiny_model, tmp_path, recompute):
+    """Of the bfloat16 copies that layers compute with; weights come from the first process alone."""
+    ranks = sharded_step(tiny_model, tmp_path / "given_up", recompute, "0")
+    model = sharded_model.load(tiny_model).train()
+    with computing(model, torch.bfloat16):
+        loss = model(**two_rows(model, packed=False), feedback=sharded_model.FEEDBACK)
+        loss.backward()
+    for record in ranks:
+        assert record["bytes"] == 0
+        assert record["dtypes"] == ["torch.float32"]
+        assert record["loss"] == pytest.approx(loss.item(), rel=1e-3)
+    norms = [float(parameter.grad.norm()) for parameter in model.parameters()]
+    assert ranks[0]["gradient"] == pytest.approx(norms, rel=0.02)
+    assert ranks[0]["equal"]
+    if recompute == "0":
+        kept = sharded_step(tiny_model, tmp_path / "kept", recompute, "1")
+        matrices = [p.numel() for layer in model.layers() for p in layer.parameters() if p.dim() == 2]
+        assert kept[0]["bytes"] >= 2 * sum(matrices)
 
 
 def test_held_out_rows_over_processes(start):

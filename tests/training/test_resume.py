@@ -20,6 +20,7 @@ from tests.training.training_cases import Interrupted, interrupt, largest_differ
     [
         ({}, 10, 6),
         ({"eval_steps": 4}, 11, 8),
+        ({"precision": "bfloat16"}, 10, 6),
         ({"eval_steps": 4, "gradient_accumulation": 2, "batch_size": 4}, 9, 8),
         ({"objective": "stratified", "stratification": "ema"}, 10, 6),
         ({"objective": "stratified", "stratification": "frozen", "eval_steps": 4}, 11, 8),

@@ -79,6 +79,12 @@ def test_precision_and_checkpointing(make_log, make_config):
     np.testing.assert_allclose(again, rewards, atol=1e-6)
 
 
+def test_a_configuration_of_accelerate_that_casts_by_operation_is_refused(make_log, make_config, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    with pytest.raises(ValueError, match=r"mixed_precision 'bf16'; expected 'no' .* --precision decides"):
+        train_log(make_log(), make_config(precision="bfloat16"))
+
+
 def test_padding_does_not_change_the_steps_of_one_batch(make_log, make_config, monkeypatch):
     """All rows in every step: in whatever form and order, the same loss and gradient."""
     use_sgd(monkeypatch)

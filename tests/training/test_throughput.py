@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 
 def make_clock(processes: int = 1, **settings) -> Throughput:
     gather = lambda mine: mine.repeat(processes)  # noqa: E731
-    accelerator = SimpleNamespace(device=CPU, mixed_precision="bf16", gather=gather)
+    accelerator = SimpleNamespace(device=CPU, gather=gather)
     return Throughput(accelerator, **{"flops": (100.0, 2.0), **settings})
 
 
