@@ -39,6 +39,9 @@ def train(
         typer.echo(f"  held-out {name}: {value:.4f}")
     for design, value in result.designs.items() if len(result.designs) > 1 else ():
         typer.echo(f"  held-out nll with propensity design {design}: {value:.4f}")
+    if result.pairs:
+        held_out = result.pairs.get("held_out", 0)
+        typer.echo(f"  {result.pairs['training']} pairs were trained on beside the log, {held_out} were held out")
     if result.truncated:
         length = result.model.spec.max_length
         typer.echo(f"  {result.truncated} rows were longer than {length} tokens and lost their beginning")

@@ -118,11 +118,11 @@ def parse_rated(path: Path | str, raw: Iterable[RawRow]) -> tuple[Rated, Problem
     return rated, problems
 
 
-def warn_of_left_out(problems: Problems) -> None:
+def warn_of_left_out(problems: Problems, why: str = "a response is empty") -> None:
     """Warn, at the caller's caller, of pairs that were left out."""
     if problems.left_out:
         lines = ", ".join(map(str, problems.left_out[:10])) + (", ..." if len(problems.left_out) > 10 else "")
-        text = f"{problems.file}: {len(problems.left_out)} pairs left out because a response is empty: lines {lines}"
+        text = f"{problems.file}: {len(problems.left_out)} pairs left out because {why}: lines {lines}"
         warnings.warn(text, stacklevel=3)
 
 

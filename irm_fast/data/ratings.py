@@ -23,6 +23,7 @@ from irm_fast.data.rows import (
     propensity_of,
     spellings,
     text_of,
+    weight_of,
 )
 
 RATED_FIELDS = spellings(
@@ -42,6 +43,7 @@ PAIR_FIELDS = spellings(
         "prompt": TEXT_FIELDS["prompt"],
         "chosen": ("chosen",),
         "rejected": ("rejected",),
+        "margin": ("margin",),
         "user_id": USER,
     }
 )
@@ -100,23 +102,56 @@ def is_pair(raw: Mapping[str, object]) -> bool:
 
 
 def _pair_rows(line: int, raw: Mapping[str, object], problems: Problems) -> list[RatedRow]:
-    """Parse a pair into its chosen and its rejected response; a pair with an empty response is left out."""
+    """Parse a pair into its chosen and its rejected response."""
+    pair = pair_row(line, raw, problems)
+    if pair is None:
+        return []
+    sides = (("chosen", 1, pair.chosen), ("rejected", 0, pair.rejected))
+    return [
+        RatedRow(line, f"{pair.id}-{side}", turns, float(level), level, pair=line, user_id=pair.user_id)
+        for side, level, turns in sides
+    ]
+
+
+@dataclass(frozen=True)
+class PairRow:
+    """A pair as it was read.
+
+    Attributes:
+        line: The number of its line in the file.
+        id: Its name.
+        chosen: The conversation that ends with the preferred response.
+        rejected: The conversation that ends with the other response.
+        margin: By how much the reward of the chosen response is to be higher, in logits.
+        user_id: The user who chose, or None.
+    """
+
+    line: int
+    id: str
+    chosen: Messages
+    rejected: Messages
+    margin: float
+    user_id: str | None
+
+
+def pair_row(line: int, raw: Mapping[str, object], problems: Problems) -> PairRow | None:
+    """Parse a pair; None if anything is wrong. A pair with an empty response is left out."""
     fields = Fields(line, raw, PAIR_FIELDS, problems)
     name = fields.get("id", name_of, f"row-{line}")
     prompt = fields.get("prompt", _pair_prompt_of, None) or []
     user = fields.get("user_id", name_of, None)
-    rows = []
-    for side, level in (("chosen", 1), ("rejected", 0)):
+    margin = fields.get("margin", weight_of, 0.0)
+    for side in ("chosen", "rejected"):
         if side not in fields.values:
             fields.fail(side, "missing; expected the other response of the pair")
-        turns = fields.get(side, _side_of(prompt), None) or []
-        rows.append(RatedRow(line, f"{name}-{side}", turns, float(level), level, pair=line, user_id=user))
+    none: Messages = []
+    chosen, rejected = (fields.get(side, _side_of(prompt), none) for side in ("chosen", "rejected"))
     if fields.failed:
-        return []
-    if not all(row.messages[-1]["content"].strip() for row in rows):
+        return None
+    if not all(turns[-1]["content"].strip() for turns in (chosen, rejected)):
         problems.left_out.append(line)
-        return []
-    return rows
+        return None
+    return PairRow(line, name, chosen, rejected, margin, user)
 
 
 def _pair_prompt_of(value: object, field: str) -> Messages:
@@ -156,7 +191,8 @@ def dialogue_of(value: object, field: str) -> Messages:
         return messages_of(value, field)
     start, *parts = _DIALOGUE.split(text_of(value, field))
     if start or not parts or parts[0] != "Human":
-        raise FieldError(field, f"got {shown(value)}; expected messages, or text that begins '\\n\\nHuman:'")
+        text = f"got {shown(value)}; expected messages, or, without a prompt, text that begins '\\n\\nHuman:'"
+        raise FieldError(field, text)
     turns: Messages = []
     for speaker, content in zip(parts[::2], parts[1::2], strict=True):
         role = "user" if speaker == "Human" else "assistant"

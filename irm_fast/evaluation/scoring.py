@@ -121,7 +121,7 @@ def heldout_step(
 
 def logit_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
     """What of a batch a model reads to give logits rather than a loss."""
-    rest = ("row", "counts", "feedback", "preference", "weight")
+    rest = ("row", "counts", "feedback", "preference", "weight", "margin")
     return {name: value for name, value in batch.items() if name not in rest}
 
 

@@ -29,11 +29,14 @@ class Rows(NamedTuple):
         tokens: The token ids of all rows, one row after the other, (T,) int32.
         lengths: The number of tokens of each row, (N,) int64.
         columns: Everything else that the rows have, each a tensor (N, ...), by its name.
+        margin: The margins of P pairs, (P,) float32, whose sides are the last 2P rows: chosen, rejected, chosen, ...;
+            None if the rows belong to a data set without pairs.
     """
 
     tokens: np.ndarray
     lengths: np.ndarray
     columns: Mapping[str, Tensor]
+    margin: Tensor | None = None
 
 
 class TokenizedRows(Dataset):
@@ -46,6 +49,8 @@ class TokenizedRows(Dataset):
 
     Attributes:
         lengths: The number of tokens of each row, (N,) int64.
+        sides: The number of the last rows that are sides of pairs, see `with_sides`.
+        margin: The margin of each pair, (sides / 2,) float32; None where pairs are not taken out as such.
 
     Examples:
         >>> rows = TokenizedRows([np.array([5, 6]), np.array([7])], {"feedback": [[1], [0]]})
@@ -61,6 +66,8 @@ class TokenizedRows(Dataset):
         self.starts = np.concatenate([[0], self.lengths.cumsum()])
         self.tokens = np.concatenate([np.empty(0, np.int32), *input_ids])
         self.columns = {name: torch.as_tensor(values, dtype=_DTYPES[name]) for name, values in (columns or {}).items()}
+        self.sides = 0
+        self.margin: Tensor | None = None
 
     @classmethod
     def from_log(cls, log: Log, input_ids: Sequence[np.ndarray]) -> TokenizedRows:
@@ -84,6 +91,28 @@ class TokenizedRows(Dataset):
                 columns[name] = values
         return cls(input_ids, columns)
 
+    def with_sides(self, input_ids: Sequence[np.ndarray], margin: np.ndarray | None = None) -> TokenizedRows:
+        """These rows, and after them the sides of P pairs: chosen, rejected, chosen, ...
+
+        In the columns a side has nothing recorded and the weight 0, and else what the first row has.
+
+        Args:
+            input_ids: The token ids of the 2P sides.
+            margin: The margin of each pair, (P,), for batches in which whole pairs follow all other rows; None for
+                batches that take sides as rows.
+        """
+        size, count = len(self), len(input_ids)
+        result = TokenizedRows([*np.split(self.tokens, self.starts[1:-1]), *input_ids])
+        index = np.append(np.arange(size), np.zeros(count, np.int64))
+        result.columns = {name: values[index] for name, values in self.columns.items()}
+        for name, values in {"feedback": -1, "preference": -1, "weight": 0, "propensity": 0.5}.items():
+            if name in result.columns:
+                result.columns[name][size:] = values
+        result.columns["row"] = torch.arange(size + count)
+        result.sides = count
+        result.margin = None if margin is None else torch.as_tensor(margin, dtype=torch.float32)
+        return result
+
     def __len__(self) -> int:
         return len(self.lengths)
 
@@ -91,17 +120,19 @@ class TokenizedRows(Dataset):
         """The rows of these numbers, in their order; torch's `DataLoader` asks so for a whole batch at once."""
         tokens = [self.tokens[self.starts[i] : self.starts[i + 1]] for i in index]
         chosen = torch.as_tensor(index, dtype=torch.long)
+        sides = chosen[chosen >= len(self) - self.sides] - (len(self) - self.sides)
         return Rows(
             np.concatenate([self.tokens[:0], *tokens]),
             self.lengths[chosen.numpy()],
             {name: values.index_select(0, chosen) for name, values in self.columns.items()},
+            None if self.margin is None else self.margin[sides[::2] // 2],
         )
 
     def filler(self, row: int = 0) -> Rows:
         """One row for a batch of no rows: the last token of a row, with weight 0 and the number -1."""
         chosen = self.__getitems__([row])
         columns = {**chosen.columns, "weight": torch.zeros(1), "row": torch.full((1,), -1)}
-        return Rows(chosen.tokens[-1:], np.ones(1, np.int64), columns)
+        return Rows(chosen.tokens[-1:], np.ones(1, np.int64), columns, chosen.margin)
 
 
 def stack_rows(rows: Sequence[Mapping[str, Any]]) -> Rows:
@@ -122,7 +153,8 @@ class Collator:
     A packed batch has `input_ids` and `position_ids` (1, T); the ends of the rows as flash attention takes them,
     `cu_seq_lens_q` and `cu_seq_lens_k`, each (N + 1,) int32; and the length of the longest row as the numbers
     `max_length_q` and `max_length_k`. A padded batch has `input_ids` and `attention_mask` (N, T). Both have the columns
-    of the rows, each (N, ...), and `counts`, the size of the batch (`Counts`).
+    of the rows, each (N, ...), where there are pairs `margin` (P,) of those whose sides are the last 2P rows, and
+    `counts`, the size of the batch (`Counts`).
 
     Args:
         pad_token_id: The token that fills rows up.
@@ -141,9 +173,12 @@ class Collator:
             rows = self.filler
         batch = _pack(rows) if self.packed else _pad(rows, self.pad_token_id)
         batch |= rows.columns
+        if rows.margin is not None:
+            batch["margin"] = rows.margin
         # Numbers and not tensors: they stay on the host, and reading them waits for no device.
         tokens, slots = len(rows.tokens), batch["input_ids"].numel()
-        batch["counts"] = Counts(examples, tokens, slots, int(np.square(rows.lengths).sum()))
+        pairs = 0 if rows.margin is None else len(rows.margin)
+        batch["counts"] = Counts(examples, tokens, slots, int(np.square(rows.lengths).sum()), pairs)
         return batch
 
 
@@ -151,16 +186,23 @@ class Counts(NamedTuple):
     """The size of a batch.
 
     Attributes:
-        examples: The number of rows, without fillers.
+        examples: The number of rows, sides of pairs too, without fillers.
         tokens: The number of their tokens.
         slots: The number of tokens and of padding.
         squares: The sum of the squared lengths.
+        pairs: The number of pairs.
     """
 
     examples: int
     tokens: int
     slots: int
     squares: int
+    pairs: int = 0
+
+    @property
+    def rows(self) -> int:
+        """The number of rows that are no sides of pairs."""
+        return self.examples - 2 * self.pairs
 
 
 def _pad(rows: Rows, pad_token_id: int) -> dict[str, Any]:

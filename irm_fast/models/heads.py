@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch.nn.functional import linear, softplus
 
 from irm_fast.data.signals import RewardSpec, known_logits
 from irm_fast.losses.linear import linear_implicit_rm_loss
@@ -221,3 +221,17 @@ class Heads(nn.Module):
                 **keywords,
             )
         return loss
+
+    def pair_loss(self, hidden: Tensor, margin: Tensor) -> Tensor:
+        """The sum over P pairs of the Bradley-Terry loss of the reward, float32 ().
+
+        The logit that the chosen response is preferred is the difference of the rewards: exactly so given that just one
+        of the two responses pleases. The margin is subtracted from it.
+
+        Args:
+            hidden: Pooled hidden states, (2P, H) float32: chosen, rejected, chosen, ...
+            margin: The margin of each pair, (P,) float32.
+        """
+        with torch.autocast(hidden.device.type, enabled=False):
+            chosen, rejected = self.reward(hidden).reshape(-1, 2).unbind(1)
+            return softplus(margin - (chosen - rejected)).sum()

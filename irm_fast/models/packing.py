@@ -4,6 +4,8 @@ A step of the optimiser is one pack for each process and micro-batch. In packed 
 step is full, and dealt longest first, each to the pack with the fewest tokens so far. So packs of one step are equally
 long and no process waits, while every step stays a random sample of the log: filling packs with the longest rows first
 would put few long rows into some steps and many short ones into others, and weigh the long ones up.
+
+Pairs of rows, whose difference is learned from, stay in one pack; every step has its share of them.
 """
 
 from __future__ import annotations
@@ -25,10 +27,11 @@ class PackSampler(Sampler[list[int]]):
 
     The order depends on the arguments and the epoch alone. Every epoch has the same number of steps, and every step the
     same number of packs: `transformers.Trainer` counts on it. An empty pack means a process has nothing to do in that
-    pass; each row comes once.
+    pass; each row comes once. Rows of pairs stand last in their pack, the two of a pair next to each other.
 
     Args:
         lengths: The number of tokens of each row, (N,).
+        pairs: The number of pairs, which are the last `2 * pairs` rows.
         rows: The mean number of rows of a pack. None: no limit.
         tokens: The number of tokens of a pack at most, padding included. None: no limit.
         processes: The number of processes that share a step.
@@ -51,6 +54,7 @@ class PackSampler(Sampler[list[int]]):
         self,
         lengths: Sequence[int] | np.ndarray,
         *,
+        pairs: int = 0,
         rows: int | None = None,
         tokens: int | None = None,
         processes: int = 1,
@@ -59,8 +63,14 @@ class PackSampler(Sampler[list[int]]):
         epochs: int = 1,
         padded: bool = False,
     ) -> None:
-        self.lengths = np.asarray(lengths, dtype=np.int64)
-        check_budget(self.lengths, rows, tokens)
+        given = np.asarray(lengths, dtype=np.int64)
+        # What is dealt as one, single rows and then pairs: the number of its rows, its tokens with their padding.
+        self.single = len(given) - 2 * pairs
+        self.sizes = np.repeat([1, 2], [self.single, pairs])
+        sides = given[self.single :].reshape(-1, 2)
+        area = 2 * sides.max(axis=1, initial=0) if padded else sides.sum(axis=1)
+        self.lengths = np.append(given[: self.single], area)
+        check_budget(self.lengths, rows, tokens, "row or pair" if pairs else "row")
         self.rows, self.tokens, self.seed, self.padded = rows, tokens, seed, padded
         self.processes, self.packs = processes, processes * micro_batches
         self.epoch = 0
@@ -70,7 +80,7 @@ class PackSampler(Sampler[list[int]]):
     @property
     def plan(self) -> dict[str, Any]:
         """A summary of the order of rows, by which a resumed run tells whether its order is the same."""
-        steps = self._plan(0)
+        steps = [[self._rows_of(pack) for pack in step] for step in self._plan(0)]
         return {
             "processes": self.processes,
             "rows": "padded" if self.padded else "packed",
@@ -92,27 +102,41 @@ class PackSampler(Sampler[list[int]]):
             plan[fullest : fullest + 1] = _halves(plan[fullest])
         for step in plan:
             # Packs that run at the same time are those closest in length.
-            yield from sorted(step, key=lambda pack: -self.lengths[pack].sum())
+            yield from map(self._rows_of, sorted(step, key=lambda pack: -self.lengths[pack].sum()))
+
+    def _rows_of(self, pack: list[int]) -> list[int]:
+        """The rows of what was dealt to a pack, pairs last."""
+        pairs = [2 * i - self.single for i in pack if i >= self.single]
+        return [i for i in pack if i < self.single] + [row for first in pairs for row in (first, first + 1)]
 
     def _plan(self, epoch: int) -> list[Step]:
+        """The steps of an epoch, in numbers of rows and pairs as they are dealt."""
         rng = np.random.default_rng((self.seed, epoch))
-        order = rng.permutation(len(self.lengths))
         sort = self.padded and not self.tokens
-        if sort:
-            order = self._sorted_in_windows(order)
-        total = np.append(0, np.cumsum(self.lengths[order]))
+        order = self._order(rng, sort)
+        count, total = (np.append(0, np.cumsum(values[order])) for values in (self.sizes, self.lengths))
         steps, start = [], 0
         while start < len(order):
-            end = min(len(order), start + self.rows * self.packs) if self.rows else len(order)
+            end = len(order)
+            if self.rows:
+                end = _last(count, start, self.rows * self.packs)
             if self.tokens:
-                full = np.searchsorted(total, total[start] + self.tokens * self.packs, side="right") - 1
-                end = max(start + 1, min(end, int(full)))
+                end = min(end, _last(total, start, self.tokens * self.packs))
             steps.append(self._longest_step(order[start:end]))
             start += sum(map(len, steps[-1]))
         return [steps[i] for i in rng.permutation(len(steps))] if sort else steps
 
+    def _order(self, rng: np.random.Generator, sort: bool) -> np.ndarray:
+        """All rows and pairs at random, the pairs evenly among the rows."""
+        order = rng.permutation(self.single)
+        pairs = self.single + rng.permutation(len(self.sizes) - self.single)
+        if sort:
+            order, pairs = (self._sorted_in_windows(part) for part in (order, pairs))
+        places = np.concatenate([(np.arange(len(part)) + 0.5) / max(1, len(part)) for part in (order, pairs)])
+        return np.append(order, pairs)[np.argsort(places, kind="stable")]
+
     def _longest_step(self, rows: np.ndarray) -> Step:
-        """Deal as many of the first rows as fit into one step."""
+        """Deal as many of the first rows and pairs as fit into one step."""
         if (step := self._deal(rows)) is not None:
             return step
         fits, too_many = 1, len(rows)  # one row always fits
@@ -133,25 +157,37 @@ class PackSampler(Sampler[list[int]]):
         steps of a small log all too unlike each other.
         """
         assert self.rows is not None
-        size = _WINDOW * self.rows * self.packs
+        size = max(1, _WINDOW * self.rows * self.packs * len(order) // max(1, int(self.sizes.sum())))
         windows = [order[i : i + size] for i in range(0, len(order), size)]
         ordered = [rows[np.argsort(self.lengths[rows], kind="stable")] for rows in windows]
         return np.concatenate([rows[:: -1 if i % 2 else 1] for i, rows in enumerate(ordered)] or [order])
 
     def _deal(self, rows: np.ndarray) -> Step | None:
-        """Deal the rows of one step to its packs; None if they do not fit."""
-        lengths = self.lengths[rows]
+        """Deal the rows and pairs of one step to its packs; None if they do not fit."""
+        lengths, sizes = self.lengths[rows], self.sizes[rows]
         if not self.padded:
             places = spread(lengths, self.packs)
             if self.tokens and max(int(lengths[pack].sum()) for pack in places) > self.tokens:
                 return None
         elif self.tokens:
-            places = _parted(by_length(lengths, tokens=self.tokens), self.packs)
+            places = _parted(by_length(lengths // sizes, tokens=self.tokens, sizes=sizes), self.packs)
             if len(places) > self.packs:
                 return None
         else:
-            places = [pack.tolist() for pack in np.array_split(np.argsort(lengths, kind="stable"), self.packs)]
+            places = _evenly(np.argsort(lengths // sizes, kind="stable"), sizes, self.packs)
         return [rows[pack].tolist() for pack in places]
+
+
+def _last(total: np.ndarray, start: int, room: int) -> int:
+    """The end of what has room from `start` on, at least one; `total` are running sums from 0."""
+    return max(start + 1, int(np.searchsorted(total, total[start] + room, side="right")) - 1)
+
+
+def _evenly(order: np.ndarray, sizes: np.ndarray, packs: int) -> list[list[int]]:
+    """Part an order into packs of about as many rows each."""
+    pack_of_row = np.repeat(np.arange(packs), [len(part) for part in np.array_split(np.empty(sizes.sum()), packs)])
+    pack = pack_of_row[np.cumsum(sizes[order]) - sizes[order]]
+    return [order[pack == number].tolist() for number in range(packs)]
 
 
 def spread(lengths: np.ndarray, packs: int) -> list[list[int]]:
@@ -188,7 +224,12 @@ def _halves(step: Step) -> list[Step]:
 
 
 def by_length(
-    lengths: Sequence[int] | np.ndarray, *, rows: int | None = None, tokens: int | None = None, processes: int = 1
+    lengths: Sequence[int] | np.ndarray,
+    *,
+    rows: int | None = None,
+    tokens: int | None = None,
+    processes: int = 1,
+    sizes: np.ndarray | None = None,
 ) -> list[list[int]]:
     """Deal all rows to packs for evaluation, the longest first, as many packs as make a round for all processes.
 
@@ -197,6 +238,7 @@ def by_length(
         rows: The number of rows of a pack, at most. None: no limit.
         tokens: The number of tokens of a pack, at most, padding included. None: no limit.
         processes: The number of processes that share the packs.
+        sizes: For rows that stand for several of their length, how many each is, (N,). None: one.
 
     Returns:
         The rows of each pack; the last packs may be empty.
@@ -208,21 +250,25 @@ def by_length(
         >>> by_length([5, 9, 7, 3], rows=2)
         [[1, 2], [0, 3]]
     """
-    sizes = np.asarray(lengths, dtype=np.int64)
-    check_budget(sizes, rows, tokens)
+    each = np.asarray(lengths, dtype=np.int64)
+    counts = np.ones_like(each) if sizes is None else sizes
+    check_budget(each * counts, rows, tokens)
     packs: list[list[int]] = []
-    for row in np.argsort(-sizes, kind="stable").tolist():
-        last = packs[-1] if packs else []
-        full = len(last) == rows or (tokens and last and (len(last) + 1) * sizes[last[0]] > tokens)
-        if not last or full:
+    filled = 0
+    for row in np.argsort(-each, kind="stable").tolist():
+        after = filled + int(counts[row])
+        full = packs and ((rows and after > rows) or (tokens and after * each[packs[-1][0]] > tokens))
+        if full or not packs:
             packs.append([row])
+            filled = int(counts[row])
         else:
-            last.append(row)
+            packs[-1].append(row)
+            filled = after
     return packs + [[] for _ in range(-len(packs) % processes)]
 
 
-def check_budget(lengths: np.ndarray, rows: int | None, tokens: int | None) -> None:
-    """Check that every row fits into a pack; arguments as of `PackSampler`.
+def check_budget(lengths: np.ndarray, rows: int | None, tokens: int | None, name: str = "row") -> None:
+    """Check that every row fits into a pack; arguments as of `PackSampler`, and how a message names a row.
 
     Raises:
         ValueError: Neither `rows` nor `tokens` is given, or a row is longer than `tokens`.
@@ -232,6 +278,6 @@ def check_budget(lengths: np.ndarray, rows: int | None, tokens: int | None) -> N
     longest = int(lengths.max(initial=0))
     if tokens is not None and longest > tokens:
         raise ValueError(
-            f"token_budget: got {tokens}; the longest row has {longest} tokens; expected as many at least, or a "
+            f"token_budget: got {tokens}; the longest {name} has {longest} tokens; expected as many at least, or a "
             "smaller max_length"
         )

@@ -111,9 +111,11 @@ class ImplicitRewardModel(nn.Module):
         features: Tensor | None = None,
         stratification: tuple[Tensor, Tensor] | Literal["current"] | None = None,
         normalizer: float | Tensor | None = None,
+        margin: Tensor | None = None,
+        pair_weight: float | Tensor = 1.0,
         **tokens: Any,
     ) -> Tensor:
-        """The implicit loss of N rows, float32 ().
+        """The implicit loss of N rows, float32 (); the Bradley-Terry loss of pairs among them is added.
 
         Args:
             feedback: Feedback (1, 0, -1), (N, K) int8.
@@ -124,13 +126,16 @@ class ImplicitRewardModel(nn.Module):
             stratification: Reward and propensity logits whose posterior the stratified form takes; "current": those of
                 this model as it is; None: the marginal form. See `linear_implicit_rm_loss`.
             normalizer: The sum over rows is divided by this number instead of N.
+            margin: The margins of P pairs, (P,) float32, whose sides are the last 2P rows; see `Heads.pair_loss`.
+            pair_weight: The sum over pairs is multiplied by this number.
             tokens: The rows, as `pool` takes them.
 
         Raises:
             ValueError: The propensity design reads something that is not given.
         """
-        return self.heads.loss(
-            self.pool(**tokens),
+        hidden = self.pool(**tokens)
+        loss = self.heads.loss(
+            hidden,
             feedback,
             propensity=propensity,
             features=features,
@@ -140,6 +145,9 @@ class ImplicitRewardModel(nn.Module):
             normalizer=normalizer,
             **self.spec.loss_options,
         )
+        if margin is None:
+            return loss
+        return loss + pair_weight * self.heads.pair_loss(hidden[len(hidden) - 2 * len(margin) :], margin)
 
     def logits(self, *, propensity: Tensor | None = None, features: Tensor | None = None, **tokens: Any) -> Logits:
         """Reward logits (N,), with the bias, and propensity logits (N, K), float32.

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from irm_fast.data.log import Log
+from irm_fast.data.pairs import Pairs, read_pairs
 from irm_fast.data.read import read_log
 from irm_fast.data.signals import (
     RewardSpec,
@@ -53,6 +54,8 @@ class Prepared:
         specs: What a model is to explain, one for each propensity design to try; never empty.
         dropped: The number of rows that were left out as too long.
         fingerprint: The number of rows and the hash of the whole log, see `run_folder.describe`.
+        pairs: The pairs to train on beside the log, or None.
+        heldout_pairs: The pairs to evaluate on, or None.
     """
 
     log: Log
@@ -60,11 +63,19 @@ class Prepared:
     specs: Sequence[RewardSpec]
     dropped: int
     fingerprint: Mapping[str, Any]
+    pairs: Pairs | None = None
+    heldout_pairs: Pairs | None = None
 
     @property
     def parts(self) -> list[Log]:
         """The training part, and the held-out part if there is one."""
         return [self.log] if self.heldout is None else [self.log, self.heldout]
+
+    @property
+    def counts_of_pairs(self) -> dict[str, int]:
+        """The number of pairs in each part, by its name; empty without pairs."""
+        parts = {"training": self.pairs, "held_out": self.heldout_pairs}
+        return {name: len(part) for name, part in parts.items() if part is not None}
 
 
 def read_data(config: RunConfig) -> Log:
@@ -92,7 +103,8 @@ def prepare_run(log: Log, config: RunConfig, heldout: Log | None = None) -> Prep
         RuntimeError: Several processes read different logs.
     """
     # The log as it was read. First of all: a process that refused its own log would leave the others waiting.
-    fingerprint = describe(log, heldout)
+    pairs = read_pairs(config.pairs) if isinstance(config, TrainConfig) and config.pairs else None
+    fingerprint = describe(log, heldout, pairs)
     if isinstance(config, TrainConfig):
         check_same_log(fingerprint)
     check_misclick_names(log, config)
@@ -126,7 +138,48 @@ def prepare_run(log: Log, config: RunConfig, heldout: Log | None = None) -> Prep
     if heldout is not None:
         heldout = align(heldout, specs[0])
     check_parts(log, heldout)
-    return Prepared(log, heldout, specs, dropped, fingerprint)
+    if pairs is None or not isinstance(config, TrainConfig):
+        return Prepared(log, heldout, specs, dropped, fingerprint)
+    return Prepared(log, heldout, specs, dropped, fingerprint, *parts_of_pairs(pairs, log, heldout, config))
+
+
+def parts_of_pairs(pairs: Pairs, log: Log, heldout: Log | None, config: TrainConfig) -> tuple[Pairs, Pairs | None]:
+    """The pairs to train on, and those to evaluate on if there are any: see `Pairs.split`.
+
+    Args:
+        pairs: The pairs, as they were read.
+        log: The training part of the log.
+        heldout: The held-out part, or None.
+        config: The settings.
+
+    Raises:
+        ValueError: All pairs are too long, or of conversations of the held-out part.
+    """
+    if config.overlong == "drop":
+        tokens, limit = count_tokens(config.model, pairs.sides, config.max_length)
+        fits = np.all(tokens.reshape(-1, 2) <= limit, axis=1)
+        if not fits.any():
+            text = f"overlong: all {len(pairs)} pairs are longer than {limit} tokens; expected a larger max_length"
+            raise ValueError(text)
+        if not fits.all():
+            text = f"overlong: {(~fits).sum()} of {len(pairs)} pairs are longer than {limit} tokens and are left out"
+            warnings.warn(text, stacklevel=4)
+        pairs = pairs.subset(fits)
+    if heldout is None:
+        return pairs, None
+    training, held = pairs.split(log, heldout, config.validation_fraction, config.seed)
+    if not len(training):
+        raise ValueError(
+            f"pairs: all {len(pairs)} are of conversations of the held-out part, so none is left to train on; expected "
+            "others, or another --seed"
+        )
+    if not len(held):
+        text = (
+            f"pairs: none of {len(pairs)} is held out, as they are few or of conversations that are trained on: no "
+            "pairs_accuracy; give some of other prompts, or judge by irm-fast evaluate on others"
+        )
+        warnings.warn(text, stacklevel=4)
+    return training, held if len(held) else None
 
 
 def check_misclick_names(log: Log, config: RunConfig) -> None:

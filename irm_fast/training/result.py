@@ -20,10 +20,12 @@ class TrainResult:
     Attributes:
         model: The model: of a language model, or on embeddings. Under FSDP only the first process has it whole.
         design: The propensity design of the model.
-        metrics: Metrics of the held-out part at the best evaluation, with the keys of `evaluation.heldout_metrics`;
-            empty without a held-out part.
-        truncated: The number of training rows that were longer than `max_length` and lost their beginning.
+        metrics: Metrics of the held-out part at the best evaluation, with the keys of `evaluation.heldout_metrics`, and
+            `pairs_accuracy` where pairs are held out; empty without a held-out part.
+        truncated: The number of training rows, sides of pairs too, that were longer than `max_length` and lost their
+            beginning.
         dropped: The number of rows of the log that were left out for it.
+        pairs: The number of pairs that were trained on beside the log (`training`) and `held_out`; empty without pairs.
         designs: Held-out loss (`nll`) of every design that was tried.
         attention: The attention that the backbone ran with.
         throughput: Medians of the run, with the keys of `Throughput.report`.
@@ -35,6 +37,7 @@ class TrainResult:
     metrics: Mapping[str, float]
     truncated: int = 0
     dropped: int = 0
+    pairs: Mapping[str, int] = field(default_factory=dict)
     designs: Mapping[str, float] = field(default_factory=dict)
     attention: str | None = None
     throughput: Mapping[str, float] = field(default_factory=dict)
@@ -48,6 +51,7 @@ class TrainResult:
             "designs": dict(self.designs),
             "truncated": self.truncated,
             "dropped": self.dropped,
+            "pairs": dict(self.pairs),
             "attention": self.attention,
             "throughput": dict(self.throughput),
             "training": config.to_dict(),

@@ -14,6 +14,7 @@ from accelerate import PartialState
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 
 from irm_fast.data.log import Log
+from irm_fast.data.rows import Messages
 from irm_fast.data.signals import RewardSpec
 from irm_fast.diagnostics.metrics import paired_difference
 from irm_fast.evaluation.log_diagnosis import diagnose_rows
@@ -132,7 +133,9 @@ def train_log(log: Log, config: TrainConfig, *, heldout: Log | None = None) -> T
         labels_ignorable=config.labels_ignorable,
         context=first.model.context if first else (),
     )
-    result = replace(best.result, dropped=prepared.dropped, designs=designs, diagnosis=diagnosis)
+    result = replace(
+        best.result, dropped=prepared.dropped, pairs=prepared.counts_of_pairs, designs=designs, diagnosis=diagnosis
+    )
 
     # Save
     with main_process() as is_main:
@@ -202,7 +205,7 @@ def _fit(prepared: Prepared, spec: RewardSpec, config: TrainConfig, *, begins: b
             warnings.warn(f"attention {attention}: rows are padded, which is slower{remedy}", stacklevel=4)
 
         # Loop
-        trainer, truncated = _trainer(prepared.log, prepared.heldout, config, model, args)
+        trainer, truncated = _trainer(prepared, config, model, args)
         plan = trainer.packs.plan
         if config.resume:
             check_plan(folder, plan)
@@ -262,18 +265,26 @@ def _new_model(log: Log, config: TrainConfig, spec: RewardSpec, *, weights: bool
 
 
 def _trainer(
-    log: Log, heldout: Log | None, config: TrainConfig, model: ImplicitRewardModel, args: TrainingArguments
+    prepared: Prepared, config: TrainConfig, model: ImplicitRewardModel, args: TrainingArguments
 ) -> tuple[ImplicitTrainer, int]:
     """The training loop on the tokens of both parts, and the number of training rows that were truncated."""
-    length = model.spec.max_length
-    input_ids, truncated = tokenise(model.tokenizer, log.messages, length)
-    evaluation = None
-    if heldout is not None:
-        evaluation = TokenizedRows.from_log(heldout, tokenise(model.tokenizer, heldout.messages, length)[0])
+
+    def tokens(conversations: list[Messages]) -> tuple[list[np.ndarray], int]:
+        return tokenise(model.tokenizer, conversations, model.spec.max_length)
+
+    input_ids, truncated = tokens(prepared.log.messages)
+    rows = TokenizedRows.from_log(prepared.log, input_ids)
+    if prepared.pairs is not None:
+        sides, longer = tokens(prepared.pairs.sides)
+        rows, truncated = rows.with_sides(sides, prepared.pairs.margin), truncated + longer
     callbacks: list[TrainerCallback] = [MetricsFile(Path(config.output) / METRICS, model.spec.design)]
-    if heldout is not None and config.patience:
-        callbacks.append(EarlyStoppingCallback(config.patience))
-    rows = TokenizedRows.from_log(log, input_ids)
+    evaluation = None
+    if prepared.heldout is not None:
+        evaluation = TokenizedRows.from_log(prepared.heldout, tokens(prepared.heldout.messages)[0])
+        if prepared.heldout_pairs is not None:
+            evaluation = evaluation.with_sides(tokens(prepared.heldout_pairs.sides)[0])
+        if config.patience:
+            callbacks.append(EarlyStoppingCallback(config.patience))
     trainer = ImplicitTrainer(model, config, args, rows, evaluation, callbacks)
     if not config.progress:
         trainer.remove_callback(PrinterCallback)  # transformers prints where it draws no bar
@@ -307,5 +318,5 @@ def _best_metrics(trainer: ImplicitTrainer) -> dict[str, float]:
             "head_learning_rate, and start anew with --overwrite"
         )
     signals = trainer.core.spec.signals
-    names = ["nll", *(f"{name}_{kind}" for name in signals for kind in ("observed", "predicted"))]
-    return {name: entry[f"eval_{name}"] for name in names}
+    names = ["nll", *(f"{name}_{kind}" for name in signals for kind in ("observed", "predicted")), "pairs_accuracy"]
+    return {name: entry[f"eval_{name}"] for name in names if f"eval_{name}" in entry}

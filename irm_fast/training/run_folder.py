@@ -17,6 +17,7 @@ from typing import Any
 
 from irm_fast.data.log import Log
 from irm_fast.data.outputs import OutputFolder
+from irm_fast.data.pairs import Pairs
 from irm_fast.models.record import CHECKPOINT_WEIGHTS, PROPENSITIES, PROPENSITY_FILE, RECORD
 from irm_fast.training.config import NOT_KEPT, RENAMED, RunConfig, TrainConfig, load_saved_config
 
@@ -44,12 +45,13 @@ _FOLDER = OutputFolder(
 )
 
 
-def describe(log: Log, heldout: Log | None) -> dict[str, Any]:
+def describe(log: Log, heldout: Log | None, pairs: Pairs | None = None) -> dict[str, Any]:
     """The fingerprint of a log: the number of `rows`, and `sha256` of all that training and evaluation read.
 
     Args:
         log: The log, as it was read.
         heldout: The log to evaluate on, or None.
+        pairs: The pairs to train on beside it, or None.
     """
     digest = hashlib.sha256()
     logs = [part for part in (log, heldout) if part is not None]
@@ -66,7 +68,11 @@ def describe(log: Log, heldout: Log | None) -> dict[str, Any]:
         for name in ("times", "positions", "label_probability", "acted_at"):
             if (values := getattr(part, name)) is not None:
                 digest.update(name.encode() + values.tobytes())
-    return {"rows": sum(map(len, logs)), "sha256": digest.hexdigest()}
+    counts = {"rows": sum(map(len, logs))}
+    if pairs is not None:
+        digest.update(json.dumps([pairs.ids, pairs.sides]).encode() + pairs.margin.tobytes())
+        counts["pairs"] = len(pairs)
+    return {**counts, "sha256": digest.hexdigest()}
 
 
 def check_output(config: RunConfig, fingerprint: Mapping[str, Any]) -> None:
@@ -87,7 +93,7 @@ def check_output(config: RunConfig, fingerprint: Mapping[str, Any]) -> None:
         return
 
     # Files of others are not touched, nor what this run reads
-    for name, source in ((name, getattr(config, name, "")) for name in ("data", "model", "embeddings")):
+    for name, source in ((name, getattr(config, name, "")) for name in ("data", "pairs", "model", "embeddings")):
         path = Path(source).expanduser()
         if source and path.exists() and path.resolve().is_relative_to(folder.resolve()):
             raise ValueError(f"output {folder}: holds {name} {source}; expected a folder that the run does not read")
@@ -174,8 +180,12 @@ def _check_log(fingerprint: Mapping[str, Any], folder: Path) -> None:
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: not readable, so the log cannot be compared: {error}; use --overwrite") from error
     if earlier != fingerprint:
-        was, now = earlier.get("rows"), fingerprint["rows"]
-        change = f"{now} rows instead of {was}" if was != now else f"{now} rows as before, but other content"
+        counts = [name for name in ("rows", "pairs") if name in fingerprint]
+        other = [name for name in counts if earlier.get(name) != fingerprint[name]]
+        change = ", ".join(f"{fingerprint[name]} {name} instead of {earlier.get(name)}" for name in other)
+        change = (
+            change or " and ".join(f"{fingerprint[name]} {name}" for name in counts) + " as before, but other content"
+        )
         raise ValueError(
             f"data: the log has changed since the run in {folder} was interrupted: {change}; "
             "bring back the log to resume it, or use --overwrite"

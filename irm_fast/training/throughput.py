@@ -126,7 +126,7 @@ class Throughput:
         mine = torch.tensor([*self.sums, seconds, self._memory() / 1e9], dtype=torch.float32, device=device)
         table = self.accelerator.gather(mine).reshape(-1, len(mine)).double().cpu()
         examples, tokens, slots, squares = table[:, :4].sum(0).tolist()
-        seconds, memory = table[:, 4:].max(0).values.tolist()
+        seconds, memory = table[:, -2:].max(0).values.tolist()
         self._restart()
         result = {
             "examples_per_second": examples / seconds,

@@ -86,7 +86,8 @@ class ImplicitTrainer(Trainer):
     """transformers.Trainer with the implicit loss, on packed rows if the model's attention supports them.
 
     The loss is the sum over rows divided by the number of rows of the whole optimiser step, over micro-batches and
-    processes. Evaluation reports the keys of `heldout_metrics`, always of the marginal form: a likelihood.
+    processes, and `pairs_weight` times that of the pairs alike. Evaluation reports the keys of `heldout_metrics`,
+    always of the marginal form: a likelihood.
 
     Args:
         model: The model, within `packed_attention`.
@@ -125,6 +126,7 @@ class ImplicitTrainer(Trainer):
         self.core, self.config = model, config
         self.packs = PackSampler(
             train_dataset.lengths,
+            pairs=train_dataset.sides // 2,
             rows=config.rows_per_pass,
             tokens=config.token_budget,
             processes=args.world_size,
@@ -177,14 +179,17 @@ class ImplicitTrainer(Trainer):
             model: The model, perhaps wrapped for several processes.
             inputs: A batch of `Collator`, without `counts`.
             return_outputs: Whether to return an empty dictionary too, in the place of the model's outputs.
-            num_items_in_batch: The number that the sum is divided by, a 0-dim tensor, see `get_batch_samples`; None:
-                the number of rows of the micro-batch.
+            num_items_in_batch: The numbers that the sums over rows and over pairs are divided by, (2,), see
+                `get_batch_samples`; None: those of the micro-batch.
 
         Returns:
             The loss, (), or with `return_outputs` the pair (loss, {}).
         """
         arguments = {name: value for name, value in inputs.items() if name != "row"}
-        loss = model(**arguments, stratification=self._stratification(inputs), normalizer=num_items_in_batch)
+        if num_items_in_batch is not None:
+            rows, pairs = num_items_in_batch.unbind()
+            arguments |= {"normalizer": rows, "pair_weight": self.config.pairs_weight / pairs}
+        loss = model(**arguments, stratification=self._stratification(inputs))
         return (loss, {}) if return_outputs else loss
 
     def _stratification(self, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor] | Literal["current"] | None:
@@ -237,16 +242,18 @@ class ImplicitTrainer(Trainer):
             device: The device for the number of rows.
 
         Returns:
-            The micro-batches, without `counts`, and the mean number of their rows over the processes, a 0-dim tensor.
-            Gradients are averaged over processes, so each divides its sum by the mean number of rows, not by the total.
+            The micro-batches, without `counts`, and the mean numbers of their rows and of their pairs over the
+            processes, (2,). Gradients are averaged over processes, so each divides its sum by the mean number of rows,
+            not by the total. Where there are none, the sum is 0, and is divided by what one of them would count.
         """
         self.throughput.begin()
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         counts = [batch.pop("counts") for batch in batches]
         for count in counts:
             self.throughput.add(count)
-        rows = torch.tensor(float(sum(count.examples for count in counts)), device=device)
-        return batches, self.accelerator.reduce(rows, reduction="mean")
+        sizes = [float(sum(count.rows for count in counts)), float(sum(count.pairs for count in counts))]
+        mean = self.accelerator.reduce(torch.tensor(sizes, device=device), reduction="mean")
+        return batches, mean.clamp(min=1 / self.args.world_size)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log as transformers does, with the throughput since the last entry."""
@@ -286,7 +293,9 @@ class ImplicitTrainer(Trainer):
             metric_key_prefix: What the names of the metrics begin with, before an underscore.
 
         Returns:
-            The metrics, the feedback (N, K) as `label_ids`, and as `predictions` a `HeldOut`, in the order of the rows.
+            The metrics, with `pairs_accuracy` where pairs are held out: the share of them in which the chosen response
+            has the higher reward; the feedback (N, K) as `label_ids`, and as `predictions` a `HeldOut`, in the order of
+            the rows.
         """
         # Predictions of this process
         model = self.model_wrapped.eval()
@@ -303,11 +312,15 @@ class ImplicitTrainer(Trainer):
         table = {name: np.concatenate([part[name] for part in gathered]) for name in gathered[0]}
         order = np.argsort(table["row"])
         order = order[table["row"][order] >= 0]  # without fillers
+        order, sides = np.split(order, [len(order) - self.eval_dataset.sides])  # type: ignore[union-attr]
         heldout = HeldOut(*(table[name][order] for name in HeldOut._fields))
         feedback = table["feedback"][order]
 
         # Metrics
         metrics = heldout_metrics(self.core.spec, heldout, feedback)
+        if len(sides):
+            lead = np.subtract(*table["reward"][sides].reshape(-1, 2).T)
+            metrics["pairs_accuracy"] = float(np.mean((lead > 0) + 0.5 * (lead == 0)))
         named = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         return EvalLoopOutput(predictions=heldout, label_ids=feedback, metrics=named, num_samples=len(order))  # type: ignore[arg-type]
 

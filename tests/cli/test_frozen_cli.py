@@ -12,9 +12,9 @@ SHARED = (
     "validation-fraction seed progress overwrite"
 )
 TEXT = (
-    "model propensity-rows objective stratification ema-decay epochs batch-size token-budget gradient-accumulation "
-    "learning-rate head-learning-rate weight-decay warmup-ratio max-length overlong eval-steps patience precision attn "
-    "compile fsdp gradient-checkpointing report-to resume"
+    "model propensity-rows pairs pairs-weight objective stratification ema-decay epochs batch-size token-budget "
+    "gradient-accumulation learning-rate head-learning-rate weight-decay warmup-ratio max-length overlong eval-steps "
+    "patience precision attn compile fsdp gradient-checkpointing report-to resume"
 )
 OPTIONS = {
     "validate": "data absent polarity misclick json",

@@ -53,6 +53,26 @@ def test_explicit_preferences_get_a_missing_signal(make_log):
 
 
 @pytest.mark.parametrize("packed", [False, True])
+def test_pairs_come_last_with_their_margins(make_log, packed):
+    log = replace(make_log(3), features=np.arange(3, dtype=np.float32)[:, None], feature_names=("a",))
+    sides = [np.full(n, 50 + n, np.int32) for n in (1, 2, 3, 4)]
+    rows = TokenizedRows.from_log(log, IDS).with_sides(sides, np.array([0.5, 1.5], np.float32))
+    assert len(rows) == 7 and rows.sides == 4
+    collate = Collator(9, packed=packed, filler=rows.filler())
+    batch = collate(rows.__getitems__([2, 5, 6]))
+    assert batch["margin"].tolist() == [1.5] and batch["row"].tolist() == [2, 5, 6]
+    assert batch["feedback"][1:].tolist() == [[-1, -1]] * 2 and batch["weight"].tolist() == [1, 0, 0]
+    assert batch["preference"][1:].tolist() == [-1, -1] and batch["features"].flatten().tolist() == [2, 0, 0]
+    assert (batch["counts"].pairs, batch["counts"].rows, batch["counts"].examples) == (1, 1, 3)
+    ids = batch["input_ids"]
+    assert (ids[0] if packed else ids[ids != 9]).tolist() == [5, 53, 53, 53, 54, 54, 54, 54]
+    assert collate(rows.__getitems__([3, 4, 5, 6]))["margin"].tolist() == [0.5, 1.5]
+    assert collate(rows.__getitems__([]))["margin"].shape == (0,)
+    as_rows = collate(TokenizedRows.from_log(log, IDS).with_sides(sides).__getitems__([3, 6]))
+    assert as_rows["row"].tolist() == [3, 6] and "margin" not in as_rows and as_rows["counts"].rows == 2
+
+
+@pytest.mark.parametrize("packed", [False, True])
 def test_a_loader_gives_the_batches_of_rows_made_one_by_one(make_log, packed):
     """Whatever rows a sampler chooses: the same entries, types and values."""
     rng = np.random.default_rng(0)

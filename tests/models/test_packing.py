@@ -144,3 +144,39 @@ def test_budget_smaller_than_a_row():
         by_length(LENGTHS, tokens=100)
     with pytest.raises(ValueError, match="got neither"):
         PackSampler(LENGTHS)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("settings", [{"rows": 6}, {"tokens": 900}, {"rows": 6, "tokens": 900}])
+def test_pairs_stay_together_and_every_step_has_its_share(padded, settings):
+    pairs, shape = 100, {"processes": 2, "micro_batches": 2}
+    sampler = PackSampler(LENGTHS, pairs=pairs, epochs=3, padded=padded, seed=3, **shape, **settings)
+    first = len(LENGTHS) - 2 * pairs
+    orders = []
+    for epoch in range(3):
+        packs = epoch_of(sampler, epoch)
+        assert len(packs) == len(sampler) == 4 * sampler.steps
+        assert sorted(row for pack in packs for row in pack) == list(range(len(LENGTHS)))
+        for pack in packs:
+            sides = [row for row in pack if row >= first]
+            assert pack[len(pack) - len(sides) :] == sides  # last
+            assert all(a % 2 == first % 2 and b == a + 1 for a, b in zip(sides[::2], sides[1::2], strict=True))
+            if "tokens" in settings:
+                lengths = [LENGTHS[row] for row in pack]
+                assert (len(pack) * max(lengths, default=0) if padded else sum(lengths)) <= 900
+        steps = [[row for pack in packs[i : i + 4] for row in pack] for i in range(0, len(packs), 4)]
+        shares = [np.mean([row >= first for row in step]) for step in steps if len(step) > 8]
+        assert max(abs(np.array(shares) - 2 * pairs / len(LENGTHS))) < (0.35 if padded else 0.2)
+        orders.append(packs)
+    assert orders[0] != orders[1]
+    assert orders[0] == epoch_of(sampler, 0)
+    without = PackSampler(LENGTHS, epochs=3, padded=padded, seed=3, **shape, **settings)
+    assert sampler.plan["order"] != without.plan["order"]
+
+
+def test_a_pair_longer_than_the_budget():
+    with pytest.raises(ValueError, match="the longest row or pair has 12 tokens"):
+        PackSampler([9, 5, 7], pairs=1, tokens=11)
+    assert sorted(PackSampler([9, 5, 7], pairs=1, tokens=12)) == [[0], [1, 2]]
+    with pytest.raises(ValueError, match="the longest row or pair has 14 tokens"):
+        PackSampler([9, 5, 7], pairs=1, tokens=12, padded=True)

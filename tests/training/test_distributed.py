@@ -24,7 +24,7 @@ from irm_fast.training import distributed
 from irm_fast.training.config import TrainConfig
 from irm_fast.training.distributed import check_same_lengths, check_same_log
 from tests.training import forked, sharded_model
-from tests.training.training_cases import write_log
+from tests.training.training_cases import write_log, write_pairs
 
 ROWS = 78
 finished: dict[tuple, Run] = {}
@@ -197,6 +197,21 @@ def test_token_budget_over_processes_or_micro_batches(start):
     assert speed["non_padding"] == 1
     assert speed["tokens_per_second"] > speed["examples_per_second"] > 0
     assert not {"mfu", "peak_memory_gb"} & speed.keys()
+
+
+def test_pairs_over_processes_and_micro_batches(start, tmp_path):
+    """Both sides of a pair in one pass; 78 rows and 11 pairs, so that some steps have none."""
+    pairs = write_pairs(tmp_path / "pairs.jsonl", [f"of pair {i}" for i in range(11)], margin=0.5)
+    settings = {"pairs": pairs, "pairs_weight": 2.0}
+    one = start("one", batch_size=8, **settings)
+    two = start("two", processes=2, batch_size=4, **settings)
+    halves = start("halves", batch_size=4, gradient_accumulation=2, **settings)
+    same(one, two)
+    same(one, halves)
+    assert one.rows == two.rows == halves.rows
+    steps = len(one.losses) // 4
+    assert all(one.rows_of_epoch(epoch, steps) == list(range(ROWS + 22)) for epoch in range(4))
+    assert one.losses.std() > 0.1
 
 
 def test_processes_that_read_different_logs(monkeypatch):

@@ -1,6 +1,7 @@
 """Helpers of the tests of training: logs as files, differences of models, interruptions."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -27,6 +28,16 @@ def write_log(log, path: Path) -> None:
         for name, turns, given in zip(log.ids, log.messages, log.feedback.tolist(), strict=True):
             row = {"id": name, "messages": turns, "feedback": dict(zip(log.signals, given, strict=True))}
             file.write(json.dumps(row) + "\n")
+
+
+def write_pairs(path: Path, prompts: Iterable[object], **fields) -> str:
+    """Write pairs, a good and a bad response to each prompt, in which the good one is chosen; returns the path."""
+    pairs = [
+        {"prompt": f"question {prompt}", "chosen": "good " * (1 + i % 3), "rejected": "bad " * (1 + i % 4), **fields}
+        for i, prompt in enumerate(prompts)
+    ]
+    path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    return str(path)
 
 
 def use_sgd(monkeypatch):
