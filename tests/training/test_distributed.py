@@ -66,7 +66,7 @@ def start(make_log, make_config, tmp_path):
 
     def run_anew(name: str, processes: int, kill_at: int, launcher: tuple, optimizer: str = "sgd", **settings) -> Run:
         config = make_config(name, data=str(data), epochs=4, validation_fraction=0, propensity_design="hidden")
-        config = replace(config, **settings)
+        config = replace(config, **{"estimator": "joint", **settings})
         config.save(tmp_path / f"{name}.yaml")
         how = "resume" if config.resume else "anew"  # no file of settings holds it
         arguments = (f"{tmp_path / name}.yaml", f"{tmp_path / name}.rows", optimizer, str(kill_at), how)
@@ -155,6 +155,13 @@ def test_held_out_rows_over_processes(start):
     same(one, sharded)
     assert one.evaluations == pytest.approx(sharded.evaluations, rel=1e-6)
     assert len(one.evaluations) == 6
+
+
+def test_propensities_first_over_processes(start):
+    """One process fits them, and all train with the same."""
+    settings = {"propensity_design": "auto", "estimator": "auto", "validation_fraction": 0.25}
+    one = start("one", batch_size=16, **settings)
+    same(one, start("sharded", processes=2, batch_size=8, fsdp=True, **settings))
 
 
 @pytest.mark.parametrize(("file", "sharded"), [("ddp", False), ("fsdp2", True)])
