@@ -6,6 +6,7 @@ import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator, PartialState
 from accelerate import accelerator as accelerator_module
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from irm_fast.models.batches import TokenizedRows
@@ -38,7 +39,7 @@ def main_process() -> Iterator[bool]:
 
 
 def from_main_process(work: Callable[[], Result]) -> Result:
-    """The result of work that one process does for all: each gets a copy. What it raises, each raises.
+    """The result of work that one process does for all, however long: each gets a copy. What it raises, each raises.
 
     Args:
         work: The work, whose result can be pickled.
@@ -50,8 +51,9 @@ def from_main_process(work: Callable[[], Result]) -> Result:
             outcome[0] = work()
         except Exception as error:  # the others would wait for the result
             outcome[1] = error
-    if state.num_processes > 1:
-        broadcast_object_list(outcome)
+    if state.num_processes > 1:  # the usual group gives up after minutes
+        group = dist.new_group(backend="gloo", timeout=timedelta(days=7))
+        dist.broadcast_object_list(outcome, group=group)
     if outcome[1] is not None:
         raise outcome[1]
     return outcome[0]

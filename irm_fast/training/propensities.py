@@ -8,6 +8,7 @@ those of the held-out part are predicted.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from irm_fast.data.log import Log, hold_out
+from irm_fast.data.signals import RewardSpec
 from irm_fast.embeddings.embedder import Embedder, write_embeddings
 from irm_fast.embeddings.store import read_embeddings
 from irm_fast.embeddings.text_model import EmbeddedRewardModel
@@ -37,19 +39,21 @@ class FirstPropensities(NamedTuple):
     Attributes:
         prepared: The log, with the propensity of every row, and the design that was chosen. Rows of users who act on
             everything have the weight 0.
-        model: The model of the propensities, with the untrained language model that it reads.
+        context: The parts of the context that they depend on: some of "time", "place" and "user".
+        folder: Where the model of the propensities lies, without the untrained language model that it reads.
     """
 
     prepared: Prepared
-    model: EmbeddedRewardModel
+    context: tuple[str, ...]
+    folder: Path
 
     def save(self, directory: str | Path) -> None:
-        """Write the model of the propensities to a folder within that of the trained model.
+        """Copy the model of the propensities to its place within the folder of the trained model.
 
         Args:
             directory: The folder of the trained model.
         """
-        self.model.save(Path(directory) / PROPENSITIES, classifier=False)
+        shutil.copytree(self.folder, Path(directory) / PROPENSITIES)
 
 
 def fit_propensities(prepared: Prepared, config: TrainConfig) -> FirstPropensities:
@@ -65,17 +69,14 @@ def fit_propensities(prepared: Prepared, config: TrainConfig) -> FirstPropensiti
         ValueError: The model cannot be loaded or embedded, or the log shows too little for the propensity design.
     """
     folder = Path(config.output) / CHECKPOINTS
-    model, values = from_main_process(lambda: _fitted(prepared, config, folder))
-    training, *heldout = (values[name] for name in ("training", "heldout") if name in values)
-    return FirstPropensities(
-        replace(
-            prepared,
-            log=_with(prepared.log, training),
-            heldout=_with(prepared.heldout, heldout[0]) if prepared.heldout is not None else None,
-            specs=[replace(model.spec, max_length=prepared.specs[0].max_length)],
-        ),
-        model,
+    spec, context, values = from_main_process(lambda: _fitted(prepared, config, folder))
+    filled = replace(
+        prepared,
+        log=_with(prepared.log, values["training"]),
+        heldout=None if prepared.heldout is None else _with(prepared.heldout, values["heldout"]),
+        specs=[replace(spec, max_length=prepared.specs[0].max_length)],
     )
+    return FirstPropensities(filled, context, folder / PROPENSITIES)
 
 
 def _with(log: Log, propensity: np.ndarray) -> Log:
@@ -85,11 +86,13 @@ def _with(log: Log, propensity: np.ndarray) -> Log:
     return replace(log, propensity=propensity, weight=log.weight if counted.all() else np.where(counted, weight, 0))
 
 
-def _fitted(prepared: Prepared, config: TrainConfig, folder: Path) -> tuple[EmbeddedRewardModel, dict[str, np.ndarray]]:
-    """The model of the propensities, and the propensities (N, K) of the parts by name."""
+def _fitted(
+    prepared: Prepared, config: TrainConfig, folder: Path
+) -> tuple[RewardSpec, tuple[str, ...], dict[str, np.ndarray]]:
+    """What the propensities explain, the context that they read, and the propensities (N, K) of the parts by name."""
     if config.resume and (folder / PROPENSITIES / RECORD).is_file():
-        found = {name: part.numpy() for name, part in load_file(folder / VALUES).items()}
-        return EmbeddedRewardModel.load(folder / PROPENSITIES), found
+        model = EmbeddedRewardModel.load(folder / PROPENSITIES)
+        return model.spec, model.context, {name: part.numpy() for name, part in load_file(folder / VALUES).items()}
     begin_run(config, prepared.fingerprint)
     embedder = _embedder(config)
     vectors = _states(prepared.parts, embedder, folder / STATES, config)
@@ -112,7 +115,7 @@ def _fitted(prepared: Prepared, config: TrainConfig, folder: Path) -> tuple[Embe
     save_file({name: torch.from_numpy(part) for name, part in values.items()}, folder / VALUES)
     model.save(folder / PROPENSITIES, classifier=False)
     (folder / STATES).unlink()
-    return model, values
+    return model.spec, model.context, values
 
 
 def _embedder(config: TrainConfig) -> Embedder:

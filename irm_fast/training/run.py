@@ -131,7 +131,7 @@ def train_log(log: Log, config: TrainConfig, *, heldout: Log | None = None) -> T
         best.spec,
         best.heldout,
         labels_ignorable=config.labels_ignorable,
-        context=first.model.context if first else (),
+        context=first.context if first else (),
     )
     result = replace(
         best.result, dropped=prepared.dropped, pairs=prepared.counts_of_pairs, designs=designs, diagnosis=diagnosis
