@@ -12,6 +12,7 @@ import typer
 
 from irm_fast.cli import data, embeddings, evaluation, experiments, training
 from irm_fast.cli.options import Commands
+from irm_fast.models.threads import sleep_while_waiting
 
 COMMANDS = (  # in the order of the help
     *(data.validate, data.simulate),
@@ -60,5 +61,6 @@ def _options(
 
 def main() -> None:
     """The `irm-fast` program."""
+    sleep_while_waiting()  # before a command imports torch
     warnings.formatwarning = lambda message, category, *place, **more: f"warning: {message}\n"
     app(prog_name="irm-fast")

@@ -61,8 +61,9 @@ def reproduce(
 def demo(
     output: Annotated[Path, typer.Option(help="Folder for what the demo writes.")] = Path("irm-fast-demo"),
     seeds: Annotated[int, typer.Option(min=1, help="Repetitions, each on a log of its own.")] = 1,
+    processes: Annotated[int | None, typer.Option(min=1, help="Methods at once; default: one a core.")] = None,
 ) -> None:
     """Train on a made-up log with known truth, offline, and compare with the naive classifier."""
     from irm_fast.experiments.demo import run_demo
 
-    run_demo(output, seeds)
+    run_demo(output, seeds, processes)

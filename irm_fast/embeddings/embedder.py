@@ -6,6 +6,7 @@ import hashlib
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from irm_fast.embeddings.store import Source, check_part, check_target, merge_pa
 from irm_fast.models.backbone import check_weights, first_line, model_config, quiet_transformers
 from irm_fast.models.batches import Collator, TokenizedRows
 from irm_fast.models.reward_model import ImplicitRewardModel
+from irm_fast.models.threads import threads_for
 from irm_fast.models.tokens import tokenise
 
 if TYPE_CHECKING:
@@ -105,7 +107,8 @@ class Embedder:
         order = np.argsort([-len(row) for row in ids], kind="stable")  # the longest first: memory runs out at once
         rows, collate = TokenizedRows(ids), Collator(self.tokenizer.pad_token_id)
         vectors = torch.empty(len(ids), self.width, device=self.device)
-        with torch.inference_mode():
+        threads = threads_for(self.body) if self.device.type == "cpu" else nullcontext()
+        with torch.inference_mode(), threads:
             for start in range(0, len(order), batch_size):
                 index = order[start : start + batch_size]
                 batch = collate(rows.__getitems__(index))

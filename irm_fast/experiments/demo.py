@@ -1,6 +1,7 @@
 """The demo: the main job from end to end and offline, on a made log whose truth is known.
 
-Six methods learn from the same responses and actions; a table and a picture compare them on clean labels.
+Six methods learn from the same responses and actions, side by side in processes; a table and a picture compare them on
+clean labels.
 """
 
 from __future__ import annotations
@@ -8,18 +9,21 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from irm_fast.data.log import Log
 from irm_fast.data.outputs import OutputFolder
-from irm_fast.data.signals import DesignChoice
+from irm_fast.data.rated import Rated
 from irm_fast.data.simulation import Simulation, simulate, write_simulation
+from irm_fast.experiments.processes import side_by_side
 
+KEPT = "implicit, 2 signals"  # the method whose model stays in the folder
 PROMPTS, TEST_FRACTION, TARGET = 6000, 0.2, 0.5
 NOTE = """Written by `irm-fast demo`; the next demo into this folder replaces it.
 
@@ -56,12 +60,57 @@ SETTINGS: Mapping[str, Any] = {
 }
 
 
-def run_demo(output: str | Path, seeds: int = 1) -> list[dict[str, dict[str, float]]]:
+class Method(NamedTuple):
+    """A way to learn from the simulated log.
+
+    Attributes:
+        name: Its name in the table.
+        log: What it sees of the log.
+        settings: Its own settings, fields of `TrainConfig`.
+    """
+
+    name: str
+    log: Log
+    settings: Mapping[str, Any]
+
+
+class Training(NamedTuple):
+    """A method, and all that a process needs to train and measure it.
+
+    Attributes:
+        seed: The seed of its world.
+        row: Its row in the table, from 0.
+        method: The method.
+        settings: Fields of `TrainConfig` that all methods share.
+        decoder: The folder of the model to start from.
+        output: The folder of the run.
+        test: Rated responses to measure it on.
+    """
+
+    seed: int
+    row: int
+    method: Method
+    settings: Mapping[str, Any]
+    decoder: Path
+    output: Path
+    test: Rated
+
+
+class Measured(NamedTuple):
+    """What came of a training: the metrics, the propensity design that the run chose, and the seconds it took."""
+
+    metrics: dict[str, float]
+    design: str
+    seconds: float
+
+
+def run_demo(output: str | Path, seeds: int = 1, processes: int | None = None) -> list[dict[str, dict[str, float]]]:
     """Make the data, train every method, print the table, and leave table, picture and checkpoint in a folder.
 
     Args:
         output: The folder; an earlier demo in it is replaced.
         seeds: How often to repeat, each time on fresh text, feedback and weights.
+        processes: How many methods to train at once; None for one a core. It does not change the results.
 
     Returns:
         For each seed the metrics of each method.
@@ -73,7 +122,9 @@ def run_demo(output: str | Path, seeds: int = 1) -> list[dict[str, dict[str, flo
 
     output = Path(output)
     _prepare(output)
-    results = [_one_seed(seed, output if seed == 0 else None) for seed in range(seeds)]
+    with tempfile.TemporaryDirectory() as scratch:
+        results = _train_all(_worlds(seeds, output, Path(scratch)), processes)
+        shutil.copytree(Path(scratch) / "0" / KEPT, output / "model")
     (output / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     table = comparison_table(results)
     (output / "table.md").write_text(table + "\n", encoding="utf-8")
@@ -85,18 +136,18 @@ def run_demo(output: str | Path, seeds: int = 1) -> list[dict[str, dict[str, flo
     return results
 
 
-def _one_seed(seed: int, keep: Path | None) -> dict[str, dict[str, float]]:
-    """Compare all methods on a log of its own; `keep` is the folder that gets the log and the model."""
+def _worlds(seeds: int, output: Path, scratch: Path) -> Iterator[Training]:
+    """The trainings of all seeds; the log of a seed is made when its first training is asked for."""
     from irm_fast.experiments.tiny_decoder import make_tiny_decoder
 
-    print(f"seed {seed}: making a log", flush=True)
-    simulation = make_simulation(seed)
-    if keep is not None:
-        write_simulation(simulation, keep / "log.jsonl")
-    with tempfile.TemporaryDirectory() as scratch:
+    for seed in range(seeds):
+        print(f"seed {seed}: making a log", flush=True)
+        simulation = make_simulation(seed)
+        if seed == 0:
+            write_simulation(simulation, output / "log.jsonl")
         texts = (turn["content"] for messages in simulation.log.messages for turn in messages)
-        decoder = make_tiny_decoder(texts, Path(scratch) / "decoder", seed=seed)
-        return compare(simulation, decoder, {**SETTINGS, "seed": seed}, keep and keep / "model")
+        decoder = make_tiny_decoder(texts, scratch / str(seed) / "decoder", seed=seed)
+        yield from trainings(simulation, decoder, {**SETTINGS, "seed": seed}, scratch / str(seed))
 
 
 def make_simulation(seed: int, prompts: int = PROMPTS) -> Simulation:
@@ -112,8 +163,8 @@ def make_simulation(seed: int, prompts: int = PROMPTS) -> Simulation:
     return simulate(rated, protocol="feature", signals=2, target=TARGET, seed=seed, test_fraction=TEST_FRACTION)
 
 
-def methods(simulation: Simulation) -> Iterator[tuple[str, Log, DesignChoice]]:
-    """Yield the name of each method, the log that it sees, and its propensity design.
+def methods(simulation: Simulation) -> Iterator[Method]:
+    """Yield each method of the table, in its order.
 
     All methods see the same rows and the same actions. The naive ones take a row in which any signal acted for a
     preferred one, and all others for not preferred.
@@ -121,10 +172,12 @@ def methods(simulation: Simulation) -> Iterator[tuple[str, Log, DesignChoice]]:
     log = simulation.log
     one = replace(log, signals=log.signals[:1], polarity=(1,), feedback=log.feedback[:, :1])
     for name, seen in (("1 signal", one), ("2 signals", log)):
-        yield f"naive, {name}", labelled(log, seen.feedback.max(axis=1)), "constant"  # any action is a label of 1
-        yield f"implicit, {name}", seen, "constant" if name == "1 signal" else "auto"
-    yield "known propensities", replace(log, propensity=simulation.propensity.astype(np.float32)), "known"
-    yield "explicit labels", labelled(log, simulation.truth.preference), "constant"
+        acted = labelled(log, seen.feedback.max(axis=1))  # any action is a label of 1
+        yield Method(f"naive, {name}", acted, {"propensity_design": "constant"})
+        yield Method(f"implicit, {name}", seen, {"propensity_design": "constant" if name == "1 signal" else "auto"})
+    known = replace(log, propensity=simulation.propensity.astype(np.float32))
+    yield Method("known propensities", known, {"propensity_design": "known"})
+    yield Method("explicit labels", labelled(log, simulation.truth.preference), {"propensity_design": "constant"})
 
 
 def labelled(log: Log, preference: np.ndarray) -> Log:
@@ -144,7 +197,11 @@ def labelled(log: Log, preference: np.ndarray) -> Log:
 
 
 def compare(
-    simulation: Simulation, decoder: Path, settings: Mapping[str, Any], keep: Path | None = None
+    simulation: Simulation,
+    decoder: Path,
+    settings: Mapping[str, Any],
+    keep: Path | None = None,
+    processes: int | None = None,
 ) -> dict[str, dict[str, float]]:
     """Train every method from the same weights, and measure it on clean labels that no method saw.
 
@@ -153,6 +210,7 @@ def compare(
         decoder: The folder of the model to start from.
         settings: Fields of `TrainConfig`, the same for all methods.
         keep: The folder that gets the checkpoint of "implicit, 2 signals"; None to keep none.
+        processes: How many methods to train at once; None for one a core. It does not change the results.
 
     Returns:
         For each method the metrics of `irm_fast.diagnostics.metrics.reward_metrics`.
@@ -160,24 +218,60 @@ def compare(
     Raises:
         ValueError: The simulation has no test set.
     """
+    with tempfile.TemporaryDirectory() as scratch:
+        [metrics] = _train_all(trainings(simulation, decoder, settings, Path(scratch)), processes)
+        if keep is not None:
+            shutil.copytree(Path(scratch) / KEPT, keep)
+    return metrics
+
+
+def trainings(simulation: Simulation, decoder: Path, settings: Mapping[str, Any], folder: Path) -> Iterator[Training]:
+    """Yield the training of each method, those first that train several models.
+
+    Args:
+        simulation: The log, its truth, and the clean test set.
+        decoder: The folder of the model to start from.
+        settings: Fields of `TrainConfig`, the same for all methods.
+        folder: The folder for the runs.
+
+    Raises:
+        ValueError: The simulation has no test set.
+    """
+    if simulation.test is None:
+        raise ValueError("simulation: holds no clean test part; simulate with a test_fraction")
+    seed = settings.get("seed", 0)
+    order = sorted(enumerate(methods(simulation)), key=lambda numbered: -len(numbered[1].log.signals))
+    for row, method in order:
+        yield Training(seed, row, method, settings, decoder, folder / method.name, simulation.test)
+
+
+def _train_all(work: Iterator[Training], processes: int | None) -> list[dict[str, dict[str, float]]]:
+    """The metrics of all trainings, by seed, then by method; a line is printed as each training ends."""
+    done = []
+    for training, measured in side_by_side(train_and_measure, work, processes=processes):
+        auroc, name = measured.metrics["auroc"], training.method.name
+        print(f"  {name:<20} {measured.design:<9} AUROC {auroc:.3f} {measured.seconds:5.0f} s", flush=True)
+        done.append((training.seed, training.row, name, measured.metrics))
+    done.sort(key=lambda entry: entry[:2])
+    seeds = sorted({seed for seed, *_ in done})
+    return [{name: metrics for seed, _, name, metrics in done if seed == wanted} for wanted in seeds]
+
+
+def train_and_measure(training: Training) -> Measured:
+    """Train one method and measure it on clean labels; a process of its own may do it."""
     from irm_fast.evaluation.evaluation import evaluate_rated
     from irm_fast.models.backbone import quiet_transformers
     from irm_fast.training.config import TrainConfig
     from irm_fast.training.run import train_log
 
-    if simulation.test is None:
-        raise ValueError("simulation: holds no clean test part; simulate with a test_fraction")
-    metrics = {}
-    with tempfile.TemporaryDirectory() as scratch, quiet_transformers():
-        for name, log, design in methods(simulation):
-            folder = Path(scratch) / name
-            config = TrainConfig(model=str(decoder), output=str(folder), propensity_design=design, **settings)
-            result = train_log(log, config)
-            metrics[name] = evaluate_rated(result.model, simulation.test)
-            print(f"  {name:<20} {result.design:<9} AUROC {metrics[name]['auroc']:.3f}", flush=True)
-            if keep is not None and name == "implicit, 2 signals":
-                shutil.copytree(folder, keep)
-    return metrics
+    start = time.perf_counter()
+    method = training.method
+    settings = {**training.settings, **method.settings}
+    config = TrainConfig(model=str(training.decoder), output=str(training.output), **settings)
+    with quiet_transformers():
+        result = train_log(method.log, config)
+        metrics = evaluate_rated(result.model, training.test)
+    return Measured(metrics, result.design, time.perf_counter() - start)
 
 
 def _show_scores(model: Path, test: Path) -> None:

@@ -7,7 +7,7 @@ tokens outside of attention; its rows then see each other, and neither flags nor
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from irm_fast.models.attention import PACKED, set_attention, switch
 from irm_fast.models.batches import Collator, stack_rows
 from irm_fast.models.reward_model import ImplicitRewardModel
+from irm_fast.models.threads import threads_for
 
 TRIED: WeakKeyDictionary[ImplicitRewardModel, str | None] = WeakKeyDictionary()  # why a model takes no packed rows
 
@@ -29,7 +30,7 @@ def packed_attention(
     """A context in which a model runs with the attention that is wanted; gives the name of that attention.
 
     Within it `model.packed` tells whether the model takes packed rows, and then no padded ones. Outside it the model
-    takes padded rows, as it was loaded.
+    takes padded rows, as it was loaded. On a CPU the model has within it as many threads as suit it, see `threads_for`.
 
     Args:
         model: The model.
@@ -44,11 +45,12 @@ def packed_attention(
         >>> with packed_attention(model) as name:  # doctest: +SKIP
         ...     collate = Collator(model.tokenizer.pad_token_id, packed=model.packed)
     """
-    before = model.classifier.config._attn_implementation
-    name = set_attention(model.classifier, wanted, device or model.device, dtype, lambda: unpackable(model))
+    before, device = model.classifier.config._attn_implementation, device or model.device
+    name = set_attention(model.classifier, wanted, device, dtype, lambda: unpackable(model))
     model.packed = name in PACKED
     try:
-        yield name
+        with threads_for(model.backbone) if device.type == "cpu" else nullcontext():
+            yield name
     finally:
         model.packed = False
         switch(model.classifier, before)

@@ -27,7 +27,7 @@ OPTIONS = {
     "label": "next merge data model out seed batch-size overwrite",
     "embed": "data model out pooling batch-size max-length precision dtype resume overwrite",
     "reproduce": ("data output model protocol redraws alpha target limit max-length noise processes resume overwrite"),
-    "demo": "output seeds",
+    "demo": "output seeds processes",
 }
 CHOICES = {
     ("train", "propensity-design"): "auto constant hidden features known",

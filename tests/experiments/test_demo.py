@@ -46,14 +46,14 @@ def test_what_drives_the_actions_says_nothing_of_quality() -> None:
 
 def test_methods_see_the_same_rows_and_no_truth_that_is_not_theirs() -> None:
     simulation = demo.make_simulation(seed=0, prompts=60)
-    found = {name: (log, design) for name, log, design in demo.methods(simulation)}
+    found = {method.name: method.log for method in demo.methods(simulation)}
     truth = simulation.truth.preference
-    for name, (log, _) in found.items():
+    for name, log in found.items():
         assert log.messages == simulation.log.messages
         labels = (log.preference == truth).all()
         assert labels == (name == "explicit labels")
         assert (log.propensity is not None) == (name == "known propensities")
-    naive, _ = found["naive, 2 signals"]
+    naive = found["naive, 2 signals"]
     assert (naive.preference == (simulation.log.feedback == 1).any(axis=1)).all()
 
 
@@ -61,10 +61,11 @@ def test_a_small_demo(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(demo, "SETTINGS", {**demo.SETTINGS, "epochs": 1})
     small = demo.make_simulation
     monkeypatch.setattr(demo, "make_simulation", lambda seed: small(seed, prompts=60))
-    demo.run_demo(tmp_path / "demo", seeds=1)
+    first = demo.run_demo(tmp_path / "demo", seeds=1, processes=2)
     (tmp_path / "demo" / "thesis.tex").write_text("mine")
-    results = demo.run_demo(tmp_path / "demo", seeds=1)  # replaces the first
+    results = demo.run_demo(tmp_path / "demo", seeds=1, processes=1)  # replaces the first
     assert (tmp_path / "demo" / "thesis.tex").read_text() == "mine"
+    assert results == first  # whatever the processes
     folder, printed = tmp_path / "demo", capsys.readouterr().out
     assert json.loads((folder / "results.json").read_text()) == results
     assert (folder / "table.md").read_text().strip() in printed

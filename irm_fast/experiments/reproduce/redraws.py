@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 from irm_fast import __version__
 from irm_fast.data.outputs import whole_file
 from irm_fast.data.simulation import check_arguments
+from irm_fast.experiments.processes import side_by_side
 from irm_fast.experiments.reproduce.experiment import MADE, Experiment, population_of, read
 from irm_fast.experiments.reproduce.folder import (
     check_folder,
@@ -34,6 +27,7 @@ from irm_fast.experiments.reproduce.population import (
     TEST_FRACTION,
     Population,
 )
+from irm_fast.models.threads import cores
 
 Job = tuple[str, int, Path]  # protocol, redraw, and the file of its results
 
@@ -80,7 +74,7 @@ def run_redraws(
 
     # Fits
     jobs = [(protocol, seed) for seed in range(redraws) for protocol in protocols]
-    _run(jobs, responses, experiment, output, processes or os.cpu_count() or 1)
+    _run(jobs, responses, experiment, output, processes or cores())
     return whole_redraws(output)
 
 
@@ -111,23 +105,9 @@ def write_report(results: Sequence[Mapping[str, Any]], experiment: Experiment, o
     return f"{table}\nwrote {output}/: table.md, results.csv{', comparison.png' if picture else missing}"
 
 
-_shared: tuple[Population, Experiment] | None = None  # in a child process
-
-
-def _share(population: Population, experiment: Experiment, threads: int) -> None:
-    """Keep in a child process what all its jobs share."""
-    global _shared
-    import torch
-
-    _shared = population, experiment
-    torch.set_num_threads(threads)
-
-
-def _in_child(job: Job) -> None:
-    assert _shared is not None
-    for _ in _one_redraw(job, *_shared):
-        if not multiprocessing.parent_process().is_alive():  # type: ignore[union-attr]
-            return  # killed: nobody waits for the rest
+def _in_child(job: Job, population: Population, experiment: Experiment) -> None:
+    for _ in _one_redraw(job, population, experiment):
+        pass
 
 
 def _one_redraw(job: Job, population: Population, experiment: Experiment) -> Iterator[None]:
@@ -173,45 +153,10 @@ def _run(
             for job in work:
                 for _ in _one_redraw(job, population, experiment):
                     show()
-        else:
-            _in_processes(work, population, experiment, processes, show)
-
-
-def _in_processes(
-    work: Sequence[Job], population: Population, experiment: Experiment, processes: int, show: Callable[[], None]
-) -> None:
-    """A process a redraw at a time. One that dies, of too little memory say, ends the run with an error."""
-    threads = max(1, (os.cpu_count() or 1) // processes)
-    context, shared = multiprocessing.get_context("spawn"), (population, experiment, threads)
-    with (
-        patch.dict(os.environ, OMP_NUM_THREADS=str(threads)),  # children inherit it
-        ProcessPoolExecutor(processes, context, _share, shared) as pool,
-    ):
+            return
+        shared = (population, experiment)
         try:
-            with _interruptions_ignored():  # children inherit it: the parent is told of one, and ends them
-                waiting = {pool.submit(_in_child, job) for job in work}
-            while waiting:
-                finished, waiting = wait(waiting, 1.0, FIRST_COMPLETED)
-                show()
-                for job in finished:
-                    job.result()
-        except BrokenProcessPool:
-            lost = "a process ended abruptly, of too little memory perhaps; --resume with fewer --processes goes on"
-            raise RuntimeError(lost) from None
-        except BaseException:
-            for child in multiprocessing.active_children():
-                child.terminate()
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-@contextmanager
-def _interruptions_ignored() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():  # which alone may set handlers
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+            for _ in side_by_side(_in_child, work, shared=shared, processes=processes, tick=show):
+                pass
+        except RuntimeError as error:
+            raise RuntimeError(f"{error}; --resume goes on with what is done") from error
