@@ -47,6 +47,10 @@ def train(
         typer.echo(f"  {result.truncated} rows were longer than {length} tokens and lost their beginning")
     if result.dropped:
         typer.echo(f"  {result.dropped} rows were longer than {result.model.spec.max_length} tokens and were left out")
+    if result.trained:
+        trained, total, optimizer = result.trained.values()
+        share = f"{trained:,} of {total:,} parameters ({trained / total:.2%})"
+        typer.echo(f"  trained {share}; optimiser {optimizer / 1e6:,.1f} MB a device")
     if result.throughput:
         from irm_fast.training.throughput import in_words
 

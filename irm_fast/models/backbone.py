@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,9 +19,13 @@ from irm_fast.models.tokens import CHUNK, encode, set_padding, template_ending_i
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+_REWARD = {"num_labels": 1, "problem_type": "regression", "id2label": {0: "reward"}, "label2id": {"reward": 0}}
 
-def load_backbone(model: str | Path, *, weights: bool = True) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a pretrained decoder as a `*ForSequenceClassification` with one output, in float32.
+
+def load_backbone(
+    model: str | Path, dtype: torch.dtype = torch.float32, *, four_bits: bool = False, weights: bool = True
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a pretrained decoder as a `*ForSequenceClassification` with one output; the score is float32.
 
     The tokenizer gets what a reward model needs: a padding token that is not the final one, padding on the
     right, truncation on the left, a chat template whose text ends in EOS. A new `score` head is drawn from
@@ -27,15 +33,19 @@ def load_backbone(model: str | Path, *, weights: bool = True) -> tuple[PreTraine
 
     Args:
         model: A folder or hub id.
+        dtype: The precision of the weights but for the score.
+        four_bits: Load the linear layers in 4 bits, which compute in `dtype`; on the current CUDA device.
         weights: Whether to read its weights; without them it holds anything, see `load_classifier`.
 
     Raises:
-        ValueError: The model is unknown or has no linear score, its files lack weights, or no tokenizer loads.
+        ValueError: The model is unknown, an adapter, or has no linear score, its files lack weights, or no tokenizer
+            loads.
     """
     name = _resolved(model)
     tokenizer = load_tokenizer(name)
-    labels = {"id2label": {0: "reward"}, "label2id": {"reward": 0}}
-    classifier = load_classifier(name, weights=weights, num_labels=1, problem_type="regression", **labels)
+    how: dict[str, Any] = {"quantization_config": _four_bits(dtype)} if four_bits else {}
+    classifier = load_classifier(name, dtype, weights=weights, **_REWARD, **how)
+    classifier.score.float()
     set_padding(classifier, tokenizer)
     tokenizer.chat_template = template_ending_in_eos(tokenizer)
     return classifier, tokenizer
@@ -93,12 +103,35 @@ def model_config(name: str) -> Any:
         raise ValueError(f"model {name!r}: {where}: {first_line(error)}") from error
 
 
+def _refuse_adapter(name: str) -> None:
+    """Raise ValueError if a folder or hub id holds an adapter: transformers would load its base, and it beside that."""
+    from transformers.utils import find_adapter_config_file
+
+    try:
+        path = find_adapter_config_file(name)
+    except (OSError, ValueError):  # no such model, which `model_config` says
+        return
+    if path is None:
+        return
+    adapter = json.loads(Path(path).read_text(encoding="utf-8"))
+    base, task = adapter.get("base_model_name_or_path"), adapter.get("task_type")
+    kind, labels = ("SequenceClassification", ", num_labels=1") if task == "SEQ_CLS" else ("CausalLM", "")
+    raise ValueError(
+        f"model {name!r}: an adapter of {base!r}, no whole model; expected one. Merge it first, in Python: "
+        f"from peft import AutoPeftModelFor{kind} as Model; "
+        f"Model.from_pretrained({name!r}{labels}).merge_and_unload().save_pretrained('MERGED'); "
+        "from transformers import AutoTokenizer; "
+        f"AutoTokenizer.from_pretrained({base!r}).save_pretrained('MERGED'); and give MERGED"
+    )
+
+
 def _resolved(model: str | Path) -> str:
     """The folder or hub id of a model, as text, after its configuration was read."""
     name = str(model)
     if (name.startswith((".", "/", "~")) or name.count("/") > 1) and not Path(name).expanduser().is_dir():
         raise ValueError(f"model {name!r}: no such folder; expected a folder with config.json, or a hub id")
     name = str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name
+    _refuse_adapter(name)
     model_config(name)
     return name
 
@@ -119,14 +152,57 @@ def quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def load_classifier(name: str, *, weights: bool = True, **settings: Any) -> PreTrainedModel:
-    """Load an `AutoModelForSequenceClassification` in float32 with a bias-free linear score of one output.
+def _four_bits(dtype: torch.dtype) -> Any:
+    """How bitsandbytes quantises: normal floats of 4 bits with their scales quantised too (QLoRA, arXiv:2305.14314)."""
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=["score"],
+    )
+
+
+def skeleton(model: str | Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """A model as `load_backbone` loads it, on the meta device: its modules and shapes without memory for weights.
+
+    Args:
+        model: A folder or hub id.
+        dtype: The precision of the weights.
+
+    Raises:
+        ValueError: The model is unknown, an adapter, or of a kind that has no sequence classifier.
+    """
+    name = _resolved(model)
+    return skeleton_of(model_config(name), dtype)
+
+
+def skeleton_of(config: Any, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """The classifier of a configuration of transformers, on the meta device; arguments and errors as of `skeleton`."""
+    from transformers import AutoModelForSequenceClassification
+
+    config = copy.deepcopy(config)
+    config.num_labels = 1
+    try:
+        with torch.device("meta"), quiet_transformers():
+            return AutoModelForSequenceClassification.from_config(config, dtype=dtype)
+    except ValueError as error:
+        raise ValueError(f"model: {type(config).__name__} has no sequence classifier: {first_line(error)}") from error
+
+
+def load_classifier(
+    name: str, dtype: torch.dtype = torch.float32, *, weights: bool = True, **settings: Any
+) -> PreTrainedModel:
+    """Load an `AutoModelForSequenceClassification` with a bias-free linear score of one output.
 
     Args:
         name: A folder or hub id.
+        dtype: The precision of its weights.
         weights: Whether to read its weights. Without them it takes hardly any memory until they are written: they come
             from another process.
-        settings: Further entries of its configuration.
+        settings: Further entries of its configuration, and ways to load it.
 
     Raises:
         ValueError: As `load_backbone`.
@@ -139,14 +215,14 @@ def load_classifier(name: str, *, weights: bool = True, **settings: Any) -> PreT
             if weights:
                 model, report = AutoModelForSequenceClassification.from_pretrained(
                     name,
-                    dtype=torch.float32,
+                    dtype=dtype,
                     output_loading_info=True,
                     ignore_mismatched_sizes=True,  # reported below, with the names
                     trust_remote_code=False,
                     **settings,
                 )
             else:
-                model = _without_weights(name, settings)
+                model = _without_weights(name, dtype, settings)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise ValueError(f"model {name!r}: not loadable to score text: {first_line(error)}") from error
     head = getattr(model, "score", None)
@@ -161,14 +237,14 @@ def load_classifier(name: str, *, weights: bool = True, **settings: Any) -> PreT
     return model
 
 
-def _without_weights(name: str, settings: dict[str, Any]) -> PreTrainedModel:
+def _without_weights(name: str, dtype: torch.dtype, settings: dict[str, Any]) -> PreTrainedModel:
     """The model that `load_classifier` loads, its buffers set and its weights in memory that nothing has touched."""
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
     config = AutoConfig.from_pretrained(name, trust_remote_code=False, **settings)
     with init_empty_weights(include_buffers=False):
-        model: PreTrainedModel = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+        model: PreTrainedModel = AutoModelForSequenceClassification.from_config(config, dtype=dtype)
     for module in model.modules():
         for key, weight in module._parameters.items():
             if weight is not None and weight.is_meta:

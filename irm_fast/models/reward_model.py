@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from irm_fast.data.signals import RewardSpec
+from irm_fast.models.adapters import ADAPTER, Adapter, Lora, add_adapters, is_of_adapter, merge_adapters
 from irm_fast.models.backbone import load_backbone, load_classifier, load_tokenizer, quiet_transformers, token_limit
 from irm_fast.models.heads import Heads, Logits, PropensityDesign
 from irm_fast.models.record import (
@@ -42,6 +44,7 @@ class ImplicitRewardModel(nn.Module):
         backbone: The classifier without its head.
         heads: The reward head and the propensity design.
         packed: Whether it takes packed rows, and no padded ones: see `packed.packed_attention`.
+        adapter: The adapter that was merged into the backbone, if it is to be kept beside it, or None.
 
     Raises:
         ValueError: The tokenizer has no padding token, or pads with the token that ends a text.
@@ -62,21 +65,36 @@ class ImplicitRewardModel(nn.Module):
         kinds = {type(module).__name__ for module in self.modules()}
         self._no_split_modules = sorted(kinds & set(classifier._no_split_modules or ()))
         self.packed = False
+        self.adapter: Adapter | None = None
+        self._tuner: Any = None  # of peft, while there are adapters in the backbone
+        self._states_whole = False
+        self.register_state_dict_post_hook(_leave_frozen_out)
+        self.register_load_state_dict_post_hook(_miss_no_frozen)
         check_padding(tokenizer)
 
     @classmethod
-    def from_backbone(cls, name: str, spec: RewardSpec, *, weights: bool = True) -> ImplicitRewardModel:
+    def from_backbone(
+        cls,
+        name: str,
+        spec: RewardSpec,
+        dtype: torch.dtype = torch.float32,
+        *,
+        four_bits: bool = False,
+        weights: bool = True,
+    ) -> ImplicitRewardModel:
         """New heads on a pretrained model.
 
         Args:
             name: A folder or hub id. The model's own limit of positions may shorten `spec.max_length`.
             spec: As of the class.
+            dtype: The precision of the backbone's weights; the heads are float32.
+            four_bits: As of `load_backbone`.
             weights: Whether to read the weights of the backbone; see `load_classifier`.
 
         Raises:
             ValueError: As `load_backbone`.
         """
-        classifier, tokenizer = load_backbone(name, weights=weights)
+        classifier, tokenizer = load_backbone(name, dtype, four_bits=four_bits, weights=weights)
         limit = token_limit(classifier.config, spec.max_length)
         tokenizer.model_max_length = limit  # for those who load the tokenizer later
         return cls(classifier, tokenizer, replace(spec, max_length=limit))
@@ -200,6 +218,45 @@ class ImplicitRewardModel(nn.Module):
                 within |= {id(part) for part in module.modules()}
         return found
 
+    def add_adapters(self, lora: Lora, base: str) -> None:
+        """Freeze the backbone and put low-rank adapters into it, which are trained in its place.
+
+        The state of the model then holds what is trained alone, as do the checkpoints of its training.
+
+        Args:
+            lora: How the adapters are made.
+            base: The folder or hub id of the backbone.
+
+        Raises:
+            ValueError: As `adapters.add_adapters`.
+        """
+        object.__setattr__(self, "_tuner", add_adapters(self.classifier, lora, base))  # it holds the backbone
+
+    def merge_adapters(self, *, keep: bool = False) -> None:
+        """Merge the adapters into the weights of the backbone, which becomes float32; without adapters do nothing.
+
+        Args:
+            keep: Whether `save` shall write the adapter too.
+        """
+        if self._tuner is not None:
+            adapter = merge_adapters(self.classifier, self._tuner)
+            self.adapter = adapter if keep else None
+            object.__setattr__(self, "_tuner", None)
+
+    @contextmanager
+    def whole_states(self) -> Iterator[None]:
+        """A context in which the state of the model holds the frozen backbone too."""
+        self._states_whole = True
+        try:
+            yield
+        finally:
+            self._states_whole = False
+
+    @property
+    def adapted(self) -> bool:
+        """Whether there are adapters in the backbone."""
+        return self._tuner is not None
+
     def get_input_embeddings(self) -> nn.Module:
         """The embeddings of the backbone; by this name accelerate finds what FSDP should shard by itself."""
         embeddings: nn.Module = self.classifier.get_input_embeddings()
@@ -240,8 +297,8 @@ class ImplicitRewardModel(nn.Module):
     def save(self, directory: str | Path, record: Mapping[str, Any] | None = None) -> None:
         """Write an ordinary sequence classifier, with what it cannot hold beside it.
 
-        `propensity.safetensors` gets the weights of the propensity design; `irm_fast.json`, written last, the reward
-        bias and the spec.
+        `propensity.safetensors` gets the weights of the propensity design; the folder `adapter` the adapter that was
+        merged, if it is kept; `irm_fast.json`, written last, the reward bias and the spec.
 
         Args:
             directory: The folder, which is made where there is none.
@@ -255,6 +312,8 @@ class ImplicitRewardModel(nn.Module):
         weights = {name: weight.detach().cpu() for name, weight in self.propensity_design.state_dict().items()}
         save_tensors(weights, directory / PROPENSITY_FILE)
         give_usual_mode(directory, *CHECKPOINT_WEIGHTS)
+        if self.adapter is not None:
+            self.adapter.save(directory / ADAPTER)
         write_record(directory, self.spec, float(self.reward_bias.detach()), record or {})
 
     @classmethod
@@ -275,4 +334,22 @@ class ImplicitRewardModel(nn.Module):
         except (OSError, RuntimeError, SafetensorError) as error:
             raise ValueError(f"{path}: {error}; expected the propensity weights that irm-fast train wrote") from error
         nn.init.constant_(model.heads.reward_bias, record["reward_bias"])
+        model.adapter = Adapter.load(Path(directory) / ADAPTER)
         return model.eval()
+
+
+def _left_out(model: ImplicitRewardModel, key: str) -> bool:
+    """Whether an entry of a model's state is of its frozen backbone, and left out."""
+    return model.adapted and not model._states_whole and "backbone." in key and not is_of_adapter(key)
+
+
+def _leave_frozen_out(model: ImplicitRewardModel, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+    """Take the frozen backbone out of a state: it is where it was loaded from, and as large as all checkpoints."""
+    for key in [key for key in state if key.startswith(f"{prefix}backbone.") and _left_out(model, key)]:
+        del state[key]
+
+
+def _miss_no_frozen(model: ImplicitRewardModel, incompatible: Any) -> None:
+    """Take the frozen backbone out of what a loaded state lacks."""
+    lacking = incompatible.missing_keys
+    lacking[:] = [key for key in lacking if not _left_out(model, key)]

@@ -167,7 +167,9 @@ class TrainConfig(RunConfig):
     )
     token_budget: int | None = option(None, "Tokens per device and forward pass: as many rows as they hold.", above=0)
     gradient_accumulation: int = option(1, "Forward passes per optimiser step.", above=0)
-    learning_rate: float = option(2e-5, "Peak learning rate of all that reads or makes hidden states.", above=0)
+    learning_rate: float | None = option(
+        None, "Peak learning rate of all that reads or makes hidden states: 2e-5, with adapters 2e-4.", above=0
+    )
     head_learning_rate: float = option(3e-2, "Peak learning rate of the reward bias and propensity scalars.", above=0)
     weight_decay: float = option(0.0, "AdamW weight decay of the backbone's matrices.", at_least=0)
     warmup_ratio: float = option(
@@ -184,6 +186,13 @@ class TrainConfig(RunConfig):
     )
     attn: Attention = option("auto", "Attention; auto is the fastest that is available.")
     compile: bool = option(False, "Run the language model through torch.compile.")
+    lora_rank: int | None = option(
+        None, "Rank of low-rank adapters (LoRA) on a frozen model; without it the whole model is trained.", above=0
+    )
+    lora_alpha: float = option(32.0, "Adapters are multiplied by this over their rank.", above=0)
+    lora_targets: str | None = option(None, "Linear layers with adapters, comma separated; all by default.")
+    lora_keep_adapter: bool = option(False, "Write the adapter too, beside the merged model.")
+    load_in_4bit: bool = option(False, "Adapters on a model of 4 bits a weight (bitsandbytes, CUDA).")
     fsdp: bool = option(False, "Shard weights, gradients and optimiser over the processes (FSDP2).")
     gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass to save memory.")
     report_to: str = option("none", "Tracker known to transformers: none, tensorboard, wandb, ...")
@@ -202,7 +211,34 @@ class TrainConfig(RunConfig):
             raise ValueError(
                 f"pairs_weight: {self.pairs_weight:g} has no effect without pairs; give pairs, or leave it out"
             )
+        self._check_lora()
         check_choice(resume=self.resume, overwrite=self.overwrite)
+
+    def _check_lora(self) -> None:
+        """Raise ValueError for settings of adapters that have no effect, or that do not go together."""
+        for name in ("lora_targets", "lora_keep_adapter", "load_in_4bit"):
+            if getattr(self, name) and self.lora_rank is None:
+                raise ValueError(
+                    f"{name}: {getattr(self, name)!r} has no effect on a model that is trained whole; "
+                    "set lora_rank, such as 16, as well"
+                )
+        if self.load_in_4bit and self.fsdp:
+            raise ValueError("load_in_4bit: weights of 4 bits are not sharded; expected one of load_in_4bit and fsdp")
+        if self.load_in_4bit and self.stratification != "current":
+            raise ValueError(
+                f"stratification: {self.stratification!r} averages weights, which those of 4 bits do not allow; "
+                "expected current, or no load_in_4bit"
+            )
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """`learning_rate`, or its default: ten times as high for adapters as for a model that is trained whole."""
+        return self.learning_rate or (2e-5 if self.lora_rank is None else 2e-4)
+
+    @property
+    def targets(self) -> list[str] | None:
+        """The names of `lora_targets`."""
+        return None if self.lora_targets is None else [name.strip() for name in self.lora_targets.split(",")]
 
     @property
     def rows_per_pass(self) -> int | None:

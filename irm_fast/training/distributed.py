@@ -188,12 +188,21 @@ def shard(model: ImplicitRewardModel, dtype: torch.dtype | None, **settings: Any
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     first = dist.get_rank() == 0
-    state = model.state_dict() if first else {}
+    with model.whole_states():
+        state = model.state_dict() if first else {}
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
     for unit in (*model.layers(), model.get_input_embeddings(), model.backbone):
         fully_shard(unit, mp_policy=policy, reshard_after_forward=True, **settings)
     fully_shard(model, reshard_after_forward=False, **settings)  # small, and its outputs may be views of its weights
-    set_model_state_dict(model, state, options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True))
+    with model.whole_states():
+        set_model_state_dict(model, state, options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True))
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The part of a perhaps sharded tensor that this process holds."""
+    from torch.distributed.tensor import DTensor
+
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def whole_state(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:

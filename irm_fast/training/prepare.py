@@ -29,7 +29,8 @@ from irm_fast.embeddings.objective import Objective
 from irm_fast.embeddings.one_signal import labels_choose
 from irm_fast.embeddings.two_step import ENOUGH, coactions
 from irm_fast.evaluation.log_diagnosis import diagnose_rows
-from irm_fast.models.backbone import count_tokens
+from irm_fast.models.adapters import check_four_bits, check_installed, target_names
+from irm_fast.models.backbone import count_tokens, skeleton
 from irm_fast.training.config import RunConfig, TrainConfig
 from irm_fast.training.distributed import check_same_log
 from irm_fast.training.run_folder import check_output, describe
@@ -108,6 +109,8 @@ def prepare_run(log: Log, config: RunConfig, heldout: Log | None = None) -> Prep
     if isinstance(config, TrainConfig):
         check_same_log(fingerprint)
     check_misclick_names(log, config)
+    if isinstance(config, TrainConfig) and config.lora_rank:
+        check_adapters(config)
 
     # Rows, then signals: a signal may act in rows alone that are too long
     rows = len(log)
@@ -193,6 +196,18 @@ def check_misclick_names(log: Log, config: RunConfig) -> None:
     if unknown:
         known = ", ".join(log.signals) or "none"
         raise ValueError(f"misclick_rate: no signal {unknown[0]!r} in the log; expected one of: {known}")
+
+
+def check_adapters(config: TrainConfig) -> None:
+    """Check that adapters may be trained, without loading the weights of the model.
+
+    Raises:
+        ValueError: A package or device is missing, or the model has no layers of the names that are to be adapted.
+    """
+    check_installed()
+    if config.load_in_4bit:
+        check_four_bits()
+    target_names(skeleton(config.model).base_model, config.targets)
 
 
 def live_signals(log: Log, heldout: Log | None) -> tuple[Log, Log | None]:

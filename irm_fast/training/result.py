@@ -29,6 +29,7 @@ class TrainResult:
         designs: Held-out loss (`nll`) of every design that was tried.
         attention: The attention that the backbone ran with.
         throughput: Medians of the run, with the keys of `Throughput.report`.
+        trained: The numbers of `trained_parameters` and of all `parameters`, and the `optimizer_bytes` of a device.
         diagnosis: What the reward rests on: counts of the whole log, predictions for the held-out part.
     """
 
@@ -41,6 +42,7 @@ class TrainResult:
     designs: Mapping[str, float] = field(default_factory=dict)
     attention: str | None = None
     throughput: Mapping[str, float] = field(default_factory=dict)
+    trained: Mapping[str, int] = field(default_factory=dict)
     diagnosis: Diagnosis | None = None
 
     def record(self, config: RunConfig) -> dict[str, Any]:
@@ -54,5 +56,6 @@ class TrainResult:
             "pairs": dict(self.pairs),
             "attention": self.attention,
             "throughput": dict(self.throughput),
+            "trained": dict(self.trained),
             "training": config.to_dict(),
         }

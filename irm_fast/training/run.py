@@ -18,6 +18,7 @@ from irm_fast.data.rows import Messages
 from irm_fast.data.signals import RewardSpec
 from irm_fast.diagnostics.metrics import paired_difference
 from irm_fast.evaluation.log_diagnosis import diagnose_rows
+from irm_fast.models.adapters import Lora
 from irm_fast.models.batches import TokenizedRows
 from irm_fast.models.computation import computing
 from irm_fast.models.heads import FeaturePropensity
@@ -45,7 +46,7 @@ from irm_fast.training.run_folder import (
 from irm_fast.training.throughput import typical
 from irm_fast.training.trainer import ImplicitTrainer, training_arguments
 
-_KEPT = ("truncated", "attention", "throughput")  # of the result of a design, for a run that is resumed
+_KEPT = ("truncated", "attention", "throughput", "trained")  # of the result of a design, for a run that is resumed
 
 
 def train(config: TrainConfig | EmbeddingTrainConfig) -> TrainResult:
@@ -220,9 +221,10 @@ def _fit(prepared: Prepared, spec: RewardSpec, config: TrainConfig, *, begins: b
         has_heldout = prepared.heldout is not None
         metrics = _best_metrics(trainer) if has_heldout else {}
         heldout = trainer.heldout_predictions() if has_heldout else None
+        parts = trainer.what_is_trained()
     speed = typical(trainer.state.log_history)
     trained = _plain_model(trainer, prepared.log, config)
-    result = TrainResult(trained, spec.design, metrics, truncated, attention=attention, throughput=speed)
+    result = TrainResult(trained, spec.design, metrics, truncated, attention=attention, throughput=speed, trained=parts)
     return _Fit(result, trained, heldout)
 
 
@@ -249,13 +251,17 @@ def _finished(config: TrainConfig, spec: RewardSpec) -> _Fit | None:
         return None
     record, model = read_record(folder), ImplicitRewardModel.load(folder)
     metrics = {name: np.nan if value is None else value for name, value in record["metrics"].items()}
-    result = TrainResult(model, spec.design, metrics, **{name: record[name] for name in _KEPT})
+    result = TrainResult(model, spec.design, metrics, **{name: record[name] for name in _KEPT if name in record})
     return _Fit(result, model, HeldOut(**{name: np.array(values) for name, values in record["heldout"].items()}))
 
 
 def _new_model(log: Log, config: TrainConfig, spec: RewardSpec, *, weights: bool = True) -> ImplicitRewardModel:
     """A language model, perhaps without its weights, with new heads at the rates and the features of the log."""
-    model = ImplicitRewardModel.from_backbone(config.model, spec, weights=weights)
+    frozen = config.lora_rank is not None and config.precision == "bfloat16"  # else the weights are masters
+    dtype = torch.bfloat16 if frozen else torch.float32
+    model = ImplicitRewardModel.from_backbone(config.model, spec, dtype, four_bits=config.load_in_4bit, weights=weights)
+    if config.lora_rank:
+        model.add_adapters(Lora(config.lora_rank, config.lora_alpha, config.targets), config.model)
     recorded, acted = (log.feedback >= 0).sum(axis=0), (log.feedback == 1).sum(axis=0)
     if log.signals:
         model.start_at(acted / np.maximum(recorded, 1))
@@ -298,9 +304,10 @@ def _plain_model(trainer: ImplicitTrainer, log: Log, config: TrainConfig) -> Imp
         state = whole_state(model, keep=trainer.is_world_process_zero())
         if not state:
             return model  # its own part: no room for a whole one on every process
-        model = _new_model(log, config, model.spec, weights=False)
+        model = _new_model(log, config, model.spec, weights=model.adapted)  # of adapters, the state has no others
         model.load_state_dict(state, assign=True)
-    return model.cpu().eval()
+    model.cpu().merge_adapters(keep=config.lora_keep_adapter)
+    return model.eval()
 
 
 def _best_metrics(trainer: ImplicitTrainer) -> dict[str, float]:

@@ -18,6 +18,7 @@ from typing import Any
 from irm_fast.data.log import Log
 from irm_fast.data.outputs import OutputFolder
 from irm_fast.data.pairs import Pairs
+from irm_fast.models.adapters import ADAPTER
 from irm_fast.models.record import CHECKPOINT_WEIGHTS, PROPENSITIES, PROPENSITY_FILE, RECORD
 from irm_fast.training.config import NOT_KEPT, RENAMED, RunConfig, TrainConfig, load_saved_config
 
@@ -40,7 +41,7 @@ _FILES = (
 _FOLDER = OutputFolder(
     run="training run",
     files=_FILES,
-    folders=(CHECKPOINTS, TRACKERS, PROPENSITIES, "additional_chat_templates"),
+    folders=(CHECKPOINTS, TRACKERS, PROPENSITIES, ADAPTER, "additional_chat_templates"),
     is_marked=lambda folder: (folder / SETTINGS).is_file(),
 )
 

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args, get_origin
 _EXPECTED_OF = {
     "polarity": "NAME=1 or NAME=-1",
     "misclick_rate": "a number, or NAME=RATE",
+    "lora_targets": "names of linear layers, such as q_proj,v_proj",
     "hidden_layers": "auto, linear, or widths such as 128 or 128,64",
 }
 _EXPECTED = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
@@ -96,6 +97,8 @@ def convert(name: str, value: Any, kind: Any) -> Any:
             return _by_name(value, float) if named else _number(value, float)
         if name == "hidden_layers":
             return _widths(value)
+        if name == "lora_targets":
+            return _names(value)
         if float in kinds or int in kinds:
             return _number(value, float if float in kinds else int)
         if kind is str and isinstance(value, (str, Path)):
@@ -128,6 +131,14 @@ def _widths(value: Any) -> str:
     if text not in ("auto", "linear") and not all(part.strip().isdecimal() and int(part) for part in text.split(",")):
         raise ValueError
     return text
+
+
+def _names(value: Any) -> str:
+    """Text of names between commas, from such text or from a list."""
+    names = value.split(",") if isinstance(value, str) else value
+    if not isinstance(names, (list, tuple)) or not names or not all(isinstance(n, str) and n.strip() for n in names):
+        raise ValueError
+    return ",".join(name.strip() for name in names)
 
 
 def _by_name(value: Any, kind: type) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from irm_fast.models.packing import PackSampler, by_length, check_budget
 from irm_fast.models.reward_model import ImplicitRewardModel
 from irm_fast.training.callbacks import EpochOfPacks, IsolationCheck, StratificationModel
 from irm_fast.training.config import TrainConfig
-from irm_fast.training.distributed import check_fsdp, check_same_lengths, prepare_fsdp, sharding
+from irm_fast.training.distributed import check_fsdp, check_same_lengths, local, prepare_fsdp, sharding
 from irm_fast.training.throughput import Throughput, flops_of
 
 STRATIFICATION_FILE = "stratification.safetensors"
@@ -47,7 +47,7 @@ def training_arguments(config: TrainConfig, folder: Path, *, evaluate: bool) -> 
         num_train_epochs=config.epochs,
         per_device_train_batch_size=config.rows_per_pass or 1,  # without effect: `PackSampler` decides
         gradient_accumulation_steps=config.gradient_accumulation,
-        learning_rate=config.learning_rate,
+        learning_rate=config.peak_learning_rate,
         weight_decay=config.weight_decay,
         warmup_steps=config.warmup_ratio,
         use_cpu=not torch.accelerator.is_available(),
@@ -341,7 +341,7 @@ class ImplicitTrainer(Trainer):
             The optimiser; the one that exists if it was created before.
         """
         if self.optimizer is None:
-            parameters = dict(self.core.named_parameters())
+            parameters = {name: p for name, p in self.core.named_parameters() if p.requires_grad}
             scalars = self.core.scalar_parameters()
             decayed = set(self.get_decay_parameter_names(self.core)) - scalars
             kind, settings = self.get_optimizer_cls_and_kwargs(self.args)
@@ -353,8 +353,20 @@ class ImplicitTrainer(Trainer):
             for group in groups:
                 names = group["params"]
                 group["params"] = [parameter for name, parameter in parameters.items() if name in names]
-            self.optimizer = kind(groups, **settings)
+            # A group without parameters would lose its settings in a sharded checkpoint.
+            self.optimizer = kind([group for group in groups if group["params"]], **settings)
         return self.optimizer
+
+    def what_is_trained(self) -> dict[str, int]:
+        """Return the numbers of `trained_parameters` and of all `parameters`, and this device's `optimizer_bytes`."""
+        parameters = list(self.core.parameters())
+        states = self.optimizer.state.values() if self.optimizer is not None else ()
+        held = [value for state in states for value in state.values() if isinstance(value, Tensor)]
+        return {
+            "trained_parameters": sum(p.numel() for p in parameters if p.requires_grad),
+            "parameters": sum(p.numel() for p in parameters),
+            "optimizer_bytes": sum(local(tensor).nbytes for tensor in held),
+        }
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """Save as transformers does, and the stratification model, if there is one, to the same folder."""

@@ -14,7 +14,8 @@ SHARED = (
 TEXT = (
     "model propensity-rows pairs pairs-weight objective stratification ema-decay epochs batch-size token-budget "
     "gradient-accumulation learning-rate head-learning-rate weight-decay warmup-ratio max-length overlong eval-steps "
-    "patience precision attn compile fsdp gradient-checkpointing report-to resume"
+    "patience precision attn compile lora-rank lora-alpha lora-targets lora-keep-adapter load-in-4bit fsdp "
+    "gradient-checkpointing report-to resume"
 )
 OPTIONS = {
     "validate": "data absent polarity misclick json",

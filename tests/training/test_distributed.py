@@ -238,3 +238,33 @@ def test_processes_that_see_different_lengths():
         check_same_lengths(accelerator, [TokenizedRows([np.arange(3), np.arange(4)]), None])
     accelerator.gather = lambda mine: torch.cat([mine, mine])
     check_same_lengths(accelerator, [TokenizedRows([np.arange(3), np.arange(4)]), None])
+
+
+def test_adapters_on_several_processes(start):
+    """Frozen weights are sharded with those that are trained."""
+    lora = {"lora_rank": 4, "lora_alpha": 8.0}
+    one = start("one", batch_size=16, **lora)
+    two = start("two", processes=2, batch_size=8, **lora)
+    sharded = start("sharded", processes=2, batch_size=8, fsdp=True, gradient_checkpointing=True, **lora)
+    assert (one.losses[0] - one.losses[-1]).abs() > 1e-3
+    assert (two.sharded, sharded.sharded) == (False, True)
+    same(one, two)
+    same(one, sharded)
+
+
+def test_adapters_in_bfloat16_sharded(start):
+    """Frozen weights are bfloat16, the adapters beside them float32."""
+    settings = {"processes": 2, "batch_size": 8, "precision": "bfloat16", "lora_rank": 4, "lora_alpha": 8.0}
+    whole, sharded = start("whole", **settings), start("sharded", fsdp=True, **settings)
+    assert sharded.sharded
+    torch.testing.assert_close(whole.losses[:2], sharded.losses[:2], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(whole.losses, sharded.losses, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("fsdp", [False, True])
+def test_adapters_killed_and_resumed_on_two_processes(start, fsdp):
+    settings = {"batch_size": 8, "eval_steps": 3, "fsdp": fsdp, "optimizer": "own", "lora_rank": 4}
+    settings |= {"validation_fraction": 0.25}
+    whole = start("whole", processes=2, **settings)
+    start("cut", processes=2, kill_at=8, **settings)
+    same(whole, start("cut", processes=2, resume=True, **settings))

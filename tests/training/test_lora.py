@@ -1,0 +1,228 @@
+"""Low-rank adapters: what is trained, what is saved, and that nothing else changes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification
+
+from irm_fast.data.signals import RewardSpec
+from irm_fast.models import adapters
+from irm_fast.models.adapters import Lora, target_names
+from irm_fast.models.backbone import load_backbone, skeleton
+from irm_fast.models.packed import two_rows
+from irm_fast.models.reward_model import ImplicitRewardModel
+from irm_fast.training.config import TrainConfig
+from irm_fast.training.run import train_log
+from irm_fast.training.run_folder import CHECKPOINTS
+from irm_fast.training.trainer import ImplicitTrainer
+from tests.training.training_cases import Interrupted, interrupt, largest_difference, metrics_of
+
+LORA = {"lora_rank": 4, "learning_rate": 1e-2}
+TOKENS = {"input_ids": torch.arange(3, 40)[None], "attention_mask": torch.ones(1, 37, dtype=torch.long)}
+
+
+@pytest.fixture
+def adapted(tiny_model) -> ImplicitRewardModel:
+    """A model with adapters that change its states."""
+    torch.manual_seed(0)
+    model = ImplicitRewardModel.from_backbone(tiny_model, RewardSpec("constant", ("copy",), (1,), (0.0,)))
+    model.add_adapters(Lora(4, 32.0), tiny_model)
+    for name, parameter in model.named_parameters():
+        if adapters.is_of_adapter(name):
+            torch.nn.init.normal_(parameter, std=0.1)
+    return model.eval()
+
+
+def scores(model: ImplicitRewardModel) -> torch.Tensor:
+    with torch.no_grad():
+        return model.logits(**two_rows(model, packed=False)).reward
+
+
+def test_adapters_and_heads_alone_are_trained(adapted):
+    trained = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
+    layers = 2 * len(["q", "k", "v", "o", "gate", "up", "down"])
+    assert len([name for name in trained if adapters.is_of_adapter(name)]) == 2 * layers
+    assert {name for name in trained if not adapters.is_of_adapter(name)} == {
+        "heads.reward.weight",
+        "heads.reward_bias",
+        "heads.propensity_design.bias",
+    }
+    assert adapted.state_dict().keys() == trained
+
+
+def test_merged_scores_are_those_of_the_adapters(adapted):
+    before = scores(adapted)
+    adapted.merge_adapters()
+    torch.testing.assert_close(scores(adapted), before, rtol=0, atol=1e-5)
+    assert not any(adapters.is_of_adapter(name) for name in adapted.state_dict())
+
+
+def test_frozen_bfloat16_is_merged_in_float32(tiny_model):
+    """Rounded to bfloat16 the sums would differ by 1/256 of the weights."""
+    model = ImplicitRewardModel.from_backbone(
+        tiny_model, RewardSpec("constant", ("copy",), (1,), (0.0,)), torch.bfloat16
+    )
+    model.add_adapters(Lora(4, 32.0), tiny_model)
+    kinds = {name: parameter.dtype for name, parameter in model.named_parameters()}
+    assert {kind for name, kind in kinds.items() if adapters.is_of_adapter(name)} == {torch.float32}
+    assert {kind for name, kind in kinds.items() if name.startswith("heads.")} == {torch.float32}
+    layer = model.backbone.layers[0].self_attn.q_proj
+    torch.nn.init.normal_(layer.lora_B["default"].weight, std=0.1)
+    expected = layer.base_layer.weight.float() + layer.get_delta_weight("default")
+    model.merge_adapters()
+    torch.testing.assert_close(model.backbone.layers[0].self_attn.q_proj.weight, expected)
+
+
+def test_the_result_is_an_ordinary_checkpoint(make_log, make_config, tiny_model):
+    config = make_config(lora_keep_adapter=True, **LORA)
+    result = train_log(make_log(), config)
+    folder = Path(config.output)
+    rewards = [
+        AutoModelForSequenceClassification.from_pretrained(folder).eval()(**TOKENS).logits,
+        result.model.classifier(**TOKENS).logits,
+    ]
+    torch.testing.assert_close(*rewards)
+    moved = load_file(folder / "model.safetensors")
+    base = load_backbone(tiny_model)[0].state_dict()
+    assert moved.keys() == base.keys()
+    same = {name for name in base if torch.equal(base[name], moved[name])}
+    assert same == {name for name in base if "norm" in name or "embed" in name}
+
+    from peft import PeftModel
+
+    whole = AutoModelForSequenceClassification.from_pretrained(tiny_model, num_labels=1, pad_token_id=2)
+    kept = PeftModel.from_pretrained(whole, folder / "adapter").eval()
+    torch.testing.assert_close(kept(**TOKENS).logits, rewards[0], rtol=0, atol=1e-5)
+    again = ImplicitRewardModel.load(folder)
+    again.save(folder.parent / "copy")
+    assert (folder.parent / "copy" / "adapter" / "adapter_config.json").is_file()
+
+
+def test_no_adapter_is_kept_unasked(make_log, make_config):
+    config = make_config(**LORA)
+    train_log(make_log(), config)
+    assert not (Path(config.output) / "adapter").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "step", "checkpoint"), [({}, 10, 6), ({"objective": "stratified", "stratification": "ema"}, 10, 6)]
+)
+def test_resume_gives_the_uninterrupted_result(make_log, make_config, monkeypatch, settings, step, checkpoint):
+    log, settings = make_log(64), {"epochs": 3, **LORA, **settings}
+    whole = train_log(log, make_config("whole", **settings))
+    cut = make_config("cut", **settings)
+    with monkeypatch.context() as patch:
+        interrupt(patch, step)
+        with pytest.raises(Interrupted):
+            train_log(log, cut)
+    (weights,) = Path(cut.output, CHECKPOINTS).rglob("checkpoint-*/model.safetensors")
+    assert {name for name in load_file(weights) if name.startswith("backbone.")}
+    assert all(adapters.is_of_adapter(name) for name in load_file(weights) if name.startswith("backbone."))
+    with pytest.raises(ValueError, match=r"lora_alpha: got 8\.0.*32\.0"):
+        train_log(log, replace(cut, resume=True, lora_alpha=8))
+    with monkeypatch.context() as patch:
+        interrupt(patch, checkpoint - 1)
+        resumed = train_log(log, replace(cut, resume=True))
+    assert largest_difference(whole, resumed) < 1e-6
+
+
+@pytest.mark.parametrize("settings", [{"attn": "sdpa"}, {"gradient_checkpointing": True}])
+def test_packing_and_recomputing_change_nothing(make_log, make_config, settings):
+    """All rows are in every step, so that padded and packed ones are the same step."""
+    common = {"batch_size": 64, "epochs": 4, **LORA}
+    one, other = (make_config(name, **common, **more) for name, more in (("one", {}), ("other", settings)))
+    assert largest_difference(train_log(make_log(), one), train_log(make_log(), other)) < 1e-5
+    losses = [entry["loss"] for entry in metrics_of(one) if "loss" in entry]
+    assert losses[0] - losses[-1] > 1e-3
+
+
+def test_bfloat16_learns(make_log, make_config):
+    config = make_config(precision="bfloat16", epochs=10, **LORA)
+    result = train_log(make_log(), config)
+    losses = [entry["eval_nll"] for entry in metrics_of(config) if "eval_nll" in entry]
+    assert min(losses) < losses[0]
+    assert {p.dtype for p in result.model.parameters()} == {torch.float32}
+
+
+def test_default_learning_rate():
+    rates = [TrainConfig(model="m", output="o", **more).peak_learning_rate for more in ({}, {"lora_rank": 8})]
+    assert rates[1] == pytest.approx(10 * rates[0])
+    assert TrainConfig(model="m", output="o", lora_rank=8, learning_rate=1e-5).peak_learning_rate == 1e-5
+
+
+def test_targets(tiny_model):
+    backbone = skeleton(tiny_model).base_model
+    assert {p.device.type for p in backbone.parameters()} == {"meta"}
+    everything = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
+    assert target_names(backbone, None) == everything
+    assert target_names(backbone, ["v_proj", "mlp.up_proj"]) == ["mlp.up_proj", "v_proj"]
+    with pytest.raises(
+        ValueError, match=r"no linear layer 'qproj'; did you mean 'q_proj'\?; the model has down_proj, "
+    ):
+        target_names(backbone, ["v_proj", "qproj"])
+    with pytest.raises(ValueError, match="no linear layer 'embed_tokens'"):
+        target_names(backbone, ["embed_tokens"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"lora_targets": "q_proj"}, ["lora_targets", "'q_proj'", "no effect", "lora_rank"]),
+        ({"load_in_4bit": True}, ["load_in_4bit", "no effect", "lora_rank"]),
+        ({"lora_rank": 0}, ["lora_rank", "above 0"]),
+        ({"lora_rank": 4, "lora_targets": "q_proj,"}, ["lora_targets", "'q_proj,'", "names of linear layers"]),
+        ({"lora_rank": 4, "load_in_4bit": True, "fsdp": True}, ["load_in_4bit", "fsdp"]),
+        (
+            {"lora_rank": 4, "load_in_4bit": True, "objective": "stratified", "stratification": "ema"},
+            ["stratification", "'ema'", "current"],
+        ),
+    ],
+)
+def test_settings_that_do_not_go_together(settings, words):
+    with pytest.raises(ValueError) as caught:
+        TrainConfig(model="m", output="o", **settings)
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_lists_of_targets_in_yaml():
+    config = TrainConfig(model="m", output="o", lora_rank=4, lora_targets=["q_proj", " v_proj"])
+    assert (config.lora_targets, config.targets) == ("q_proj,v_proj", ["q_proj", "v_proj"])
+
+
+def test_what_is_refused_before_anything_is_written(make_log, make_config, monkeypatch):
+    config = make_config(lora_rank=4, lora_targets="q_prj")
+    monkeypatch.setattr(ImplicitTrainer, "training_step", None)
+    with pytest.raises(ValueError, match="did you mean 'q_proj'"):
+        train_log(make_log(), config)
+    with pytest.raises(ValueError, match=r"load_in_4bit: needs .*leave load_in_4bit out"):
+        train_log(make_log(), make_config(lora_rank=4, load_in_4bit=True))
+    monkeypatch.setattr(adapters, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"lora_rank: needs the package peft.*pip install 'irm-fast\[lora\]'"):
+        train_log(make_log(), make_config(lora_rank=4))
+    assert not Path(config.output).exists()
+
+
+def test_an_adapter_is_no_model(make_log, make_config, tmp_path, tiny_model):
+    """The remedy that the error names is carried out."""
+    first = make_config("first", lora_keep_adapter=True, **LORA)
+    train_log(make_log(), first)
+    folder = str(Path(first.output) / "adapter")
+    with pytest.raises(ValueError) as caught:
+        train_log(make_log(), replace(make_config("second"), model=folder))
+    text = str(caught.value)
+    assert text.startswith(f"model {folder!r}: an adapter of {tiny_model!r}, no whole model")
+    merged = str(tmp_path / "merged")
+    exec(text.partition("in Python: ")[2].rpartition("; and give MERGED")[0].replace("MERGED", merged), {})
+    reward = load_file(Path(first.output) / "model.safetensors")
+    for name, weight in load_backbone(merged)[0].state_dict().items():
+        torch.testing.assert_close(weight, reward[name], rtol=0, atol=1e-6)
+    config = Path(folder) / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"task_type": "CAUSAL_LM"}))
+    with pytest.raises(ValueError, match="AutoPeftModelForCausalLM as Model"):
+        load_backbone(folder)
