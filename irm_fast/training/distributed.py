@@ -41,10 +41,13 @@ def main_process() -> Iterator[bool]:
 def from_main_process(work: Callable[[], Result]) -> Result:
     """The result of work that one process does for all, however long: each gets a copy. What it raises, each raises.
 
+    The work begins when all have come: it may write where others still look.
+
     Args:
         work: The work, whose result can be pickled.
     """
     state = PartialState(cpu=not torch.accelerator.is_available())
+    state.wait_for_everyone()
     outcome: list[Any] = [None, None]
     if state.is_main_process:
         try:
