@@ -28,17 +28,17 @@ NAMES = {  # name: the parameters of a function, "" for what is none
         "labels_ignorable weight users fold_rewards feature_names propensity sessions times acted_at segments context "
         "uncorrected_mean misclick_sensitivity mean_error"
     ),
-    "evaluate": "model_dir data batch_size base",
+    "evaluate": "model_dir data batch_size token_budget precision base distributed progress",
     "implicit_rm_loss": f"reward_logits propensity_logits feedback {LOSS}",
     "implicit_scorer": "",
     "linear_implicit_rm_loss": (
         f"hidden reward_weight feedback reward_bias propensity_weight propensity_bias propensity_logits {LOSS}"
     ),
-    "load": "directory",
+    "load": "directory precision",
     "nuisances": "",
     "read_log": "path absent polarity misclick drop_contradictions",
     "reference": "",
-    "score": "model conversations batch_size lower",
+    "score": "model conversations batch_size token_budget lower distributed",
     "stratify": "reward_logits propensity_logits feedback preference polarity misclick_rate",
     "train": "config",
     "train_log": "log config heldout",

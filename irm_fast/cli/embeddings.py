@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from irm_fast.cli.options import BatchSize, Data
+from irm_fast.cli.options import TOKEN_BUDGET, BatchSize, Data, PrecisionOption, Progress, Resume, TokenBudget
 
 
 def embed(
@@ -15,33 +16,36 @@ def embed(
     model: Annotated[str, typer.Option(help="Folder or hub id of a decoder or an encoder with its tokenizer.")],
     out: Annotated[Path, typer.Option(help="The file to write, NAME.safetensors.")],
     pooling: Annotated[str, typer.Option(help="last (token), mean, or auto: last for decoders, else mean.")] = "auto",
-    batch_size: BatchSize = 64,
+    batch_size: BatchSize = None,
+    token_budget: TokenBudget = TOKEN_BUDGET,
     max_length: Annotated[int, typer.Option(min=1, help="Tokens per row; longer rows lose their beginning.")] = 1024,
-    precision: Annotated[str, typer.Option(help="Of the model: float32 or bfloat16.")] = "float32",
+    precision: PrecisionOption = "auto",
     dtype: Annotated[str, typer.Option(help="Of the file: float32 or bfloat16.")] = "float32",
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    resume: Resume = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file or an interrupted run.")] = False,
+    progress: Progress = True,
 ) -> None:
     """Write an embedding of every row: logs, ratings or pairs. `train --embeddings` learns from it."""
     from irm_fast.data.files import check_not_input
     from irm_fast.data.rated import read_conversations
-    from irm_fast.embeddings.store import check_target
 
     check_not_input(out, data)
-    folder = check_target(out, resume=resume, overwrite=overwrite)  # before the work, not after it
-    ids, conversations = read_conversations(data)
-    from irm_fast.embeddings.embedder import Embedder, write_embeddings
+    from irm_fast.embeddings.embedder import Embedder, check_embeddings_file, write_embeddings
+    from irm_fast.models.processes import by_first, is_first, launched
 
-    embedder = Embedder(model, pooling=pooling, max_length=max_length, precision=precision)
-    source = embedder.source
-    typer.echo(f"{source.kind} {model}: {source.pooling} pooling, at most {source.max_length} tokens", err=True)
-    how = {"batch_size": batch_size, "dtype": dtype, "resume": resume, "overwrite": overwrite}
-    try:
-        truncated = write_embeddings(ids, conversations, embedder, out, **how)  # type: ignore[arg-type]
-    except KeyboardInterrupt:
-        if any(folder.glob("part-*.safetensors")):
-            raise KeyboardInterrupt("--resume goes on from the last whole part") from None
-        raise
+    how = {"batch_size": batch_size, "token_budget": token_budget, "dtype": dtype, "progress": progress}
+    how |= {"resume": resume, "overwrite": overwrite}
+    with launched() as distributed:
+        check = partial(check_embeddings_file, out, resume=resume, overwrite=overwrite)
+        by_first(check, distributed=distributed)  # before the work, not after it
+        ids, conversations = read_conversations(data)
+        embedder = Embedder(model, pooling=pooling, max_length=max_length, precision=precision)
+        source = embedder.source
+        if is_first():
+            typer.echo(f"{source.kind} {model}: {source.pooling} pooling, at most {source.max_length} tokens", err=True)
+        truncated = write_embeddings(ids, conversations, embedder, out, distributed=distributed, **how)  # type: ignore[arg-type]
+    if not is_first():
+        return
     typer.echo(f"wrote {out}: {len(ids)} embeddings of {embedder.width} numbers")
     if truncated:
         typer.echo(f"  {truncated} rows were longer than {source.max_length} tokens and lost their beginning")

@@ -3,27 +3,53 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from irm_fast.cli.options import AbsentKeys, AsJson, Base, BatchSize, Data, Model, Polarity
+from irm_fast.cli.options import (
+    TOKEN_BUDGET,
+    AbsentKeys,
+    AsJson,
+    Base,
+    BatchSize,
+    Data,
+    Model,
+    Polarity,
+    PrecisionOption,
+    Progress,
+    Resume,
+    TokenBudget,
+)
 from irm_fast.data.signals import Absent, DesignChoice
 from irm_fast.training.config import parse_polarity
 
 
-def evaluate(model: Model, data: Data, batch_size: BatchSize = 32, base: Base = None, as_json: AsJson = False) -> None:
+def evaluate(
+    model: Model,
+    data: Data,
+    batch_size: BatchSize = None,
+    token_budget: TokenBudget = TOKEN_BUDGET,
+    precision: PrecisionOption = "auto",
+    base: Base = None,
+    progress: Progress = True,
+    as_json: AsJson = False,
+) -> None:
     """Measure a model: on clean ratings or pairs, or on a log by likelihood and calibration.
 
     On a log copy_lost_hiding_0.1, say, is the share of the copies that would be lost if the tenth of the responses with
     the lowest rewards were hidden.
     """
     from irm_fast.evaluation.evaluation import evaluate as measure
+    from irm_fast.models.processes import is_first, launched
     from irm_fast.training.run_folder import plain
 
-    metrics = measure(model, data, batch_size=batch_size, base=base)
+    how = {"batch_size": batch_size, "token_budget": token_budget, "precision": precision, "progress": progress}
+    with launched() as distributed:
+        metrics = measure(model, data, base=base, distributed=distributed, **how)  # type: ignore[arg-type]
+    if not is_first():
+        return
     if as_json:
         typer.echo(json.dumps(plain(metrics), indent=2))
         return
@@ -47,7 +73,7 @@ def diagnose(
     labels_ignorable: Annotated[
         bool, typer.Option("--labels-ignorable", help="Which rows have a preference does not depend on it.")
     ] = False,
-    batch_size: BatchSize = 32,
+    batch_size: BatchSize = None,
     base: Base = None,
     as_json: AsJson = False,
 ) -> None:
@@ -98,32 +124,31 @@ def score(
     model: Model,
     data: Data,
     out: Annotated[Path, typer.Option(help="JSONL to write: id and reward (null if not finite).")],
-    batch_size: BatchSize = 32,
+    batch_size: BatchSize = None,
+    token_budget: TokenBudget = TOKEN_BUDGET,
+    precision: PrecisionOption = "auto",
     lower: Annotated[
         float | None,
         typer.Option(help="On embeddings: also reward_lower, below which the true reward lies with this probability."),
     ] = None,
+    resume: Resume = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew where a run was interrupted.")] = False,
+    progress: Progress = True,
 ) -> None:
     """Write the reward of every response; no feedback or rating is needed."""
     from irm_fast.data.files import check_not_input
-    from irm_fast.data.outputs import check_folder_of, whole_file
-    from irm_fast.data.rated import read_conversations
-    from irm_fast.evaluation.scoring import load
-    from irm_fast.evaluation.scoring import score as rewards_of
 
     check_not_input(out, data)
-    check_folder_of(out)
-    ids, conversations = read_conversations(data)
-    if lower is None:
-        columns = {"reward": rewards_of(load(model), conversations, batch_size=batch_size)}
-    else:
-        found = rewards_of(load(model), conversations, batch_size=batch_size, lower=lower)
-        columns = dict(zip(("reward", "reward_lower"), found, strict=True))
-    with whole_file(out) as file:
-        for name, *numbers in zip(ids, *(values.tolist() for values in columns.values()), strict=True):
-            finite = [number if math.isfinite(number) else None for number in numbers]  # JSON has no NaN
-            file.write(json.dumps({"id": name, **dict(zip(columns, finite, strict=True))}) + "\n")
-    typer.echo(f"wrote {out}: {len(ids)} rewards")
+    from irm_fast.evaluation.rewards_file import score_file
+    from irm_fast.models.passes import Passes
+    from irm_fast.models.processes import is_first, launched
+
+    how = {"precision": precision, "lower": lower, "resume": resume, "overwrite": overwrite}
+    with launched() as distributed:
+        passes = Passes(batch_size, token_budget, distributed, progress)
+        rows = score_file(model, data, out, passes=passes, **how)  # type: ignore[arg-type]
+    if is_first():
+        typer.echo(f"wrote {out}: {rows} rewards")
 
 
 def label(
@@ -133,7 +158,7 @@ def label(
     merge: Annotated[Path | None, typer.Option(help="Such rows, rated: write the log with their ratings.")] = None,
     model: Annotated[Path | None, typer.Option(help="With --next: a folder that irm-fast train wrote.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="The same seed draws the same rows.")] = 0,
-    batch_size: BatchSize = 32,
+    batch_size: BatchSize = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file, labels and all.")] = False,
 ) -> None:
     """Draw rows of a log to have rated (--next 100 --model DIR), and merge the ratings into the log (--merge RATED).
@@ -163,7 +188,7 @@ def label(
         _draw_labels(count, data, model, out, seed, batch_size)
 
 
-def _draw_labels(count: int, data: Path, model: Path, out: Path, seed: int, batch_size: int) -> None:
+def _draw_labels(count: int, data: Path, model: Path, out: Path, seed: int, batch_size: int | None) -> None:
     from irm_fast.data.read import read_log
     from irm_fast.evaluation.labelling import rows_to_label, write_labels
     from irm_fast.evaluation.scoring import load

@@ -12,6 +12,8 @@ import typer
 from typer.core import TyperGroup
 
 from irm_fast.data.signals import Absent
+from irm_fast.models import TOKEN_BUDGET as TOKEN_BUDGET
+from irm_fast.models import Precision
 from irm_fast.training.config import MISSING, EmbeddingTrainConfig, RunConfig, TrainConfig
 
 Data = Annotated[Path, typer.Option("--data", help="A .jsonl, .jsonl.gz or .parquet file.")]
@@ -20,7 +22,11 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a ta
 Base = Annotated[
     Path | None, typer.Option("--base", help="Of a log: the untrained language model, if it is no longer in its place.")
 ]
-BatchSize = Annotated[int, typer.Option(min=1, help="Rows per forward pass.")]
+BatchSize = Annotated[int | None, typer.Option(min=1, help="Rows per forward pass, at most; no limit by default.")]
+TokenBudget = Annotated[int, typer.Option(min=1, help="Tokens per forward pass: as many rows as they hold.")]
+PrecisionOption = Annotated[Precision, typer.Option("--precision", help="auto is bfloat16 on a GPU, else float32.")]
+Progress = Annotated[bool, typer.Option(help="Show a progress bar, on a terminal.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")]
 AbsentKeys = Annotated[Absent, typer.Option("--absent", help="The meaning of a feedback key that some rows lack.")]
 Polarity = Annotated[str | None, typer.Option(help="NAME=1 or NAME=-1, comma separated.")]
 
@@ -39,7 +45,8 @@ class Commands(TyperGroup):
         except (ValueError, OSError, RuntimeError) as error:
             if ctx.params.get("debug"):
                 raise
-            typer.echo(f"error: {error}", err=True)
+            if not getattr(error, "said_by_first", False):  # by another process of the same run
+                typer.echo(f"error: {error}", err=True)
             raise typer.Exit(2) from None
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from irm_fast.data.outputs import check_suffix
 from irm_fast.data.signals import RewardSpec
-from irm_fast.embeddings.store import Source, check_part, check_target, merge_parts, row_hash, write_part
+from irm_fast.embeddings.store import Source, about, merge_parts
+from irm_fast.models import TOKEN_BUDGET
 from irm_fast.models.backbone import check_weights, first_line, model_config, quiet_transformers
 from irm_fast.models.batches import Collator, TokenizedRows
+from irm_fast.models.packed import packed_attention
+from irm_fast.models.parts import Work, check_target, write_in_parts
+from irm_fast.models.passes import Passes, default_device, place, resolve_precision
+from irm_fast.models.processes import by_first
 from irm_fast.models.reward_model import ImplicitRewardModel
 from irm_fast.models.threads import threads_for
 from irm_fast.models.tokens import tokenise
@@ -26,9 +32,8 @@ from irm_fast.models.tokens import tokenise
 if TYPE_CHECKING:
     from irm_fast.data.rows import Messages
 
-PART_ROWS = 4096  # rows of one part: what an interruption loses, and what is sorted by length
 POOLINGS = ("auto", "last", "mean")
-PRECISIONS = ("float32", "bfloat16")
+DTYPES = ("float32", "bfloat16")
 _SAMPLE = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "It depends."}]
 
 
@@ -42,7 +47,7 @@ class Embedder:
             mean over all tokens that are not padding; "auto", "last" for decoders and "mean" for encoders.
         max_length: The largest number of tokens; longer conversations lose their beginning. The model's own limit may
             reduce it.
-        precision: The dtype of weights and states: "float32" or "bfloat16".
+        precision: The dtype of weights and states: "float32", "bfloat16", or "auto", bfloat16 on a GPU.
 
     Attributes:
         reward_model: The decoder as a reward model; None for an encoder.
@@ -57,10 +62,11 @@ class Embedder:
     """
 
     def __init__(
-        self, model: str | Path, *, pooling: str = "auto", max_length: int = 1024, precision: str = "float32"
+        self, model: str | Path, *, pooling: str = "auto", max_length: int = 1024, precision: str = "auto"
     ) -> None:
         _check_choice("pooling", pooling, POOLINGS)
-        _check_choice("precision", precision, PRECISIONS)
+        self.device = default_device()
+        precision = resolve_precision(precision, self.device)
         name = str(Path(model).expanduser().resolve()) if Path(model).expanduser().is_dir() else str(model)
         self.reward_model: ImplicitRewardModel | None = None  # of a decoder
         if _scores_its_last_token(name):
@@ -79,9 +85,8 @@ class Embedder:
         ids, _ = self._tokenise([_SAMPLE], max_length)
         mark = fingerprint(self.body, ids[0])
         self.source = Source(name, kind, pooling, max_length, precision, "float32", mark)
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        whole = self.reward_model or self.body
-        whole.to(self.device, getattr(torch, precision)).eval()
+        place(self.body, self.device, getattr(torch, precision))
+        (self.reward_model or self.body).to(self.device).eval()
 
     @property
     def width(self) -> int:
@@ -90,42 +95,48 @@ class Embedder:
             self.reward_model.classifier.score.in_features if self.reward_model else int(self.body.config.hidden_size)
         )
 
-    def embed(
-        self, conversations: Sequence[Messages], *, batch_size: int = 64, done: Callable[[int], Any] | None = None
-    ) -> tuple[Tensor, int]:
-        """Embed conversations; those of similar length share a batch.
+    def embed(self, conversations: Sequence[Messages], passes: Passes | None = None) -> tuple[Tensor, int]:
+        """Embed conversations; those of similar length share a forward pass, packed where the model takes packs.
 
         Args:
             conversations: N lists of messages.
-            batch_size: The number of conversations per forward pass.
-            done: Called after each batch with the number of its conversations; None calls nothing.
+            passes: How they go through the model. None: `Passes()`.
 
         Returns:
             The embeddings (float32, on the CPU) of shape (N, D), and how many conversations exceeded `max_length`.
         """
-        ids, truncated = self._tokenise(conversations, self.source.max_length)
-        order = np.argsort([-len(row) for row in ids], kind="stable")  # the longest first: memory runs out at once
-        rows, collate = TokenizedRows(ids), Collator(self.tokenizer.pad_token_id)
-        vectors = torch.empty(len(ids), self.width, device=self.device)
-        threads = threads_for(self.body) if self.device.type == "cpu" else nullcontext()
-        with torch.inference_mode(), threads:
-            for start in range(0, len(order), batch_size):
-                index = order[start : start + batch_size]
-                batch = collate(rows.__getitems__(index))
-                inputs = (batch[name].to(self.device, non_blocking=True) for name in ("input_ids", "attention_mask"))
-                vectors[torch.from_numpy(index).to(self.device)] = self._pool(*inputs)
-                if done is not None:
-                    done(len(index))
-        return vectors.cpu(), truncated
+        passes = passes or Passes()
+        ids, truncated = passes.tokenise(conversations, lambda some: self._tokenise(some, self.source.max_length))
+        if not ids:
+            return torch.empty(0, self.width), 0
+        with self._attention() as packed:
+            collate = Collator(self.tokenizer.pad_token_id, packed=packed)
+            (vectors,) = passes.run(TokenizedRows(ids), collate, self.device, lambda batch: [self._pool(**batch)])
+        return torch.from_numpy(vectors), truncated
 
-    def _pool(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Return embeddings (n, D), float32, from token ids (n, T) and their attention mask (n, T)."""
+    @contextmanager
+    def _attention(self) -> Iterator[bool]:
+        """A context with the fastest attention; gives whether it takes packs. Encoders take padded rows alone."""
+        if self.reward_model is None:
+            with threads_for(self.body) if self.device.type == "cpu" else nullcontext():
+                yield False
+            return
+        with packed_attention(self.reward_model, dtype=getattr(torch, self.source.precision)):
+            yield self.reward_model.packed
+
+    def _pool(self, input_ids: Tensor, attention_mask: Tensor | None = None, **packed: Any) -> Tensor:
+        """Return embeddings (n, D), float32, of a batch of `Collator`."""
         if self.reward_model and self.source.pooling == "last":
-            return self.reward_model.pool(input_ids, attention_mask)
+            return self.reward_model.pool(input_ids, attention_mask, **packed)
         cache = {"use_cache": False} if self.reward_model else {}
-        states = self.body(input_ids=input_ids, attention_mask=attention_mask, **cache).last_hidden_state
+        states = self.body(
+            input_ids=input_ids, attention_mask=attention_mask, **cache, **packed
+        ).last_hidden_state.float()
+        if attention_mask is None:
+            lengths = packed["cu_seq_lens_q"].diff()
+            return torch.segment_reduce(states[0], "mean", lengths=lengths, unsafe=True)
         weight = (attention_mask / attention_mask.sum(1, keepdim=True))[:, None]
-        return (weight @ states.float()).squeeze(1)
+        return (weight @ states).squeeze(1)
 
     def _tokenise(self, conversations: Sequence[Messages], max_length: int) -> tuple[list[np.ndarray], int]:
         """Return the token ids (int32) of each conversation, and how many of them lost their beginning."""
@@ -170,11 +181,13 @@ def write_embeddings(
     embedder: Embedder,
     out: str | Path,
     *,
-    batch_size: int = 64,
+    batch_size: int | None = None,
+    token_budget: int = TOKEN_BUDGET,
     dtype: str = "float32",
     resume: bool = False,
     overwrite: bool = False,
     progress: bool = True,
+    distributed: bool = False,
 ) -> int:
     """Embed N rows into a file, in parts of 4,096 rows.
 
@@ -185,59 +198,48 @@ def write_embeddings(
         messages: The conversations of the N rows.
         embedder: The model that embeds them.
         out: The file to write; its name ends in ".safetensors".
-        batch_size: The number of conversations per forward pass.
+        batch_size: The number of conversations per forward pass, at most. None: no limit.
+        token_budget: The number of tokens per forward pass, at most.
         dtype: The dtype of the file: "float32" or "bfloat16".
         resume: Whether to keep the finished parts of an interrupted run.
         overwrite: Whether to replace an earlier file and its parts.
-        progress: Whether to show a progress bar on stderr.
+        progress: Whether to show a progress bar on stderr, if that is a terminal.
+        distributed: Whether all processes of a torchrun share the rows. The first one writes.
 
     Returns:
         How many rows were truncated to the model's limit; rows of parts that were kept are not counted.
 
     Raises:
-        ValueError: `dtype` is unknown, `check_target` rejects `out`, a part was made from other rows or with other
+        ValueError: `dtype` is unknown, `out` may not be written, a part was made from other rows or with other
             settings, or an embedding is not finite.
     """
-    from tqdm.auto import tqdm
+    _check_choice("dtype", dtype, DTYPES)
+    out, source, truncated = Path(out), replace(embedder.source, dtype=dtype), 0
+    check = partial(check_embeddings_file, out, resume=resume, overwrite=overwrite)
+    by_first(check, distributed=distributed)
 
-    _check_choice("dtype", dtype, PRECISIONS)
-    out, source = Path(out), replace(embedder.source, dtype=dtype)
-    folder = check_target(out, resume=resume, overwrite=overwrite)
-    hashes, truncated = row_hash(ids, messages), 0
-    starts = range(0, len(ids), PART_ROWS)
-    parts = [folder / f"part-{number:05}.safetensors" for number in range(len(starts))]
-    finished = {path for path in parts if path.exists()} if resume else set()
-    for path, start in zip(parts, starts, strict=True):  # all of them before the work begins
-        if path in finished:
-            check_part(path, ids[start : start + PART_ROWS], hashes[start : start + PART_ROWS], source)
-    if overwrite:
-        _remove_earlier(out, folder)
-    folder.mkdir(exist_ok=True)
-    with tqdm(total=len(ids), unit="rows", disable=None if progress else True, file=sys.stderr) as bar:
-        for path, start in zip(parts, starts, strict=True):
-            rows = slice(start, start + PART_ROWS)
-            if path in finished:
-                bar.update(len(ids[rows]))
-                continue
-            vectors, longer = embedder.embed(messages[rows], batch_size=batch_size, done=bar.update)
-            bad = torch.nonzero(~vectors.isfinite().all(1))
-            if len(bad):
-                raise ValueError(
-                    f"row {ids[start + int(bad[0])]!r}: its embedding is not finite (nor those of {len(bad) - 1} more "
-                    f"rows); expected numbers; the model may be too imprecise in {source.precision}"
-                )
-            write_part(path, vectors, hashes[rows], source)
-            truncated += longer
-    merge_parts(parts, out, source)
-    shutil.rmtree(folder)
+    def compute(rows: slice, passes: Passes) -> dict[str, Tensor]:
+        nonlocal truncated
+        vectors, longer = embedder.embed(messages[rows], passes)
+        truncated += longer
+        bad = torch.nonzero(~vectors.isfinite().all(1))
+        if len(bad):
+            raise ValueError(
+                f"row {ids[rows][int(bad[0])]!r}: its embedding is not finite (nor those of {len(bad) - 1} more "
+                f"rows); expected numbers; the model may be too imprecise in {source.precision}"
+            )
+        return {"embeddings": vectors.to(getattr(torch, dtype))}
+
+    work = Work(out, ids, messages, about(source), compute, partial(merge_parts, out=out, source=source))
+    passes = Passes(batch_size, token_budget, distributed, progress)
+    write_in_parts(work, passes, resume=resume, overwrite=overwrite)
     return truncated
 
 
-def _remove_earlier(out: Path, folder: Path) -> None:
-    """Delete the file and the folder of parts of an earlier run, where they exist."""
-    out.unlink(missing_ok=True)
-    if folder.is_dir():
-        shutil.rmtree(folder)
+def check_embeddings_file(out: Path, *, resume: bool = False, overwrite: bool = False) -> None:
+    """Check that a file of embeddings may be written: `check_target`, and a name that ends in ".safetensors"."""
+    check_suffix(out, ".safetensors")
+    check_target(out, resume=resume, overwrite=overwrite)
 
 
 def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:

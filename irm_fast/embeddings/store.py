@@ -1,31 +1,24 @@
 """Embeddings on disk: one vector for every row of a data file, found by a hash of the row's id and text.
 
 A file is in the safetensors format, with `embeddings` (N, D), float32 or bfloat16, and `row_hash` (N,), int64; its
-metadata say how the embeddings were made. While a file is being written, its rows are in a folder of parts of the same
-format.
+metadata say how the embeddings were made. While a file is being written, its rows are in parts of the same format
+(`models.parts`).
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from collections.abc import Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
-from irm_fast.data.outputs import check_choice
+from irm_fast.models.parts import opened, row_hash
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from torch import Tensor
-
     from irm_fast.data.rows import Messages
 
 FORMAT = "1"  # of the metadata entry "irm_fast_embeddings"
@@ -66,18 +59,6 @@ class Source:
         return next((name for name in names if getattr(self, name) != getattr(other, name)), "")
 
 
-def row_hash(ids: Sequence[str], messages: Sequence[Messages]) -> np.ndarray:
-    """Return a hash (int64) of each row, of shape (N,): 8 bytes of BLAKE2b over its id, roles and texts.
-
-    Args:
-        ids: The ids of the N rows.
-        messages: The conversations of the N rows.
-    """
-    rows = zip(ids, messages, strict=True)
-    digests = (hashlib.blake2b(json.dumps(row).encode(), digest_size=8).digest() for row in rows)
-    return np.frombuffer(b"".join(digests), "<i8").astype(np.int64)
-
-
 def read_source(path: str | Path) -> Source:
     """Read how the embeddings of a file were made.
 
@@ -87,7 +68,7 @@ def read_source(path: str | Path) -> Source:
     Raises:
         ValueError: The file is missing, damaged, of another format, or not written by `irm-fast embed`.
     """
-    with _opened(path) as file:
+    with opened(path) as file:
         return _source(path, file)
 
 
@@ -108,7 +89,7 @@ def read_embeddings(path: str | Path, ids: Sequence[str], messages: Sequence[Mes
             embedding there, and the message says how many and names the first.
     """
     wanted = row_hash(ids, messages)
-    with _opened(path) as file:
+    with opened(path) as file:
         _source(path, file)
         vectors, held = file.get_tensor("embeddings"), file.get_tensor("row_hash").numpy()
     if not np.array_equal(held, wanted):
@@ -129,83 +110,7 @@ def _places(path: str | Path, ids: Sequence[str], wanted: np.ndarray, held: np.n
     return places
 
 
-def check_target(out: Path, *, resume: bool = False, overwrite: bool = False) -> Path:
-    """Check that a file may be written, and return the folder for its parts; nothing is written.
-
-    Args:
-        out: The file to write.
-        resume: Whether the parts of an interrupted run may exist.
-        overwrite: Whether an earlier file and its parts may exist.
-
-    Raises:
-        ValueError: `resume` and `overwrite` are both set; the name does not end in ".safetensors"; its folder does not
-            exist; it is a folder; it exists and `overwrite` is not set; parts of an interrupted run exist and neither
-            option is set; or the folder of parts holds other files.
-    """
-    folder = out.with_name(out.name + ".parts")
-    check_choice(resume=resume, overwrite=overwrite)
-    if out.suffix != ".safetensors":
-        raise ValueError(f"out: got {out.name!r}; expected a name that ends in .safetensors")
-    if not out.parent.is_dir():
-        raise ValueError(f"out: no such folder as {str(out.parent)!r}; make it first")
-    if out.is_dir():
-        raise ValueError(f"out: {out} is a folder; expected the name of a file")
-    if out.exists() and not overwrite:
-        raise ValueError(f"out: {out} exists already; --overwrite replaces it")
-    if folder.exists() and not (resume or overwrite):
-        raise ValueError(f"out: {folder} holds an interrupted run; --resume goes on with it, --overwrite starts anew")
-    foreign = [path.name for path in folder.iterdir() if not path.match("part-*")] if folder.is_dir() else []
-    if foreign:
-        raise ValueError(f"out: {folder} holds {foreign[0]!r}, not of an interrupted run; move it elsewhere")
-    return folder
-
-
-def write_part(path: Path, vectors: Tensor, hashes: np.ndarray, source: Source) -> None:
-    """Write a part of a file; it appears under its name only when it is complete.
-
-    Args:
-        path: The file of the part.
-        vectors: Embeddings of shape (n, D), converted to `source.dtype`.
-        hashes: The row hashes (int64) of shape (n,).
-        source: How the embeddings were made.
-    """
-    import torch
-    from safetensors.torch import save_file
-
-    tensors = {"embeddings": vectors.to(getattr(torch, source.dtype)), "row_hash": torch.from_numpy(hashes.copy())}
-    unfinished = path.with_suffix(".unfinished")
-    save_file(tensors, unfinished, metadata=_metadata(source))
-    os.replace(unfinished, path)
-
-
-def check_part(path: Path, ids: Sequence[str], hashes: np.ndarray, source: Source) -> None:
-    """Check that a part holds the expected rows, embedded with the expected settings.
-
-    Args:
-        path: The file of the part.
-        ids: The ids of the n rows, for the message.
-        hashes: The expected row hashes (int64) of shape (n,).
-        source: The expected settings.
-
-    Raises:
-        ValueError: The part is damaged, or its rows or settings are others.
-    """
-    choice = "repeat what the interrupted run had to resume it, or start anew with --overwrite"
-    with _opened(path) as file:
-        earlier, held = _source(path, file), file.get_tensor("row_hash").numpy()
-    if name := earlier.difference(source):
-        was, now = getattr(earlier, name), getattr(source, name)
-        got = (
-            "model: other weights or tokenizer" if name == "fingerprint" else f"{name}: got {now!r} instead of {was!r}"
-        )
-        raise ValueError(f"{got}: {path} was written otherwise; {choice}")
-    if not np.array_equal(held, hashes):
-        shared = min(len(held), len(hashes))
-        first = ids[min(int((held[:shared] == hashes[:shared]).cumprod().sum()), len(ids) - 1)]
-        raise ValueError(f"data: row {first!r} is not what {path} was written from, in that place; {choice}")
-
-
-def merge_parts(parts: Sequence[Path], out: Path, source: Source) -> None:
+def merge_parts(parts: Sequence[Path], *, out: Path, source: Source) -> None:
     """Write the parts as one file, with one part in memory at a time; it appears under its name only when complete.
 
     Args:
@@ -220,7 +125,7 @@ def merge_parts(parts: Sequence[Path], out: Path, source: Source) -> None:
 
     sizes = []
     for path in parts:
-        with _opened(path) as file:
+        with opened(path) as file:
             sizes.append(tuple(file.get_slice("embeddings").get_shape()))
     rows, width = sum(size[0] for size in sizes), sizes[0][1]
     unfinished = out.with_name(out.name + ".unfinished")
@@ -228,7 +133,7 @@ def merge_parts(parts: Sequence[Path], out: Path, source: Source) -> None:
         file.write(_header(rows, width, source))
         for name in ("row_hash", "embeddings"):
             for path in parts:
-                with _opened(path) as part:
+                with opened(path) as part:
                     part.get_tensor(name).view(torch.uint8).numpy().tofile(file)
     os.replace(unfinished, out)
 
@@ -238,7 +143,7 @@ def _header(rows: int, width: int, source: Source) -> bytes:
     split = 8 * rows  # the hashes come first, so that both tensors begin at a multiple of their items' size
     end = split + rows * width * (4 if source.dtype == "float32" else 2)
     content: dict[str, Any] = {
-        "__metadata__": _metadata(source),
+        "__metadata__": about(source),
         "row_hash": {"dtype": "I64", "shape": [rows], "data_offsets": [0, split]},
         "embeddings": {"dtype": _DTYPES[source.dtype], "shape": [rows, width], "data_offsets": [split, end]},
     }
@@ -247,21 +152,9 @@ def _header(rows: int, width: int, source: Source) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _metadata(source: Source) -> dict[str, str]:
+def about(source: Source) -> Mapping[str, str]:
     """Return the metadata entries of a file, all of them strings."""
     return {"irm_fast_embeddings": FORMAT, **{name: str(value) for name, value in asdict(source).items()}}
-
-
-@contextmanager
-def _opened(path: str | Path) -> Iterator[Any]:
-    """Open a safetensors file to read tensors from; raise ValueError if it is missing or damaged."""
-    if not Path(path).is_file():
-        raise ValueError(f"{path}: not found; expected a file that irm-fast embed wrote")
-    try:
-        with safe_open(path, "pt") as file:
-            yield file
-    except SafetensorError as error:
-        raise ValueError(f"{path}: damaged or no safetensors file: {error}; expected one of irm-fast embed") from error
 
 
 def _source(path: str | Path, file: Any) -> Source:

@@ -20,6 +20,7 @@ from irm_fast.embeddings.store import Source
 from irm_fast.losses.implicit import implicit_rm_loss
 from irm_fast.models.backbone import quiet_transformers
 from irm_fast.models.heldout import HeldOut
+from irm_fast.models.passes import Passes
 from irm_fast.models.record import CHECKPOINT_WEIGHTS, give_usual_mode, read_record, spec_of_record, write_record
 from irm_fast.models.reward_model import ImplicitRewardModel
 
@@ -41,12 +42,14 @@ class EmbeddedRewardModel:
         source: How the embeddings are made.
         position: The position that propensities take for one that is not known, see `typical_position`; None if they
             read no positions.
+        precision: The precision of the language model. None: the one in which the embeddings were made.
     """
 
     estimator: EmbeddingRewardModel
     spec: RewardSpec
     source: Source
     position: float | None = None
+    precision: str | None = None
 
     @property
     def is_checkpoint(self) -> bool:
@@ -71,57 +74,66 @@ class EmbeddedRewardModel:
         Raises:
             ValueError: It cannot be loaded, or its weights or tokenizer are not those that made the embeddings.
         """
-        return open_source(self.source)
+        return open_source(replace(self.source, precision=self.precision or self.source.precision))
 
     def rewards(
-        self, conversations: Sequence[Messages], *, batch_size: int, lower: float | None = None
-    ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
-        """Return rewards (float32) of shape (N,), without `reward_bias`.
+        self, conversations: Sequence[Messages], passes: Passes, lower: float | None = None
+    ) -> dict[str, np.ndarray]:
+        """Return `reward` (float32) of shape (N,), without `reward_bias`.
 
         Args:
             conversations: N lists of messages.
-            batch_size: The number of conversations per forward pass.
-            lower: A probability in (0, 0.5), with which the true reward lies below a second number that is returned for
-                each conversation, too; None returns rewards alone.
+            passes: How they go through the language model.
+            lower: A probability in (0, 0.5), with which the true reward lies below `reward_lower` (N,), which is
+                returned, too; None returns rewards alone.
 
         Raises:
-            ValueError: As `embedder`; `lower` is out of range; or, with `lower`, as `predict_interval`.
+            ValueError: As `embedder` and `check_lower`.
         """
-        if lower is not None:  # before the work
-            if not 0 < lower < 0.5:
-                raise ValueError(f"lower: got {lower!r}; expected a probability above 0 and below 0.5")
-            self.estimator.check_has_intervals()
-        vectors, _ = self.embedder.embed(conversations, batch_size=batch_size)
+        self.check_lower(lower)
+        vectors, _ = self.embedder.embed(conversations, passes)
         bias = self.reward_bias.numpy()
-        rewards = self.estimator.decision_function(vectors.numpy()) - bias
-        if lower is None:
-            return rewards
-        return rewards, self.estimator.predict_interval(vectors.numpy(), level=1 - 2 * lower)[0] - bias
+        found = {"reward": self.estimator.decision_function(vectors.numpy()) - bias}
+        if lower is not None:
+            found["reward_lower"] = self.estimator.predict_interval(vectors.numpy(), level=1 - 2 * lower)[0] - bias
+        return found
 
-    def disagreement(self, conversations: Sequence[Messages], *, batch_size: int) -> np.ndarray:
+    def check_lower(self, lower: float | None) -> None:
+        """Check that there are lower rewards of a probability, before the work.
+
+        Raises:
+            ValueError: `lower` is out of range; or as `predict_interval`.
+        """
+        if lower is None:
+            return
+        if not 0 < lower < 0.5:
+            raise ValueError(f"lower: got {lower!r}; expected a probability above 0 and below 0.5")
+        self.estimator.check_has_intervals()
+
+    def disagreement(self, conversations: Sequence[Messages], passes: Passes) -> np.ndarray:
         """Return `EmbeddingRewardModel.predict_disagreement` (float32) of conversations, of shape (N,).
 
         Args:
             conversations: N lists of messages.
-            batch_size: The number of conversations per forward pass.
+            passes: How they go through the language model.
 
         Raises:
             ValueError: As `embedder` and `predict_disagreement`.
         """
-        vectors, _ = self.embedder.embed(conversations, batch_size=batch_size)
+        vectors, _ = self.embedder.embed(conversations, passes)
         return self.estimator.predict_disagreement(vectors.numpy())
 
-    def predict_log(self, log: Log, batch_size: int) -> HeldOut:
+    def predict_log(self, log: Log, passes: Passes) -> HeldOut:
         """Embed the conversations of a log and predict its rows, for `evaluation.scoring.predict_log`.
 
         Args:
             log: N rows with the signals of `spec`, in their order.
-            batch_size: The number of conversations per forward pass.
+            passes: How they go through the language model.
 
         Raises:
             ValueError: As `embedder`.
         """
-        vectors, _ = self.embedder.embed(log.messages, batch_size=batch_size)
+        vectors, _ = self.embedder.embed(log.messages, passes)
         return self.predict(vectors.numpy(), log)
 
     def predict(self, vectors: np.ndarray, log: Log) -> HeldOut:

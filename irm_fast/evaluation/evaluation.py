@@ -17,13 +17,23 @@ from irm_fast.diagnostics.intervals import ranking_intervals
 from irm_fast.diagnostics.metrics import operating_points, reward_metrics
 from irm_fast.diagnostics.within import alone_metrics, within_auroc
 from irm_fast.evaluation.propensities import with_propensities
-from irm_fast.evaluation.scoring import RewardModel, load, predict_log, score
+from irm_fast.evaluation.scoring import RewardModel, load, predict_log, rewards
+from irm_fast.models import TOKEN_BUDGET
 from irm_fast.models.heldout import HeldOut
+from irm_fast.models.passes import Passes
 from irm_fast.models.record import read_record
 
 
 def evaluate(
-    model_dir: str | Path, data: str | Path, *, batch_size: int = 32, base: str | Path | None = None
+    model_dir: str | Path,
+    data: str | Path,
+    *,
+    batch_size: int | None = None,
+    token_budget: int = TOKEN_BUDGET,
+    precision: str = "auto",
+    base: str | Path | None = None,
+    distributed: bool = False,
+    progress: bool = False,
 ) -> dict[str, Any]:
     """Metrics of a saved model on a file: of rated responses or pairs, or of a log of feedback.
 
@@ -33,32 +43,36 @@ def evaluate(
     Args:
         model_dir: The folder of the model.
         data: The path of the file.
-        batch_size: Rows per forward pass.
+        batch_size: The number of conversations per forward pass, at most. None: no limit.
+        token_budget: The number of tokens per forward pass, at most.
+        precision: The precision of the language model, as of `load`.
         base: The untrained language model, as of `propensities.with_propensities`; rated rows need none.
+        distributed: Whether all processes of a torchrun share the rows; each gets the metrics of all.
+        progress: Whether to show a progress bar on stderr, if that is a terminal.
 
     Raises:
         ValueError: what is no saved model, no readable data, rated rows that are all of one kind, or a log that
             lacks a signal of the model's; or as `with_propensities`.
     """
-    model = load(model_dir)
+    model, passes = load(model_dir, precision=precision), Passes(batch_size, token_budget, distributed, progress)
     absent = read_record(model_dir).get("training", {}).get("absent", "error")
     found = read_log_or_rated(data, absent=absent)  # polarity and contradictions: by the model, in `align`
     if isinstance(found, Log):
-        log, _ = with_propensities(align(found, model.spec), model.spec, model_dir, base=base, batch_size=batch_size)
-        return _log_metrics(model, log, batch_size)
+        log, _ = with_propensities(align(found, model.spec), model.spec, model_dir, base=base, passes=passes)
+        return _log_metrics(model, log, passes)
     check_both(found)
-    return evaluate_rated(model, found, batch_size=batch_size)
+    return evaluate_rated(model, found, passes)
 
 
-def evaluate_rated(model: RewardModel, rated: Rated, *, batch_size: int = 32) -> dict[str, float]:
+def evaluate_rated(model: RewardModel, rated: Rated, passes: Passes | None = None) -> dict[str, float]:
     """Measure reward plus bias against the clean preference, as `rated_metrics` does.
 
     Args:
         model: The model.
         rated: N rated responses.
-        batch_size: The number of conversations per forward pass.
+        passes: How they go through the model. None: `Passes()`.
     """
-    logit = score(model, rated.messages, batch_size=batch_size) + float(model.reward_bias.detach())
+    logit = rewards(model, rated.messages, passes or Passes())["reward"] + float(model.reward_bias.detach())
     return rated_metrics(logit, rated)
 
 
@@ -92,19 +106,19 @@ def rated_metrics(logit: np.ndarray, rated: Rated) -> dict[str, float]:
     return metrics | {f"{key}_length_alone": of_length[key] for key in ("auroc", "pair_accuracy") if key in of_length}
 
 
-def evaluate_log(model: RewardModel, log: Log, *, batch_size: int = 32) -> dict[str, float]:
+def evaluate_log(model: RewardModel, log: Log, passes: Passes | None = None) -> dict[str, float]:
     """Held-out likelihood and calibration on a log: the keys of `heldout_metrics`, and `n`.
 
     And operating points: `copy_lost_hiding_0.1` is the share of the copies that would be lost if the tenth of the
     responses with the lowest rewards were hidden (`diagnostics.metrics.operating_points`).
     """
-    return _log_metrics(model, align(log, model.spec), batch_size)
+    return _log_metrics(model, align(log, model.spec), passes or Passes())
 
 
 @torch.no_grad()
-def _log_metrics(model: RewardModel, log: Log, batch_size: int) -> dict[str, float]:
+def _log_metrics(model: RewardModel, log: Log, passes: Passes) -> dict[str, float]:
     """`evaluate_log` of a log as `align` returns it."""
-    predicted = predict_log(model, log, batch_size)
+    predicted = predict_log(model, log, passes)
     lost = {
         f"{name}_lost_hiding_{point['hidden']:g}": share
         for point in operating_points(predicted.reward, log.feedback)

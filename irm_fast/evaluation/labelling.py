@@ -15,12 +15,13 @@ from irm_fast.data.outputs import whole_file
 from irm_fast.data.rows import Messages
 from irm_fast.embeddings.text_model import EmbeddedRewardModel
 from irm_fast.evaluation.scoring import RewardModel, row_weights
+from irm_fast.models.passes import Passes
 
 LEAST_SHARE = 0.2  # of the mean probability: no row has less, so that no label weighs more than five usual ones
 
 
 def rows_to_label(
-    model: RewardModel, log: Log, count: int, seed: int = 0, *, batch_size: int = 32
+    model: RewardModel, log: Log, count: int, seed: int = 0, *, batch_size: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw rows to have rated, the more likely the further the answers that the log allows differ on them.
 
@@ -33,7 +34,7 @@ def rows_to_label(
         log: N rows. Those with a preference, and those of weight 0, are not drawn.
         count: The number of rows to draw.
         seed: The seed of the draw.
-        batch_size: The number of conversations per forward pass.
+        batch_size: The number of conversations per forward pass, at most. None: no limit but the token budget.
 
     Returns:
         Row numbers (int64) of shape (count,), in random order, so that the first m of them are a draw, too; and the
@@ -49,7 +50,7 @@ def rows_to_label(
     if not 1 <= count <= len(unlabelled):
         raise ValueError(f"next: got {count}; expected 1 to {len(unlabelled)}, the rows without a preference")
     if isinstance(model, EmbeddedRewardModel):
-        apart = model.disagreement([log.messages[row] for row in unlabelled], batch_size=batch_size)
+        apart = model.disagreement([log.messages[row] for row in unlabelled], Passes(batch_size))
     else:
         apart = np.zeros(len(unlabelled))
         warnings.warn(

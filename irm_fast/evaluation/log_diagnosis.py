@@ -17,6 +17,7 @@ from irm_fast.embeddings.text_model import EmbeddedRewardModel
 from irm_fast.evaluation.propensities import with_propensities
 from irm_fast.evaluation.scoring import load, predict_log, row_weights
 from irm_fast.models.heldout import HeldOut
+from irm_fast.models.passes import Passes
 from irm_fast.models.record import read_record
 
 
@@ -28,7 +29,7 @@ def diagnose_file(
     absent: Absent | None = None,
     polarity: Mapping[str, int] | None = None,
     labels_ignorable: bool = False,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     base: str | Path | None = None,
 ) -> Diagnosis:
     """`diagnostics.diagnose` of the log at `data`, with a saved model's predictions or without a model.
@@ -41,7 +42,7 @@ def diagnose_file(
         absent: The meaning of a key that some rows lack. None: as the model was trained, or "error".
         polarity: Without a model, +1 or -1 by signal.
         labels_ignorable: Whether which rows have a label does not depend on the preference.
-        batch_size: Rows per forward pass of the model.
+        batch_size: Rows per forward pass of the model, at most. None: as many as the token budget holds.
         base: The untrained language model, as of `propensities.with_propensities`.
 
     Raises:
@@ -57,8 +58,9 @@ def diagnose_file(
     model = load(model_dir)
     absent = absent or read_record(model_dir).get("training", {}).get("absent", "error")
     log = align(read_log(data, absent=absent, misclick=True), model.spec)
-    filled, context = with_propensities(log, model.spec, model_dir, base=base, batch_size=batch_size)
-    heldout = predict_log(model, filled, batch_size)
+    passes = Passes(batch_size)
+    filled, context = with_propensities(log, model.spec, model_dir, base=base, passes=passes)
+    heldout = predict_log(model, filled, passes)
     if isinstance(model, EmbeddedRewardModel):
         context = model.context
     return diagnose_rows([log], model.spec, heldout, labels_ignorable=labels_ignorable, context=context)

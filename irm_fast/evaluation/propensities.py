@@ -8,11 +8,12 @@ from pathlib import Path
 from irm_fast.data.log import Log
 from irm_fast.data.signals import RewardSpec
 from irm_fast.embeddings.text_model import EmbeddedRewardModel
+from irm_fast.models.passes import Passes
 from irm_fast.models.record import PROPENSITIES
 
 
 def with_propensities(
-    log: Log, spec: RewardSpec, directory: str | Path, *, base: str | Path | None = None, batch_size: int = 32
+    log: Log, spec: RewardSpec, directory: str | Path, *, base: str | Path | None = None, passes: Passes | None = None
 ) -> tuple[Log, tuple[str, ...]]:
     """Give the rows of a log the propensities that a saved model's likelihood reads.
 
@@ -25,7 +26,7 @@ def with_propensities(
         spec: What the model explains.
         directory: The folder of the model.
         base: Folder or hub id of the untrained language model, where it is no longer at the place that training read.
-        batch_size: Rows per forward pass.
+        passes: How the rows go through it. None: `Passes()`.
 
     Returns:
         The log, and the parts of the context that its propensities depend on: some of "time", "place" and "user".
@@ -45,7 +46,7 @@ def with_propensities(
     if base is not None:
         model.source = replace(model.source, model=str(base))
     try:
-        vectors, _ = model.embedder.embed(log.messages, batch_size=batch_size)
+        vectors, _ = model.embedder.embed(log.messages, passes)
     except ValueError as error:
         raise ValueError(
             f"the propensities of {directory} read states of the language model that it was trained from, which is not "

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 import torch
-from accelerate.utils import send_to_device
 from torch import Tensor
 
 from irm_fast.data.log import Log
 from irm_fast.data.rows import Messages
 from irm_fast.embeddings.text_model import SOURCE, EmbeddedRewardModel
 from irm_fast.losses.implicit import implicit_rm_loss
+from irm_fast.models import TOKEN_BUDGET
 from irm_fast.models.batches import Collator, TokenizedRows
 from irm_fast.models.heldout import HeldOut
 from irm_fast.models.packed import packed_attention
-from irm_fast.models.packing import by_length
+from irm_fast.models.passes import Passes, default_device, place, resolve_precision
 from irm_fast.models.record import read_record
 from irm_fast.models.reward_model import ImplicitRewardModel
 from irm_fast.models.tokens import tokenise
@@ -26,23 +26,57 @@ from irm_fast.models.tokens import tokenise
 RewardModel = ImplicitRewardModel | EmbeddedRewardModel
 
 
-def load(directory: str | Path) -> RewardModel:
-    """A saved reward model, on the GPU if there is one. Raises ValueError as `ImplicitRewardModel.load`."""
+def load(directory: str | Path, *, precision: str = "auto") -> RewardModel:
+    """A saved reward model, on the GPU if there is one.
+
+    Args:
+        directory: A folder that `irm-fast train` wrote.
+        precision: The precision of the language model: "float32", "bfloat16", or "auto", bfloat16 on a GPU and float32
+            elsewhere; of a model on embeddings, the precision of the embeddings that it was fitted on. Heads are
+            float32 in any case.
+
+    Raises:
+        ValueError: `precision` is unknown, or as `ImplicitRewardModel.load`.
+    """
+    device = default_device()
+    resolved = resolve_precision(precision, device)
     if SOURCE in read_record(directory):
-        return EmbeddedRewardModel.load(directory)
-    return ImplicitRewardModel.load(directory).to("cuda" if torch.cuda.is_available() else "cpu")
+        embedded = EmbeddedRewardModel.load(directory)
+        embedded.precision = embedded.source.precision if precision == "auto" else resolved
+        return embedded
+    model = ImplicitRewardModel.load(directory)
+    place(model.backbone, device, getattr(torch, resolved))
+    return model.to(device)
 
 
 @overload
 def score(
-    model: RewardModel, conversations: Sequence[Messages], *, batch_size: int = 32, lower: None = None
+    model: RewardModel,
+    conversations: Sequence[Messages],
+    *,
+    batch_size: int | None = None,
+    token_budget: int = TOKEN_BUDGET,
+    lower: None = None,
+    distributed: bool = False,
 ) -> np.ndarray: ...
 @overload
 def score(
-    model: RewardModel, conversations: Sequence[Messages], *, batch_size: int = 32, lower: float
+    model: RewardModel,
+    conversations: Sequence[Messages],
+    *,
+    batch_size: int | None = None,
+    token_budget: int = TOKEN_BUDGET,
+    lower: float,
+    distributed: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]: ...
 def score(
-    model: RewardModel, conversations: Sequence[Messages], *, batch_size: int = 32, lower: float | None = None
+    model: RewardModel,
+    conversations: Sequence[Messages],
+    *,
+    batch_size: int | None = None,
+    token_budget: int = TOKEN_BUDGET,
+    lower: float | None = None,
+    distributed: bool = False,
 ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
     """Return the rewards of conversations.
 
@@ -52,9 +86,12 @@ def score(
     Args:
         model: The model.
         conversations: N lists of messages, each of which ends with the assistant's turn.
-        batch_size: The number of conversations per forward pass.
+        batch_size: The number of conversations per forward pass, at most. None: no limit.
+        token_budget: The number of tokens per forward pass, at most; a longer conversation has one alone.
         lower: A probability in (0, 0.5), with which the true reward lies below a lower reward that is returned, too;
             see `EmbeddingRewardModel.predict_interval`. None returns rewards alone.
+        distributed: Whether all processes of a torchrun share the conversations. All of them have to call this with the
+            same ones then, and all get all rewards. Otherwise each process scores what it is given.
 
     Returns:
         Rewards (float32) of shape (N,); with `lower` a pair, the rewards and the lower rewards.
@@ -63,31 +100,62 @@ def score(
         ValueError: `lower` is out of range, or there are no intervals: the model was not trained on embeddings, its
             reward is a network, or it was saved by an earlier version.
     """
-    if isinstance(model, EmbeddedRewardModel):
-        return model.rewards(conversations, batch_size=batch_size, lower=lower)
-    if lower is not None:
+    check_lower(model, lower)
+    columns = list(rewards(model, conversations, Passes(batch_size, token_budget, distributed), lower).values())
+    return columns[0] if lower is None else (columns[0], columns[1])
+
+
+def check_lower(model: RewardModel, lower: float | None) -> None:
+    """Check that a model has the lower rewards that are asked for; arguments and errors as of `score`."""
+    if lower is None:
+        return
+    if not isinstance(model, EmbeddedRewardModel):
         raise ValueError(
             "lower: the model was trained end to end, and no sampling distribution of its rewards is known; expected a "
             "model of irm-fast train --embeddings: train one on the same log, or leave lower out"
         )
-    input_ids, _ = tokenise(model.tokenizer, conversations, model.spec.max_length)
-    rewards = np.empty(len(input_ids), dtype=np.float32)
-    for index, batch in _batches(model, TokenizedRows(input_ids), batch_size):
-        rewards[index] = model.score(model.pool(**batch)).cpu().numpy()
-    return rewards
+    model.check_lower(lower)
 
 
-def predict_log(model: RewardModel, log: Log, batch_size: int) -> HeldOut:
+def rewards(
+    model: RewardModel, conversations: Sequence[Messages], passes: Passes, lower: float | None = None
+) -> dict[str, np.ndarray]:
+    """Return `reward`, and with `lower` `reward_lower`, each (N,) float32; arguments as of `score` and `Passes`."""
+    if isinstance(model, EmbeddedRewardModel):
+        return model.rewards(conversations, passes, lower)
+    if not len(conversations):
+        return {"reward": np.empty(0, np.float32)}
+    rows = TokenizedRows(_tokenised(model, conversations, passes))
+    (found,) = _run(model, rows, passes, lambda batch: [model.score(model.pool(**batch))])
+    return {"reward": found}
+
+
+def predict_log(model: RewardModel, log: Log, passes: Passes) -> HeldOut:
     """Predictions of a model for a log as `align` returns it."""
     if isinstance(model, EmbeddedRewardModel):
-        return model.predict_log(log, batch_size)
-    input_ids, _ = tokenise(model.tokenizer, log.messages, model.spec.max_length)
-    rows, columns = len(log), model.spec.columns
-    loss, reward, propensity = (np.empty((rows, *shape), np.float32) for shape in ((), (), (columns,)))
-    for index, batch in _batches(model, TokenizedRows.from_log(log, input_ids), batch_size):
-        step = heldout_step(model, model, batch)
-        loss[index], reward[index], propensity[index] = (part.cpu().numpy() for part in step)
+        return model.predict_log(log, passes)
+    rows = TokenizedRows.from_log(log, _tokenised(model, log.messages, passes))
+    loss, reward, propensity = _run(model, rows, passes, lambda batch: heldout_step(model, model, batch))
     return HeldOut(loss, row_weights(log), reward, propensity)
+
+
+def _tokenised(model: ImplicitRewardModel, conversations: Sequence[Messages], passes: Passes) -> list[np.ndarray]:
+    """Token ids (T,) int32 of each conversation."""
+    ids, _ = passes.tokenise(conversations, lambda some: tokenise(model.tokenizer, some, model.spec.max_length))
+    return ids
+
+
+def _run(
+    model: ImplicitRewardModel,
+    rows: TokenizedRows,
+    passes: Passes,
+    compute: Callable[[dict[str, Any]], Sequence[Tensor]],
+) -> list[np.ndarray]:
+    """`Passes.run` through a model in evaluation mode, with the fastest attention."""
+    model.eval()
+    with packed_attention(model, dtype=model.classifier.dtype):
+        collate = Collator(model.tokenizer.pad_token_id, packed=model.packed)
+        return passes.run(rows, collate, model.device, compute)
 
 
 def row_weights(log: Log) -> np.ndarray:
@@ -123,16 +191,3 @@ def logit_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
     """What of a batch a model reads to give logits rather than a loss."""
     rest = ("row", "counts", "feedback", "preference", "weight", "margin")
     return {name: value for name, value in batch.items() if name not in rest}
-
-
-def _batches(
-    model: ImplicitRewardModel, rows: TokenizedRows, batch_size: int
-) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
-    """(row numbers, batch on the model's device), rows of similar length together, without gradients."""
-    model.eval()
-    with torch.no_grad(), packed_attention(model):
-        collate, device = Collator(model.tokenizer.pad_token_id, packed=model.packed), model.device
-        for pack in by_length(rows.lengths, rows=batch_size):
-            batch = collate(rows.__getitems__(pack))
-            del batch["counts"]
-            yield np.array(pack), send_to_device(batch, device)

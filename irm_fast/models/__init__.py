@@ -2,6 +2,8 @@
 
 from typing import Literal, get_args
 
-# Here because the settings of a run name them, and settings take no torch.
+# Here because settings and the command line name them, and take no torch.
 Attention = Literal["auto", "flash_attention_4", "flash_attention_3", "flash_attention_2", "varlen", "sdpa", "eager"]
 ATTENTIONS: tuple[Attention, ...] = get_args(Attention)
+Precision = Literal["auto", "float32", "bfloat16"]
+TOKEN_BUDGET = 16_384  # tokens of a forward pass without gradients

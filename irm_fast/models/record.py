@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -18,6 +19,8 @@ from irm_fast.data.signals import DESIGNS, RewardSpec
 FORMAT = 1  # of irm_fast.json
 RECORD, PROPENSITY_FILE = "irm_fast.json", "propensity.safetensors"
 PROPENSITIES = "propensities"  # the folder, beside a checkpoint, of a model of propensities that were fitted first
+_FINGERPRINTED = ("*.safetensors", "*.json", "*.jinja", "*.model")  # weights, settings, tokenizer
+_PIECE = 4096  # bytes
 CHECKPOINT_WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors")  # the names that transformers gives them
 
 
@@ -49,6 +52,28 @@ def write_record(directory: Path, spec: RewardSpec, reward_bias: float, more: Ma
     """
     content = {"format": FORMAT, "version": version("irm-fast"), **asdict(spec), **more, "reward_bias": reward_bias}
     (directory / RECORD).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def folder_fingerprint(directory: str | Path) -> str:
+    """Hash the folder of a saved model: small files whole, and of large ones their size and a thousand pieces.
+
+    Training changes every weight, and so the pieces. What others put into the folder, such as a report, is not read.
+
+    Args:
+        directory: The folder.
+
+    Returns:
+        32 hexadecimal digits.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for path in sorted(path for pattern in _FINGERPRINTED for path in Path(directory).glob(pattern)):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}".encode())
+        with path.open("rb") as file:
+            for start in range(0, size, max(_PIECE, size // 1000)):
+                file.seek(start)
+                digest.update(file.read(_PIECE))
+    return digest.hexdigest()
 
 
 def spec_of_record(record: Mapping[str, Any]) -> RewardSpec:

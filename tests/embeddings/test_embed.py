@@ -9,9 +9,10 @@ import torch
 from safetensors.torch import load_file, safe_open
 
 from irm_fast.data.signals import RewardSpec
-from irm_fast.embeddings import embedder as embedding_run
 from irm_fast.embeddings.embedder import Embedder, write_embeddings
 from irm_fast.embeddings.store import read_embeddings, read_source
+from irm_fast.models import parts
+from irm_fast.models.passes import Passes
 from irm_fast.models.reward_model import ImplicitRewardModel
 
 
@@ -46,14 +47,14 @@ def rows(make_log):
 
 @pytest.fixture
 def small_parts(monkeypatch):
-    monkeypatch.setattr(embedding_run, "PART_ROWS", 8)
+    monkeypatch.setattr(parts, "PART_ROWS", 8)
 
 
 def test_last_is_what_the_reward_model_pools(tiny_model, rows):
     _, messages = rows
     embedder = Embedder(tiny_model)
     assert (embedder.source.kind, embedder.source.pooling, embedder.source.max_length) == ("decoder", "last", 256)
-    vectors, truncated = embedder.embed(messages, batch_size=3)
+    vectors, truncated = embedder.embed(messages, Passes(batch_size=3))
     assert truncated == 0
     model = ImplicitRewardModel.from_backbone(tiny_model, RewardSpec("constant")).eval()
     for row, vector in zip(messages, vectors, strict=True):
@@ -68,7 +69,7 @@ def test_mean_is_over_all_tokens_that_are_not_padding(tiny_model, tiny_encoder, 
 
     _, messages = rows
     name = tiny_model if kind == "decoder" else tiny_encoder
-    vectors, _ = Embedder(name, pooling="mean").embed(messages, batch_size=4)
+    vectors, _ = Embedder(name, pooling="mean").embed(messages, Passes(batch_size=4))
     model, tokenizer = AutoModel.from_pretrained(name).eval(), AutoTokenizer.from_pretrained(name)
     start, end = ("<s>", "</s>") if kind == "decoder" else ("", "")
     for (question, answer), vector in zip(messages, vectors, strict=True):
@@ -147,7 +148,7 @@ class Interrupted(Exception):
 def interrupted(tiny_encoder, rows, tmp_path, small_parts, monkeypatch):
     """A run that ended in its third part: (path of its file, embedder)."""
     out, embedder = tmp_path / "e.safetensors", Embedder(tiny_encoder)
-    write, written = embedding_run.write_part, []
+    write, written = parts.write_part, []
 
     def write_two(path, *arguments):
         if len(written) == 2:
@@ -156,7 +157,7 @@ def interrupted(tiny_encoder, rows, tmp_path, small_parts, monkeypatch):
         write(path, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(embedding_run, "write_part", write_two)
+        patch.setattr(parts, "write_part", write_two)
         with pytest.raises(Interrupted):
             write_embeddings(*rows, embedder, out)
     assert [path.name for path in tmp_path.iterdir()] == ["e.safetensors.parts"]
@@ -170,7 +171,7 @@ def test_resume_computes_only_what_is_not_there(interrupted, rows, tmp_path, mon
         write_embeddings(*rows, embedder, out)
     computed = []
     embed = embedder.embed
-    monkeypatch.setattr(embedder, "embed", lambda part, **how: computed.append(len(part)) or embed(part, **how))
+    monkeypatch.setattr(embedder, "embed", lambda part, how: computed.append(len(part)) or embed(part, how))
     write_embeddings(*rows, embedder, out, resume=True)
     assert computed == [4]
     assert out.read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
@@ -185,15 +186,15 @@ def test_resume_refuses_other_rows_and_settings(interrupted, rows, tiny_encoder,
         (embedder, [ids[i] for i in order], [messages[i] for i in order], {}, r"row 'row-11' is not.*part-00001"),
         (embedder, ids[:9], messages[:9], {}, r"row 'row-8' is not.*part-00001"),
         (Embedder(tiny_encoder, max_length=20), ids, messages, {}, "max_length: got 20 instead of 24"),
-        (embedder, ids, messages, {"dtype": "bfloat16"}, "dtype: got 'bfloat16' instead of 'float32'"),
-        (Embedder(tiny_model, pooling="mean", max_length=24), ids, messages, {}, "kind: got 'decoder'"),
+        (embedder, ids, messages, {"dtype": "bfloat16"}, "dtype: got bfloat16 instead of float32"),
+        (Embedder(tiny_model, pooling="mean", max_length=24), ids, messages, {}, "kind: got decoder"),
     ]
     for other, names, texts, settings, words in refused:
         with pytest.raises(ValueError, match=words):
             write_embeddings(names, texts, other, out, resume=True, **settings)
-    parts = sorted(out.with_name("e.safetensors.parts").iterdir())
-    assert [path.name for path in parts] == ["part-00000.safetensors", "part-00001.safetensors"]
-    parts[0].write_bytes(parts[0].read_bytes()[:-50])
+    found = sorted(out.with_name("e.safetensors.parts").iterdir())
+    assert [path.name for path in found] == ["part-00000.safetensors", "part-00001.safetensors"]
+    found[0].write_bytes(found[0].read_bytes()[:-50])
     with pytest.raises(ValueError, match=r"part-00000\.safetensors: damaged"):
         write_embeddings(ids, messages, embedder, out, resume=True)
     write_embeddings(ids, messages, embedder, out, overwrite=True)
@@ -224,7 +225,7 @@ def test_embeddings_that_are_no_numbers(tiny_encoder, rows, tmp_path, monkeypatc
     embedder = Embedder(tiny_encoder)
     vectors = embedder.embed(rows[1])[0]
     vectors[3, 2] = float("inf")
-    monkeypatch.setattr(embedder, "embed", lambda part, **how: (vectors, 0))
+    monkeypatch.setattr(embedder, "embed", lambda part, how: (vectors, 0))
     with pytest.raises(ValueError, match=r"row 'row-3'.*not finite"):
         write_embeddings(*rows, embedder, tmp_path / "e.safetensors")
 

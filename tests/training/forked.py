@@ -1,6 +1,6 @@
-"""Training runs of one or several processes, forked from a process that has imported everything.
+"""Runs of one or several processes, forked from a process that has imported everything.
 
-Importing takes each process longer than the runs of these tests. `torchrun` and `accelerate launch` are tested beside
+Importing takes each process longer than the runs of the tests. `torchrun` and `accelerate launch` are tested beside
 them, in test_steps.py and test_distributed.py.
 """
 
@@ -38,7 +38,7 @@ def run(arguments: tuple[str, ...], ranks: int, folder: Path, main: Callable = r
         arguments: Those of `main`.
         ranks: The number of processes.
         folder: A folder for what goes wrong.
-        main: What each process does.
+        main: What each process does, a function of a module.
 
     Raises:
         RuntimeError: A process raised an error, or did not end in time.

@@ -10,6 +10,7 @@ import torch
 
 from irm_fast.evaluation.evaluation import evaluate_log, evaluate_rated
 from irm_fast.evaluation.scoring import load, score
+from irm_fast.models.passes import Passes
 from irm_fast.training.config import EmbeddingTrainConfig, TrainConfig
 from irm_fast.training.run import train_log
 from tests.training.training_cases import metrics_of
@@ -48,7 +49,7 @@ def test_eval_nll_is_the_marginal_likelihood(make_log, make_config):
     weight = np.linspace(0, 2, 13, dtype=np.float32)
     heldout = replace(heldout, weight=weight)
     result = train_log(make_log(), config, heldout=heldout)
-    again = evaluate_log(result.model, heldout, batch_size=4)
+    again = evaluate_log(result.model, heldout, Passes(batch_size=4))
     assert again["nll"] == pytest.approx(result.metrics["nll"], rel=1e-5)
     assert again["copy_observed"] == pytest.approx(heldout.feedback[:, 0].mean())
 

@@ -1,0 +1,214 @@
+"""Files that are written in parts: what was computed of some thousand rows outlives an interruption.
+
+A part is a file in the safetensors format, in the folder NAME.parts beside the file to write. It holds the columns that
+were computed, each of shape (n, ...), a hash of each row, and in its metadata how the columns were made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from irm_fast.data.outputs import check_choice, check_folder_of
+from irm_fast.models.passes import Passes, rows_bar
+from irm_fast.models.processes import by_first, check_same_rows, is_first
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+    from irm_fast.data.rows import Messages
+
+PART_ROWS = 4096  # what an interruption loses at most, and what is sorted by length
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is computed of the rows of a file, and where it is written.
+
+    Attributes:
+        out: The file to write.
+        ids: The ids of N rows.
+        messages: The conversations of the N rows.
+        about: How the columns are made, by name. A resumed run has to make them alike, but for the entry "model", which
+            says where the model is; "fingerprint" tells whether it is the same.
+        compute: A function that returns the columns of the rows of a slice, each of shape (n, ...).
+        merge: A function that writes the parts, in their order, as one file.
+    """
+
+    out: Path
+    ids: Sequence[str]
+    messages: Sequence[Messages]
+    about: Mapping[str, str]
+    compute: Callable[[slice, Passes], Mapping[str, Tensor]]
+    merge: Callable[[Sequence[Path]], None]
+
+
+def write_in_parts(work: Work, passes: Passes, *, resume: bool = False, overwrite: bool = False) -> None:
+    """Compute columns of rows in parts, and then write them as one file.
+
+    An interrupted run leaves its finished parts, and `resume` goes on with them. With several processes each computes
+    its share of every part, and the first one writes.
+
+    Args:
+        work: What is computed.
+        passes: How rows go through the model.
+        resume: Whether to keep the finished parts of an interrupted run.
+        overwrite: Whether to replace an earlier file and its parts.
+
+    Raises:
+        ValueError: A part was made from other rows or otherwise.
+        KeyboardInterrupt: The run was interrupted; its text says how to go on.
+    """
+    hashes = row_hash(work.ids, work.messages)
+    if passes.distributed:
+        check_same_rows(hashes)
+    slices = [slice(start, start + PART_ROWS) for start in range(0, len(work.ids), PART_ROWS)]
+    folder = parts_folder(work.out)
+    paths = [folder / f"part-{number:05}.safetensors" for number in range(len(slices))]
+    by_first_process = partial(by_first, distributed=passes.distributed)
+
+    def prepare() -> set[Path]:
+        finished = {path for path in paths if path.exists()} if resume else set()
+        for path, rows in zip(paths, slices, strict=True):  # all of them before the work begins
+            if path in finished:
+                check_part(path, work.ids[rows], hashes[rows], work.about)
+        if overwrite and folder.is_dir():
+            shutil.rmtree(folder)
+        if overwrite:
+            work.out.unlink(missing_ok=True)
+        folder.mkdir(exist_ok=True)
+        return finished
+
+    finished = by_first_process(prepare)
+    try:
+        with rows_bar(len(work.ids), passes.progress) as bar:
+            for path, rows in zip(paths, slices, strict=True):
+                if path not in finished:
+                    columns = work.compute(rows, replace(passes, done=bar.update))
+                    by_first_process(partial(write_part, path, columns, hashes[rows], work.about))
+                bar.update(min(rows.stop, len(work.ids)) - bar.n)
+        by_first_process(partial(work.merge, paths))
+        by_first_process(partial(shutil.rmtree, folder))
+    except KeyboardInterrupt:
+        if any(path.exists() for path in paths):
+            raise KeyboardInterrupt("--resume goes on from the last whole part") from None
+        raise
+    finally:
+        if is_first():
+            with suppress(OSError):  # of an empty folder nothing need be left
+                folder.rmdir()
+
+
+def row_hash(ids: Sequence[str], messages: Sequence[Messages]) -> np.ndarray:
+    """Return a hash (int64) of each row, of shape (N,): 8 bytes of BLAKE2b over its id, roles and texts.
+
+    Args:
+        ids: The ids of the N rows.
+        messages: The conversations of the N rows.
+    """
+    rows = zip(ids, messages, strict=True)
+    digests = (hashlib.blake2b(json.dumps(row).encode(), digest_size=8).digest() for row in rows)
+    return np.frombuffer(b"".join(digests), "<i8").astype(np.int64)
+
+
+def parts_folder(out: Path) -> Path:
+    """The folder for the parts of a file."""
+    return out.with_name(out.name + ".parts")
+
+
+def check_target(out: Path, *, resume: bool = False, overwrite: bool = False, replaces: bool = False) -> None:
+    """Check that a file may be written in parts; nothing is written.
+
+    Args:
+        out: The file to write.
+        resume: Whether the parts of an interrupted run may exist.
+        overwrite: Whether an earlier file and its parts may exist.
+        replaces: Whether an earlier file may exist in any case.
+
+    Raises:
+        ValueError: `resume` and `overwrite` are both set; the folder of the file does not exist; the file is a folder;
+            it exists and may not; parts of an interrupted run exist and neither option is set; or the folder of parts
+            holds other files.
+    """
+    folder = parts_folder(out)
+    check_choice(resume=resume, overwrite=overwrite)
+    check_folder_of(out)
+    if out.is_dir():
+        raise ValueError(f"out: {out} is a folder; expected the name of a file")
+    if out.exists() and not (overwrite or replaces):
+        raise ValueError(f"out: {out} exists already; --overwrite replaces it")
+    if folder.exists() and not (resume or overwrite):
+        raise ValueError(f"out: {folder} holds an interrupted run; --resume goes on with it, --overwrite starts anew")
+    foreign = [path.name for path in folder.iterdir() if not path.match("part-*")] if folder.is_dir() else []
+    if foreign:
+        raise ValueError(f"out: {folder} holds {foreign[0]!r}, not of an interrupted run; move it elsewhere")
+
+
+def write_part(path: Path, columns: Mapping[str, Tensor], hashes: np.ndarray, about: Mapping[str, str]) -> None:
+    """Write a part of a file; it appears under its name only when it is complete.
+
+    Args:
+        path: The file of the part.
+        columns: What was computed, each of shape (n, ...).
+        hashes: The row hashes (int64) of shape (n,).
+        about: How the columns were made.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    unfinished = path.with_suffix(".unfinished")
+    save_file({**columns, "row_hash": torch.from_numpy(hashes.copy())}, unfinished, metadata=dict(about))
+    os.replace(unfinished, path)
+
+
+def check_part(path: Path, ids: Sequence[str], hashes: np.ndarray, about: Mapping[str, str]) -> None:
+    """Check that a part holds the expected rows, computed as expected.
+
+    Args:
+        path: The file of the part.
+        ids: The ids of the n rows, for the message.
+        hashes: The expected row hashes (int64) of shape (n,).
+        about: How the columns are expected to be made.
+
+    Raises:
+        ValueError: The part is damaged, or its rows or settings are others.
+    """
+    choice = "repeat what the interrupted run had to resume it, or start anew with --overwrite"
+    with opened(path) as file:
+        earlier, held = file.metadata() or {}, file.get_tensor("row_hash").numpy()
+    for name, now in about.items():
+        was = earlier.get(name)
+        if name == "model" or was == now:
+            continue
+        other = f"{name}: got {now} instead of {was}"
+        got = "model: other weights or tokenizer" if name == "fingerprint" else other
+        raise ValueError(f"{got}: {path} was written otherwise; {choice}")
+    if not np.array_equal(held, hashes):
+        shared = min(len(held), len(hashes))
+        first = ids[min(int((held[:shared] == hashes[:shared]).cumprod().sum()), len(ids) - 1)]
+        raise ValueError(f"data: row {first!r} is not what {path} was written from, in that place; {choice}")
+
+
+@contextmanager
+def opened(path: str | Path) -> Iterator[Any]:
+    """Open a safetensors file to read tensors from; raise ValueError if it is missing or damaged."""
+    if not Path(path).is_file():
+        raise ValueError(f"{path}: not found; expected a file that irm-fast wrote")
+    try:
+        with safe_open(path, "pt") as file:
+            yield file
+    except SafetensorError as error:
+        raise ValueError(f"{path}: damaged or no safetensors file: {error}; expected one of irm-fast") from error

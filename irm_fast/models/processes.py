@@ -1,0 +1,109 @@
+"""Several processes that torchrun or accelerate started: each does its part of the rows, and all get the whole."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object
+
+from irm_fast.models.packing import spread
+
+T = TypeVar("T")
+
+
+@contextmanager
+def launched() -> Iterator[bool]:
+    """A context in which the processes of one torchrun work together; gives whether there are several.
+
+    Each of them then computes on its own GPU, if there are GPUs.
+    """
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if not several:
+        yield False
+        return
+    state = joined()
+    yield True
+    state.destroy_process_group()  # not after an error: the others may be in the middle of something
+
+
+def joined() -> PartialState:
+    """The processes, joined if they were not before: through gloo on CPUs, and NCCL on GPUs."""
+    return PartialState(cpu=not torch.accelerator.is_available())
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes and reports; also where it is the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def share(
+    sizes: np.ndarray, compute: Callable[[np.ndarray], T], *, distributed: bool = False
+) -> list[tuple[np.ndarray, T]]:
+    """Compute something of N rows, each process of as much work as the others, and give all to all of them.
+
+    Args:
+        sizes: How much work each row is, such as its number of tokens, (N,).
+        compute: A function that takes row numbers (n,), at least one, and returns what it makes of these rows.
+        distributed: Whether the processes share the rows. All of them have to call this then.
+
+    Returns:
+        The row numbers of each part and what `compute` made of them; a single part where nothing is shared.
+    """
+    everything = np.arange(len(sizes))
+    if not distributed:
+        return [(everything, compute(everything))] if len(sizes) else []
+    state = joined()
+    mine = np.array(sorted(spread(sizes, state.num_processes)[state.process_index]), dtype=np.int64)
+    parts: list[tuple[np.ndarray, T]] = gather_object([(mine, compute(mine))] if len(mine) else [])
+    return parts
+
+
+def by_first(compute: Callable[[], T], *, distributed: bool = False) -> T:
+    """Let the first process compute something, and give all of them the result, or its error.
+
+    Args:
+        compute: What writes or decides something.
+        distributed: Whether there are others. All of them have to call this then.
+
+    Raises:
+        ValueError: The first process raised one.
+        OSError: The first process raised one.
+    """
+    if not distributed:
+        return compute()
+    outcome: list = [None, None]
+    if joined().is_main_process:
+        try:
+            outcome = [compute(), None]
+        except (ValueError, OSError) as error:
+            outcome = [None, error]
+    result, raised = broadcast_object_list(outcome)
+    if raised is not None:
+        raised.said_by_first = not joined().is_main_process  # once is enough
+        raise raised
+    return result  # type: ignore[no-any-return]
+
+
+def check_same_rows(hashes: np.ndarray) -> None:
+    """Check that all processes have read the same rows.
+
+    Args:
+        hashes: A hash of each row, (N,) int64.
+
+    Raises:
+        RuntimeError: The rows differ; raised on every process.
+    """
+    joined()
+    table = gather_object([(len(hashes), int(np.bitwise_xor.reduce(hashes * np.arange(1, len(hashes) + 1))))])
+    for rank, other in enumerate(table):
+        if other != table[0]:
+            raise RuntimeError(
+                f"the processes read different rows: process 0 has {table[0][0]} rows, process {rank} has {other[0]}, "
+                "or others; expected one file that all can read"
+            )
