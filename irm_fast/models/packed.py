@@ -99,7 +99,7 @@ def why_not_packed(model: ImplicitRewardModel) -> str | None:
         switch(model.classifier, before)
         model.train(training)
     off = float((packed - padded).norm() / padded.norm())
-    rounded = device == "cuda" or model.classifier.dtype != torch.float32
+    rounded = device == "cuda" or model.classifier.dtype in (torch.bfloat16, torch.float16)
     if off <= (0.05 if rounded else 1e-4):
         return None
     return f"{type(model.classifier).__name__} gives packed rows other states than padded ones (off by {off:.0%})"
