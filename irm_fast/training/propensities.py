@@ -53,7 +53,7 @@ class FirstPropensities(NamedTuple):
         Args:
             directory: The folder of the trained model.
         """
-        shutil.copytree(self.folder, Path(directory) / PROPENSITIES)
+        shutil.copytree(self.folder, Path(directory) / PROPENSITIES, dirs_exist_ok=True)
 
 
 def fit_propensities(prepared: Prepared, config: TrainConfig) -> FirstPropensities:
