@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from irm_fast.models.backbone import quiet_transformers
 from irm_fast.models.record import save_tensors
 
 ADAPTER = "adapter"  # the folder of a kept adapter, beside the merged checkpoint
@@ -147,6 +148,11 @@ def is_of_adapter(name: str) -> bool:
     return ".lora_" in name
 
 
+def weights_in(parameter: Tensor) -> int:
+    """The number of weights that a parameter holds; of those of 4 bits, a byte holds two."""
+    return parameter.numel() * (2 if parameter.dtype == torch.uint8 else 1)
+
+
 @torch.no_grad()
 def merge_adapters(classifier: Any, tuner: Any) -> Adapter:
     """Add the products of the adapters to the weights of the backbone, and take the adapters out of it.
@@ -169,6 +175,9 @@ def merge_adapters(classifier: Any, tuner: Any) -> Adapter:
         if is_of_adapter(name)
     }
     weights[f"{_IN_PEFT}score.weight"] = classifier.score.weight.detach().clone()
+    if getattr(classifier, "is_quantized", False):
+        with quiet_transformers():
+            classifier.dequantize(dtype=torch.float32)
     classifier.float()
     classifier.config.dtype = torch.float32
     tuner.merge_and_unload(safe_merge=True)

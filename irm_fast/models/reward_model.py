@@ -97,7 +97,9 @@ class ImplicitRewardModel(nn.Module):
         classifier, tokenizer = load_backbone(name, dtype, four_bits=four_bits, weights=weights)
         limit = token_limit(classifier.config, spec.max_length)
         tokenizer.model_max_length = limit  # for those who load the tokenizer later
-        return cls(classifier, tokenizer, replace(spec, max_length=limit))
+        model = cls(classifier, tokenizer, replace(spec, max_length=limit))
+        model.heads.to(model.heads.reward.weight.device)  # weights of 4 bits are loaded to where they compute
+        return model
 
     @overload
     def forward(self, output: Literal["loss", "states"] = "loss", **batch: Any) -> Tensor: ...

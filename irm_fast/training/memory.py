@@ -92,9 +92,11 @@ def estimate_memory(
     shards = processes if config.fsdp else 1
     whole_layer = max(sum(_bytes(p) for p in layer.parameters()) for layer in layers)
     gathered = 2 * whole_layer if config.fsdp else 0
-    copies = trained * dtype.itemsize if dtype != torch.float32 and not config.fsdp else 0
-    if config.gradient_checkpointing:
-        copies /= len(layers)
+    copies = 0.0  # of what is trained, but for embeddings, of which states alone are cast
+    if dtype != torch.float32 and not config.fsdp:
+        looked_up = model.get_input_embeddings().weight
+        copies = dtype.itemsize * (trained - looked_up.numel() * looked_up.requires_grad)
+        copies /= len(layers) if config.gradient_checkpointing else 1
 
     # Activations
     for parameter in model.parameters():

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
+from irm_fast.models.adapters import weights_in
 from irm_fast.models.attention import head_width
 from irm_fast.models.batches import Counts
 from irm_fast.models.reward_model import ImplicitRewardModel
@@ -47,9 +48,9 @@ def flops_of(model: ImplicitRewardModel) -> tuple[float, float] | None:
     """The operations of a training step for each token, and for each squared length of a row.
 
     These are model operations in the usual count (PaLM, arXiv:2204.02311, appendix B): 6 for each weight of the
-    backbone's matrices and each token, none for the look-up of embeddings nor for activations that are computed again;
-    for causal attention half of 12 times its width, for each squared length; attention within a sliding window is left
-    out.
+    backbone's matrices and each token, 4 for one that is frozen, none for the look-up of embeddings nor for activations
+    that are computed again; for causal attention half of 12 times its width, for each squared length; attention within
+    a sliding window is left out.
 
     Returns:
         Both numbers, or None for mixtures of experts, whose tokens take part of the weights.
@@ -59,11 +60,12 @@ def flops_of(model: ImplicitRewardModel) -> tuple[float, float] | None:
     if any(np.max(count or 0) > 1 for count in experts):  # some families have a number for each layer
         return None
     looked_up = model.classifier.get_input_embeddings().weight
-    weights = sum(p.numel() for p in model.backbone.parameters() if p.dim() > 1 and p is not looked_up)
+    matrices = [p for p in model.backbone.parameters() if p.dim() > 1 and p is not looked_up]
+    operations = sum(weights_in(p) * (6.0 if p.requires_grad else 4.0) for p in matrices)
     width = config.num_attention_heads * head_width(config)
     default = "full_attention" if getattr(config, "sliding_window", None) is None else "sliding_attention"
     kinds = getattr(config, "layer_types", None) or [default] * config.num_hidden_layers
-    return 6.0 * weights, 6.0 * kinds.count("full_attention") * width
+    return operations, 6.0 * kinds.count("full_attention") * width
 
 
 class Throughput:

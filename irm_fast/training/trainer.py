@@ -17,6 +17,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from irm_fast.evaluation.evaluation import heldout_metrics
 from irm_fast.evaluation.scoring import heldout_step, logit_inputs
+from irm_fast.models.adapters import weights_in
 from irm_fast.models.batches import Collator, TokenizedRows
 from irm_fast.models.heldout import HeldOut
 from irm_fast.models.packing import PackSampler, by_length, check_budget
@@ -363,8 +364,8 @@ class ImplicitTrainer(Trainer):
         states = self.optimizer.state.values() if self.optimizer is not None else ()
         held = [value for state in states for value in state.values() if isinstance(value, Tensor)]
         return {
-            "trained_parameters": sum(p.numel() for p in parameters if p.requires_grad),
-            "parameters": sum(p.numel() for p in parameters),
+            "trained_parameters": sum(weights_in(p) for p in parameters if p.requires_grad),
+            "parameters": sum(weights_in(p) for p in parameters),
             "optimizer_bytes": sum(local(tensor).nbytes for tensor in held),
         }
 

@@ -13,10 +13,11 @@ from transformers import AutoModelForSequenceClassification
 
 from irm_fast.data.signals import RewardSpec
 from irm_fast.models import adapters
-from irm_fast.models.adapters import Lora, target_names
+from irm_fast.models.adapters import Lora, check_four_bits, target_names
 from irm_fast.models.backbone import load_backbone, skeleton
 from irm_fast.models.packed import two_rows
 from irm_fast.models.reward_model import ImplicitRewardModel
+from irm_fast.training import prepare
 from irm_fast.training.config import TrainConfig
 from irm_fast.training.run import train_log
 from irm_fast.training.run_folder import CHECKPOINTS
@@ -145,6 +146,7 @@ def test_packing_and_recomputing_change_nothing(make_log, make_config, settings)
 def test_bfloat16_learns(make_log, make_config):
     config = make_config(precision="bfloat16", epochs=10, **LORA)
     result = train_log(make_log(), config)
+    assert result.attention == "varlen"
     losses = [entry["eval_nll"] for entry in metrics_of(config) if "eval_nll" in entry]
     assert min(losses) < losses[0]
     assert {p.dtype for p in result.model.parameters()} == {torch.float32}
@@ -206,6 +208,60 @@ def test_what_is_refused_before_anything_is_written(make_log, make_config, monke
     with pytest.raises(ValueError, match=r"lora_rank: needs the package peft.*pip install 'irm-fast\[lora\]'"):
         train_log(make_log(), make_config(lora_rank=4))
     assert not Path(config.output).exists()
+
+
+def test_a_run_says_what_it_trains(make_log, make_config):
+    result = train_log(make_log(), make_config(**LORA))
+    rank, hidden, inner, layers = 4, 32, 64, 2
+    adapted = rank * layers * (4 * (hidden + hidden) + 3 * (hidden + inner))
+    heads = hidden + 1 + 1  # the reward, its bias; known propensities have none
+    trained = result.trained["trained_parameters"]
+    assert adapted + hidden + 1 <= trained <= adapted + heads + 1
+    assert 8 * trained <= result.trained["optimizer_bytes"] < 8 * trained + 1000  # and a count for each tensor
+    assert result.trained["parameters"] > trained
+
+
+def test_weights_of_four_bits(make_log, make_config, monkeypatch, tiny_model):
+    """bitsandbytes has kernels for CPUs, by which the mechanism is tested; there it is too slow to be offered."""
+    pytest.importorskip("bitsandbytes")
+    model = ImplicitRewardModel.from_backbone(
+        tiny_model, RewardSpec("constant", ("copy",), (1,), (0.0,)), four_bits=True
+    )
+    matrices = sum(p.numel() for p in model.backbone.parameters() if p.dtype == torch.uint8)
+    whole = skeleton(tiny_model).base_model
+    assert 2 * matrices == sum(p.numel() for n, p in whole.named_parameters() if "proj" in n)
+    model.add_adapters(Lora(4, 32.0), tiny_model)
+    for name, parameter in model.named_parameters():
+        if adapters.is_of_adapter(name):
+            torch.nn.init.normal_(parameter, std=0.1)
+    before = scores(model.eval())
+    model.merge_adapters()
+    torch.testing.assert_close(scores(model), before, rtol=0, atol=1e-5)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+    monkeypatch.setattr(prepare, "check_four_bits", lambda: None)
+    config = make_config(load_in_4bit=True, epochs=4, batch_size=64, **LORA)
+    result = train_log(make_log(), config)
+    losses = [entry["loss"] for entry in metrics_of(config) if "loss" in entry]
+    assert losses[-1] < losses[0]
+    assert (
+        result.trained["parameters"]
+        == sum(p.numel() for p in whole.parameters()) + result.trained["trained_parameters"]
+    )
+    rewards = AutoModelForSequenceClassification.from_pretrained(config.output).eval()(**TOKENS).logits
+    torch.testing.assert_close(rewards, result.model.classifier(**TOKENS).logits)
+
+
+def test_what_four_bits_need(monkeypatch):
+    monkeypatch.setattr(adapters, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"load_in_4bit: needs the package bitsandbytes.*pip install bitsandbytes"):
+        check_four_bits()
+    monkeypatch.setattr(adapters, "find_spec", lambda name: name)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="load_in_4bit: needs a CUDA device"):
+        check_four_bits()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    check_four_bits()
 
 
 def test_an_adapter_is_no_model(make_log, make_config, tmp_path, tiny_model):
