@@ -15,10 +15,16 @@ from irm_fast.training.config import EmbeddingTrainConfig, TrainConfig, load_con
 @with_settings
 def train(
     config: Annotated[Path | None, typer.Option(help="YAML of settings; options override it.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Tell rows, steps, memory and time by a few steps, and write nothing.")
+    ] = False,
     **settings: Any,
 ) -> None:
     """Train a reward model on a log. Each option is also a key of the YAML file."""
     run = load_config(config, **settings)
+    if dry_run:
+        _dry_run(run)
+        return
     from irm_fast.training.run import train as run_training
     from irm_fast.training.run_folder import can_resume
 
@@ -57,3 +63,14 @@ def train(
         typer.echo(f"  attention {result.attention}: {in_words(result.throughput)}")
     if result.diagnosis is not None:
         typer.echo(result.diagnosis.summary())
+
+
+def _dry_run(run: TrainConfig | EmbeddingTrainConfig) -> None:
+    """Print what a run would do."""
+    if isinstance(run, EmbeddingTrainConfig):
+        raise ValueError("dry-run: it tries steps of a language model, and a fit on embeddings has none; leave it out")
+    from irm_fast.training.run import dry_run
+
+    plan, trial = dry_run(run)
+    if os.environ.get("RANK", "0") == "0":
+        typer.echo(f"{run.output} would be written, and is not:\n{plan.in_words(trial)}")

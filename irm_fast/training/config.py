@@ -66,7 +66,7 @@ class RunConfig:
         0.1, "Share of the log held out for evaluation; 0 for none.", at_least=0, below=1
     )
     seed: int = option(0, "Seed of the split, the new weights and the order of rows.", at_least=0)
-    progress: bool = option(True, "Show transformers' progress bar.")
+    progress: bool = option(True, "Say how far the run is: a bar on a terminal, else some lines.")
     overwrite: bool = option(False, "Delete what the earlier run wrote to the output folder, and start anew.")
 
     def __post_init__(self) -> None:

@@ -79,6 +79,23 @@ def fit_propensities(prepared: Prepared, config: TrainConfig) -> FirstPropensiti
     return FirstPropensities(filled, context, folder / PROPENSITIES)
 
 
+def without_fit(prepared: Prepared) -> Prepared:
+    """The log with propensities of one half in the place of fitted ones, for a trial that costs what the training does.
+
+    Args:
+        prepared: The log; the estimator of its spec is "two-step".
+    """
+
+    def halves(log: Log) -> Log:
+        return _with(log, np.full((len(log), len(log.signals)), 0.5, np.float32))
+
+    return replace(
+        prepared,
+        log=halves(prepared.log),
+        heldout=None if prepared.heldout is None else halves(prepared.heldout),
+    )
+
+
 def _with(log: Log, propensity: np.ndarray) -> Log:
     """A log with the propensities (N, K) of its rows; rows that have none get the weight 0."""
     weight = np.ones(len(log), np.float32) if log.weight is None else log.weight

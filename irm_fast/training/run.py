@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from accelerate import PartialState
-from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainingArguments, set_seed
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments, set_seed
 
 from irm_fast.data.log import Log
 from irm_fast.data.rows import Messages
@@ -30,8 +32,10 @@ from irm_fast.models.tokens import tokenise
 from irm_fast.training.callbacks import MetricsFile
 from irm_fast.training.config import EmbeddingTrainConfig, TrainConfig
 from irm_fast.training.distributed import main_process, sharded, try_packing_once, whole_state
+from irm_fast.training.plan import RunPlan, Trial, plan_of, try_steps
 from irm_fast.training.prepare import Prepared, prepare_run, read_data
-from irm_fast.training.propensities import fit_propensities
+from irm_fast.training.progress import TrainingProgress, tell
+from irm_fast.training.propensities import fit_propensities, without_fit
 from irm_fast.training.result import TrainResult
 from irm_fast.training.run_folder import (
     CHECKPOINTS,
@@ -109,6 +113,8 @@ def train_log(log: Log, config: TrainConfig, *, heldout: Log | None = None) -> T
     # Propensities first, where the log shows them
     rows, first = prepared, None
     if prepared.specs[0].estimator == "two-step":
+        if config.progress and PartialState().is_main_process:
+            tell("propensities first: one pass of the untrained model over the log, then a fit to its states")
         first = fit_propensities(prepared, config)
         rows = first.prepared
 
@@ -150,6 +156,30 @@ def train_log(log: Log, config: TrainConfig, *, heldout: Log | None = None) -> T
     return result
 
 
+def dry_run(config: TrainConfig) -> tuple[RunPlan, Trial]:
+    """Find out what `train` would do and what it would cost, by a few steps of training; nothing is written.
+
+    Args:
+        config: The settings of the run. All checks of `train` are made.
+
+    Returns:
+        The size of the run, and the steps that were tried.
+
+    Raises:
+        ValueError: As `train`.
+        RuntimeError: As `train`.
+    """
+    prepared = prepare_run(read_data(config), config)
+    tried = prepared
+    if prepared.specs[0].estimator == "two-step":
+        tried = without_fit(prepared)
+    with TemporaryDirectory() as scratch:
+        (Path(scratch) / CHECKPOINTS).mkdir()
+        trial = replace(config, output=scratch, report_to="none", progress=False, resume=False, patience=0)
+        with _ready(tried, tried.specs[0], trial, Path(scratch) / CHECKPOINTS) as ready:
+            return plan_of(prepared, config, *ready), try_steps(ready.trainer)
+
+
 class _Fit(NamedTuple):
     """One trained propensity design.
 
@@ -188,29 +218,15 @@ def _fit(prepared: Prepared, spec: RewardSpec, config: TrainConfig, *, begins: b
         config: The settings.
         begins: Whether the run begins with it, so that its folder is to be made.
     """
-    # Model
     folder = _folder(config, spec)
-    args = training_arguments(config, folder, evaluate=prepared.heldout is not None)
-    set_seed(config.seed)
-    model = _new_model(prepared.log, config, spec, weights=not sharded(config) or PartialState().is_main_process)
-    if sharded(config):
-        try_packing_once(model)
-    dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
-    cast = None if sharded(config) else dtype
-    with (
-        packed_attention(model, config.attn, args.device, dtype) as attention,
-        computing(model, cast, recompute=config.gradient_checkpointing),
-    ):
-        if args.device.type == "cuda" and not model.packed:
-            remedy = "; --precision bfloat16 might let them be packed" if dtype == torch.float32 else ""
-            warnings.warn(f"attention {attention}: rows are padded, which is slower{remedy}", stacklevel=4)
-
+    with _ready(prepared, spec, config, folder) as (trainer, truncated, attention):
         # Loop
-        trainer, truncated = _trainer(prepared, config, model, args)
         plan = trainer.packs.plan
         if config.resume:
             check_plan(folder, plan)
         with main_process() as is_main:
+            if is_main and config.progress and spec is prepared.specs[0]:
+                tell(plan_of(prepared, config, trainer, truncated, attention).in_short())
             if is_main and begins:  # only now: a run that cannot start writes nothing
                 begin_run(config, prepared.fingerprint)
             if is_main:
@@ -226,6 +242,41 @@ def _fit(prepared: Prepared, spec: RewardSpec, config: TrainConfig, *, begins: b
     trained = _plain_model(trainer, prepared.log, config)
     result = TrainResult(trained, spec.design, metrics, truncated, attention=attention, throughput=speed, trained=parts)
     return _Fit(result, trained, heldout)
+
+
+class _Ready(NamedTuple):
+    """A training loop that is ready to begin, the number of training rows that were truncated, and the attention."""
+
+    trainer: ImplicitTrainer
+    truncated: int
+    attention: str
+
+
+@contextmanager
+def _ready(prepared: Prepared, spec: RewardSpec, config: TrainConfig, folder: Path) -> Iterator[_Ready]:
+    """A context in which the model of a propensity design is loaded and computes as the settings say.
+
+    Args:
+        prepared: The log.
+        spec: What the model is to explain, with the propensity design.
+        config: The settings.
+        folder: The folder for checkpoints.
+    """
+    args = training_arguments(config, folder, evaluate=prepared.heldout is not None)
+    set_seed(config.seed)
+    model = _new_model(prepared.log, config, spec, weights=not sharded(config) or PartialState().is_main_process)
+    if sharded(config):
+        try_packing_once(model)
+    dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
+    cast = None if sharded(config) else dtype
+    with (
+        packed_attention(model, config.attn, args.device, dtype) as attention,
+        computing(model, cast, recompute=config.gradient_checkpointing),
+    ):
+        if args.device.type == "cuda" and not model.packed:
+            remedy = "; --precision bfloat16 might let them be packed" if dtype == torch.float32 else ""
+            warnings.warn(f"attention {attention}: rows are padded, which is slower{remedy}", stacklevel=6)
+        yield _Ready(*_trainer(prepared, config, model, args), attention)
 
 
 def _folder(config: TrainConfig, spec: RewardSpec) -> Path:
@@ -291,9 +342,9 @@ def _trainer(
             evaluation = evaluation.with_sides(tokens(prepared.heldout_pairs.sides)[0])
         if config.patience:
             callbacks.append(EarlyStoppingCallback(config.patience))
+    if config.progress:
+        callbacks.append(TrainingProgress(f"design {model.spec.design}"))
     trainer = ImplicitTrainer(model, config, args, rows, evaluation, callbacks)
-    if not config.progress:
-        trainer.remove_callback(PrinterCallback)  # transformers prints where it draws no bar
     return trainer, truncated
 
 

@@ -12,7 +12,7 @@ from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
 from irm_fast.evaluation.evaluation import heldout_metrics
@@ -72,7 +72,7 @@ def training_arguments(config: TrainConfig, folder: Path, *, evaluate: bool) -> 
         fsdp_config={"state_dict_type": "SHARDED_STATE_DICT"} if config.fsdp else None,  # each process writes its own
         ddp_find_unused_parameters=False,  # every parameter is used in every step
         dataloader_pin_memory=torch.accelerator.is_available(),
-        disable_tqdm=not config.progress,
+        disable_tqdm=True,  # `TrainingProgress` says how far it is
         report_to=config.report_to,
     )
     if arguments.mixed_precision != "no":  # by accelerate launch: casts by operation, on top of ours by layer
@@ -166,6 +166,7 @@ class ImplicitTrainer(Trainer):
         self.add_callback(EpochOfPacks(self.packs))
         if model.packed:
             self.add_callback(IsolationCheck(model))
+        self.remove_callback(PrinterCallback)  # of dictionaries, where there is no bar
 
     def compute_loss(  # type: ignore[override]
         self,

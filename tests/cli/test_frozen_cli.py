@@ -20,7 +20,7 @@ TEXT = (
 OPTIONS = {
     "validate": "data absent polarity misclick json",
     "simulate": "rated out protocol alpha target signals seed test-fraction overwrite",
-    "train": f"config {SHARED} {TEXT} embeddings hidden-layers",
+    "train": f"config dry-run {SHARED} {TEXT} embeddings hidden-layers",
     "evaluate": "model data batch-size token-budget precision base progress json",
     "diagnose": "data model propensity-design absent polarity labels-ignorable batch-size base json",
     "mask": "what data out absent overwrite",
