@@ -23,9 +23,10 @@ from benchmarks.report import machine
 from irm_fast.models.batches import TokenizedRows
 from irm_fast.models.computation import computing
 from irm_fast.models.packed import packed_attention
+from irm_fast.training.arguments import training_arguments
 from irm_fast.training.config import TrainConfig
 from irm_fast.training.throughput import in_words, typical
-from irm_fast.training.trainer import ImplicitTrainer, training_arguments
+from irm_fast.training.trainer import ImplicitTrainer
 
 
 class Unsaved(ImplicitTrainer):
@@ -63,7 +64,7 @@ def main() -> None:
         arguments = training_arguments(config, Path(folder), evaluate=False)
         with (
             packed_attention(model, config.attn, arguments.device, dtype) as attention,
-            computing(model, dtype, recompute=args.recompute),
+            computing(model, dtype, recompute="full" if args.recompute else "none", compiled=args.compile),
         ):
             trainer = Unsaved(model, config, arguments, make_rows(args.rows, args.longest))
             trainer.train()

@@ -193,7 +193,7 @@ def _through_heads(
     *,
     packed: bool,
 ) -> tuple[Tensor, Tensor]:
-    how = computing(model, case.dtype if case.dtype == torch.bfloat16 else None, recompute=case.recompute)
+    how = computing(model, case.dtype, recompute="full" if case.recompute else "none")
     return _step(model, case, batches, lambda batch: model(**batch, normalizer=len(rows)), packed=packed, how=how)
 
 
@@ -210,7 +210,7 @@ def _step(
     collate, total = Collator(0, packed=packed), torch.zeros((), device=DEVICE)
     model.train()
     model.zero_grad()
-    with how or computing(model, recompute=case.recompute):
+    with how or computing(model, recompute="full" if case.recompute else "none"):
         for rows in batches:
             batch = collate(stack_rows(rows))
             del batch["counts"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
@@ -31,8 +31,20 @@ AbsentKeys = Annotated[Absent, typer.Option("--absent", help="The meaning of a f
 Polarity = Annotated[str | None, typer.Option(help="NAME=1 or NAME=-1, comma separated.")]
 
 
+def _former_switches(args: list[str]) -> list[str]:
+    """Arguments in which what was a switch in earlier versions has its value."""
+    name, result = "--gradient-checkpointing", list[str]()
+    for arg, following in zip(args, [*args[1:], "--"], strict=True):
+        bare = arg == name and following.startswith("-")
+        result += [name, "none"] if arg == name.replace("--", "--no-", 1) else [arg, *(["full"] if bare else [])]
+    return result
+
+
 class Commands(TyperGroup):
     """Turns expected errors into one line and exit code 2; `--debug` lets the traceback through."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, _former_switches(args))
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -87,5 +99,7 @@ def _option_type(hint: Any) -> Any:
     """The type that the command line parses: choices and numbers; mappings stay text, which the config parses."""
     if get_origin(hint) is Literal:
         return hint
+    if hint == Mapping[str, Any] | None:  # KEY=VALUE, once for each key
+        return list[str]
     kinds = [kind for kind in get_args(hint) or (hint,) if kind is not type(None)]
     return kinds[0] if len(kinds) == 1 and kinds[0] in (bool, int, float, str) else str

@@ -38,9 +38,10 @@ def set_attention(
 
     Args:
         model: The backbone with its classifier.
-        wanted: One of `models.ATTENTIONS`. "auto" takes the first that is available of flash attention 4, 3 and 2
-            (packages), "varlen" (flash kernels inside torch on a GPU, grouped calls on a CPU), "sdpa" and "eager".
-            Those in `PACKED` take packed sequences, the others padded batches.
+        wanted: One of `models.ATTENTIONS`. "auto" takes the first that is available of flash attention 4 and 3
+            (packages), "varlen" (flash kernels inside torch on a GPU, grouped calls on a CPU), flash attention 2, whose
+            kernels are those of "varlen" and which waits for the device in every pass, "sdpa" and "eager". Those in
+            `PACKED` take packed sequences, the others padded batches.
         device: The device that the model will compute on.
         dtype: The precision that it will compute in.
         unpackable: A function that gives the reason why this very model takes no packs, or None if it does. Called

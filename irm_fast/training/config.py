@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal, TypeVar, get_type_hints
 
 from irm_fast.data.outputs import check_choice
 from irm_fast.data.signals import Absent, DesignChoice, Estimator
-from irm_fast.models import Attention
+from irm_fast.models import Attention, Recompute
 from irm_fast.training.setting_values import check_bounds, convert, read_yaml
 from irm_fast.training.setting_values import parse_polarity as parse_polarity
 
@@ -185,7 +185,8 @@ class TrainConfig(RunConfig):
         "float32", "bfloat16 computes with rounded copies of float32 weights, and heads in float32."
     )
     attn: Attention = option("auto", "Attention; auto is the fastest that is available.")
-    compile: bool = option(False, "Run the language model through torch.compile.")
+    compile: bool | None = option(None, "Run each layer through torch.compile; auto: on GPUs.")
+    liger: bool | None = option(None, "Liger's kernels, of the extra liger; auto: on GPUs that compile no layers.")
     lora_rank: int | None = option(
         None, "Rank of low-rank adapters (LoRA) on a frozen model; without it the whole model is trained.", above=0
     )
@@ -194,7 +195,15 @@ class TrainConfig(RunConfig):
     lora_keep_adapter: bool = option(False, "Write the adapter too, beside the merged model.")
     load_in_4bit: bool = option(False, "Adapters on a model of 4 bits a weight (bitsandbytes, CUDA).")
     fsdp: bool = option(False, "Shard weights, gradients and optimiser over the processes (FSDP2).")
-    gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass to save memory.")
+    gradient_checkpointing: Recompute = option(
+        "none", "Activations to compute again in the backward pass: full saves most memory, selective most time."
+    )
+    optim: str | None = option(
+        None, "Optimiser by its name in transformers: adamw_8bit, paged_adamw_8bit, adafactor, ..."
+    )
+    trainer: Mapping[str, Any] | None = option(
+        None, "KEY=VALUE, any other of transformers' TrainingArguments, such as max_grad_norm=0.5; may be repeated."
+    )
     report_to: str = option("none", "Tracker known to transformers: none, tensorboard, wandb, ...")
     resume: bool = option(False, "Go on with the interrupted run in the output folder.")
 
@@ -213,6 +222,8 @@ class TrainConfig(RunConfig):
             )
         self._check_lora()
         check_choice(resume=self.resume, overwrite=self.overwrite)
+        if self.compile and self.liger:
+            raise ValueError("liger: got true beside compile; expected one of them: both fuse the same operations")
 
     def _check_lora(self) -> None:
         """Raise ValueError for settings of adapters that have no effect, or that do not go together."""

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from irm_fast.embeddings.two_step import ENOUGH, coactions
 from irm_fast.evaluation.log_diagnosis import diagnose_rows
 from irm_fast.models.adapters import check_four_bits, check_installed, target_names
 from irm_fast.models.backbone import count_tokens, skeleton
+from irm_fast.training.arguments import training_arguments
 from irm_fast.training.config import RunConfig, TrainConfig
 from irm_fast.training.distributed import check_same_log
 from irm_fast.training.run_folder import check_output, describe
@@ -108,6 +110,7 @@ def prepare_run(log: Log, config: RunConfig, heldout: Log | None = None) -> Prep
     fingerprint = describe(log, heldout, pairs)
     if isinstance(config, TrainConfig):
         check_same_log(fingerprint)
+        training_arguments(replace(config, fsdp=False), Path(config.output), evaluate=False)  # refused before the work
     check_misclick_names(log, config)
     if isinstance(config, TrainConfig) and config.lora_rank:
         check_adapters(config)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from accelerate import PartialState
+from torch._dynamo.exc import TorchDynamoException
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments, set_seed
 
 from irm_fast.data.log import Log
@@ -21,14 +22,17 @@ from irm_fast.data.signals import RewardSpec
 from irm_fast.diagnostics.metrics import paired_difference
 from irm_fast.evaluation.log_diagnosis import diagnose_rows
 from irm_fast.models.adapters import Lora
+from irm_fast.models.backbone import first_line
 from irm_fast.models.batches import TokenizedRows
 from irm_fast.models.computation import computing
 from irm_fast.models.heads import FeaturePropensity
 from irm_fast.models.heldout import HeldOut
+from irm_fast.models.liger import liger_kernels, liger_obstacle
 from irm_fast.models.packed import packed_attention
 from irm_fast.models.record import RECORD, read_record
 from irm_fast.models.reward_model import ImplicitRewardModel
 from irm_fast.models.tokens import tokenise
+from irm_fast.training.arguments import training_arguments
 from irm_fast.training.callbacks import MetricsFile
 from irm_fast.training.config import EmbeddingTrainConfig, TrainConfig
 from irm_fast.training.distributed import main_process, sharded, try_packing_once, whole_state
@@ -48,7 +52,7 @@ from irm_fast.training.run_folder import (
     plain,
 )
 from irm_fast.training.throughput import typical
-from irm_fast.training.trainer import ImplicitTrainer, training_arguments
+from irm_fast.training.trainer import ImplicitTrainer
 
 _KEPT = ("truncated", "attention", "throughput", "trained")  # of the result of a design, for a run that is resumed
 
@@ -268,15 +272,38 @@ def _ready(prepared: Prepared, spec: RewardSpec, config: TrainConfig, folder: Pa
     if sharded(config):
         try_packing_once(model)
     dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
-    cast = None if sharded(config) else dtype
     with (
         packed_attention(model, config.attn, args.device, dtype) as attention,
-        computing(model, cast, recompute=config.gradient_checkpointing),
+        _computing(model, config, args.device),
     ):
         if args.device.type == "cuda" and not model.packed:
             remedy = "; --precision bfloat16 might let them be packed" if dtype == torch.float32 else ""
             warnings.warn(f"attention {attention}: rows are padded, which is slower{remedy}", stacklevel=6)
         yield _Ready(*_trainer(prepared, config, model, args), attention)
+
+
+@contextmanager
+def _computing(model: ImplicitRewardModel, config: TrainConfig, device: torch.device) -> Iterator[None]:
+    """A context in which the backbone computes as the settings say, and by default as is fastest on the device.
+
+    Raises:
+        ValueError: Liger's kernels are wanted and not available.
+        RuntimeError: Layers cannot be compiled.
+    """
+    dtype = torch.bfloat16 if config.precision == "bfloat16" and not sharded(config) else None
+    compiled = (device.type == "cuda" and not config.liger) if config.compile is None else config.compile
+    obstacle = liger_obstacle(model.classifier, device)
+    if config.liger and obstacle:
+        raise ValueError(f"liger: not available: {obstacle}; expected auto or false")
+    liger = obstacle is None and not compiled if config.liger is None else config.liger
+    try:
+        with (
+            liger_kernels(model.classifier) if liger else nullcontext(),
+            computing(model, dtype, recompute=config.gradient_checkpointing, compiled=compiled),
+        ):
+            yield
+    except TorchDynamoException as error:
+        raise RuntimeError(f"compile: torch.compile failed; use --no-compile: {first_line(error)}") from error
 
 
 def _folder(config: TrainConfig, spec: RewardSpec) -> Path:

@@ -83,13 +83,17 @@ def convert(name: str, value: Any, kind: Any) -> Any:
         ValueError: The value is of another type, or none of the choices.
     """
     if get_origin(kind) is Literal:
+        if isinstance(value, bool) and "full" in get_args(kind):  # what was once a switch
+            value = "full" if value else "none"
         if value not in get_args(kind):
             raise ValueError(f"{name}: got {value!r}; expected one of {', '.join(get_args(kind))}")
         return value
     if name == "polarity":
         return parse_polarity(value)
+    if name == "trainer":
+        return _trainer_arguments(value)
     kinds = get_args(kind) or (kind,)
-    if value is None and type(None) in kinds:
+    if type(None) in kinds and (value is None or (value == "auto" and bool in kinds)):
         return None
     try:
         if name == "misclick_rate":
@@ -123,6 +127,19 @@ def check_bounds(
         raise ValueError(f"{name}: got {value}; expected a number in [{at_least}, {below})")
     if at_least is not None and below is None and not value >= at_least:
         raise ValueError(f"{name}: got {value}; expected {at_least} or more")
+
+
+def _trainer_arguments(value: Any) -> dict[str, Any] | None:
+    """Arguments of transformers by name, from a mapping or from texts KEY=VALUE whose values are YAML."""
+    if value is None or isinstance(value, Mapping):
+        return None if value is None else {str(key): entry for key, entry in value.items()}
+    import yaml
+
+    try:
+        texts = [value] if isinstance(value, str) else list(value)
+        return {key.strip(): yaml.safe_load(entry) for key, entry in (text.split("=", 1) for text in texts)}
+    except (ValueError, TypeError, AttributeError, yaml.YAMLError):
+        raise ValueError(f"trainer: got {value!r}; expected KEY=VALUE, such as max_grad_norm=0.5") from None
 
 
 def _widths(value: Any) -> str:

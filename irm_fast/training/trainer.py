@@ -30,59 +30,6 @@ from irm_fast.training.throughput import Throughput, flops_of
 STRATIFICATION_FILE = "stratification.safetensors"
 
 
-def training_arguments(config: TrainConfig, folder: Path, *, evaluate: bool) -> TrainingArguments:
-    """Return the settings of transformers' loop.
-
-    Args:
-        config: The settings of the run.
-        folder: The folder for checkpoints.
-        evaluate: Whether there is a held-out part, by which the best checkpoint is chosen.
-
-    Raises:
-        ValueError: Accelerate is configured for mixed precision.
-    """
-    interval = "epoch" if config.eval_steps is None else "steps"
-    steps = config.eval_steps or 500  # transformers' default, without effect where the interval is an epoch
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        num_train_epochs=config.epochs,
-        per_device_train_batch_size=config.rows_per_pass or 1,  # without effect: `PackSampler` decides
-        gradient_accumulation_steps=config.gradient_accumulation,
-        learning_rate=config.peak_learning_rate,
-        weight_decay=config.weight_decay,
-        warmup_steps=config.warmup_ratio,
-        use_cpu=not torch.accelerator.is_available(),
-        seed=config.seed,
-        eval_strategy=interval if evaluate else "no",
-        eval_steps=steps,
-        save_strategy=interval,
-        save_steps=steps,
-        save_total_limit=1,
-        load_best_model_at_end=evaluate,
-        metric_for_best_model="eval_nll" if evaluate else None,
-        greater_is_better=False if evaluate else None,
-        logging_nan_inf_filter=False,  # a loss that is not a number must show
-        remove_unused_columns=False,
-        accelerator_config={  # packs come in whole rounds
-            "even_batches": False,
-            "non_blocking": torch.accelerator.is_available(),
-        },
-        torch_compile=config.compile,
-        fsdp=config.fsdp or None,  # type: ignore[arg-type]
-        fsdp_config={"state_dict_type": "SHARDED_STATE_DICT"} if config.fsdp else None,  # each process writes its own
-        ddp_find_unused_parameters=False,  # every parameter is used in every step
-        dataloader_pin_memory=torch.accelerator.is_available(),
-        disable_tqdm=True,  # `TrainingProgress` says how far it is
-        report_to=config.report_to,
-    )
-    if arguments.mixed_precision != "no":  # by accelerate launch: casts by operation, on top of ours by layer
-        raise ValueError(
-            f"accelerate: got mixed_precision {arguments.mixed_precision!r}; expected 'no' in its configuration: "
-            "--precision decides"
-        )
-    return arguments
-
-
 class ImplicitTrainer(Trainer):
     """transformers.Trainer with the implicit loss, on packed rows if the model's attention supports them.
 
@@ -254,7 +201,8 @@ class ImplicitTrainer(Trainer):
         for count in counts:
             self.throughput.add(count)
         sizes = [float(sum(count.rows for count in counts)), float(sum(count.pairs for count in counts))]
-        mean = self.accelerator.reduce(torch.tensor(sizes, device=device), reduction="mean")
+        own = torch.tensor(sizes, pin_memory=device.type == "cuda").to(device, non_blocking=True)  # nothing waits
+        mean = self.accelerator.reduce(own, reduction="mean")
         return batches, mean.clamp(min=1 / self.args.world_size)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

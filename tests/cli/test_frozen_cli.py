@@ -14,8 +14,8 @@ SHARED = (
 TEXT = (
     "model propensity-rows pairs pairs-weight objective stratification ema-decay epochs batch-size token-budget "
     "gradient-accumulation learning-rate head-learning-rate weight-decay warmup-ratio max-length overlong eval-steps "
-    "patience precision attn compile lora-rank lora-alpha lora-targets lora-keep-adapter load-in-4bit fsdp "
-    "gradient-checkpointing report-to resume"
+    "patience precision attn compile liger lora-rank lora-alpha lora-targets lora-keep-adapter load-in-4bit fsdp "
+    "gradient-checkpointing optim trainer report-to resume"
 )
 OPTIONS = {
     "validate": "data absent polarity misclick json",
@@ -39,7 +39,8 @@ CHOICES = {
     ("train", "precision"): "float32 bfloat16",
     ("score", "precision"): "auto float32 bfloat16",
     ("embed", "precision"): "auto float32 bfloat16",
-    ("train", "attn"): "auto flash_attention_4 flash_attention_3 flash_attention_2 varlen sdpa eager",
+    ("train", "attn"): "auto flash_attention_4 flash_attention_3 varlen flash_attention_2 sdpa eager",
+    ("train", "gradient-checkpointing"): "none full selective",
     ("train", "contradictions"): "error drop",
     ("train", "estimator"): "auto two-step joint",
     ("diagnose", "propensity-design"): "auto constant hidden features known",

@@ -2,10 +2,12 @@
 
 import copy
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from irm_fast.data.signals import RewardSpec
@@ -68,13 +70,62 @@ def test_heads_see_weights_that_bfloat16_cannot_hold(model):
 
 
 def test_activations_are_computed_again(model):
+    """All of them, or those alone that are cheap."""
     with computing(model, torch.bfloat16):
         gradient, products = step(model)
-    with computing(model, torch.bfloat16, recompute=True):
+        held = bytes_held(model)
+    with computing(model, torch.bfloat16, recompute="full"):
         again, more = step(model)
+        least = bytes_held(model)
+    with computing(model, torch.bfloat16, recompute="selective"):
+        in_part, as_many = step(model)
     assert torch.equal(again, gradient)
+    assert torch.equal(in_part, gradient)
     layers = 2 * 7  # products of their forward pass
     assert products.count + layers - 2 <= more.count <= products.count + layers  # the last ones may not be needed
+    assert as_many.count == products.count
+    assert least < held / 2
+
+
+def test_layers_that_are_alike_are_compiled_once(model, monkeypatch):
+    """Also with copies for weights, which are other tensors in each pass, and for other lengths."""
+    counter = CompileCounterWithBackend("eager")
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
+    torch._dynamo.reset()
+    with computing(model, torch.bfloat16):
+        gradient, _ = step(model)
+    with computing(model, torch.bfloat16, compiled=True):
+        assert torch.equal(compiled_gradient(model), gradient)
+        assert counter.frame_count == 1  # of two layers
+        compiled_gradient(model)
+        assert counter.frame_count == 1
+    with computing(model, torch.bfloat16, compiled=True, recompute="full"):
+        assert torch.equal(compiled_gradient(model), gradient)
+
+
+def compiled_gradient(model: ImplicitRewardModel) -> torch.Tensor:
+    """As `step`, without the mode that counts: the compiler would leave code under it as it is."""
+    model.zero_grad()
+    model(**two_rows(model, packed=False), feedback=FEEDBACK).backward()
+    return torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+
+
+def bytes_held(model: ImplicitRewardModel) -> int:
+    """The bytes of all that a forward pass keeps for the backward pass, but for parameters."""
+    storages: dict[int, int] = {}
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor)
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(**two_rows(model, packed=False), feedback=FEEDBACK)
+    return sum(storages.values())
 
 
 def test_a_copy_computes_with_its_own_weights(model):

@@ -29,7 +29,7 @@ def main(folder: str, out: str, recompute: str, kept: str) -> None:
     Args:
         folder: The model.
         out: Where to write to.
-        recompute: "1": activations are computed again.
+        recompute: As of `computing`.
         kept: "1": weights are kept after the forward pass, to show that they would be seen.
     """
     torch.set_num_threads(1)
@@ -37,7 +37,7 @@ def main(folder: str, out: str, recompute: str, kept: str) -> None:
     first = dist.get_rank() == 0
     model = load(folder, weights=first).train()
     shapes = {tuple(parameter.shape) for parameter in model.backbone.parameters() if parameter.dim() == 2}
-    with computing(model, recompute=recompute == "1"):
+    with computing(model, recompute=recompute):
         shard(model, torch.bfloat16)
         for module in model.backbone.modules() if kept == "1" else ():
             if hasattr(module, "set_reshard_after_forward"):

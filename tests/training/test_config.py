@@ -71,6 +71,28 @@ def test_bad_yaml(tmp_path, text, fragments):
     assert all(fragment in str(error.value) for fragment in fragments), error.value
 
 
+def test_settings_that_were_switches(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("model: m\noutput: o\ngradient_checkpointing: true\ncompile: false\n")
+    config = TrainConfig.load(path)
+    assert (config.gradient_checkpointing, config.compile, config.liger) == ("full", False, None)
+    assert make(gradient_checkpointing=False).gradient_checkpointing == "none"
+    assert make(compile="auto").compile is None
+    with pytest.raises(ValueError, match="liger: got true beside compile"):
+        make(compile=True, liger=True)
+
+
+def test_arguments_of_transformers(tmp_path):
+    wanted = {"max_grad_norm": 0.5, "lr_scheduler_kwargs": {"power": 2}, "run_name": "a=b"}
+    assert make(trainer=["max_grad_norm=0.5", "lr_scheduler_kwargs={power: 2}", "run_name=a=b"]).trainer == wanted
+    config = make(trainer=wanted)
+    config.save(tmp_path / "run.yaml")
+    assert TrainConfig.load(tmp_path / "run.yaml") == config
+    for wrong in ("max_grad_norm", 3, ["a={"]):
+        with pytest.raises(ValueError, match=r"trainer: got .* expected KEY=VALUE"):
+            make(trainer=wrong)
+
+
 def test_what_is_no_setting_of_the_result_is_not_kept(tmp_path):
     config = make(overwrite=True, progress=False)
     config.save(tmp_path / "run.yaml")

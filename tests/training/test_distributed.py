@@ -126,7 +126,7 @@ def test_fsdp_computes_the_same(start, precision):
         torch.testing.assert_close(whole.losses, sharded.losses, rtol=2e-2, atol=2e-2)
 
 
-@pytest.mark.parametrize("recompute", ["0", "1"])
+@pytest.mark.parametrize("recompute", ["none", "full"])
 def test_no_gathered_weights_are_held_after_the_forward_pass(tiny_model, tmp_path, recompute):
     """Of the bfloat16 copies that layers compute with; weights come from the first process alone."""
     ranks = sharded_step(tiny_model, tmp_path / "given_up", recompute, "0")
@@ -141,7 +141,7 @@ def test_no_gathered_weights_are_held_after_the_forward_pass(tiny_model, tmp_pat
     norms = [float(parameter.grad.norm()) for parameter in model.parameters()]
     assert ranks[0]["gradient"] == pytest.approx(norms, rel=0.02)
     assert ranks[0]["equal"]
-    if recompute == "0":
+    if recompute == "none":
         kept = sharded_step(tiny_model, tmp_path / "kept", recompute, "1")
         matrices = [p.numel() for layer in model.layers() for p in layer.parameters() if p.dim() == 2]
         assert kept[0]["bytes"] >= 2 * sum(matrices)

@@ -69,7 +69,7 @@ def test_stratification_models_differ(make_log, make_config):
 
 def test_precision_and_checkpointing(make_log, make_config):
     plain = train_log(make_log(), make_config("plain"))
-    saving = train_log(make_log(), make_config("saving", gradient_checkpointing=True))
+    saving = train_log(make_log(), make_config("saving", gradient_checkpointing="full"))
     assert largest_difference(plain, saving) < 1e-6
     low = train_log(make_log(), make_config("low", precision="bfloat16"))
     assert {p.dtype for p in low.model.parameters()} == {torch.float32}

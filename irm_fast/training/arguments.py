@@ -1,0 +1,162 @@
+"""The arguments of transformers' loop: those that our settings make, and any others that are wanted."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Trainer, TrainingArguments
+from transformers.training_args import OptimizerNames
+
+from irm_fast.training.config import TrainConfig
+
+# Arguments that are made of our settings, or that would contradict how the loop packs, divides and saves.
+_OURS = {
+    "output_dir": "output",
+    "num_train_epochs": "epochs",
+    "max_steps": "epochs",
+    "per_device_train_batch_size": "batch_size or token_budget",
+    "per_device_eval_batch_size": "batch_size or token_budget",
+    "auto_find_batch_size": "batch_size or token_budget",
+    "gradient_accumulation_steps": "gradient_accumulation",
+    "learning_rate": "learning_rate",
+    "weight_decay": "weight_decay",
+    "warmup_steps": "warmup_ratio",
+    "warmup_ratio": "warmup_ratio",
+    "bf16": "precision",
+    "fp16": "precision",
+    "bf16_full_eval": "precision",
+    "fp16_full_eval": "precision",
+    "seed": "seed",
+    "eval_strategy": "eval_steps",
+    "eval_steps": "eval_steps",
+    "save_strategy": "eval_steps",
+    "save_steps": "eval_steps",
+    "torch_compile": "compile",
+    "torch_compile_backend": "compile",
+    "torch_compile_mode": "compile",
+    "use_liger_kernel": "liger",
+    "liger_kernel_config": "liger",
+    "fsdp": "fsdp",
+    "fsdp_config": "fsdp",
+    "gradient_checkpointing": "gradient_checkpointing",
+    "gradient_checkpointing_kwargs": "gradient_checkpointing",
+    "activation_checkpointing": "gradient_checkpointing",
+    "activation_checkpointing_kwargs": "gradient_checkpointing",
+    "optim": "optim",
+    "disable_tqdm": "progress",
+    "report_to": "report_to",
+    "resume_from_checkpoint": "resume",
+    **dict.fromkeys(("use_cpu", "deepspeed", "parallelism_config", "accelerator_config", "distributed_config")),
+    **dict.fromkeys(("save_total_limit", "save_only_model", "ignore_data_skip", "remove_unused_columns")),
+    **dict.fromkeys(("load_best_model_at_end", "metric_for_best_model", "greater_is_better")),
+    **dict.fromkeys(("logging_strategy", "logging_steps", "logging_nan_inf_filter")),
+    **dict.fromkeys(("ddp_find_unused_parameters", "dataloader_pin_memory", "dataloader_drop_last")),
+}
+
+
+def training_arguments(config: TrainConfig, folder: Path, *, evaluate: bool) -> TrainingArguments:
+    """The arguments of transformers' loop.
+
+    Args:
+        config: The settings of the run.
+        folder: The folder for checkpoints.
+        evaluate: Whether there is a held-out part, by which the best checkpoint is chosen.
+
+    Raises:
+        ValueError: Accelerate is configured for mixed precision, the optimiser or an argument of `trainer` is unknown
+            or not available, or an argument is one that the settings make.
+    """
+    interval = "epoch" if config.eval_steps is None else "steps"
+    steps = config.eval_steps or 500  # transformers' default, without effect where the interval is an epoch
+    others = _others(config.trainer or {})
+    if config.optim is not None:
+        others["optim"] = _optimizer(config.optim)
+    try:
+        arguments = TrainingArguments(
+            output_dir=str(folder),
+            num_train_epochs=config.epochs,
+            per_device_train_batch_size=config.rows_per_pass or 1,  # without effect: `PackSampler` decides
+            gradient_accumulation_steps=config.gradient_accumulation,
+            learning_rate=config.peak_learning_rate,
+            weight_decay=config.weight_decay,
+            warmup_steps=config.warmup_ratio,
+            use_cpu=not torch.accelerator.is_available(),
+            seed=config.seed,
+            eval_strategy=interval if evaluate else "no",
+            eval_steps=steps,
+            save_strategy=interval,
+            save_steps=steps,
+            save_total_limit=1,
+            load_best_model_at_end=evaluate,
+            metric_for_best_model="eval_nll" if evaluate else None,
+            greater_is_better=False if evaluate else None,
+            logging_nan_inf_filter=False,  # a loss that is not a number must show
+            remove_unused_columns=False,
+            accelerator_config={  # packs come in whole rounds
+                "even_batches": False,
+                "non_blocking": torch.accelerator.is_available(),
+            },
+            fsdp=config.fsdp or None,  # type: ignore[arg-type]
+            fsdp_config={"state_dict_type": "SHARDED_STATE_DICT"} if config.fsdp else None,  # each process its own
+            ddp_find_unused_parameters=False,  # every parameter is used in every step
+            dataloader_pin_memory=torch.accelerator.is_available(),
+            disable_tqdm=True,  # `TrainingProgress` says how far it is
+            report_to=config.report_to,
+            **others,
+        )
+        if config.optim is not None:
+            Trainer.get_optimizer_cls_and_kwargs(arguments)
+    except (ValueError, TypeError, ImportError, AttributeError) as error:
+        if not others:
+            raise
+        wanted = ", ".join(f"{name}={value!r}" for name, value in others.items())
+        raise ValueError(f"trainer, optim: got {wanted}; transformers says: {error}") from error
+    if arguments.mixed_precision != "no":  # by accelerate launch: casts by operation, on top of ours by layer
+        raise ValueError(
+            f"accelerate: got mixed_precision {arguments.mixed_precision!r}; expected 'no' in its configuration: "
+            "--precision decides"
+        )
+    return arguments
+
+
+def _optimizer(name: str) -> str:
+    """The name of an optimiser, if transformers knows it.
+
+    Raises:
+        ValueError: It does not.
+    """
+    known = [str(member.value) for member in OptimizerNames]
+    if name in known:
+        return name
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(known)}"
+    raise ValueError(f"optim: got {name!r}, which transformers does not know; {hint}")
+
+
+def _others(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments that none of our settings makes, numbers as numbers: YAML reads `1e-5` as text.
+
+    Raises:
+        ValueError: An argument is one of ours, or unknown, or of another type.
+    """
+    known = {field.name: getattr(field.type, "__name__", str(field.type)) for field in fields(TrainingArguments)}
+    result = dict(given)
+    for name, value in given.items():
+        if name in _OURS:
+            use = f"use the setting {_OURS[name]}" if _OURS[name] else "it is part of how irm-fast trains; leave it out"
+            raise ValueError(f"trainer: got {name}, which irm-fast sets itself; {use}")
+        if name not in known:
+            close = difflib.get_close_matches(name, set(known) - set(_OURS), n=1)
+            hint = f"did you mean {close[0]!r}?" if close else "see transformers.TrainingArguments"
+            raise ValueError(f"trainer: unknown argument {name!r}; {hint}")
+        if isinstance(value, str) and "str" not in known[name]:
+            try:
+                result[name] = float(value) if "float" in known[name] else int(value)
+            except ValueError:
+                raise ValueError(f"trainer: got {name}={value!r}; expected {known[name]}") from None
+    return result
