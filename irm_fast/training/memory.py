@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from irm_fast.models.adapters import Lora, add_adapters
+from irm_fast.models.attention import head_width
 from irm_fast.models.backbone import skeleton_of
 from irm_fast.training.config import TrainConfig
 
@@ -96,7 +97,7 @@ def estimate_memory(
     if dtype != torch.float32 and not config.fsdp:
         looked_up = model.get_input_embeddings().weight
         copies = dtype.itemsize * (trained - looked_up.numel() * looked_up.requires_grad)
-        copies /= len(layers) if config.gradient_checkpointing else 1
+        copies /= 1 if config.gradient_checkpointing == "none" else len(layers)
 
     # Activations
     for parameter in model.parameters():
@@ -104,8 +105,14 @@ def estimate_memory(
             parameter.data = parameter.data.to(dtype)
     kept = _kept_by_forward(model, tokens)
     of_a_layer = kept / len(layers)
-    if config.gradient_checkpointing:
-        kept = len(layers) * tokens * model.config.get_text_config().hidden_size * dtype.itemsize + of_a_layer
+    if config.gradient_checkpointing != "none":
+        text = model.config.get_text_config()
+        width = len(layers) * text.hidden_size  # of the layers' inputs
+        if config.gradient_checkpointing == "selective":  # and of what products and attention give
+            linear = [module for layer in layers for module in layer.modules() if isinstance(module, nn.Linear)]
+            width += sum(module.out_features for module in linear)
+            width += len(layers) * text.num_attention_heads * head_width(text)
+        kept = min(kept, width * tokens * dtype.itemsize + of_a_layer)
 
     return MemoryEstimate(
         parameters=sum(p.numel() for p in model.parameters()),

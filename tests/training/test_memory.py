@@ -53,8 +53,11 @@ def test_what_settings_change():
     small = replace(RUN, lora_rank=16)
     shape = LlamaConfig(hidden_size=512, intermediate_size=1024, num_hidden_layers=4, num_attention_heads=8)
     one = estimate_memory(shape, small)
-    kept = estimate_memory(shape, replace(small, gradient_checkpointing=False))
+    kept = estimate_memory(shape, replace(small, gradient_checkpointing="none"))
     assert kept.activations > 2 * one.activations
+    checkpoints = ("full", "selective", "none")
+    full, part, none = (estimate_memory(shape, replace(RUN, gradient_checkpointing=kind)) for kind in checkpoints)
+    assert full.activations < part.activations < none.activations
     half = estimate_memory(shape, replace(small, token_budget=8192))
     assert half.activations == pytest.approx(one.activations / 2)
     assert estimate_memory(shape, small, tokens=8192) == half
