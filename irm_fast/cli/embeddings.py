@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from irm_fast.cli.options import TOKEN_BUDGET, BatchSize, Data, PrecisionOption, Progress, Resume, TokenBudget
+from irm_fast.cli.options import BatchSize, Data, PrecisionOption, Progress, Resume, TokenBudget
 
 
 def embed(
@@ -17,7 +17,7 @@ def embed(
     out: Annotated[Path, typer.Option(help="The file to write, NAME.safetensors.")],
     pooling: Annotated[str, typer.Option(help="last (token), mean, or auto: last for decoders, else mean.")] = "auto",
     batch_size: BatchSize = None,
-    token_budget: TokenBudget = TOKEN_BUDGET,
+    token_budget: TokenBudget = None,
     max_length: Annotated[int, typer.Option(min=1, help="Tokens per row; longer rows lose their beginning.")] = 1024,
     precision: PrecisionOption = "auto",
     dtype: Annotated[str, typer.Option(help="Of the file: float32 or bfloat16.")] = "float32",
@@ -31,13 +31,13 @@ def embed(
 
     check_not_input(out, data)
     from irm_fast.embeddings.embedder import Embedder, check_embeddings_file, write_embeddings
-    from irm_fast.models.processes import by_first, is_first, launched
+    from irm_fast.models.processes import from_main_process, is_first, launched
 
     how = {"batch_size": batch_size, "token_budget": token_budget, "dtype": dtype, "progress": progress}
     how |= {"resume": resume, "overwrite": overwrite}
     with launched() as distributed:
         check = partial(check_embeddings_file, out, resume=resume, overwrite=overwrite)
-        by_first(check, distributed=distributed)  # before the work, not after it
+        from_main_process(check, distributed=distributed)  # before the work, not after it
         ids, conversations = read_conversations(data)
         embedder = Embedder(model, pooling=pooling, max_length=max_length, precision=precision)
         source = embedder.source

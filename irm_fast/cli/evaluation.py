@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from irm_fast.cli.options import (
-    TOKEN_BUDGET,
     AbsentKeys,
     AsJson,
     Base,
@@ -30,7 +29,7 @@ def evaluate(
     model: Model,
     data: Data,
     batch_size: BatchSize = None,
-    token_budget: TokenBudget = TOKEN_BUDGET,
+    token_budget: TokenBudget = None,
     precision: PrecisionOption = "auto",
     base: Base = None,
     progress: Progress = True,
@@ -125,7 +124,7 @@ def score(
     data: Data,
     out: Annotated[Path, typer.Option(help="JSONL to write: id and reward (null if not finite).")],
     batch_size: BatchSize = None,
-    token_budget: TokenBudget = TOKEN_BUDGET,
+    token_budget: TokenBudget = None,
     precision: PrecisionOption = "auto",
     lower: Annotated[
         float | None,

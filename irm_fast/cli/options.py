@@ -12,7 +12,6 @@ import typer
 from typer.core import TyperGroup
 
 from irm_fast.data.signals import Absent
-from irm_fast.models import TOKEN_BUDGET as TOKEN_BUDGET
 from irm_fast.models import Precision
 from irm_fast.training.config import MISSING, EmbeddingTrainConfig, RunConfig, TrainConfig
 
@@ -23,7 +22,10 @@ Base = Annotated[
     Path | None, typer.Option("--base", help="Of a log: the untrained language model, if it is no longer in its place.")
 ]
 BatchSize = Annotated[int | None, typer.Option(min=1, help="Rows per forward pass, at most; no limit by default.")]
-TokenBudget = Annotated[int, typer.Option(min=1, help="Tokens per forward pass: as many rows as they hold.")]
+TokenBudget = Annotated[
+    int | None,
+    typer.Option(min=1, help="Tokens per forward pass: as many rows as they hold; 16384 on a GPU, 4096 on a CPU."),
+]
 PrecisionOption = Annotated[Precision, typer.Option("--precision", help="auto is bfloat16 on a GPU, else float32.")]
 Progress = Annotated[bool, typer.Option(help="Show a progress bar, on a terminal.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")]
@@ -57,7 +59,7 @@ class Commands(TyperGroup):
         except (ValueError, OSError, RuntimeError) as error:
             if ctx.params.get("debug"):
                 raise
-            if not getattr(error, "said_by_first", False):  # by another process of the same run
+            if not getattr(error, "said_by_main_process", False):
                 typer.echo(f"error: {error}", err=True)
             raise typer.Exit(2) from None
 

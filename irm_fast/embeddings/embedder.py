@@ -18,13 +18,12 @@ from torch import Tensor, nn
 from irm_fast.data.outputs import check_suffix
 from irm_fast.data.signals import RewardSpec
 from irm_fast.embeddings.store import Source, about, merge_parts
-from irm_fast.models import TOKEN_BUDGET
 from irm_fast.models.backbone import check_weights, first_line, model_config, quiet_transformers
 from irm_fast.models.batches import Collator, TokenizedRows
 from irm_fast.models.packed import packed_attention
 from irm_fast.models.parts import Work, check_target, write_in_parts
 from irm_fast.models.passes import Passes, default_device, place, resolve_precision
-from irm_fast.models.processes import by_first
+from irm_fast.models.processes import from_main_process
 from irm_fast.models.reward_model import ImplicitRewardModel
 from irm_fast.models.threads import threads_for
 from irm_fast.models.tokens import tokenise
@@ -182,7 +181,7 @@ def write_embeddings(
     out: str | Path,
     *,
     batch_size: int | None = None,
-    token_budget: int = TOKEN_BUDGET,
+    token_budget: int | None = None,
     dtype: str = "float32",
     resume: bool = False,
     overwrite: bool = False,
@@ -199,7 +198,7 @@ def write_embeddings(
         embedder: The model that embeds them.
         out: The file to write; its name ends in ".safetensors".
         batch_size: The number of conversations per forward pass, at most. None: no limit.
-        token_budget: The number of tokens per forward pass, at most.
+        token_budget: The number of tokens per forward pass, at most. None: 16,384 on a GPU, and 4,096 on a CPU.
         dtype: The dtype of the file: "float32" or "bfloat16".
         resume: Whether to keep the finished parts of an interrupted run.
         overwrite: Whether to replace an earlier file and its parts.
@@ -216,7 +215,7 @@ def write_embeddings(
     _check_choice("dtype", dtype, DTYPES)
     out, source, truncated = Path(out), replace(embedder.source, dtype=dtype), 0
     check = partial(check_embeddings_file, out, resume=resume, overwrite=overwrite)
-    by_first(check, distributed=distributed)
+    from_main_process(check, distributed=distributed)
 
     def compute(rows: slice, passes: Passes) -> dict[str, Tensor]:
         nonlocal truncated

@@ -18,7 +18,7 @@ from irm_fast.embeddings.text_model import EmbeddedRewardModel
 from irm_fast.evaluation.scoring import RewardModel, check_lower, load, rewards
 from irm_fast.models.parts import Work, check_target, opened, write_in_parts
 from irm_fast.models.passes import Passes
-from irm_fast.models.processes import by_first
+from irm_fast.models.processes import from_main_process
 from irm_fast.models.record import folder_fingerprint
 
 FORMAT = "1"  # of the metadata entry "irm_fast_rewards" of parts
@@ -62,13 +62,13 @@ def score_file(
     ordinary = not (out.is_symlink() or (out.exists() and not out.is_file()))
     check = partial(check_target, out, resume=resume, overwrite=overwrite, replaces=True)
     if ordinary or out.is_dir():
-        by_first(check, distributed=passes.distributed)
+        from_main_process(check, distributed=passes.distributed)
     ids, conversations = read_conversations(data)
     model = load(model_dir, precision=precision)
     check_lower(model, lower)
     if not ordinary:
         columns = rewards(model, conversations, passes, lower)
-        by_first(lambda: _write_lines(out, ids, [columns]), distributed=passes.distributed)
+        from_main_process(lambda: _write_lines(out, ids, [columns]), distributed=passes.distributed)
         return len(ids)
     about = {
         "irm_fast_rewards": FORMAT,

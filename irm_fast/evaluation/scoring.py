@@ -14,7 +14,6 @@ from irm_fast.data.log import Log
 from irm_fast.data.rows import Messages
 from irm_fast.embeddings.text_model import SOURCE, EmbeddedRewardModel
 from irm_fast.losses.implicit import implicit_rm_loss
-from irm_fast.models import TOKEN_BUDGET
 from irm_fast.models.batches import Collator, TokenizedRows
 from irm_fast.models.heldout import HeldOut
 from irm_fast.models.packed import packed_attention
@@ -55,7 +54,7 @@ def score(
     conversations: Sequence[Messages],
     *,
     batch_size: int | None = None,
-    token_budget: int = TOKEN_BUDGET,
+    token_budget: int | None = None,
     lower: None = None,
     distributed: bool = False,
 ) -> np.ndarray: ...
@@ -65,7 +64,7 @@ def score(
     conversations: Sequence[Messages],
     *,
     batch_size: int | None = None,
-    token_budget: int = TOKEN_BUDGET,
+    token_budget: int | None = None,
     lower: float,
     distributed: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]: ...
@@ -74,7 +73,7 @@ def score(
     conversations: Sequence[Messages],
     *,
     batch_size: int | None = None,
-    token_budget: int = TOKEN_BUDGET,
+    token_budget: int | None = None,
     lower: float | None = None,
     distributed: bool = False,
 ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
@@ -87,7 +86,8 @@ def score(
         model: The model.
         conversations: N lists of messages, each of which ends with the assistant's turn.
         batch_size: The number of conversations per forward pass, at most. None: no limit.
-        token_budget: The number of tokens per forward pass, at most; a longer conversation has one alone.
+        token_budget: The number of tokens per forward pass, at most; a longer conversation has one alone. None: 16,384
+            on a GPU, and 4,096 on a CPU.
         lower: A probability in (0, 0.5), with which the true reward lies below a lower reward that is returned, too;
             see `EmbeddingRewardModel.predict_interval`. None returns rewards alone.
         distributed: Whether all processes of a torchrun share the conversations. All of them have to call this with the

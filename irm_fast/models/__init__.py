@@ -7,4 +7,3 @@ Attention = Literal["auto", "flash_attention_4", "flash_attention_3", "varlen", 
 Recompute = Literal["none", "full", "selective"]  # of activations, in the backward pass
 ATTENTIONS: tuple[Attention, ...] = get_args(Attention)
 Precision = Literal["auto", "float32", "bfloat16"]
-TOKEN_BUDGET = 16_384  # tokens of a forward pass without gradients

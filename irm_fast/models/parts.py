@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 
 from irm_fast.data.outputs import check_choice, check_folder_of
 from irm_fast.models.passes import Passes, rows_bar
-from irm_fast.models.processes import by_first, check_same_rows, is_first
+from irm_fast.models.processes import check_same_rows, from_main_process, is_first
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -78,7 +78,7 @@ def write_in_parts(work: Work, passes: Passes, *, resume: bool = False, overwrit
     slices = [slice(start, start + PART_ROWS) for start in range(0, len(work.ids), PART_ROWS)]
     folder = parts_folder(work.out)
     paths = [folder / f"part-{number:05}.safetensors" for number in range(len(slices))]
-    by_first_process = partial(by_first, distributed=passes.distributed)
+    from_main = partial(from_main_process, distributed=passes.distributed)
 
     def prepare() -> set[Path]:
         finished = {path for path in paths if path.exists()} if resume else set()
@@ -92,16 +92,16 @@ def write_in_parts(work: Work, passes: Passes, *, resume: bool = False, overwrit
         folder.mkdir(exist_ok=True)
         return finished
 
-    finished = by_first_process(prepare)
+    finished = from_main(prepare)
     try:
         with rows_bar(len(work.ids), passes.progress) as bar:
             for path, rows in zip(paths, slices, strict=True):
                 if path not in finished:
                     columns = work.compute(rows, replace(passes, done=bar.update))
-                    by_first_process(partial(write_part, path, columns, hashes[rows], work.about))
+                    from_main(partial(write_part, path, columns, hashes[rows], work.about))
                 bar.update(min(rows.stop, len(work.ids)) - bar.n)
-        by_first_process(partial(work.merge, paths))
-        by_first_process(partial(shutil.rmtree, folder))
+        from_main(partial(work.merge, paths))
+        from_main(partial(shutil.rmtree, folder))
     except KeyboardInterrupt:
         if any(path.exists() for path in paths):
             raise KeyboardInterrupt("--resume goes on from the last whole part") from None

@@ -13,13 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from irm_fast.models import TOKEN_BUDGET, Precision
+from irm_fast.models import Precision
 from irm_fast.models.batches import Collator, TokenizedRows
 from irm_fast.models.packing import by_length
 from irm_fast.models.processes import is_first, share
 
 if TYPE_CHECKING:
     from irm_fast.data.rows import Messages
+
+_TOKENS = {"cuda": 16_384, "cpu": 4_096}  # of a pass by default; more is slower on a CPU, whose caches are small
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Passes:
     Attributes:
         batch_size: The number of rows of a forward pass, at most. None: no limit.
         token_budget: The number of tokens of a forward pass, at most, padding included. A row that is longer goes
-            through alone.
+            through alone. None: 16,384 on a GPU, and 4,096 on a CPU.
         distributed: Whether all processes of a torchrun share the rows. All of them have to ask for the same rows then,
             and get the results of all.
         progress: Whether to show a progress bar on stderr, if that is a terminal.
@@ -37,7 +39,7 @@ class Passes:
     """
 
     batch_size: int | None = None
-    token_budget: int = TOKEN_BUDGET
+    token_budget: int | None = None
     distributed: bool = False
     progress: bool = False
     done: Callable[[int], Any] | None = None
@@ -95,9 +97,10 @@ class Passes:
         Raises:
             RuntimeError: A pass does not fit into the memory of the GPU.
         """
+        packs = self._packs(rows.lengths, self.token_budget or _TOKENS[device.type])
         found = share(
-            rows.lengths,
-            lambda chosen: self._run_some(rows, chosen, collate, device, compute),
+            np.array([rows.lengths[pack].sum() for pack in packs]),
+            lambda chosen: self._run_packs(rows, [packs[i] for i in chosen], collate, device, compute),
             distributed=self.distributed,
         )
         columns = []
@@ -109,20 +112,20 @@ class Passes:
         return columns
 
     @torch.no_grad()
-    def _run_some(
+    def _run_packs(
         self,
         rows: TokenizedRows,
-        chosen: np.ndarray,
+        packs: Sequence[np.ndarray],
         collate: Collator,
         device: torch.device,
         compute: Callable[[dict[str, Any]], Sequence[Tensor]],
     ) -> tuple[np.ndarray, list[np.ndarray]]:
-        """Take the chosen rows (n,) through a model: their numbers in the order of the passes, and results (n, ...)."""
-        packs = self._packs(rows.lengths[chosen])
+        """Take packs of rows through a model: the numbers of these rows, (n,), and the results, each (n, ...)."""
+        order = np.concatenate(packs)
         results = []
-        with self._reporting(len(chosen)) as done:
+        with self._reporting(len(order)) as done:
             for pack in packs:
-                batch = collate(rows.__getitems__(chosen[pack]))
+                batch = collate(rows.__getitems__(pack))
                 slots = batch.pop("counts").slots
                 try:
                     results.append(compute(moved(batch, device)))
@@ -133,15 +136,18 @@ class Passes:
                     ) from error
                 done(len(pack))
             columns = [torch.cat(parts).float().cpu().numpy() for parts in zip(*results, strict=True)]
-        return chosen[np.concatenate(packs)], columns
+        return order, columns
 
-    def _packs(self, lengths: np.ndarray) -> list[np.ndarray]:
-        """The places of the rows of each pass, the longest rows first, given the lengths of all (n,)."""
-        long = lengths > self.token_budget
+    def _packs(self, lengths: np.ndarray, tokens: int) -> list[np.ndarray]:
+        """The rows of each pass, the longest first, given the lengths of all (N,) and the budget.
+
+        They do not depend on the number of processes, so that the results are the same, bit by bit.
+        """
+        long = lengths > tokens
         alone, rest = np.flatnonzero(long), np.flatnonzero(~long)
         alone = alone[np.argsort(-lengths[alone], kind="stable")]
-        packs = by_length(lengths[rest], rows=self.batch_size, tokens=self.token_budget)
-        return [np.array([place]) for place in alone] + [rest[pack] for pack in packs]
+        packs = by_length(lengths[rest], rows=self.batch_size, tokens=tokens)
+        return [np.array([row]) for row in alone] + [rest[pack] for pack in packs]
 
     @contextmanager
     def _reporting(self, total: int) -> Iterator[Callable[[int], Any]]:

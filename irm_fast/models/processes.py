@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from datetime import timedelta
+from functools import lru_cache
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 
 from irm_fast.models.packing import spread
 
@@ -64,30 +67,36 @@ def share(
     return parts
 
 
-def by_first(compute: Callable[[], T], *, distributed: bool = False) -> T:
-    """Let the first process compute something, and give all of them the result, or its error.
+def from_main_process(work: Callable[[], T], *, distributed: bool = True) -> T:
+    """The result of work that one process does for all, however long: each gets a copy. What it raises, each raises.
+
+    The work begins when all have come: it may write where others still look.
 
     Args:
-        compute: What writes or decides something.
-        distributed: Whether there are others. All of them have to call this then.
-
-    Raises:
-        ValueError: The first process raised one.
-        OSError: The first process raised one.
+        work: The work, whose result can be pickled.
+        distributed: False: this process works for itself, whatever others there are.
     """
-    if not distributed:
-        return compute()
-    outcome: list = [None, None]
-    if joined().is_main_process:
+    if not distributed or (state := joined()).num_processes == 1:
+        return work()
+    state.wait_for_everyone()
+    outcome: list[Any] = [None, None]
+    if state.is_main_process:
         try:
-            outcome = [compute(), None]
-        except (ValueError, OSError) as error:
-            outcome = [None, error]
-    result, raised = broadcast_object_list(outcome)
+            outcome[0] = work()
+        except Exception as error:  # the others would wait for the result
+            outcome[1] = error
+    dist.broadcast_object_list(outcome, group=_patient_group(dist.group.WORLD))
+    result, raised = outcome
     if raised is not None:
-        raised.said_by_first = not joined().is_main_process  # once is enough
+        raised.said_by_main_process = not state.is_main_process  # once is enough
         raise raised
     return result  # type: ignore[no-any-return]
+
+
+@lru_cache(maxsize=1)
+def _patient_group(world: Any) -> Any:
+    """A group of all processes that waits for days, as the usual one does not."""
+    return dist.new_group(backend="gloo", timeout=timedelta(days=7))
 
 
 def check_same_rows(hashes: np.ndarray) -> None:

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from accelerate import accelerator as accelerator_module
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from irm_fast.models.batches import TokenizedRows
 from irm_fast.models.packed import TRIED, unpackable
+from irm_fast.models.processes import from_main_process, joined
 from irm_fast.models.reward_model import ImplicitRewardModel
 from irm_fast.training.config import TrainConfig
-
-Result = TypeVar("Result")
 
 
 @contextmanager
@@ -32,34 +30,10 @@ def main_process() -> Iterator[bool]:
     Yields:
         Whether this is the process that writes.
     """
-    state = PartialState(cpu=not torch.accelerator.is_available())
+    state = joined()
     state.wait_for_everyone()
     yield state.is_main_process
     state.wait_for_everyone()
-
-
-def from_main_process(work: Callable[[], Result]) -> Result:
-    """The result of work that one process does for all, however long: each gets a copy. What it raises, each raises.
-
-    The work begins when all have come: it may write where others still look.
-
-    Args:
-        work: The work, whose result can be pickled.
-    """
-    state = PartialState(cpu=not torch.accelerator.is_available())
-    state.wait_for_everyone()
-    outcome: list[Any] = [None, None]
-    if state.is_main_process:
-        try:
-            outcome[0] = work()
-        except Exception as error:  # the others would wait for the result
-            outcome[1] = error
-    if state.num_processes > 1:  # the usual group gives up after minutes
-        group = dist.new_group(backend="gloo", timeout=timedelta(days=7))
-        dist.broadcast_object_list(outcome, group=group)
-    if outcome[1] is not None:
-        raise outcome[1]
-    return outcome[0]
 
 
 def check_same_log(fingerprint: Mapping[str, Any]) -> None:
@@ -71,7 +45,7 @@ def check_same_log(fingerprint: Mapping[str, Any]) -> None:
     Raises:
         RuntimeError: The logs differ; raised on every process.
     """
-    PartialState(cpu=not torch.accelerator.is_available())
+    joined()
     table = gather_object([dict(fingerprint)])
     for rank, other in enumerate(table):
         if other != table[0]:

@@ -19,13 +19,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from irm_fast.data.log import Log, hold_out
+from irm_fast.data.rows import Messages
 from irm_fast.data.signals import RewardSpec
 from irm_fast.embeddings.embedder import Embedder, write_embeddings
-from irm_fast.embeddings.store import read_embeddings
+from irm_fast.embeddings.store import read_embeddings, read_source
 from irm_fast.embeddings.text_model import EmbeddedRewardModel
+from irm_fast.models.processes import from_main_process
 from irm_fast.models.record import PROPENSITIES, RECORD
 from irm_fast.training.config import TrainConfig
-from irm_fast.training.distributed import from_main_process
 from irm_fast.training.estimation import fit_embedded
 from irm_fast.training.prepare import Prepared
 from irm_fast.training.run_folder import CHECKPOINTS, begin_run
@@ -59,7 +60,7 @@ class FirstPropensities(NamedTuple):
 def fit_propensities(prepared: Prepared, config: TrainConfig) -> FirstPropensities:
     """Fit the propensities of a run and begin its output folder, or read what an interrupted run has fitted.
 
-    One process works; all get the result.
+    All processes make the states of the rows, and one fits; all get the result.
 
     Args:
         prepared: The log; the estimator of its spec is "two-step".
@@ -69,6 +70,9 @@ def fit_propensities(prepared: Prepared, config: TrainConfig) -> FirstPropensiti
         ValueError: The model cannot be loaded or embedded, or the log shows too little for the propensity design.
     """
     folder = Path(config.output) / CHECKPOINTS
+    if not from_main_process(lambda: _is_fitted(config, folder)):
+        from_main_process(lambda: begin_run(config, prepared.fingerprint))
+        _write_states(prepared.parts, folder / STATES, config)
     spec, context, values = from_main_process(lambda: _fitted(prepared, config, folder))
     filled = replace(
         prepared,
@@ -107,19 +111,17 @@ def _fitted(
     prepared: Prepared, config: TrainConfig, folder: Path
 ) -> tuple[RewardSpec, tuple[str, ...], dict[str, np.ndarray]]:
     """What the propensities explain, the context that they read, and the propensities (N, K) of the parts by name."""
-    if config.resume and (folder / PROPENSITIES / RECORD).is_file():
+    if _is_fitted(config, folder):
         model = EmbeddedRewardModel.load(folder / PROPENSITIES)
         return model.spec, model.context, {name: part.numpy() for name, part in load_file(folder / VALUES).items()}
-    begin_run(config, prepared.fingerprint)
-    embedder = _embedder(config)
-    vectors = _states(prepared.parts, embedder, folder / STATES, config)
+    source, vectors = read_source(folder / STATES), read_embeddings(folder / STATES, *_rows(prepared.parts))
 
     # The fit reads whole users and prompts, of the training part
     log, spec = prepared.log, prepared.specs[0]
     states, others = vectors[: len(log)], np.zeros(len(log), bool)
     if len(log) > config.propensity_rows:
         others = ~hold_out(log.groups(), config.propensity_rows / len(log), config.seed)
-    model = fit_embedded(log.subset(~others), states[~others], spec, embedder.source, config, hidden_layers=())
+    model = fit_embedded(log.subset(~others), states[~others], spec, source, config, hidden_layers=())
 
     # Propensities: those under which the estimator's own reward was fitted, and predictions for rows it has not read
     training = np.empty((len(log), len(log.signals)), np.float32)
@@ -135,17 +137,25 @@ def _fitted(
     return model.spec, model.context, values
 
 
-def _embedder(config: TrainConfig) -> Embedder:
-    """The untrained language model."""
-    precision = "bfloat16" if torch.cuda.is_available() else "float32"
-    return Embedder(config.model, pooling="last", max_length=config.max_length, precision=precision)
+def _is_fitted(config: TrainConfig, folder: Path) -> bool:
+    """Whether an interrupted run that goes on has fitted the propensities."""
+    return config.resume and (folder / PROPENSITIES / RECORD).is_file()
 
 
-def _states(parts: Sequence[Log], embedder: Embedder, path: Path, config: TrainConfig) -> np.ndarray:
-    """The state (float32) of each row of the parts, (N, D), from the file at `path`, which is written if need be."""
-    ids = [f"{number}/{name}" for number, part in enumerate(parts) for name in part.ids]  # a row may be in both
-    messages = [turns for part in parts for turns in part.messages]
-    if not (config.resume and path.is_file()):
-        path.unlink(missing_ok=True)
-        write_embeddings(ids, messages, embedder, path, resume=config.resume, progress=config.progress)
-    return read_embeddings(path, ids, messages)
+def _write_states(parts: Sequence[Log], path: Path, config: TrainConfig) -> None:
+    """Write the state of each row of the parts under the untrained language model, where it is not written yet.
+
+    The processes share the rows.
+    """
+    if from_main_process(lambda: config.resume and path.is_file()):
+        return
+    from_main_process(lambda: path.unlink(missing_ok=True))
+    embedder = Embedder(config.model, pooling="last", max_length=config.max_length)
+    ids, messages = _rows(parts)
+    write_embeddings(ids, messages, embedder, path, resume=config.resume, progress=config.progress, distributed=True)
+
+
+def _rows(parts: Sequence[Log]) -> tuple[list[str], list[Messages]]:
+    """Ids and conversations of the rows of the parts; a row may be in both."""
+    ids = [f"{number}/{name}" for number, part in enumerate(parts) for name in part.ids]
+    return ids, [turns for part in parts for turns in part.messages]

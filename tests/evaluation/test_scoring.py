@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +20,7 @@ from irm_fast.data.signals import RewardSpec
 from irm_fast.embeddings.store import read_embeddings
 from irm_fast.evaluation import rewards_file
 from irm_fast.evaluation.scoring import load, score
-from irm_fast.models import parts, passes
+from irm_fast.models import parts, passes, processes
 from irm_fast.models.batches import Collator
 from irm_fast.models.passes import Passes, place, resolve_precision
 from irm_fast.models.reward_model import ImplicitRewardModel
@@ -334,6 +337,7 @@ def test_two_processes_write_what_one_writes(saved, data, tmp_path):
     assert ids == same_ids == [f"row-{i}" for i in range(ROWS)]
     assert np.ptp(rewards) > 0.1
     np.testing.assert_allclose(rewards, same_rewards, rtol=0, atol=1e-6)
+    assert one.read_bytes() == two.read_bytes()  # the same passes, dealt to the processes
     assert (tmp_path / "two.0").read_text() == f"wrote {two}: {ROWS} rewards\n"
     assert (tmp_path / "two.1").read_text() == ""
 
@@ -354,13 +358,24 @@ def test_two_processes_evaluate_and_embed_as_one(saved, tiny_model, data, rows, 
     assert (tmp_path / "evaluate2.1").read_text() == ""
 
 
-def test_processes_share_the_tokens_evenly(saved, data, tmp_path):
-    """Fewer rows than processes are no error either."""
+def test_fewer_passes_than_processes(saved, data, tmp_path):
     few = tmp_path / "few.jsonl"
     few.write_text(data.read_text().splitlines()[0] + "\n")
     command = ("score", "--model", str(saved), "--data", str(few), "--out", str(tmp_path / "few.out"))
     assert forked.run((str(tmp_path / "few"), *command), 2, tmp_path, command_run.main) == [0, 0]
     assert len(read(tmp_path / "few.out")[0]) == 1
+
+
+def test_processes_share_the_tokens_evenly(monkeypatch):
+    sizes, found = np.array([9, 2, 8, 3, 7, 1]), []
+    for rank in (0, 1):
+        state = SimpleNamespace(num_processes=2, process_index=rank)
+        monkeypatch.setattr(processes, "joined", lambda state=state: state)
+        monkeypatch.setattr(processes, "gather_object", lambda mine: mine)
+        ((rows, total),) = processes.share(sizes, lambda rows: sizes[rows].sum(), distributed=True)
+        found.append((rows.tolist(), int(total)))
+    assert sorted(found[0][0] + found[1][0]) == list(range(6))
+    assert [total for _, total in found] == [15, 15]
 
 
 def test_an_error_of_the_first_process_is_that_of_all(saved, data, tmp_path):
@@ -379,3 +394,19 @@ def test_bar_stands_on_terminals_alone(capsys):
         bar.update(3)
     assert capsys.readouterr() == ("", "")
     assert Passes(progress=True).done is None
+
+
+def test_bar_on_a_terminal(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    shown = {}
+    for rank in ("0", "1"):
+        for progress in (True, False):
+            monkeypatch.setattr("sys.stderr", Terminal())
+            monkeypatch.setenv("RANK", rank)
+            with passes.rows_bar(3, progress) as bar:
+                bar.update(3)
+            shown[rank, progress] = "3/3" in sys.stderr.getvalue()
+    assert [key for key, value in shown.items() if value] == [("0", True)]
