@@ -213,9 +213,11 @@ def test_pairs_over_processes_and_micro_batches(start, tmp_path):
     one = start("one", batch_size=8, **settings)
     two = start("two", processes=2, batch_size=4, **settings)
     halves = start("halves", batch_size=4, gradient_accumulation=2, **settings)
-    same(one, two)
-    same(one, halves)
-    assert one.rows == two.rows == halves.rows
+    sharded = start("sharded", processes=2, batch_size=4, fsdp=True, **settings)
+    for other in (two, halves, sharded):
+        same(one, other)
+        assert one.rows == other.rows
+    assert sharded.sharded
     steps = len(one.losses) // 4
     assert all(one.rows_of_epoch(epoch, steps) == list(range(ROWS + 22)) for epoch in range(4))
     assert one.losses.std() > 0.1

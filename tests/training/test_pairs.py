@@ -91,6 +91,15 @@ def test_pairs_are_learned_from(make_log, make_config, tmp_path):
     assert with_pairs.metrics["pairs_accuracy"] == 1
 
 
+def test_steps_of_pairs_alone(make_log, make_config, tmp_path):
+    """A step of one row and steps of one pair: what there is none of adds nothing, not 0 / 0."""
+    pairs = write_pairs(tmp_path / "pairs.jsonl", ["a", "b", "c"])
+    config = make_config(epochs=1, batch_size=1, validation_fraction=0, pairs=pairs)
+    train_log(make_log(6), config)
+    losses = [entry["loss"] for entry in metrics_of(config) if "loss" in entry]
+    assert len(losses) == 9 and np.isfinite(losses).all() and sum(loss > 0 for loss in losses) == 9
+
+
 def test_resume_gives_the_uninterrupted_result(make_log, make_config, monkeypatch, tmp_path):
     pairs = write_pairs(tmp_path / "pairs.jsonl", [f"of pair {i}" for i in range(9)])
     settings = {"pairs": pairs, "eval_steps": 4, "epochs": 3}
