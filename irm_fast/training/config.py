@@ -157,7 +157,9 @@ class TrainConfig(RunConfig):
         100_000, "Rows, at most, to which propensities are fitted before the training.", above=0
     )
     pairs: str = option("", "Pairs to train on, too, chosen and rejected: JSONL, JSONL.gz or Parquet.")
-    pairs_weight: float = option(1.0, "Weight of the mean loss of a step's pairs, beside that of its rows.", above=0)
+    pairs_weight: float | None = option(
+        None, "Weight of the mean loss of a step's pairs beside that of its rows; else a pair counts as a row.", above=0
+    )
     objective: Literal["marginal", "stratified"] = option("marginal", "A likelihood, or the published form.")
     stratification: Literal["current", "ema", "frozen"] = option("current", "Posteriors of the stratified form.")
     ema_decay: float = option(0.99, "Decay per optimiser step of the ema stratification model.", at_least=0, below=1)
@@ -216,7 +218,7 @@ class TrainConfig(RunConfig):
             )
         if self.estimator == "two-step" and self.propensity_design == "known":
             raise ValueError("estimator: 'two-step' fits propensities, and those of the design 'known' are in the log")
-        if self.pairs_weight != 1 and not self.pairs:
+        if self.pairs_weight is not None and not self.pairs:
             raise ValueError(
                 f"pairs_weight: {self.pairs_weight:g} has no effect without pairs; give pairs, or leave it out"
             )

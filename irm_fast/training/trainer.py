@@ -34,8 +34,8 @@ class ImplicitTrainer(Trainer):
     """transformers.Trainer with the implicit loss, on packed rows if the model's attention supports them.
 
     The loss is the sum over rows divided by the number of rows of the whole optimiser step, over micro-batches and
-    processes, and `pairs_weight` times that of the pairs alike. Evaluation reports the keys of `heldout_metrics`,
-    always of the marginal form: a likelihood.
+    processes; a pair adds to the sum as a row does, or the mean over pairs, of the whole step alike, is added times
+    `pairs_weight`. Evaluation reports the keys of `heldout_metrics`, always of the marginal form: a likelihood.
 
     Args:
         model: The model, within `packed_attention`.
@@ -137,7 +137,8 @@ class ImplicitTrainer(Trainer):
         arguments = {name: value for name, value in inputs.items() if name != "row"}
         if num_items_in_batch is not None:
             rows, pairs = num_items_in_batch.unbind()
-            arguments |= {"normalizer": rows, "pair_weight": self.config.pairs_weight / pairs}
+            weight = self.config.pairs_weight
+            arguments |= {"normalizer": rows, "pair_weight": 1 / rows if weight is None else weight / pairs}
         loss = model(**arguments, stratification=self._stratification(inputs))
         return (loss, {}) if return_outputs else loss
 

@@ -35,18 +35,19 @@ def gradient_by_hand(config, log):
     f = torch.from_numpy(log.feedback)
     likelihood = g * torch.where(f == 1, m, 1 - m).prod(1) + (1 - g) * (f == 0).all(1)
     rows = -(likelihood.log() * torch.from_numpy(log.weight)).sum() / len(log)
+    weight = 1 / len(log) if config.pairs_weight is None else config.pairs_weight / len(pairs)
     chosen, rejected = (model.heads.reward(states(part)).squeeze(-1) for part in (pairs.chosen, pairs.rejected))
     won = torch.sigmoid(chosen - rejected - torch.from_numpy(pairs.margin).double())
-    (rows - config.pairs_weight * won.log().sum() / len(pairs)).backward()
+    (rows - weight * won.log().sum()).backward()
     return {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
-@pytest.mark.parametrize("attn", ["auto", "sdpa"])
-def test_the_gradient_of_a_step_is_the_sum_by_hand(make_log, make_config, monkeypatch, tmp_path, attn):
+@pytest.mark.parametrize(("attn", "weight"), [("auto", 3.0), ("sdpa", 3.0), ("auto", None)])
+def test_the_gradient_of_a_step_is_the_sum_by_hand(make_log, make_config, monkeypatch, tmp_path, attn, weight):
     """Seven rows and three pairs in two passes: means over the rows and over the pairs of the whole step."""
     log = replace(make_log(7), weight=np.linspace(0.5, 2, 7, dtype=np.float32))
     pairs = write_pairs(tmp_path / "pairs.jsonl", ["a", "b", "c"], margin=0.7)
-    settings = {"pairs": pairs, "pairs_weight": 3.0, "epochs": 1, "validation_fraction": 0, "attn": attn}
+    settings = {"pairs": pairs, "pairs_weight": weight, "epochs": 1, "validation_fraction": 0, "attn": attn}
     config = make_config(batch_size=8, gradient_accumulation=2, **settings)
     seen, training_step = [], ImplicitTrainer.training_step
 
