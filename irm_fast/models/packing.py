@@ -41,8 +41,11 @@ class PackSampler(Sampler[list[int]]):
         padded: Whether packs are padded to their longest row. The packs of a step then have rows of similar length
             each. Without `tokens` so have whole steps: all have as many rows, and none weighs more for it.
 
+    Attributes:
+        lengths: As given.
+
     Raises:
-        ValueError: Neither `rows` nor `tokens` is given, or a row is longer than `tokens`.
+        ValueError: Neither `rows` nor `tokens` is given, or a row or pair is longer than `tokens`.
 
     Examples:
         >>> sampler = PackSampler([5, 9, 7, 3], tokens=12)
@@ -63,14 +66,14 @@ class PackSampler(Sampler[list[int]]):
         epochs: int = 1,
         padded: bool = False,
     ) -> None:
-        given = np.asarray(lengths, dtype=np.int64)
+        self.lengths = np.asarray(lengths, dtype=np.int64)
         # What is dealt as one, single rows and then pairs: the number of its rows, its tokens with their padding.
-        self.single = len(given) - 2 * pairs
+        self.single = len(self.lengths) - 2 * pairs
         self.sizes = np.repeat([1, 2], [self.single, pairs])
-        sides = given[self.single :].reshape(-1, 2)
+        sides = self.lengths[self.single :].reshape(-1, 2)
         area = 2 * sides.max(axis=1, initial=0) if padded else sides.sum(axis=1)
-        self.lengths = np.append(given[: self.single], area)
-        check_budget(self.lengths, rows, tokens, "row or pair" if pairs else "row")
+        self.areas = np.append(self.lengths[: self.single], area)
+        check_budget(self.areas, rows, tokens, "row or pair" if pairs else "row")
         self.rows, self.tokens, self.seed, self.padded = rows, tokens, seed, padded
         self.processes, self.packs = processes, processes * micro_batches
         self.epoch = 0
@@ -102,7 +105,7 @@ class PackSampler(Sampler[list[int]]):
             plan[fullest : fullest + 1] = _halves(plan[fullest])
         for step in plan:
             # Packs that run at the same time are those closest in length.
-            yield from map(self._rows_of, sorted(step, key=lambda pack: -self.lengths[pack].sum()))
+            yield from map(self._rows_of, sorted(step, key=lambda pack: -self.areas[pack].sum()))
 
     def _rows_of(self, pack: list[int]) -> list[int]:
         """The rows of what was dealt to a pack, pairs last."""
@@ -114,7 +117,7 @@ class PackSampler(Sampler[list[int]]):
         rng = np.random.default_rng((self.seed, epoch))
         sort = self.padded and not self.tokens
         order = self._order(rng, sort)
-        count, total = (np.append(0, np.cumsum(values[order])) for values in (self.sizes, self.lengths))
+        count, total = (np.append(0, np.cumsum(values[order])) for values in (self.sizes, self.areas))
         steps, start = [], 0
         while start < len(order):
             end = len(order)
@@ -159,12 +162,12 @@ class PackSampler(Sampler[list[int]]):
         assert self.rows is not None
         size = max(1, _WINDOW * self.rows * self.packs * len(order) // max(1, int(self.sizes.sum())))
         windows = [order[i : i + size] for i in range(0, len(order), size)]
-        ordered = [rows[np.argsort(self.lengths[rows], kind="stable")] for rows in windows]
+        ordered = [rows[np.argsort(self.areas[rows], kind="stable")] for rows in windows]
         return np.concatenate([rows[:: -1 if i % 2 else 1] for i, rows in enumerate(ordered)] or [order])
 
     def _deal(self, rows: np.ndarray) -> Step | None:
         """Deal the rows and pairs of one step to its packs; None if they do not fit."""
-        lengths, sizes = self.lengths[rows], self.sizes[rows]
+        lengths, sizes = self.areas[rows], self.sizes[rows]
         if not self.padded:
             places = spread(lengths, self.packs)
             if self.tokens and max(int(lengths[pack].sum()) for pack in places) > self.tokens:

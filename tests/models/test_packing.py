@@ -170,6 +170,7 @@ def test_pairs_stay_together_and_every_step_has_its_share(padded, settings):
         orders.append(packs)
     assert orders[0] != orders[1]
     assert orders[0] == epoch_of(sampler, 0)
+    assert sampler.lengths.tolist() == LENGTHS.tolist()
     without = PackSampler(LENGTHS, epochs=3, padded=padded, seed=3, **shape, **settings)
     assert sampler.plan["order"] != without.plan["order"]
 

@@ -13,9 +13,17 @@ from irm_fast.models.reward_model import ImplicitRewardModel
 from irm_fast.models.tokens import tokenise
 from irm_fast.training.config import TrainConfig, load_config
 from irm_fast.training.prepare import prepare_run
-from irm_fast.training.run import train_log
+from irm_fast.training.run import dry_run, train_log
 from irm_fast.training.trainer import ImplicitTrainer
-from tests.training.training_cases import Interrupted, interrupt, largest_difference, metrics_of, use_sgd, write_pairs
+from tests.training.training_cases import (
+    Interrupted,
+    interrupt,
+    largest_difference,
+    metrics_of,
+    use_sgd,
+    write_log,
+    write_pairs,
+)
 
 
 def gradient_by_hand(config, log):
@@ -92,6 +100,16 @@ def test_pairs_are_learned_from(make_log, make_config, tmp_path):
     assert with_pairs.metrics["pairs_accuracy"] == 1
 
 
+def test_a_dry_run_counts_pairs(make_log, make_config, tmp_path):
+    write_log(make_log(), tmp_path / "log.jsonl")
+    settings = {"data": str(tmp_path / "log.jsonl"), "batch_size": 8}
+    without, _ = dry_run(make_config(**settings))
+    plan, _ = dry_run(make_config(pairs=write_pairs(tmp_path / "pairs.jsonl", map(str, range(100, 120))), **settings))
+    assert plan.pairs == {"training": 15, "held_out": 5} and plan.rows == without.rows
+    assert plan.tokens > 1.5 * without.tokens and plan.steps > without.steps
+    assert plan.heldout_tokens > without.heldout_tokens
+
+
 def test_steps_of_pairs_alone(make_log, make_config, tmp_path):
     """A step of one row and steps of one pair: what there is none of adds nothing, not 0 / 0."""
     pairs = write_pairs(tmp_path / "pairs.jsonl", ["a", "b", "c"])
@@ -140,9 +158,9 @@ def test_what_cannot_be_is_refused(make_log, make_config, tmp_path):
     with pytest.raises(ValueError, match="overlong: all 2 pairs are longer than 100 tokens"):
         train_log(log, make_config(pairs=str(path), overlong="drop", max_length=100))
     write_pairs(path, ["very " * 60, "short"])
-    with pytest.warns(UserWarning, match="1 of 2 pairs are longer than 100 tokens"):
+    with pytest.warns(UserWarning, match="1 of 2 pairs are longer than 100 tokens|none of 1 is held out") as given:
         prepared = prepare_run(log, make_config(pairs=str(path), overlong="drop", max_length=100, seed=1))
-    assert prepared.counts_of_pairs == {"training": 1}
+    assert prepared.counts_of_pairs == {"training": 1} and len(given) == 2
     with pytest.raises(ValueError, match="pairs_weight: 2 has no effect without pairs"):
         TrainConfig(model="m", output="o", pairs_weight=2)
     with pytest.raises(ValueError, match="pairs: got 'p', which has no effect with embeddings; leave it out"):
