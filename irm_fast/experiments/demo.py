@@ -248,7 +248,12 @@ def trainings(simulation: Simulation, decoder: Path, settings: Mapping[str, Any]
 def _train_all(work: Iterator[Training], processes: int | None) -> list[dict[str, dict[str, float]]]:
     """The metrics of all trainings, by seed, then by method; a line is printed as each training ends."""
     done = []
-    for training, measured in side_by_side(train_and_measure, work, processes=processes):
+    for training, measured in side_by_side(
+        train_and_measure,
+        work,
+        processes=processes,
+        imports=("irm_fast.training.run", "irm_fast.evaluation.evaluation"),
+    ):
         auroc, name = measured.metrics["auroc"], training.method.name
         print(f"  {name:<20} {measured.design:<9} AUROC {auroc:.3f} {measured.seconds:5.0f} s", flush=True)
         done.append((training.seed, training.row, name, measured.metrics))

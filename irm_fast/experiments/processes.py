@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from importlib import import_module
 from itertools import islice
 from typing import Any, TypeVar
 from unittest.mock import patch
@@ -33,6 +34,7 @@ def side_by_side(
     *,
     shared: tuple[Any, ...] = (),
     processes: int | None = None,
+    imports: tuple[str, ...] = (),
     tick: Callable[[], None] | None = None,
 ) -> Iterator[tuple[Job, Result]]:
     """Call a function once for each job, in processes, and yield job and result of each call as it ends.
@@ -45,6 +47,7 @@ def side_by_side(
         jobs: What the calls differ in; it travels to a child and its result comes back, both by pickle.
         shared: What all calls share; it travels once for each process.
         processes: The number of processes; None for one a core. One process is this one, and calls come in order.
+        imports: Modules that the calls need; children import them while the first jobs are made.
         tick: Called about once a second and after each call, or None.
 
     Raises:
@@ -61,6 +64,9 @@ def side_by_side(
         ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _begin, shared) as pool,
     ):
         try:
+            with _interruptions_ignored():
+                for _ in range(processes if imports else 0):
+                    pool.submit(_import, imports)
             yield from _results(pool, function, iter(jobs), processes, tick)
         except BrokenProcessPool:
             raise RuntimeError(
@@ -111,6 +117,11 @@ def _end_with_parent() -> None:
     assert parent is not None
     parent.join()
     os._exit(1)  # killed: nobody waits for the rest
+
+
+def _import(names: tuple[str, ...]) -> None:
+    for name in names:
+        import_module(name)
 
 
 def _call(function: Callable[..., Result], job: Any) -> tuple[Result, Said]:

@@ -88,8 +88,8 @@ class RunPlan:
         """What is trained, in words."""
         count = len(self.designs)
         if self.first:
-            what = "chosen by the fit" if self.designs == ("auto",) else self.designs[0]
-            return f"1 model, propensity design {what}; before it propensities, on states of the untrained model"
+            design = "chosen by that fit" if self.designs == ("auto",) else self.designs[0]
+            return f"1 model; propensities first, fitted to states of the untrained model; propensity design {design}"
         if count == 1:
             return f"1 model, propensity design {self.designs[0]}"
         designs = ", ".join(self.designs)
@@ -105,12 +105,11 @@ class RunPlan:
         return a_token * (self.tokens * self.epochs * len(self.designs) + read * _FORWARD)
 
     def in_short(self) -> str:
-        """The plan as a line of text, at the beginning of a run."""
-        steps = self.steps * self.epochs
-        return (
-            f"trains {self.trains}: {self.rows:,} rows of {self.tokens:,} tokens, {self.heldout:,} rows held out, "
-            f"{steps:,} steps in {_count(self.epochs, 'epoch')}; {self.how}"
-        )
+        """The plan as two lines of text, at the beginning of a run."""
+        steps = f"{self.steps * self.epochs:,} steps in {_count(self.epochs, 'epoch')}"
+        cut = f", {self.truncated:,} of them cut at {self.max_length}" if self.truncated else ""
+        rows = f"{self.rows:,} rows ({self.tokens:,} tokens{cut}), {self.heldout:,} held out"
+        return f"trains {self.trains}\n  {rows}; {steps}; {self.how}"
 
     def in_words(self, trial: Trial) -> str:
         """The plan line by line, with time and memory by a trial."""

@@ -49,6 +49,8 @@ class TrainingProgress(TrainerCallback):
             )
             self.start = self.last = time.monotonic()
             self.first = done
+            if done:
+                tell(f"{self.name}: goes on after step {done} of {total}")
             self._show(state)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
 import time
 import warnings
 
@@ -49,6 +50,15 @@ def test_threads_that_the_user_sets_stay(monkeypatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     with pytest.warns(UserWarning):
         assert {threads for _, (*_, threads) in side_by_side(add, [1, 2], shared=(0,), processes=2)} == {"7"}
+
+
+def loaded(job: str) -> bool:
+    return job in sys.modules
+
+
+def test_modules_are_imported_before_the_first_call() -> None:
+    found = side_by_side(loaded, ["tabnanny"] * 2, processes=2, imports=("tabnanny",))
+    assert any(result for _, result in found)  # one child may have imported twice, and the other not
 
 
 def test_one_process_is_this_one() -> None:

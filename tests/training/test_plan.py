@@ -63,7 +63,10 @@ def test_propensities_first_are_counted_and_not_fitted(saved_log, make_config, m
 
     monkeypatch.setattr("irm_fast.training.run.fit_propensities", fit)
     plan, trial = dry_run(make_config(data=saved_log(), estimator="two-step", propensity_design="hidden"))
-    assert plan.first and "before it propensities, on states of the untrained model" in plan.trains
+    assert (
+        plan.first
+        and "propensities first, fitted to states of the untrained model; propensity design hidden" in plan.trains
+    )
     assert "without the fit of the propensities" in plan.in_words(trial)
 
 

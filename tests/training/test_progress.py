@@ -62,12 +62,20 @@ def test_on_a_terminal_there_is_a_bar(monkeypatch) -> None:
     assert shown and shown[0].startswith("design hidden, epoch 1.0 of 2 |") and "| 2/4 steps" in shown[0]
     assert shown[0].rstrip().endswith("left")
     assert any("evaluating held-out rows" in frame for frame in frames)
-    assert sum(frame.startswith("design hidden: ") for frame in frames) == 2  # of the evaluations
+    assert sum(frame.startswith("design hidden: epoch") for frame in frames) == 2  # of the evaluations
 
 
 def eager(init):
     """A bar that is drawn at every step, however fast they are."""
     return lambda *args, **settings: init(*args, **settings, mininterval=0, miniters=0)
+
+
+def test_a_resumed_training_says_where_it_goes_on(monkeypatch) -> None:
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    follow(first=2)
+    first, second = sys.stderr.getvalue().splitlines()
+    assert first == "design hidden: goes on after step 2 of 4"
+    assert "step 4 of 4" in second
 
 
 def test_other_processes_say_nothing(monkeypatch) -> None:
@@ -91,8 +99,9 @@ def test_a_run_says_what_it_trains_and_prints_no_dictionaries(make_log, make_con
     lines = err.splitlines()
     assert not out and "{" not in err
     assert lines[0].startswith("trains 2 models, one for each propensity design (constant, hidden)")
-    assert [line.split(":")[0] for line in lines[1:]] == ["design constant"] * 2 + ["design hidden"] * 2
-    assert len(set(lines)) == len(lines) == 5
+    assert lines[1].startswith("  36 rows (") and "12 held out; 10 steps in 2 epochs; attention " in lines[1]
+    assert [line.split(":")[0] for line in lines[2:]] == ["design constant"] * 2 + ["design hidden"] * 2
+    assert len(set(lines)) == len(lines) == 6
 
 
 def test_no_progress_is_silence(make_log, make_config, capfd) -> None:
