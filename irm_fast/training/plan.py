@@ -162,7 +162,7 @@ def plan_of(
     packs, heldout = trainer.packs, trainer.eval_dataset
     packed = trainer.core.packed
     tokens, held = int(packs.lengths.sum()), 0 if heldout is None else int(heldout.lengths.sum())  # type: ignore[union-attr]
-    largest = max(_slots(packs.lengths[pack], packed) for pack in packs)
+    largest = max(_slots(packs.lengths[pack], packed) for pack in packs if len(pack))
     steps, device = packs.steps, trainer.args.device
     evaluations = config.epochs if config.eval_steps is None else steps * config.epochs // config.eval_steps
     threads = f", {_count(torch.get_num_threads(), 'thread')}" if device.type == "cpu" else ""
