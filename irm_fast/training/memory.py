@@ -67,7 +67,8 @@ def estimate_memory(
     Assumptions: AdamW with moments in float32; weights that are trained, and their gradients, in float32, and with
     `precision` "bfloat16" a copy of them in bfloat16, kept until the backward pass has used it; frozen weights in the
     precision of computing, or in 4 bits; operations one by one, as without torch.compile and fused kernels, which keep
-    less; flash attention, which keeps no scores; rows packed without padding. Under FSDP weights, gradients and moments
+    less; flash attention, which keeps no scores; rows packed without padding. Where a model does not compute without
+    memory, its activations are guessed from the widths of its linear layers. Under FSDP weights, gradients and moments
     are divided by the processes, and two layers are whole at a time. Held-out rows need less than a training step.
 
     Args:
@@ -103,7 +104,10 @@ def estimate_memory(
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)
-    kept = _kept_by_forward(model, tokens)
+    try:
+        kept = _kept_by_forward(model, tokens)
+    except (TypeError, ValueError, RuntimeError, AttributeError, NotImplementedError):  # attention of another kind
+        kept = _guess_of_kept(model, tokens)
     of_a_layer = kept / len(layers)
     if config.gradient_checkpointing != "none":
         text = model.config.get_text_config()
@@ -161,6 +165,13 @@ def _kept_by_forward(model: Any, tokens: int) -> int:
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         model.base_model(input_ids=position, position_ids=position, attention_mask=None, use_cache=False)
     return sum(size for size, _ in kept.values())
+
+
+def _guess_of_kept(model: Any, tokens: int) -> int:
+    """About the bytes of `_kept_by_forward`, from the widths of the linear layers: inputs, outputs, a quarter more."""
+    layers = [module for module in model.base_model.modules() if isinstance(module, nn.Linear)]
+    widths = sum(layer.in_features + layer.out_features for layer in layers)
+    return int(1.25 * tokens * widths * model.dtype.itemsize)
 
 
 class _CountedAttention(torch.autograd.Function):

@@ -9,9 +9,12 @@ import torch
 from transformers import AutoConfig, LlamaConfig, Qwen3Config
 
 from irm_fast.data.signals import RewardSpec
+from irm_fast.models.adapters import Lora
 from irm_fast.models.batches import Collator, stack_rows
+from irm_fast.models.computation import computing
 from irm_fast.models.packed import packed_attention
 from irm_fast.models.reward_model import ImplicitRewardModel
+from irm_fast.training import memory
 from irm_fast.training.config import TrainConfig
 from irm_fast.training.memory import estimate_memory
 
@@ -70,25 +73,41 @@ def test_what_settings_change():
     assert estimate_memory(shape, replace(RUN, precision="float32")).activations > whole.activations
 
 
-def test_activations_are_those_that_are_kept(tiny_model, make_config):
-    """Counted on the model that computes, with its own attention."""
-
-    model = ImplicitRewardModel.from_backbone(tiny_model, RewardSpec("constant", ("copy",), (1,), (0.0,))).train()
-    rows = [{"input_ids": list(range(3, 67))} for _ in range(4)]
+@pytest.mark.parametrize("settings", [{}, {"precision": "bfloat16", "lora_rank": 4}])
+def test_activations_are_those_that_are_kept(tiny_model, make_config, settings):
+    """Counted on the model that computes, with its own attention and precision."""
+    config = make_config(token_budget=4 * 64, **settings)
+    dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
+    model = ImplicitRewardModel.from_backbone(tiny_model, RewardSpec("constant", ("copy",), (1,), (0.0,)), dtype)
+    if config.lora_rank:
+        model.add_adapters(Lora(config.lora_rank, config.lora_alpha), tiny_model)
+    batch = Collator(model.tokenizer.pad_token_id, packed=True)(stack_rows([{"input_ids": list(range(3, 67))}] * 4))
+    del batch["counts"]
     kept = {}
 
     def keep(tensor):
         storage = tensor.untyped_storage()
-        if not isinstance(tensor, torch.nn.Parameter) and storage.data_ptr() not in parameters:
-            kept[storage.data_ptr()] = (storage.nbytes(), tensor)
+        kept[storage.data_ptr()] = (storage.nbytes(), tensor)
         return tensor
 
     parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    with packed_attention(model) as name, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        assert name == "varlen"
-        batch = Collator(model.tokenizer.pad_token_id, packed=True)(stack_rows(rows))
-        del batch["counts"]
+    with (
+        packed_attention(model, "varlen"),
+        computing(model.train(), dtype if config.precision == "bfloat16" else None),
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+    ):
         model("states", **batch)
-    config = replace(make_config(), token_budget=4 * 64)
+    counted = sum(size for place, (size, _) in kept.items() if place not in parameters)
+    copies = sum(2 * p.numel() for p in model.backbone.parameters() if p.requires_grad) if settings else 0
     estimate = estimate_memory(AutoConfig.from_pretrained(tiny_model), config)
-    assert estimate.activations == pytest.approx(sum(size for size, _ in kept.values()), rel=0.1)
+    assert estimate.activations == pytest.approx(counted - copies, rel=0.1)
+
+
+def test_a_guess_where_a_model_does_not_compute_without_memory(monkeypatch):
+    counted = estimate_memory(LLAMA, RUN).activations
+
+    def fails(model, tokens):
+        raise TypeError
+
+    monkeypatch.setattr(memory, "_kept_by_forward", fails)
+    assert estimate_memory(LLAMA, RUN).activations == pytest.approx(counted, rel=0.1)
