@@ -20,6 +20,13 @@ from irm_fast.training.config import TrainConfig
 _FLOAT32, _BFLOAT16 = 4, 2  # bytes a number
 _FOUR_BITS = 0.5 + 1 / 64 + 4 / 64 / 256  # bytes a weight: 64 share a scale of a byte, 256 scales a number of 4
 _MOMENTS = 2 * _FLOAT32  # of AdamW
+_MOMENTS_OF = {
+    "8bit": 2.0,
+    "4bit": 1.0,
+    "lion": 4.0,
+    "sgd": 4.0,
+    "adafactor": 0.1,
+}  # what optimisers' names say, others
 _DEVICE = 1e9  # the CUDA context, libraries and fragments
 _COUNTED = "irm_counted"  # among the attention functions of transformers
 
@@ -33,7 +40,7 @@ class MemoryEstimate:
         trained: The number of those that are trained.
         weights: The weights; float32 where they are trained, with a copy in bfloat16 where they compute in it.
         gradients: The gradients of what is trained, float32.
-        optimizer: The two moments of AdamW, float32.
+        optimizer: What the optimiser keeps of each weight that is trained.
         activations: What a forward pass keeps for the backward pass.
         workspace: What the backward pass of a layer needs at once beside it, and the device's own.
     """
@@ -64,12 +71,13 @@ def estimate_memory(
 ) -> MemoryEstimate:
     """Estimate the memory of a training run on each of its devices. It takes a second or two and no memory to speak of.
 
-    Assumptions: AdamW with moments in float32; weights that are trained, and their gradients, in float32, and with
-    `precision` "bfloat16" a copy of them in bfloat16, kept until the backward pass has used it; frozen weights in the
-    precision of computing, or in 4 bits; operations one by one, as without torch.compile and fused kernels, which keep
-    less; flash attention, which keeps no scores; rows packed without padding. Where a model does not compute without
-    memory, its activations are guessed from the widths of its linear layers. Under FSDP weights, gradients and moments
-    are divided by the processes, and two layers are whole at a time. Held-out rows need less than a training step.
+    Assumptions: AdamW with moments in float32, or what the name of `optim` says; weights that are trained, and their
+    gradients, in float32, and with `precision` "bfloat16" a copy of them in bfloat16, kept until the backward pass has
+    used it; frozen weights in the precision of computing, or in 4 bits; operations one by one, as without torch.compile
+    and fused kernels, which keep less; flash attention, which keeps no scores; rows packed without padding. Where a
+    model does not compute without memory, its activations are guessed from the widths of its linear layers. Under FSDP
+    weights, gradients and moments are divided by the processes, and two layers are whole at a time. Held-out rows need
+    less than a training step.
 
     Args:
         model_config: A configuration of transformers, such as `models.backbone.model_config` reads.
@@ -123,7 +131,7 @@ def estimate_memory(
         trained=trained,
         weights=(trained * _FLOAT32 + _frozen_bytes(model, config)) / shards + copies + gathered,
         gradients=trained * _FLOAT32 / shards,
-        optimizer=trained * _MOMENTS / shards,
+        optimizer=trained * _bytes_of_moments(config.optim or "") / shards,
         activations=kept,
         workspace=of_a_layer + _DEVICE,
     )
@@ -133,6 +141,11 @@ def _layers(model: Any) -> list[nn.Module]:
     """The layers of a model: the modules that its family does not split."""
     kinds = set(model._no_split_modules or ())
     return [module for module in model.modules() if type(module).__name__ in kinds] or [model.base_model]
+
+
+def _bytes_of_moments(optim: str) -> float:
+    """The bytes that an optimiser keeps of a weight, by its name in transformers."""
+    return next((size for part, size in _MOMENTS_OF.items() if part in optim), _MOMENTS)
 
 
 def _bytes(parameter: Tensor) -> int:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForSequenceClassification
 
 from irm_fast.data.signals import RewardSpec
 from irm_fast.models import adapters
 from irm_fast.models.adapters import Lora, check_four_bits, target_names
 from irm_fast.models.backbone import load_backbone, skeleton
+from irm_fast.models.computation import computing
 from irm_fast.models.packed import two_rows
 from irm_fast.models.reward_model import ImplicitRewardModel
 from irm_fast.training import prepare
@@ -133,7 +139,7 @@ def test_resume_gives_the_uninterrupted_result(make_log, make_config, monkeypatc
     assert largest_difference(whole, resumed) < 1e-6
 
 
-@pytest.mark.parametrize("settings", [{"attn": "sdpa"}, {"gradient_checkpointing": True}])
+@pytest.mark.parametrize("settings", [{"attn": "sdpa"}, {"gradient_checkpointing": "full"}])
 def test_packing_and_recomputing_change_nothing(make_log, make_config, settings):
     """All rows are in every step, so that padded and packed ones are the same step."""
     common = {"batch_size": 64, "epochs": 4, **LORA}
@@ -150,6 +156,34 @@ def test_bfloat16_learns(make_log, make_config):
     losses = [entry["eval_nll"] for entry in metrics_of(config) if "eval_nll" in entry]
     assert min(losses) < losses[0]
     assert {p.dtype for p in result.model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_adapters_compute_in_bfloat16(tiny_model, monkeypatch, compiled):
+    """Their float32 weights are masters, as those of a model that is trained whole."""
+    counter = CompileCounterWithBackend("aot_eager")
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
+    model = ImplicitRewardModel.from_backbone(
+        tiny_model, RewardSpec("constant", ("copy",), (1,), (0.0,)), torch.bfloat16
+    )
+    model.add_adapters(Lora(4, 32.0), tiny_model)
+    model.backbone.layers.extend(copy.deepcopy(list(model.backbone.layers)))
+    model.backbone.config.num_hidden_layers = 4
+    dtypes = set()
+
+    class Products(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func._schema.name == "aten::mm":
+                dtypes.update(arg.dtype for arg in args)
+            return func(*args, **(kwargs or {}))
+
+    batch = two_rows(model, packed=False)
+    with computing(model.train(), torch.bfloat16, compiled=compiled), nullcontext() if compiled else Products():
+        model("states", **batch).sum().backward()
+    assert dtypes == (set() if compiled else {torch.bfloat16})
+    grads = {p.grad.dtype for p in model.backbone.parameters() if p.requires_grad}
+    assert grads == {torch.float32}
+    assert counter.frame_count <= 2  # the states before the first layer have no gradient
 
 
 def test_default_learning_rate():

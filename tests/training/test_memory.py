@@ -66,6 +66,8 @@ def test_what_settings_change():
     assert estimate_memory(shape, small, tokens=8192) == half
     four = estimate_memory(shape, replace(small, load_in_4bit=True))
     assert four.weights < one.weights
+    eight = estimate_memory(shape, replace(small, optim="adamw_8bit"))
+    assert eight.optimizer == one.optimizer / 4
     whole = estimate_memory(shape, RUN)
     sharded = estimate_memory(shape, replace(RUN, fsdp=True), processes=8)
     assert sharded.optimizer == whole.optimizer / 8
