@@ -24,7 +24,7 @@ Base = Annotated[
 BatchSize = Annotated[int | None, typer.Option(min=1, help="Rows per forward pass, at most; no limit by default.")]
 TokenBudget = Annotated[
     int | None,
-    typer.Option(min=1, help="Tokens per forward pass: as many rows as they hold; 16384 on a GPU, 4096 on a CPU."),
+    typer.Option(min=1, help="Tokens per forward pass: as many rows as they hold; 16384 on a GPU, 2048 on a CPU."),
 ]
 PrecisionOption = Annotated[Precision, typer.Option("--precision", help="auto is bfloat16 on a GPU, else float32.")]
 Progress = Annotated[bool, typer.Option(help="Show a progress bar, on a terminal.")]
@@ -59,8 +59,9 @@ class Commands(TyperGroup):
         except (ValueError, OSError, RuntimeError) as error:
             if ctx.params.get("debug"):
                 raise
-            if not getattr(error, "said_by_main_process", False):
-                typer.echo(f"error: {error}", err=True)
+            if getattr(error, "said_by_main_process", False):  # a failure here too would end that one in mid-sentence
+                raise typer.Exit(0) from None
+            typer.echo(f"error: {error}", err=True)
             raise typer.Exit(2) from None
 
 

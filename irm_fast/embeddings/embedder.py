@@ -198,7 +198,7 @@ def write_embeddings(
         embedder: The model that embeds them.
         out: The file to write; its name ends in ".safetensors".
         batch_size: The number of conversations per forward pass, at most. None: no limit.
-        token_budget: The number of tokens per forward pass, at most. None: 16,384 on a GPU, and 4,096 on a CPU.
+        token_budget: The number of tokens per forward pass, at most. None: 16,384 on a GPU, and 2,048 on a CPU.
         dtype: The dtype of the file: "float32" or "bfloat16".
         resume: Whether to keep the finished parts of an interrupted run.
         overwrite: Whether to replace an earlier file and its parts.

@@ -43,7 +43,7 @@ def evaluate(
         model_dir: The folder of the model.
         data: The path of the file.
         batch_size: The number of conversations per forward pass, at most. None: no limit.
-        token_budget: The number of tokens per forward pass, at most. None: 16,384 on a GPU, and 4,096 on a CPU.
+        token_budget: The number of tokens per forward pass, at most. None: 16,384 on a GPU, and 2,048 on a CPU.
         precision: The precision of the language model, as of `load`.
         base: The untrained language model, as of `propensities.with_propensities`; rated rows need none.
         distributed: Whether all processes of a torchrun share the rows; each gets the metrics of all.

@@ -17,7 +17,7 @@ from irm_fast.losses.implicit import implicit_rm_loss
 from irm_fast.models.batches import Collator, TokenizedRows
 from irm_fast.models.heldout import HeldOut
 from irm_fast.models.packed import packed_attention
-from irm_fast.models.passes import Passes, default_device, place, resolve_precision
+from irm_fast.models.passes import Passes, default_device, resolve_precision
 from irm_fast.models.record import read_record
 from irm_fast.models.reward_model import ImplicitRewardModel
 from irm_fast.models.tokens import tokenise
@@ -43,9 +43,7 @@ def load(directory: str | Path, *, precision: str = "auto") -> RewardModel:
         embedded = EmbeddedRewardModel.load(directory)
         embedded.precision = embedded.source.precision if precision == "auto" else resolved
         return embedded
-    model = ImplicitRewardModel.load(directory)
-    place(model.backbone, device, getattr(torch, resolved))
-    return model.to(device)
+    return ImplicitRewardModel.load(directory, getattr(torch, resolved)).to(device)
 
 
 @overload
@@ -87,7 +85,7 @@ def score(
         conversations: N lists of messages, each of which ends with the assistant's turn.
         batch_size: The number of conversations per forward pass, at most. None: no limit.
         token_budget: The number of tokens per forward pass, at most; a longer conversation has one alone. None: 16,384
-            on a GPU, and 4,096 on a CPU.
+            on a GPU, and 2,048 on a CPU.
         lower: A probability in (0, 0.5), with which the true reward lies below a lower reward that is returned, too;
             see `EmbeddingRewardModel.predict_interval`. None returns rewards alone.
         distributed: Whether all processes of a torchrun share the conversations. All of them have to call this with the

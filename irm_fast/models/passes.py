@@ -21,7 +21,7 @@ from irm_fast.models.processes import is_first, share
 if TYPE_CHECKING:
     from irm_fast.data.rows import Messages
 
-_TOKENS = {"cuda": 16_384, "cpu": 4_096}  # of a pass by default; more is slower on a CPU, whose caches are small
+_TOKENS = {"cuda": 16_384, "cpu": 2_048}  # of a pass by default; more is slower on a CPU, whose caches are small
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Passes:
     Attributes:
         batch_size: The number of rows of a forward pass, at most. None: no limit.
         token_budget: The number of tokens of a forward pass, at most, padding included. A row that is longer goes
-            through alone. None: 16,384 on a GPU, and 4,096 on a CPU.
+            through alone. None: 16,384 on a GPU, and 2,048 on a CPU.
         distributed: Whether all processes of a torchrun share the rows. All of them have to ask for the same rows then,
             and get the results of all.
         progress: Whether to show a progress bar on stderr, if that is a terminal.

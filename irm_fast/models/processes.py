@@ -31,8 +31,13 @@ def launched() -> Iterator[bool]:
         yield False
         return
     state = joined()
-    yield True
-    state.destroy_process_group()  # not after an error: the others may be in the middle of something
+    try:
+        yield True
+    except Exception as error:
+        if hasattr(error, "said_by_main_process"):  # else the others may be in the middle of something
+            state.destroy_process_group()
+        raise
+    state.destroy_process_group()
 
 
 def joined() -> PartialState:

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -114,6 +115,24 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Write tensors as safetensors, with the permissions of an ordinary new file."""
     save_file(dict(tensors), path)
     give_usual_mode(path.parent, path.name)
+
+
+def read_tensor(directory: str | Path, name: str) -> Tensor:
+    """A tensor of a checkpoint, as it is in the file that holds it.
+
+    Args:
+        directory: The folder of the checkpoint.
+        name: The name of the tensor.
+
+    Raises:
+        ValueError: No file of the checkpoint holds it.
+    """
+    for path in (path for pattern in CHECKPOINT_WEIGHTS for path in Path(directory).glob(pattern)):
+        with safe_open(path, "pt") as file:
+            if name in file.keys():  # noqa: SIM118  # it is no mapping
+                tensor: Tensor = file.get_tensor(name)
+                return tensor
+    raise ValueError(f"{directory}: no {name} in {' or '.join(CHECKPOINT_WEIGHTS)}; expected what irm-fast train wrote")
 
 
 def give_usual_mode(directory: Path, *patterns: str) -> None:

@@ -21,6 +21,7 @@ from irm_fast.models.record import (
     PROPENSITY_FILE,
     give_usual_mode,
     read_record,
+    read_tensor,
     save_tensors,
     spec_of_record,
     write_record,
@@ -319,8 +320,12 @@ class ImplicitRewardModel(nn.Module):
         write_record(directory, self.spec, float(self.reward_bias.detach()), record or {})
 
     @classmethod
-    def load(cls, directory: str | Path) -> ImplicitRewardModel:
+    def load(cls, directory: str | Path, dtype: torch.dtype = torch.float32) -> ImplicitRewardModel:
         """Read what `save` wrote, in evaluation mode.
+
+        Args:
+            directory: The folder.
+            dtype: The precision of the backbone's weights, in which they are read; the heads are float32.
 
         Raises:
             ValueError: The folder is no saved model, is of a newer format, or is damaged: which file, and how.
@@ -329,7 +334,10 @@ class ImplicitRewardModel(nn.Module):
         from safetensors.torch import load_file
 
         record = read_record(directory)
-        model = cls(load_classifier(str(directory)), load_tokenizer(str(directory)), spec_of_record(record))
+        classifier: Any = load_classifier(str(directory), dtype)
+        if dtype != torch.float32:
+            classifier.score.weight = nn.Parameter(read_tensor(directory, "score.weight").float())
+        model = cls(classifier, load_tokenizer(str(directory)), spec_of_record(record))
         path = Path(directory) / PROPENSITY_FILE
         try:
             model.propensity_design.load_state_dict(load_file(path))
