@@ -1,6 +1,6 @@
 """Trains a decoder of a real size, with random weights, by `irm-fast train`'s own loop, and prints what it reports.
 
-    python -m benchmarks.at_scale --shape 0.6B --out FOLDER [--budget 16384] [--attn auto] [--compile] [--recompute]
+    python -m benchmarks.at_scale --shape 0.6B --out FOLDER [--budget 16384] [--no-compile] [--checkpointing full] ...
 
 Rows of random tokens have log-normal lengths: median 350, 95th percentile 1,500, at most --longest. Optimiser and data
 loading are those of a real run; nothing is evaluated or saved. Appends report, settings and machine to
@@ -20,11 +20,12 @@ import torch
 
 from benchmarks.bench_training import SHAPES, TrainingCase, make_model
 from benchmarks.report import machine
+from irm_fast.models.adapters import Lora
 from irm_fast.models.batches import TokenizedRows
-from irm_fast.models.computation import computing
 from irm_fast.models.packed import packed_attention
 from irm_fast.training.arguments import training_arguments
 from irm_fast.training.config import TrainConfig
+from irm_fast.training.run import computing_as_set
 from irm_fast.training.throughput import in_words, typical
 from irm_fast.training.trainer import ImplicitTrainer
 
@@ -52,19 +53,25 @@ def main() -> None:
     parser.add_argument("--longest", type=int, default=4096)
     parser.add_argument("--rows", type=int, default=512)
     parser.add_argument("--attn", default="auto")
-    parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--recompute", action="store_true", help="activations, in the backward pass")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction)
+    parser.add_argument("--liger", action=argparse.BooleanOptionalAction)
+    parser.add_argument("--checkpointing", choices=("none", "full", "selective"), default="none")
+    parser.add_argument("--lora-rank", type=int, help="adapters on a frozen model")
     parser.add_argument("--precision", default="bfloat16")
     args = parser.parse_args()
-    how = {"attn": args.attn, "compile": args.compile, "precision": args.precision}
-    config = TrainConfig(model="", output="", token_budget=args.budget, epochs=1, progress=False, **how)
+    how = {"attn": args.attn, "compile": args.compile, "liger": args.liger, "precision": args.precision}
+    how |= {"gradient_checkpointing": args.checkpointing, "lora_rank": args.lora_rank}
+    config = TrainConfig(model="random", output="none", token_budget=args.budget, epochs=1, progress=False, **how)
     model = make_model(args.shape)
+    if args.lora_rank:
+        model.backbone.to(torch.bfloat16)
+        model.add_adapters(Lora(args.lora_rank, config.lora_alpha), "")
     dtype = torch.bfloat16 if args.precision == "bfloat16" else torch.float32
     with tempfile.TemporaryDirectory() as folder:
         arguments = training_arguments(config, Path(folder), evaluate=False)
         with (
             packed_attention(model, config.attn, arguments.device, dtype) as attention,
-            computing(model, dtype, recompute="full" if args.recompute else "none", compiled=args.compile),
+            computing_as_set(model, config, arguments.device),
         ):
             trainer = Unsaved(model, config, arguments, make_rows(args.rows, args.longest))
             trainer.train()

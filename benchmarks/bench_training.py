@@ -47,6 +47,7 @@ SHAPES = {
     "0.6B": (28, 1024, 3072, 16, 8, 128),
     "1.7B": (28, 2048, 6144, 16, 8, 128),
     "4B": (36, 2560, 9728, 32, 8, 128),
+    "8B": (36, 4096, 12288, 32, 8, 128),
 }
 
 
@@ -246,8 +247,8 @@ CASES: tuple[TrainingCase, ...] = (
 if DEVICE == "cuda":
     on_gpu = partial(TrainingCase, dtype=torch.bfloat16, longest=4096, budget=16384)
     CASES = (
-        on_gpu(256, shape="0.6B"),
-        on_gpu(128, shape="1.7B", recompute=True),
+        on_gpu(64, shape="0.6B"),
+        on_gpu(32, shape="1.7B", recompute=True),
     )
 
 

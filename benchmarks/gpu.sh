@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Builds, tests and times on a machine with a GPU, in under ten minutes:  benchmarks/gpu.sh [FOLDER [losses|training]]
+# Builds, tests and times on a machine with a GPU, in about ten minutes: benchmarks/gpu.sh [FOLDER [losses|training|large]]
 # FOLDER (default $OUT) gets the results and a log of each phase. losses (default): the kernels; training: a decoder under
-# them, packed and padded. A phase that fails or runs out of time is told at the end; those after it run all the same,
+# them, packed and padded, compiled and not; large: 4B whole, 8B with adapters. A phase that fails or runs out of time is told at the end; those after it run all the same,
 # but for a build that failed. PYTHON names the interpreter, which has the dependencies: nothing is downloaded.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -28,26 +28,29 @@ phase() { # NAME LIMIT-IN-SECONDS COMMAND...
 phase build 80 "$python" -m pip install --quiet --no-build-isolation --no-deps -e . || exit 1
 # The kernels themselves, not their interpreter.
 parallel=$("$python" -c 'import xdist; print("-n 8")' 2>/dev/null)  # many small compilations
-IRM_FAST_GPU_TESTS=1 phase tests 150 "$python" -m pytest -q --maxfail=20 $parallel tests/kernels/test_gpu.py
+tested=$([ "$what" = losses ] || echo 'pack or train')
+IRM_FAST_GPU_TESTS=1 phase tests 150 "$python" -m pytest -q --maxfail=20 $parallel tests/kernels/test_gpu.py -k "$tested"
 # Every case is saved as it is measured: what a time limit cuts off are the last cases, which matter least.
 measure() { phase benchmarks "$1" "$python" -m pytest "${@:2}" --benchmark-only -q --save-results "$out/results"; }
-if [ "$what" = training ]; then
+scale() { # what it prints is in training.jsonl, a line for each phase that ends
+  phase "$1" "$2" "$python" -m benchmarks.at_scale --out "$out" "${@:3}" || return
+  grep examples/s "$out/$1.log" | tail -n 1 && rm "$out/$1.log"
+}
+if [ "$what" != losses ] && ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+  scale packed 60 --shape tiny --rows 64 --budget 2048 --longest 512 --precision float32 # a rehearsal
+elif [ "$what" = training ]; then
+  scale plain 40 --shape 0.6B --rows 256 --no-compile --no-liger
+  scale compiled 70 --shape 0.6B --rows 512 --compile
+  "$python" -c 'import liger_kernel' 2>/dev/null && scale liger 40 --shape 0.6B --rows 256 --no-compile --liger
+  scale padded 50 --shape 0.6B --rows 128 --no-compile --no-liger --attn sdpa
+  scale larger 70 --shape 1.7B --rows 256 --compile --budget 8192
   measure 130 benchmarks/bench_training.py
-  scale() { # what it prints is in training.jsonl
-    phase "$1" "$2" "$python" -m benchmarks.at_scale --out "$out" "${@:3}" || return
-    grep examples/s "$out/$1.log" | tail -n 1 && rm "$out/$1.log"
-  }
-  if "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
-    scale packed 40 --shape 0.6B
-    scale padded 50 --shape 0.6B --attn sdpa --rows 256
-    scale large 50 --shape 1.7B --recompute --rows 256
-    scale largest 70 --shape 4B --recompute --rows 128
-  else # a rehearsal
-    scale packed 60 --shape tiny --budget 2048 --longest 512 --precision float32
-  fi
+elif [ "$what" = large ]; then
+  scale whole 150 --shape 4B --rows 128 --compile --checkpointing full --budget 8192
+  scale adapters 150 --shape 8B --rows 128 --compile --checkpointing full --budget 8192 --lora-rank 16
 else
-  measure 300 benchmarks/bench_loss.py benchmarks/bench_linear.py benchmarks/bench_pointwise.py
+  measure 300 benchmarks/bench_loss.py benchmarks/bench_pointwise.py benchmarks/bench_linear.py
   phase figures 20 "$python" -m benchmarks.draw "$out"/results/*.json
 fi
-"$python" -m benchmarks.report "$out"/results/*.json
+[ ! -d "$out/results" ] || "$python" -m benchmarks.report "$out"/results/*.json
 [ ${#failed[@]} -eq 0 ] || { echo "failed: ${failed[*]}"; exit 1; }

@@ -274,7 +274,7 @@ def _ready(prepared: Prepared, spec: RewardSpec, config: TrainConfig, folder: Pa
     dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
     with (
         packed_attention(model, config.attn, args.device, dtype) as attention,
-        _computing(model, config, args.device),
+        computing_as_set(model, config, args.device),
     ):
         if args.device.type == "cuda" and not model.packed:
             remedy = "; --precision bfloat16 might let them be packed" if dtype == torch.float32 else ""
@@ -283,7 +283,7 @@ def _ready(prepared: Prepared, spec: RewardSpec, config: TrainConfig, folder: Pa
 
 
 @contextmanager
-def _computing(model: ImplicitRewardModel, config: TrainConfig, device: torch.device) -> Iterator[None]:
+def computing_as_set(model: ImplicitRewardModel, config: TrainConfig, device: torch.device) -> Iterator[None]:
     """A context in which the backbone computes as the settings say, and by default as is fastest on the device.
 
     Raises:

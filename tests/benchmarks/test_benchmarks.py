@@ -186,3 +186,17 @@ def test_from_end_to_end(tmp_path: Path) -> None:
     for draw in (draw_sizes, draw_roofline):
         draw(kept, tmp_path / "figure.png")
         assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+def test_training_at_scale_needs_no_data_sets(tmp_path):
+    """A machine with a GPU need not have the extra `hub`: what gpu.sh runs there, rehearsed."""
+    blocked = "import sys; sys.modules['datasets'] = None; from benchmarks.at_scale import main; main()"
+    shape = ["--shape", "tiny", "--rows", "8", "--budget", "512", "--longest", "128", "--lora-rank", "2"]
+    how = ["--precision", "bfloat16", "--checkpointing", "selective", "--out", str(tmp_path)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", blocked, *shape, *how]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "training.jsonl").read_text())
+    assert record["throughput"]["tokens_per_second"] > 0
+    assert record["checkpointing"] == "selective"
