@@ -144,7 +144,7 @@ def close_run(config: RunConfig) -> None:
     """
     folder = Path(config.output)
     for path in (folder / CHECKPOINTS).glob("*/*"):
-        if not any(fnmatch(path.name, pattern) for pattern in _OF_A_DESIGN):
+        if path.parent.name != PROPENSITIES and not any(fnmatch(path.name, pattern) for pattern in _OF_A_DESIGN):
             target = folder / TRACKERS / path.parent.name
             target.mkdir(parents=True, exist_ok=True)
             shutil.move(path, target / path.name)

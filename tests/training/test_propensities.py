@@ -57,7 +57,7 @@ def test_the_saved_folder(fitted, make_log, tmp_path):
     result, config = fitted
     names = {path.name for path in Path(config.output).iterdir()}
     assert {"propensities", "model.safetensors", "irm_fast.json"} <= names
-    assert not names & {"checkpoints"}
+    assert not names & {"checkpoints", "trackers"}
     kept = {path.name for path in (Path(config.output) / "propensities").iterdir()}
     assert kept == {"embedding_model.safetensors", "embedding_model.json", "irm_fast.json"}  # no second language model
     assert json.loads((Path(config.output) / "irm_fast.json").read_text())["estimator"] == "two-step"
