@@ -21,7 +21,8 @@ from irm_fast.models.processes import is_first, share
 if TYPE_CHECKING:
     from irm_fast.data.rows import Messages
 
-_TOKENS = {"cuda": 16_384, "cpu": 2_048}  # of a pass by default; more is slower on a CPU, whose caches are small
+_TOKENS = 16_384  # of a pass by default
+_TOKENS_ON_CPU = 2_048  # whose caches are small
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,8 @@ class Passes:
         Raises:
             RuntimeError: A pass does not fit into the memory of the GPU.
         """
-        packs = self._packs(rows.lengths, self.token_budget or _TOKENS[device.type])
+        default = _TOKENS_ON_CPU if device.type == "cpu" else _TOKENS
+        packs = self._packs(rows.lengths, self.token_budget or default)
         found = share(
             np.array([rows.lengths[pack].sum() for pack in packs]),
             lambda chosen: self._run_packs(rows, [packs[i] for i in chosen], collate, device, compute),

@@ -21,7 +21,7 @@ from irm_fast.embeddings.store import read_embeddings
 from irm_fast.evaluation import rewards_file
 from irm_fast.evaluation.scoring import load, score
 from irm_fast.models import parts, passes, processes
-from irm_fast.models.batches import Collator
+from irm_fast.models.batches import Collator, TokenizedRows
 from irm_fast.models.passes import Passes, place, resolve_precision
 from irm_fast.models.record import read_tensor
 from irm_fast.models.reward_model import ImplicitRewardModel
@@ -106,6 +106,11 @@ def test_a_budget_of_tokens_is_kept(saved, rows, monkeypatch):
     sizes.clear()
     score(model, rows[1], token_budget=20)
     assert all(count == 1 for count, _ in sizes)
+    for device, tokens in (("cpu", 2048), ("cuda", 16_384)):
+        budgets = []
+        monkeypatch.setattr(Passes, "_packs", lambda self, lengths, budget, seen=budgets: seen.append(budget) or [])
+        Passes().run(TokenizedRows([np.ones(3, np.int32)]), Collator(0), torch.device(device), list)
+        assert budgets == [tokens]
 
 
 class OnCuda(TorchFunctionMode):

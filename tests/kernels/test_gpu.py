@@ -309,3 +309,22 @@ def test_training_on_a_gpu(make_log: Any, make_config: Any) -> None:
     assert result.metrics["nll"] == pytest.approx(exact.metrics["nll"], rel=0.02)
     with pytest.raises(ValueError, match="precision"):
         train_log(make_log(80), make_config("forced", attn="varlen"))
+
+
+def test_scoring_on_a_gpu(tiny_model: str, make_log: Any, tmp_path: Any) -> None:
+    """By default packed and in bfloat16; in float32 on request."""
+    from irm_fast.data.signals import RewardSpec
+    from irm_fast.evaluation.scoring import load, score
+    from irm_fast.models.reward_model import ImplicitRewardModel
+
+    model = ImplicitRewardModel.from_backbone(tiny_model, RewardSpec("constant"))
+    with torch.no_grad():
+        model.classifier.score.weight.normal_()
+    model.save(tmp_path)
+    conversations = make_log(80).messages
+    expected = score(model, conversations)  # on the CPU
+    fast, exact = load(tmp_path), load(tmp_path, precision="float32")
+    with packed_attention(fast, dtype=fast.classifier.dtype):
+        assert (fast.device.type, fast.classifier.dtype, fast.packed) == ("cuda", torch.bfloat16, True)
+    assert abs(score(exact, conversations) - expected).max() < 1e-3 * expected.std()
+    assert 0 < abs(score(fast, conversations) - expected).max() < 0.2 * expected.std()
