@@ -216,7 +216,8 @@ class ImplicitRewardModel(nn.Module):
         found: list[nn.Module] = []
         within: set[int] = set()
         for module in self.backbone.modules():
-            if type(module).__name__ in self._no_split_modules and id(module) not in within:
+            kinds = {kind.__name__ for kind in type(module).__mro__}  # once sharded, a layer is of a class derived
+            if kinds & set(self._no_split_modules) and id(module) not in within:
                 found.append(module)
                 within |= {id(part) for part in module.modules()}
         return found

@@ -2,6 +2,8 @@
 
 import json
 import os
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,23 +25,25 @@ def load(folder: str, *, weights: bool = True) -> ImplicitRewardModel:
     return ImplicitRewardModel.from_backbone(folder, SPEC, weights=weights)
 
 
-def main(folder: str, out: str, recompute: str, kept: str) -> None:
+def main(folder: str, out: str, recompute: str, how: str) -> None:
     """Write what the step of each process held and used to OUT.RANK.json.
 
     Args:
         folder: The model.
         out: Where to write to.
         recompute: As of `computing`.
-        kept: "1": weights are kept after the forward pass, to show that they would be seen.
+        how: "kept": weights are kept after the forward pass, to show that they would be seen; "compiled": layers are
+            compiled; "" neither.
     """
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     first = dist.get_rank() == 0
     model = load(folder, weights=first).train()
     shapes = {tuple(parameter.shape) for parameter in model.backbone.parameters() if parameter.dim() == 2}
-    with computing(model, recompute=recompute):
+    torch.compile = partial(torch.compile, backend="aot_eager")  # type: ignore[assignment]
+    with computing(model, recompute=recompute, compiled=how == "compiled"):
         shard(model, torch.bfloat16)
-        for module in model.backbone.modules() if kept == "1" else ():
+        for module in model.backbone.modules() if how == "kept" else ():
             if hasattr(module, "set_reshard_after_forward"):
                 module.set_reshard_after_forward(False, recurse=False)
         held: dict[int, torch.UntypedStorage] = {}
@@ -49,7 +53,8 @@ def main(folder: str, out: str, recompute: str, kept: str) -> None:
                 held[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
             return tensor
 
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+        with nullcontext() if how == "compiled" else hooks:
             loss = model(**two_rows(model, packed=False), feedback=FEEDBACK)
         bytes_held = sum(storage.nbytes() for storage in held.values())
         loss.backward()

@@ -88,8 +88,8 @@ def start(make_log, make_config, tmp_path):
 
 def sharded_step(*arguments) -> list[dict]:
     """What the two processes of `sharded_model` wrote."""
-    model, out, recompute, kept = arguments
-    forked.run((model, str(out), recompute, kept), 2, out.parent, sharded_model.main)
+    model, out, recompute, how = arguments
+    forked.run((model, str(out), recompute, how), 2, out.parent, sharded_model.main)
     return [json.loads(Path(f"{out}.{rank}.json").read_text()) for rank in (0, 1)]
 
 
@@ -129,7 +129,7 @@ def test_fsdp_computes_the_same(start, precision):
 @pytest.mark.parametrize("recompute", ["none", "full"])
 def test_no_gathered_weights_are_held_after_the_forward_pass(tiny_model, tmp_path, recompute):
     """Of the bfloat16 copies that layers compute with; weights come from the first process alone."""
-    ranks = sharded_step(tiny_model, tmp_path / "given_up", recompute, "0")
+    ranks = sharded_step(tiny_model, tmp_path / "given_up", recompute, "")
     model = sharded_model.load(tiny_model).train()
     with computing(model, torch.bfloat16):
         loss = model(**two_rows(model, packed=False), feedback=sharded_model.FEEDBACK)
@@ -142,9 +142,15 @@ def test_no_gathered_weights_are_held_after_the_forward_pass(tiny_model, tmp_pat
     assert ranks[0]["gradient"] == pytest.approx(norms, rel=0.02)
     assert ranks[0]["equal"]
     if recompute == "none":
-        kept = sharded_step(tiny_model, tmp_path / "kept", recompute, "1")
+        kept = sharded_step(tiny_model, tmp_path / "kept", recompute, "kept")
         matrices = [p.numel() for layer in model.layers() for p in layer.parameters() if p.dim() == 2]
         assert kept[0]["bytes"] >= 2 * sum(matrices)
+
+
+def test_sharded_layers_are_compiled(tiny_model, tmp_path):
+    plain, compiled = (sharded_step(tiny_model, tmp_path / f"of{how}", "full", how)[0] for how in ("", "compiled"))
+    assert compiled["loss"] == pytest.approx(plain["loss"], rel=1e-6)
+    assert compiled["gradient"] == pytest.approx(plain["gradient"], rel=1e-6)
 
 
 def test_held_out_rows_over_processes(start):
