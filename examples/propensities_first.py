@@ -3,8 +3,8 @@
     python examples/propensities_first.py --seeds 3 --output worlds
 
 Worlds: `rare`, actions of a mean propensity of 0.3 that depend two thirds as much on the text as in the demo;
-`words`, propensities that depend on every word, with few co-actions; `crossed`, a preference that no linear function of
-a frozen state is near: for half the topics users prefer the dismissive answers.
+`words`, propensities that depend on every word, with few co-actions; `folded`, a preference that no linear function of
+a frozen state is near: users prefer answers that are very helpful or very dismissive to those between.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from irm_fast.data.rated import Rated
 from irm_fast.data.simulation import Simulation, draw_feedback, simulate
 from irm_fast.evaluation.evaluation import evaluate_rated
 from irm_fast.experiments.demo import SETTINGS, labelled
-from irm_fast.experiments.made_text import TOPICS, make_rated
+from irm_fast.experiments.made_text import make_rated
 from irm_fast.experiments.report import method_table
 from irm_fast.experiments.tiny_decoder import make_tiny_decoder
 from irm_fast.models.backbone import quiet_transformers
@@ -50,8 +50,8 @@ def make_world(name: str, seed: int) -> Simulation:
         seed: The seed of text and actions.
     """
     rated = make_rated(PROMPTS, seed)
-    if name == "crossed":
-        rated = _crossed(rated, seed)
+    if name == "folded":
+        rated = _folded(rated, seed)
     world = simulate(
         rated, protocol="feature", signals=2, target=WORDS if name == "words" else RARE, seed=seed,
         test_fraction=TEST_FRACTION,
@@ -65,14 +65,13 @@ def make_world(name: str, seed: int) -> Simulation:
     return replace(world, log=replace(world.log, feedback=feedback), propensity=chance)
 
 
-WORLDS = ("rare", "words", "crossed")
+WORLDS = ("rare", "words", "folded")
 
 
-def _crossed(rated: Rated, seed: int) -> Rated:
-    """The same answers, of which users prefer the dismissive ones for half the topics."""
-    liked = list(TOPICS)[: len(TOPICS) // 2]
-    sign = np.array([1 if any(topic in turns[0]["content"] for topic in liked) else -1 for turns in rated.messages])
-    quality = rated.rating * sign
+def _folded(rated: Rated, seed: int) -> Rated:
+    """The same answers, of which users prefer those whose quality is far from the middle, on either side."""
+    distance = np.abs(rated.rating)
+    quality = 2 * (distance - np.median(distance))
     preferred = np.random.default_rng([seed, 1]).random(len(quality)) < 1 / (1 + np.exp(-quality))
     return replace(rated, rating=quality, preference=preferred.astype(np.int8))
 

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal, TypeVar, get_type_hints
 
 from irm_fast.data.outputs import check_choice
 from irm_fast.data.signals import Absent, DesignChoice, Estimator
-from irm_fast.models import Attention, Recompute
+from irm_fast.models import Attention, Precision, Recompute
 from irm_fast.training.setting_values import check_bounds, convert, read_yaml
 from irm_fast.training.setting_values import parse_polarity as parse_polarity
 
@@ -183,8 +183,8 @@ class TrainConfig(RunConfig):
     patience: int = option(
         2, "Stop after so many evaluations without a better held-out likelihood; 0 never.", at_least=0
     )
-    precision: Literal["float32", "bfloat16"] = option(
-        "float32", "bfloat16 computes with rounded copies of float32 weights, and heads in float32."
+    precision: Precision = option(
+        "auto", "bfloat16 computes with rounded copies of float32 weights, and heads in float32; auto: on GPUs."
     )
     attn: Attention = option("auto", "Attention; auto is the fastest that is available.")
     compile: bool | None = option(None, "Run each layer through torch.compile; auto: on GPUs.")

@@ -29,6 +29,7 @@ from irm_fast.models.heads import FeaturePropensity
 from irm_fast.models.heldout import HeldOut
 from irm_fast.models.liger import liger_kernels, liger_obstacle
 from irm_fast.models.packed import packed_attention
+from irm_fast.models.passes import default_device, resolve_precision
 from irm_fast.models.record import RECORD, read_record
 from irm_fast.models.reward_model import ImplicitRewardModel
 from irm_fast.models.tokens import tokenise
@@ -112,6 +113,7 @@ def train_log(log: Log, config: TrainConfig, *, heldout: Log | None = None) -> T
         )
 
     # Prepare: what can be refused is refused before the work
+    config = _on_this_device(config)
     prepared = prepare_run(log, config, heldout)
 
     # Propensities first, where the log shows them
@@ -173,6 +175,7 @@ def dry_run(config: TrainConfig) -> tuple[RunPlan, Trial]:
         ValueError: As `train`.
         RuntimeError: As `train`.
     """
+    config = _on_this_device(config)
     prepared = prepare_run(read_data(config), config)
     tried = prepared
     if prepared.specs[0].estimator == "two-step":
@@ -182,6 +185,11 @@ def dry_run(config: TrainConfig) -> tuple[RunPlan, Trial]:
         trial = replace(config, output=scratch, report_to="none", progress=False, resume=False, patience=0)
         with _ready(tried, tried.specs[0], trial, Path(scratch) / CHECKPOINTS) as ready:
             return plan_of(prepared, config, *ready), try_steps(ready.trainer)
+
+
+def _on_this_device(config: TrainConfig) -> TrainConfig:
+    """The settings with the precision of this device in the place of "auto"."""
+    return replace(config, precision=resolve_precision(config.precision, default_device()))
 
 
 class _Fit(NamedTuple):

@@ -36,7 +36,7 @@ CHOICES = {
     ("train", "stratification"): "current ema frozen",
     ("train", "absent"): "error silent missing",
     ("train", "overlong"): "truncate drop",
-    ("train", "precision"): "float32 bfloat16",
+    ("train", "precision"): "auto float32 bfloat16",
     ("score", "precision"): "auto float32 bfloat16",
     ("embed", "precision"): "auto float32 bfloat16",
     ("train", "attn"): "auto flash_attention_4 flash_attention_3 varlen flash_attention_2 sdpa eager",

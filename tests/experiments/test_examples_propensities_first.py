@@ -19,11 +19,8 @@ def test_worlds_draw_what_their_probabilities_say(name: str) -> None:
     pleased = world.truth.preference == 1
     np.testing.assert_allclose(world.log.feedback[pleased].mean(0), world.propensity[pleased].mean(0), atol=0.02)
     dismissive = np.array(["another" in turns[-1]["content"] for turns in world.truth.messages])  # "Just buy another"
-    bikes = np.array(["bike" in turns[0]["content"] for turns in world.truth.messages])
-    printers = np.array(["printer" in turns[0]["content"] for turns in world.truth.messages])
-    liked = [world.truth.preference[topic & dismissive].mean() for topic in (bikes, printers)]
-    assert liked[0] < 0.4
-    assert liked[1] > 0.6 if name == "crossed" else liked[1] < 0.4
+    liked = world.truth.preference[dismissive].mean()
+    assert liked > 0.5 if name == "folded" else liked < 0.4
 
 
 def test_a_small_world_from_end_to_end(tmp_path, monkeypatch, capsys) -> None:
