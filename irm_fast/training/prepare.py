@@ -144,6 +144,9 @@ def prepare_run(log: Log, config: RunConfig, heldout: Log | None = None) -> Prep
     if heldout is not None:
         heldout = align(heldout, specs[0])
     check_parts(log, heldout)
+    if isinstance(config, TrainConfig):  # what the whole log shows the training part may not
+        specs = specs_to_try(log, config, heldout)
+        check_co_actions(specs[0], log, config)
     if pairs is None or not isinstance(config, TrainConfig):
         return Prepared(log, heldout, specs, dropped, fingerprint)
     return Prepared(log, heldout, specs, dropped, fingerprint, *parts_of_pairs(pairs, log, heldout, config))
@@ -268,6 +271,42 @@ def fits_first(log: Log, config: TrainConfig) -> bool:
     if len(log.signals) == 1:
         return config.propensity_design == "auto" and labels_choose(log.preference)
     return config.propensity_design in ("auto", "hidden", "features") and bool((_coactions(log) >= ENOUGH).any())
+
+
+def check_co_actions(spec: RewardSpec, log: Log, config: TrainConfig) -> None:
+    """Check that the training part shows the propensities that a run is to fit, or says that none are fitted.
+
+    Args:
+        spec: What a model is to explain.
+        log: The training part.
+        config: The settings.
+
+    Raises:
+        ValueError: The rows that the fit reads show too few co-actions.
+    """
+    if not log.signals or (len(log.signals) == 1 and (config.estimator != "two-step" or spec.design == "auto")):
+        return  # labels choose, or the assumption was named
+    seen = _coactions(log)
+    counts = ", ".join(f"{name} {count}" for name, count in zip(log.signals, seen, strict=True))
+    if spec.estimator != "two-step":
+        if config.propensity_design == "auto" and config.estimator == "auto":
+            warnings.warn(
+                f"fewer than {ENOUGH} co-actions ({counts}): propensities are taken for constant, and what moves users "
+                "to act counts as preference; more rows or labels would show them, or say what they depend on "
+                "(propensity_design hidden, features or known)",
+                stacklevel=3,
+            )
+        return
+    read = seen * min(1.0, config.propensity_rows / len(log))
+    if not ((read >= ENOUGH).all() if config.estimator == "two-step" else (read >= ENOUGH).any()):
+        few = f"got {counts}" + (
+            f", and {config.propensity_rows} of {len(log)} rows are read" if read[0] < seen[0] else ""
+        )
+        raise ValueError(
+            f"co-actions: {few}; propensities are fitted to {ENOUGH} or more a signal (rows of the training part in "
+            "which another signal or a label proves the preference); expected more rows, a larger propensity_rows, or "
+            "estimator 'joint'"
+        )
 
 
 def _coactions(log: Log) -> np.ndarray:

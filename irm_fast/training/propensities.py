@@ -70,7 +70,7 @@ def fit_propensities(prepared: Prepared, config: TrainConfig) -> FirstPropensiti
         ValueError: The model cannot be loaded or embedded, or the log shows too little for the propensity design.
     """
     folder = Path(config.output) / CHECKPOINTS
-    if not from_main_process(lambda: _is_fitted(config, folder)):
+    if not from_main_process(lambda: is_fitted(config)):
         from_main_process(lambda: begin_run(config, prepared.fingerprint))
         _write_states(prepared.parts, folder / STATES, config)
     spec, context, values = from_main_process(lambda: _fitted(prepared, config, folder))
@@ -111,7 +111,7 @@ def _fitted(
     prepared: Prepared, config: TrainConfig, folder: Path
 ) -> tuple[RewardSpec, tuple[str, ...], dict[str, np.ndarray]]:
     """What the propensities explain, the context that they read, and the propensities (N, K) of the parts by name."""
-    if _is_fitted(config, folder):
+    if is_fitted(config):
         model = EmbeddedRewardModel.load(folder / PROPENSITIES)
         return model.spec, model.context, {name: part.numpy() for name, part in load_file(folder / VALUES).items()}
     source, vectors = read_source(folder / STATES), read_embeddings(folder / STATES, *_rows(prepared.parts))
@@ -137,9 +137,9 @@ def _fitted(
     return model.spec, model.context, values
 
 
-def _is_fitted(config: TrainConfig, folder: Path) -> bool:
+def is_fitted(config: TrainConfig) -> bool:
     """Whether an interrupted run that goes on has fitted the propensities."""
-    return config.resume and (folder / PROPENSITIES / RECORD).is_file()
+    return config.resume and (Path(config.output) / CHECKPOINTS / PROPENSITIES / RECORD).is_file()
 
 
 def _write_states(parts: Sequence[Log], path: Path, config: TrainConfig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -40,7 +41,7 @@ from irm_fast.training.distributed import main_process, sharded, try_packing_onc
 from irm_fast.training.plan import RunPlan, Trial, plan_of, try_steps
 from irm_fast.training.prepare import Prepared, prepare_run, read_data
 from irm_fast.training.progress import TrainingProgress, tell
-from irm_fast.training.propensities import fit_propensities, without_fit
+from irm_fast.training.propensities import fit_propensities, is_fitted, without_fit
 from irm_fast.training.result import TrainResult
 from irm_fast.training.run_folder import (
     CHECKPOINTS,
@@ -119,6 +120,8 @@ def train_log(log: Log, config: TrainConfig, *, heldout: Log | None = None) -> T
     # Propensities first, where the log shows them
     rows, first = prepared, None
     if prepared.specs[0].estimator == "two-step":
+        if not is_fitted(config):
+            _rehearse(prepared, config)
         if config.progress and PartialState().is_main_process:
             tell("propensities first: one pass of the untrained model over the log, then a fit to its states")
         first = fit_propensities(prepared, config)
@@ -288,6 +291,16 @@ def _ready(prepared: Prepared, spec: RewardSpec, config: TrainConfig, folder: Pa
             remedy = "; --precision bfloat16 might let them be packed" if dtype == torch.float32 else ""
             warnings.warn(f"attention {attention}: rows are padded, which is slower{remedy}", stacklevel=6)
         yield _Ready(*_trainer(prepared, config, model, args), attention)
+
+
+def _rehearse(prepared: Prepared, config: TrainConfig) -> None:
+    """Make the training ready and give it up: what refuses it should do so before the pass for the propensities."""
+    with TemporaryDirectory() as scratch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they come when the training begins
+        trial = replace(config, output=scratch, report_to="none", progress=False, resume=False)
+        with _ready(without_fit(prepared), prepared.specs[0], trial, Path(scratch) / CHECKPOINTS):
+            pass
+    gc.collect()  # the loop holds itself, and the model's memory
 
 
 @contextmanager

@@ -162,10 +162,35 @@ def test_who_asks_for_it_gets_it(make_log, make_config, settings, kind):
 def test_few_co_actions_show_nothing(make_log, make_config):
     log = make_log(80)
     log.feedback[log.feedback.all(axis=1), 1] = 0
-    result = train_log(log, make_config(propensity_design="auto", epochs=1))
+    with pytest.warns(UserWarning, match=r"fewer than 10 co-actions \(copy 0, share 0\).*constant.*hidden, features"):
+        result = train_log(log, make_config(propensity_design="auto", epochs=1))
     assert (result.model.spec.estimator, result.design) == ("joint", "constant")
-    with pytest.raises(ValueError, match=r"two-step.*10"):
-        train_log(log, make_config("again", propensity_design="auto", estimator="two-step"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"estimator": "two-step", "signals": ("copy",), "propensity_design": "constant"}, "copy 0.*'joint'"),
+        ({"estimator": "two-step", "rows": 30}, "co-actions: got copy .*larger propensity_rows, or estimator 'joint'"),
+        ({"propensity_rows": 20}, "and 20 of 120 rows are read"),
+        ({"token_budget": 20, "batch_size": None}, "token_budget"),
+        ({"fsdp": True}, "fsdp: one process"),
+        ({"attn": "flash_attention_2"}, "flash_attention_2"),
+        ({"model": "ADAPTER"}, "adapter"),
+    ],
+)
+def test_what_is_refused_is_refused_before_the_pass(make_log, make_config, monkeypatch, tmp_path, settings, words):
+    monkeypatch.setattr(propensities, "write_embeddings", None)
+    settings = {"propensity_design": "auto", **settings}
+    log = make_log(settings.pop("rows", 160), signals=settings.pop("signals", ("copy", "share")))
+    config = make_config(**{name: value for name, value in settings.items() if name != "model"})
+    if "model" in settings:
+        config = replace(config, model=str(tmp_path / "adapter"))
+        (tmp_path / "adapter").mkdir()
+        (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "base"}))
+    with pytest.raises(ValueError, match=words):
+        train_log(log, config)
+    assert not Path(config.output).exists()
 
 
 def test_one_signal_asks_for_the_assumption(make_log, make_config):
