@@ -26,7 +26,11 @@ SETTINGS, METRICS, CHECKPOINTS, DATA = "train.yaml", "metrics.jsonl", "checkpoin
 PLAN = "packs.json"  # among the checkpoints of a design
 TRACKERS = "trackers"  # events of TensorBoard and others that write beside the checkpoints, by design
 _OF_A_DESIGN = (PLAN, "checkpoint-*", "model")  # all that lies among the checkpoints of a design but trackers' files
-_NO_RESULT = {*NOT_KEPT, "report_to", "output"}  # may differ when a run goes on
+_NO_RESULT = {  # may differ when a run goes on: none changes the model by more than rounding
+    *NOT_KEPT,
+    *("report_to", "output", "lora_keep_adapter"),
+    *("gradient_checkpointing", "compile", "liger"),  # a run that ran out of memory goes on with less
+}
 _WHOLE = "checkpoint-*/trainer_state.json"  # the last file of a checkpoint: it was written to its end
 
 # What a run writes, with the names that transformers gives to models and tokenizers. Nothing else is ever deleted.
@@ -164,7 +168,9 @@ def _check_settings(earlier: RunConfig, config: RunConfig, folder: Path) -> None
             f"resume: the interrupted run in {folder} was {earlier.program}, and this one is {config.program}; "
             "use --overwrite, or choose another folder"
         )
-    for name in (f.name for f in fields(config) if f.name not in _NO_RESULT):
+    fitted = (folder / CHECKPOINTS / PROPENSITIES / RECORD).is_file()
+    free = _NO_RESULT | ({"propensity_rows"} if fitted else set())
+    for name in (f.name for f in fields(config) if f.name not in free):
         was, now = getattr(earlier, name), getattr(config, name)
         if was != now:
             raise ValueError(

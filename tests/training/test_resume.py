@@ -50,6 +50,39 @@ def test_resume_gives_the_uninterrupted_result(make_log, make_config, monkeypatc
     assert steps == sorted(set(steps))
 
 
+@pytest.mark.parametrize("fitted", [False, True])
+def test_resume_with_settings_that_do_not_change_the_model(make_log, make_config, fitted):
+    """A run goes on with less memory, say; how many rows the propensities read matters until they are fitted."""
+    config, fingerprint = make_config(lora_rank=2), run_folder.describe(make_log(), None)
+    run_folder.begin_run(config, fingerprint)
+    again = replace(config, resume=True)
+    free = {"gradient_checkpointing": "full", "liger": True, "lora_keep_adapter": True, "report_to": "tensorboard"}
+    run_folder.check_output(replace(again, **free), fingerprint)
+    run_folder.check_output(replace(again, compile=True), fingerprint)
+    fit = Path(config.output) / run_folder.CHECKPOINTS / "propensities"
+    if fitted:
+        fit.mkdir()
+        (fit / "irm_fast.json").write_text("{}")
+        run_folder.check_output(replace(again, propensity_rows=90), fingerprint)
+    else:
+        with pytest.raises(ValueError, match=r"propensity_rows: got 90; the interrupted run in .* has 100000"):
+            run_folder.check_output(replace(again, propensity_rows=90), fingerprint)
+    with pytest.raises(ValueError, match="precision: got 'bfloat16'"):
+        run_folder.check_output(replace(again, precision="bfloat16"), fingerprint)
+
+
+def test_resume_computes_again_what_it_kept_before(make_log, make_config, monkeypatch):
+    """The checkpoint of a run without recomputation is that of one with it."""
+    whole = train_log(make_log(), make_config("whole"))
+    cut = make_config("cut")
+    with monkeypatch.context() as patch:
+        interrupt(patch, 7)
+        with pytest.raises(Interrupted):
+            train_log(make_log(), cut)
+    resumed = train_log(make_log(), replace(cut, resume=True, gradient_checkpointing="full"))
+    assert largest_difference(whole, resumed) < 1e-5
+
+
 def test_resume_with_dropout(make_log, make_config, monkeypatch, tmp_path, save_llama, save_tokenizer):
     model = tmp_path / "model"
     save_llama(model, save_tokenizer(model), dropout=0.3)
