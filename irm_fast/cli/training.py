@@ -32,7 +32,7 @@ def train(
         result = run_training(run)
     except KeyboardInterrupt:
         if isinstance(run, TrainConfig) and can_resume(run):
-            raise KeyboardInterrupt("--resume goes on from the last checkpoint") from None
+            raise KeyboardInterrupt("--resume goes on from what is finished") from None
         raise
     if os.environ.get("RANK", "0") != "0":  # torchrun: one process reports
         return

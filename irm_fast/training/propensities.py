@@ -24,14 +24,15 @@ from irm_fast.data.signals import RewardSpec
 from irm_fast.embeddings.embedder import Embedder, write_embeddings
 from irm_fast.embeddings.store import read_embeddings, read_source
 from irm_fast.embeddings.text_model import EmbeddedRewardModel
-from irm_fast.models.processes import from_main_process
+from irm_fast.models.processes import from_main_process, is_first
 from irm_fast.models.record import PROPENSITIES, RECORD
 from irm_fast.training.config import TrainConfig
 from irm_fast.training.estimation import fit_embedded
 from irm_fast.training.prepare import Prepared
-from irm_fast.training.run_folder import CHECKPOINTS, begin_run
+from irm_fast.training.progress import tell
+from irm_fast.training.run_folder import CHECKPOINTS, STATES, begin_run
 
-STATES, VALUES = "states.safetensors", "propensities.safetensors"  # among the checkpoints
+VALUES = "propensities.safetensors"  # among the checkpoints
 
 
 class FirstPropensities(NamedTuple):
@@ -149,6 +150,8 @@ def _write_states(parts: Sequence[Log], path: Path, config: TrainConfig) -> None
     """
     if from_main_process(lambda: config.resume and path.is_file()):
         return
+    if config.progress and is_first():
+        tell("propensities first: one pass of the untrained model over the log, then a fit to its states")
     from_main_process(lambda: path.unlink(missing_ok=True))
     embedder = Embedder(config.model, pooling="last", max_length=config.max_length)
     ids, messages = _rows(parts)

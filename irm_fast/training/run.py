@@ -122,8 +122,6 @@ def train_log(log: Log, config: TrainConfig, *, heldout: Log | None = None) -> T
     if prepared.specs[0].estimator == "two-step":
         if not is_fitted(config):
             _rehearse(prepared, config)
-        if config.progress and PartialState().is_main_process:
-            tell("propensities first: one pass of the untrained model over the log, then a fit to its states")
         first = fit_propensities(prepared, config)
         rows = first.prepared
 

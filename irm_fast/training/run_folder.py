@@ -23,6 +23,7 @@ from irm_fast.models.record import CHECKPOINT_WEIGHTS, PROPENSITIES, PROPENSITY_
 from irm_fast.training.config import NOT_KEPT, RENAMED, RunConfig, TrainConfig, load_saved_config
 
 SETTINGS, METRICS, CHECKPOINTS, DATA = "train.yaml", "metrics.jsonl", "checkpoints", "train_data.json"
+STATES = "states.safetensors"  # of the untrained model, among the checkpoints until propensities are fitted to them
 PLAN = "packs.json"  # among the checkpoints of a design
 TRACKERS = "trackers"  # events of TensorBoard and others that write beside the checkpoints, by design
 _OF_A_DESIGN = (PLAN, "checkpoint-*", "model")  # all that lies among the checkpoints of a design but trackers' files
@@ -156,9 +157,13 @@ def close_run(config: RunConfig) -> None:
 
 
 def can_resume(config: RunConfig) -> bool:
-    """Whether the output folder holds a checkpoint from which an interrupted run can go on."""
+    """Whether the output folder holds work that a resumed run need not do again.
+
+    That is the states of the untrained model, propensities that are fitted to them, a checkpoint, or a trained design.
+    """
     folder = Path(config.output) / CHECKPOINTS
-    return any(any(folder.glob(pattern)) for pattern in (f"*/{_WHOLE}", f"*/model/{RECORD}"))
+    finished = (STATES, f"{PROPENSITIES}/{RECORD}", f"*/{_WHOLE}", f"*/model/{RECORD}")
+    return any(any(folder.glob(pattern)) for pattern in finished)
 
 
 def _check_settings(earlier: RunConfig, config: RunConfig, folder: Path) -> None:

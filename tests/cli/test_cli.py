@@ -88,7 +88,16 @@ def test_errors_are_one_line(rated, tiny_model, tmp_path, options, fragments):
     assert not (tmp_path / "out").exists()
 
 
-def test_interrupt_promises_only_what_is_there(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "finished",
+    [
+        "states.safetensors",
+        "propensities/irm_fast.json",
+        "constant/checkpoint-3/trainer_state.json",
+        "constant/model/irm_fast.json",
+    ],
+)
+def test_interrupt_promises_only_what_is_there(tmp_path, monkeypatch, finished):
     from irm_fast.training import run as trainer
 
     def interrupt(config):
@@ -97,9 +106,10 @@ def test_interrupt_promises_only_what_is_there(tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "train", interrupt)
     settings = ["--model", "m", "--data", "d.jsonl", "--output", tmp_path]
     assert run("train", *settings, code=130).stderr == "interrupted\n"
-    checkpoint = tmp_path / "checkpoints" / "constant" / "checkpoint-3"
-    checkpoint.mkdir(parents=True)
-    (checkpoint / "trainer_state.json").write_text("{}")
+    path = tmp_path / "checkpoints" / finished
+    path.parent.mkdir(parents=True)
+    assert run("train", *settings, code=130).stderr == "interrupted\n"
+    path.write_text("{}")
     assert "interrupted; --resume" in run("train", *settings, code=130).stderr
 
 

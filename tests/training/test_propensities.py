@@ -110,17 +110,21 @@ def test_the_untrained_model_has_moved_or_changed(
         diagnose_file(tmp_path / "fresh.jsonl", base=other)
 
 
-def test_resumed_run_keeps_its_propensities(make_log, make_config, monkeypatch):
+def test_resumed_run_keeps_its_propensities(make_log, make_config, monkeypatch, capsys):
     log = make_log(160)
-    whole = train_log(log, make_config("whole", propensity_design="auto"))
-    config = make_config("cut", propensity_design="auto")
+    whole = train_log(log, make_config("whole", propensity_design="auto", progress=True))
+    said = "propensities first: one pass of the untrained model"
+    assert said in capsys.readouterr().err
+    config = make_config("cut", propensity_design="auto", progress=True)
     interrupt(monkeypatch, 20)
     with pytest.raises(Interrupted):
         train_log(log, config)
     monkeypatch.undo()
     monkeypatch.setattr(propensities, "fit_embedded", None)  # neither fitted again
     monkeypatch.setattr(propensities, "write_embeddings", None)  # nor embedded
+    capsys.readouterr()
     resumed = train_log(log, replace(config, resume=True))
+    assert said not in capsys.readouterr().err
     assert largest_difference(whole, resumed) == 0
     assert resumed.metrics == whole.metrics
 
