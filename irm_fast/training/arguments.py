@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import fields
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,23 @@ _OURS = {
     **dict.fromkeys(("ddp_find_unused_parameters", "dataloader_pin_memory", "dataloader_drop_last")),
 }
 
+# Arguments that would have no effect, or a bad one, by patterns of their names, with the reason.
+_ORDER = "irm-fast packs and orders the rows itself, by token_budget, batch_size and seed"
+_LOSS = "the loss of irm-fast is a likelihood of rows of which several share a pack"
+_JUDGEMENT = "irm-fast evaluates by the held-out likelihood, as often as it makes a checkpoint: eval_steps"
+_REFUSED = {
+    **dict.fromkeys(("push_to_hub", "hub_*"), "it would send checkpoints to the hub, and irm-fast uploads nothing"),
+    **dict.fromkeys(("dataloader_*", "train_sampling_strategy", "length_column_name", "data_seed"), _ORDER),
+    **dict.fromkeys(("label_smoothing_factor", "neftune_noise_alpha", "label_names"), _LOSS),
+    "average_tokens_across_devices": "irm-fast divides by the rows of the step on all devices",
+    **dict.fromkeys(("eval_*", "prediction_loss_only", "include_for_metrics", "batch_eval_metrics"), _JUDGEMENT),
+    "do_*": "transformers leaves it to scripts, and irm-fast does not read it",
+    "use_cache": "training keeps no cache of keys and values",
+    "save_on_each_node": "all nodes share the output folder, and one process writes what belongs to all",
+    "restore_callback_states_from_checkpoint": "--resume restores what irm-fast needs",
+    "local_rank": "torchrun or accelerate sets it",
+}
+
 
 def training_arguments(config: TrainConfig, folder: Path, *, evaluate: bool) -> TrainingArguments:
     """The arguments of transformers' loop.
@@ -69,7 +87,7 @@ def training_arguments(config: TrainConfig, folder: Path, *, evaluate: bool) -> 
 
     Raises:
         ValueError: Accelerate is configured for mixed precision, the optimiser or an argument of `trainer` is unknown
-            or not available, or an argument is one that the settings make.
+            or not available, or an argument is one that the settings make, or has no effect or a bad one.
     """
     interval = "epoch" if config.eval_steps is None else "steps"
     steps = config.eval_steps or 500  # transformers' default, without effect where the interval is an epoch
@@ -142,7 +160,7 @@ def _others(given: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments that none of our settings makes, numbers as numbers: YAML reads `1e-5` as text.
 
     Raises:
-        ValueError: An argument is one of ours, or unknown, or of another type.
+        ValueError: An argument is one of ours, or has no effect or a bad one, or is unknown, or of another type.
     """
     known = {field.name: getattr(field.type, "__name__", str(field.type)) for field in fields(TrainingArguments)}
     result = dict(given)
@@ -150,6 +168,8 @@ def _others(given: Mapping[str, Any]) -> dict[str, Any]:
         if name in _OURS:
             use = f"use the setting {_OURS[name]}" if _OURS[name] else "it is part of how irm-fast trains; leave it out"
             raise ValueError(f"trainer: got {name}, which irm-fast sets itself; {use}")
+        if reasons := [reason for pattern, reason in _REFUSED.items() if fnmatchcase(name, pattern)]:
+            raise ValueError(f"trainer: got {name}, which is not for irm-fast: {reasons[0]}; leave it out")
         if name not in known:
             close = difflib.get_close_matches(name, set(known) - set(_OURS), n=1)
             hint = f"did you mean {close[0]!r}?" if close else "see transformers.TrainingArguments"

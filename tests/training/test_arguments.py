@@ -1,11 +1,15 @@
 """Arguments of transformers' loop: any that irm-fast does not set itself, and its optimisers."""
 
+import fnmatch
+from dataclasses import fields
+
 import pytest
 import torch
+from transformers import TrainingArguments
 from typer.testing import CliRunner
 
 from irm_fast.cli.commands import app
-from irm_fast.training.arguments import training_arguments
+from irm_fast.training.arguments import _OURS, _REFUSED, training_arguments
 from irm_fast.training.config import TrainConfig
 from irm_fast.training.run import train_log
 from tests.training.training_cases import largest_difference
@@ -33,6 +37,21 @@ def test_other_arguments_are_passed_on(tmp_path):
         ({"trainer": ["bf16=true"]}, "got bf16, which irm-fast sets itself; use the setting precision"),
         ({"trainer": ["max_steps=3"]}, "use the setting epochs"),
         ({"trainer": ["use_cpu=true"]}, "it is part of how irm-fast trains; leave it out"),
+        (
+            {"trainer": ["push_to_hub=true"]},
+            "got push_to_hub, which is not for irm-fast: it would send .*; leave it out",
+        ),
+        ({"trainer": ["hub_model_id=a/b"]}, "irm-fast uploads nothing"),
+        ({"trainer": ["dataloader_num_workers=4"]}, "orders the rows itself, by token_budget"),
+        ({"trainer": ["train_sampling_strategy=sequential"]}, "orders the rows itself, by token_budget"),
+        ({"trainer": ["data_seed=1"]}, "orders the rows itself, by token_budget, batch_size and seed"),
+        ({"trainer": ["label_smoothing_factor=0.1"]}, "the loss of irm-fast is a likelihood"),
+        ({"trainer": ["neftune_noise_alpha=5"]}, "the loss of irm-fast is a likelihood"),
+        ({"trainer": ["average_tokens_across_devices=false"]}, "divides by the rows of the step"),
+        ({"trainer": ["prediction_loss_only=true"]}, "evaluates by the held-out likelihood"),
+        ({"trainer": ["eval_delay=2"]}, "evaluates by the held-out likelihood"),
+        ({"trainer": ["eval_steps=2"]}, "use the setting eval_steps"),
+        ({"trainer": ["do_train=true"]}, "irm-fast does not read it"),
         ({"trainer": ["max_gradnorm=1"]}, "unknown argument 'max_gradnorm'; did you mean 'max_grad_norm'"),
         ({"trainer": ["max_grad_norm=much"]}, "got max_grad_norm='much'; expected float"),
         ({"trainer": ["lr_scheduler_type=step"]}, "got lr_scheduler_type='step'; transformers says"),
@@ -43,6 +62,13 @@ def test_other_arguments_are_passed_on(tmp_path):
 def test_arguments_that_are_refused(tmp_path, settings, message):
     with pytest.raises(ValueError, match=message):
         arguments(tmp_path, **settings)
+
+
+def test_every_refused_pattern_names_an_argument():
+    known = [field.name for field in fields(TrainingArguments)]
+    assert [pattern for pattern in _REFUSED if not fnmatch.filter(known, pattern)] == []
+    left = [name for name in known if not any(fnmatch.fnmatch(name, pattern) for pattern in (*_OURS, *_REFUSED))]
+    assert {"max_grad_norm", "adam_beta2", "lr_scheduler_type", "optim_args", "run_name", "ddp_timeout"} <= set(left)
 
 
 def test_they_are_refused_before_anything_is_written(make_log, make_config, tmp_path):
