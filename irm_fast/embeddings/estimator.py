@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -95,7 +96,7 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
             from the fold model that did not see the row; not saved.
         training_propensity_: Propensities (float32) of the rows of `fit`, of shape (N, K), under which the reward was
             fitted: what its training on the same rows should hold constant. NaN where the weight is 0 or the user is
-            left out; not saved.
+            left out; neither saved nor pickled.
         context_: What the propensities depend on beside the response: some of "time", "place" (in the session) and
             "user".
         diagnosis_: The `diagnostics.Diagnosis`.
@@ -264,7 +265,12 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
         if training_propensity is not None:
             public["training_propensity_"] = training_propensity
         kept = {name: value for name, value in self.__dict__.items() if not name.endswith("_")}
-        self.__dict__ = {**kept, **public, "_fitted": fitted}
+        self.__dict__ = {**kept, **public, "_fitted": replace(fitted, training_propensity=None)}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is pickled: no propensities of the rows of `fit`."""
+        state: dict[str, Any] = super().__getstate__()
+        return {name: value for name, value in state.items() if name != "training_propensity_"}
 
     def decision_function(self, X: ArrayLike) -> np.ndarray:
         """Return reward logits (float32) of shape (N,): the log odds that each response is preferred.

@@ -14,7 +14,7 @@ from irm_fast.data.log import group_rows, hold_out, numbered
 from irm_fast.data.read import DataError, read_log, signal_notes
 from irm_fast.data.signals import check_design, keep_signals
 from irm_fast.data.validation import format_validation, validate
-from irm_fast.evaluation import scoring
+from irm_fast.evaluation import rewards_file
 
 
 def row(i=1, **fields):
@@ -701,8 +701,10 @@ def test_score_checks_its_output_first(tmp_path):
 
 
 def test_score_writes_null_for_nan(tmp_path, monkeypatch):
-    monkeypatch.setattr(scoring, "load", lambda folder: None)
-    monkeypatch.setattr(scoring, "score", lambda *_, **__: np.array([math.nan, 0.5]))
+    monkeypatch.setattr(rewards_file, "load", lambda *_, **__: None)
+    monkeypatch.setattr(rewards_file, "folder_fingerprint", lambda folder: "none")
+    monkeypatch.setattr(rewards_file, "_precision_of", lambda model: "float32")
+    monkeypatch.setattr(rewards_file, "rewards", lambda *_: {"reward": np.array([math.nan, 0.5], np.float32)})
     out = tmp_path / "out.jsonl"
     assert score_command(write(tmp_path / "log.jsonl", [row(1), row(2)]), out).exit_code == 0
     assert out.read_text().splitlines() == ['{"id": "r1", "reward": null}', '{"id": "r2", "reward": 0.5}']
