@@ -73,6 +73,8 @@ def diagnose(
         bool, typer.Option("--labels-ignorable", help="Which rows have a preference does not depend on it.")
     ] = False,
     batch_size: BatchSize = None,
+    token_budget: TokenBudget = None,
+    precision: PrecisionOption = "auto",
     base: Base = None,
     as_json: AsJson = False,
 ) -> None:
@@ -90,6 +92,8 @@ def diagnose(
         polarity=parse_polarity(polarity),
         labels_ignorable=labels_ignorable,
         batch_size=batch_size,
+        token_budget=token_budget,
+        precision=precision,
         base=base,
     )
     typer.echo(json.dumps(found.to_dict(), indent=2) if as_json else str(found))
@@ -158,6 +162,8 @@ def label(
     model: Annotated[Path | None, typer.Option(help="With --next: a folder that irm-fast train wrote.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="The same seed draws the same rows.")] = 0,
     batch_size: BatchSize = None,
+    token_budget: TokenBudget = None,
+    precision: PrecisionOption = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file, labels and all.")] = False,
 ) -> None:
     """Draw rows of a log to have rated (--next 100 --model DIR), and merge the ratings into the log (--merge RATED).
@@ -184,10 +190,13 @@ def label(
     else:
         check_suffix(out, ".jsonl")
         check_file(out, overwrite=overwrite)
-        _draw_labels(count, data, model, out, seed, batch_size)
+        passes = {"batch_size": batch_size, "token_budget": token_budget}
+        _draw_labels(count, data, model, out, seed, precision, passes)
 
 
-def _draw_labels(count: int, data: Path, model: Path, out: Path, seed: int, batch_size: int | None) -> None:
+def _draw_labels(
+    count: int, data: Path, model: Path, out: Path, seed: int, precision: str, passes: dict[str, int | None]
+) -> None:
     from irm_fast.data.read import read_log
     from irm_fast.evaluation.labelling import rows_to_label, write_labels
     from irm_fast.evaluation.scoring import load
@@ -195,7 +204,7 @@ def _draw_labels(count: int, data: Path, model: Path, out: Path, seed: int, batc
 
     absent = read_record(model).get("training", {}).get("absent", "error")
     log = read_log(data, absent=absent, misclick=True)
-    rows, probability = rows_to_label(load(model), log, count, seed, batch_size=batch_size)
+    rows, probability = rows_to_label(load(model, precision=precision), log, count, seed, **passes)
     write_labels(out, log, rows, probability)
     typer.echo(f"wrote {out}: {count} of {len(log)} rows")
     typer.echo(

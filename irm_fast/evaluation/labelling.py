@@ -21,7 +21,13 @@ LEAST_SHARE = 0.2  # of the mean probability: no row has less, so that no label 
 
 
 def rows_to_label(
-    model: RewardModel, log: Log, count: int, seed: int = 0, *, batch_size: int | None = None
+    model: RewardModel,
+    log: Log,
+    count: int,
+    seed: int = 0,
+    *,
+    batch_size: int | None = None,
+    token_budget: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw rows to have rated, the more likely the further the answers that the log allows differ on them.
 
@@ -35,6 +41,7 @@ def rows_to_label(
         count: The number of rows to draw.
         seed: The seed of the draw.
         batch_size: The number of conversations per forward pass, at most. None: no limit but the token budget.
+        token_budget: The number of tokens per forward pass, at most. None: 16,384 on a GPU, and 2,048 on a CPU.
 
     Returns:
         Row numbers (int64) of shape (count,), in random order, so that the first m of them are a draw, too; and the
@@ -50,7 +57,7 @@ def rows_to_label(
     if not 1 <= count <= len(unlabelled):
         raise ValueError(f"next: got {count}; expected 1 to {len(unlabelled)}, the rows without a preference")
     if isinstance(model, EmbeddedRewardModel):
-        apart = model.disagreement([log.messages[row] for row in unlabelled], Passes(batch_size))
+        apart = model.disagreement([log.messages[row] for row in unlabelled], Passes(batch_size, token_budget))
     else:
         apart = np.zeros(len(unlabelled))
         warnings.warn(

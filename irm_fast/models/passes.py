@@ -132,9 +132,11 @@ class Passes:
                 try:
                     results.append(compute(moved(batch, device)))
                 except torch.OutOfMemoryError as error:
+                    rows_text = f"{len(pack)} rows" if len(pack) > 1 else "1 row"
+                    smaller = f"a token budget (--token-budget) below {slots}" if len(pack) > 1 else "shorter rows"
                     raise RuntimeError(
-                        f"a forward pass of {len(pack)} rows and {slots} tokens does not fit into the GPU's memory; "
-                        f"expected a token budget (--token-budget) below {slots}, or bfloat16"
+                        f"a forward pass of {rows_text} and {slots} tokens does not fit into the GPU's memory; "
+                        f"expected {smaller}, or bfloat16 (--precision) where it is float32"
                     ) from error
                 done(len(pack))
             columns = [torch.cat(parts).float().cpu().numpy() for parts in zip(*results, strict=True)]

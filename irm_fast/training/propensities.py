@@ -155,7 +155,8 @@ def _write_states(parts: Sequence[Log], path: Path, config: TrainConfig) -> None
     from_main_process(lambda: path.unlink(missing_ok=True))
     embedder = Embedder(config.model, pooling="last", max_length=config.max_length)
     ids, messages = _rows(parts)
-    write_embeddings(ids, messages, embedder, path, resume=config.resume, progress=config.progress, distributed=True)
+    how = {"token_budget": config.token_budget, "resume": config.resume, "progress": config.progress}
+    write_embeddings(ids, messages, embedder, path, distributed=True, **how)  # type: ignore[arg-type]
 
 
 def _rows(parts: Sequence[Log]) -> tuple[list[str], list[Messages]]:

@@ -22,10 +22,12 @@ OPTIONS = {
     "simulate": "rated out protocol alpha target signals seed test-fraction overwrite",
     "train": f"config dry-run {SHARED} {TEXT} embeddings hidden-layers",
     "evaluate": "model data batch-size token-budget precision base progress json",
-    "diagnose": "data model propensity-design absent polarity labels-ignorable batch-size base json",
+    "diagnose": (
+        "data model propensity-design absent polarity labels-ignorable batch-size token-budget precision base json"
+    ),
     "mask": "what data out absent overwrite",
     "score": "model data out batch-size token-budget precision lower resume overwrite progress",
-    "label": "next merge data model out seed batch-size overwrite",
+    "label": "next merge data model out seed batch-size token-budget precision overwrite",
     "embed": ("data model out pooling batch-size token-budget max-length precision dtype resume overwrite progress"),
     "reproduce": ("data output model protocol redraws alpha target limit max-length noise processes resume overwrite"),
     "demo": "output seeds processes",
@@ -38,6 +40,8 @@ CHOICES = {
     ("train", "overlong"): "truncate drop",
     ("train", "precision"): "auto float32 bfloat16",
     ("score", "precision"): "auto float32 bfloat16",
+    ("diagnose", "precision"): "auto float32 bfloat16",
+    ("label", "precision"): "auto float32 bfloat16",
     ("embed", "precision"): "auto float32 bfloat16",
     ("train", "attn"): "auto flash_attention_4 flash_attention_3 varlen flash_attention_2 sdpa eager",
     ("train", "gradient-checkpointing"): "none full selective",

@@ -12,6 +12,7 @@ from irm_fast.cli.commands import app
 from irm_fast.data.signals import RewardSpec
 from irm_fast.evaluation.log_diagnosis import diagnose_file, diagnose_rows, joined
 from irm_fast.models.heldout import HeldOut
+from irm_fast.models.passes import Passes
 from irm_fast.training.run import train_log
 
 
@@ -29,7 +30,7 @@ def run(*arguments, code=0) -> str:
     return result.stdout
 
 
-def test_a_run_is_diagnosed_on_its_held_out_rows(make_log, make_config, tmp_path):
+def test_a_run_is_diagnosed_on_its_held_out_rows(make_log, make_config, tmp_path, monkeypatch):
     """The stored diagnosis is that of the saved model on the same rows, whatever order training had them in."""
     log, heldout = make_log(160), make_log(120, seed=1)
     config = make_config(propensity_design="auto", estimator="joint")
@@ -38,7 +39,10 @@ def test_a_run_is_diagnosed_on_its_held_out_rows(make_log, make_config, tmp_path
     assert stored == json.loads(json.dumps(result.diagnosis.to_dict()))
 
     path = write(heldout, tmp_path / "heldout.jsonl")
-    again = json.loads(run("diagnose", "--data", path, "--model", config.output, "--json"))
+    seen, whole = [], Passes.run
+    monkeypatch.setattr(Passes, "run", lambda self, *a: seen.append(self.token_budget) or whole(self, *a))
+    again = json.loads(run("diagnose", "--data", path, "--model", config.output, "--json", "--token-budget", 99))
+    assert set(seen) == {99}
     assert again["sensitivity"]["mean_g"] == pytest.approx(stored["sensitivity"]["mean_g"], rel=1e-5)
     for one, two in zip(stored["tests"], again["tests"], strict=True):
         if one["name"] in ("inequality", "fit: calibration"):

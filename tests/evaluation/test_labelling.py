@@ -13,11 +13,15 @@ import torch
 from typer.testing import CliRunner
 
 from irm_fast.cli.commands import app
+from irm_fast.data import read
 from irm_fast.data.log import Log
 from irm_fast.data.read import DataError, read_log
 from irm_fast.data.signals import RewardSpec
 from irm_fast.embeddings.text_model import EmbeddedRewardModel
+from irm_fast.evaluation import scoring
 from irm_fast.evaluation.labelling import draw, inclusion_probabilities, rows_to_label, write_labels
+from irm_fast.models import record
+from irm_fast.models.passes import Passes
 from irm_fast.models.reward_model import ImplicitRewardModel
 
 
@@ -84,6 +88,19 @@ def test_rows_on_which_candidates_disagree_are_favoured(log: Log) -> None:
     assert drawn[0] == pytest.approx([0.025] * len(drawn[0]))  # 1 / 32 of 40 / 32
     assert drawn[7] == pytest.approx([0.825] * len(drawn[7]))
     assert len(drawn[7]) == pytest.approx(165, abs=20)
+
+
+def test_passes_are_as_the_command_says(log: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, seen, precisions = embedded({str(i): 1.0 for i in range(10)}), [], []
+    embed = model.embedder.embed
+    monkeypatch.setattr(model.embedder, "embed", lambda rows, passes: seen.append(passes) or embed(rows, passes))
+    monkeypatch.setattr(scoring, "load", lambda path, *, precision: precisions.append(precision) or model)
+    monkeypatch.setattr(record, "read_record", lambda path: {})
+    monkeypatch.setattr(read, "read_log", lambda path, **how: log)
+    where = ["--data", str(tmp_path / "log.jsonl"), "--model", str(tmp_path), "--out", str(tmp_path / "out.jsonl")]
+    how = ["--batch-size", "3", "--token-budget", "99", "--precision", "bfloat16"]
+    assert CliRunner().invoke(app, ["label", "--next", "2", *where, *how]).exit_code == 0
+    assert seen == [Passes(3, 99)] and precisions == ["bfloat16"]
 
 
 def test_an_end_to_end_model_draws_uniformly_and_says_so(log: Log, tiny_model: str) -> None:

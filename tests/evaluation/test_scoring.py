@@ -239,6 +239,8 @@ def test_memory_that_runs_out_says_what_to_do(saved, rows, monkeypatch):
     monkeypatch.setattr(model, "score", full)
     with pytest.raises(RuntimeError, match=r"20 rows and \d+ tokens does not fit .* \(--token-budget\) below"):
         score(model, rows[1])
+    with pytest.raises(RuntimeError, match=r"1 row and \d+ tokens .*; expected shorter rows, or bfloat16"):
+        score(model, rows[1], batch_size=1)
 
 
 # Files

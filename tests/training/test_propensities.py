@@ -10,12 +10,14 @@ import pytest
 import torch
 
 from irm_fast.data.signals import known_logits
+from irm_fast.embeddings.embedder import Embedder
 from irm_fast.embeddings.text_model import EmbeddedRewardModel
 from irm_fast.evaluation.evaluation import evaluate, evaluate_log
 from irm_fast.evaluation.log_diagnosis import diagnose_file
 from irm_fast.evaluation.propensities import with_propensities
 from irm_fast.evaluation.scoring import load, score
 from irm_fast.models.heads import FirstPropensity, HiddenPropensity
+from irm_fast.models.passes import Passes
 from irm_fast.training import propensities, run
 from irm_fast.training.run import train_log
 from irm_fast.training.trainer import ImplicitTrainer
@@ -51,6 +53,26 @@ def test_training_holds_what_the_estimator_fitted(make_log, make_config, monkeyp
     assert not list(result.model.propensity_design.parameters())
     assert result.model.spec.estimator == "two-step"
     assert result.model.spec.design == result.design == model.spec.design
+
+
+def test_states_are_made_within_the_token_budget_of_the_run(make_log, make_config, monkeypatch):
+    seen, whole = [], Passes.run
+
+    def stop(*args, **settings):
+        raise Interrupted
+
+    def full(*args, **tokens):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    log, config = make_log(160), make_config(propensity_design="auto", epochs=1, token_budget=200)
+    with monkeypatch.context() as passes, pytest.raises(Interrupted):
+        passes.setattr(Passes, "run", lambda self, *args: seen.append(self.token_budget) or whole(self, *args))
+        passes.setattr(run, "_fit", stop)
+        train_log(log, config)
+    assert set(seen) == {200}
+    monkeypatch.setattr(Embedder, "_pool", full)
+    with pytest.raises(RuntimeError, match=r"rows and \d+ tokens does not fit .* \(--token-budget\) below"):
+        train_log(log, replace(config, overwrite=True))
 
 
 def test_the_saved_folder(fitted, make_log, tmp_path):
