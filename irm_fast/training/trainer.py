@@ -33,9 +33,9 @@ STRATIFICATION_FILE = "stratification.safetensors"
 class ImplicitTrainer(Trainer):
     """transformers.Trainer with the implicit loss, on packed rows if the model's attention supports them.
 
-    The loss is the sum over rows divided by the number of rows of the whole optimiser step, over micro-batches and
-    processes; a pair adds to the sum as a row does, or the mean over pairs, of the whole step alike, is added times
-    `pairs_weight`. Evaluation reports the keys of `heldout_metrics`, always of the marginal form: a likelihood.
+    The loss is the mean over the rows and pairs of the whole optimiser step, over micro-batches and processes: a pair
+    counts as a row. With a `pairs_weight` it is the mean over rows plus this weight times the mean over pairs.
+    Evaluation reports the keys of `heldout_metrics`, always of the marginal form: a likelihood.
 
     Args:
         model: The model, within `packed_attention`.
@@ -122,14 +122,14 @@ class ImplicitTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, dict[str, Any]]:
-        """Compute the loss of a micro-batch: a sum over its rows, divided by the rows of the optimiser step.
+        """Compute the loss of a micro-batch: its part of the mean over the rows and pairs of the optimiser step.
 
         Args:
             model: The model, perhaps wrapped for several processes.
             inputs: A batch of `Collator`, without `counts`.
             return_outputs: Whether to return an empty dictionary too, in the place of the model's outputs.
             num_items_in_batch: The numbers that the sums over rows and over pairs are divided by, (2,), see
-                `get_batch_samples`; None: those of the micro-batch.
+                `get_batch_samples`; None: the mean over the rows, and the sum over the pairs.
 
         Returns:
             The loss, (), or with `return_outputs` the pair (loss, {}).
@@ -137,8 +137,7 @@ class ImplicitTrainer(Trainer):
         arguments = {name: value for name, value in inputs.items() if name != "row"}
         if num_items_in_batch is not None:
             rows, pairs = num_items_in_batch.unbind()
-            weight = self.config.pairs_weight
-            arguments |= {"normalizer": rows, "pair_weight": 1 / rows if weight is None else weight / pairs}
+            arguments |= {"normalizer": rows, "pair_weight": (self.config.pairs_weight or 1) / pairs}
         loss = model(**arguments, stratification=self._stratification(inputs))
         return (loss, {}) if return_outputs else loss
 
@@ -192,16 +191,18 @@ class ImplicitTrainer(Trainer):
             device: The device for the number of rows.
 
         Returns:
-            The micro-batches, without `counts`, and the mean numbers of their rows and of their pairs over the
-            processes, (2,). Gradients are averaged over processes, so each divides its sum by the mean number of rows,
-            not by the total. Where there are none, the sum is 0, and is divided by what one of them would count.
+            The micro-batches, without `counts`, and what their sums over rows and over pairs are divided by, (2,): both
+            by the number of rows and pairs, or with a `pairs_weight` each by its own. The numbers are means over the
+            processes and no totals, since gradients are averaged over processes. Where there are none, the sum is 0,
+            and is divided by what one of them would count.
         """
         self.throughput.begin()
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         counts = [batch.pop("counts") for batch in batches]
         for count in counts:
             self.throughput.add(count)
-        sizes = [float(sum(count.rows for count in counts)), float(sum(count.pairs for count in counts))]
+        rows, pairs = float(sum(count.rows for count in counts)), float(sum(count.pairs for count in counts))
+        sizes = [rows + pairs] * 2 if self.config.pairs_weight is None else [rows, pairs]
         own = torch.tensor(sizes, pin_memory=device.type == "cuda").to(device, non_blocking=True)  # nothing waits
         mean = self.accelerator.reduce(own, reduction="mean")
         return batches, mean.clamp(min=1 / self.args.world_size)

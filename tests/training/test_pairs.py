@@ -42,17 +42,20 @@ def gradient_by_hand(config, log):
     g, m = torch.sigmoid(reward), torch.sigmoid(model.propensity_design.bias)
     f = torch.from_numpy(log.feedback)
     likelihood = g * torch.where(f == 1, m, 1 - m).prod(1) + (1 - g) * (f == 0).all(1)
-    rows = -(likelihood.log() * torch.from_numpy(log.weight)).sum() / len(log)
-    weight = 1 / len(log) if config.pairs_weight is None else config.pairs_weight / len(pairs)
+    rows = -(likelihood.log() * torch.from_numpy(log.weight)).sum()
     chosen, rejected = (model.heads.reward(states(part)).squeeze(-1) for part in (pairs.chosen, pairs.rejected))
     won = torch.sigmoid(chosen - rejected - torch.from_numpy(pairs.margin).double())
-    (rows - weight * won.log().sum()).backward()
+    if config.pairs_weight is None:
+        loss = (rows - won.log().sum()) / (len(log) + len(pairs))
+    else:
+        loss = rows / len(log) - config.pairs_weight * won.log().mean()
+    loss.backward()
     return {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
 @pytest.mark.parametrize(("attn", "weight"), [("auto", 3.0), ("sdpa", 3.0), ("auto", None)])
 def test_the_gradient_of_a_step_is_the_sum_by_hand(make_log, make_config, monkeypatch, tmp_path, attn, weight):
-    """Seven rows and three pairs in two passes: means over the rows and over the pairs of the whole step."""
+    """Seven rows and three pairs in two passes: one mean of the whole step, or one over rows and one over pairs."""
     log = replace(make_log(7), weight=np.linspace(0.5, 2, 7, dtype=np.float32))
     pairs = write_pairs(tmp_path / "pairs.jsonl", ["a", "b", "c"], margin=0.7)
     settings = {"pairs": pairs, "pairs_weight": weight, "epochs": 1, "validation_fraction": 0, "attn": attn}
@@ -110,13 +113,32 @@ def test_a_dry_run_counts_pairs(make_log, make_config, tmp_path):
     assert plan.heldout_tokens > without.heldout_tokens
 
 
-def test_steps_of_pairs_alone(make_log, make_config, tmp_path):
+@pytest.mark.parametrize("weight", [None, 1.0])
+def test_steps_of_pairs_alone(make_log, make_config, tmp_path, weight):
     """A step of one row and steps of one pair: what there is none of adds nothing, not 0 / 0."""
     pairs = write_pairs(tmp_path / "pairs.jsonl", ["a", "b", "c"])
-    config = make_config(epochs=1, batch_size=1, validation_fraction=0, pairs=pairs)
+    config = make_config(epochs=1, batch_size=1, validation_fraction=0, pairs=pairs, pairs_weight=weight)
     train_log(make_log(6), config)
     losses = [entry["loss"] for entry in metrics_of(config) if "loss" in entry]
     assert len(losses) == 9 and np.isfinite(losses).all() and sum(loss > 0 for loss in losses) == 9
+
+
+def test_a_step_of_pairs_alone_is_their_mean(make_log, make_config, monkeypatch, tmp_path):
+    """However many they are; the untrained reward is about 0, and so the mean about log 2."""
+    losses, compute_loss = [], ImplicitTrainer.compute_loss
+
+    def watched(self, model, inputs, *args, **kwargs):
+        loss = compute_loss(self, model, inputs, *args, **kwargs)
+        if 2 * len(inputs["margin"]) == len(inputs["row"]):
+            losses.append((len(inputs["margin"]), loss.item()))
+        return loss
+
+    monkeypatch.setattr(ImplicitTrainer, "compute_loss", watched)
+    given = write_pairs(tmp_path / "pairs.jsonl", map(str, range(100, 200)))
+    settings = {"epochs": 1, "learning_rate": 1e-6, "head_learning_rate": 1e-6}
+    train_log(make_log(4), make_config(batch_size=40, validation_fraction=0, pairs=given, **settings))
+    assert len(losses) > 1 and max(count for count, _ in losses) == 20
+    assert [loss for _, loss in losses] == pytest.approx([np.log(2)] * len(losses), abs=0.2)
 
 
 def test_resume_gives_the_uninterrupted_result(make_log, make_config, monkeypatch, tmp_path):
