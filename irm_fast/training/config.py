@@ -7,6 +7,7 @@ else lists it; `setting_values` knows how to read one. Importing this module tak
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
@@ -21,6 +22,8 @@ from irm_fast.training.setting_values import parse_polarity as parse_polarity
 Config = TypeVar("Config", bound="RunConfig")
 NOT_KEPT = ("resume", "overwrite", "progress")  # no settings of the result: a file of settings does not hold them
 RENAMED = {"propensity": "propensity_design"}  # what earlier runs saved under other names, in settings and metrics
+
+ACCELERATE_FSDP = "ACCELERATE_USE_FSDP"  # the environment variable by which accelerate's configuration asks for FSDP
 
 
 def option(
@@ -235,13 +238,21 @@ class TrainConfig(RunConfig):
                     f"{name}: {getattr(self, name)!r} has no effect on a model that is trained whole; "
                     "set lora_rank, such as 16, as well"
                 )
-        if self.load_in_4bit and self.fsdp:
-            raise ValueError("load_in_4bit: weights of 4 bits are not sharded; expected one of load_in_4bit and fsdp")
+        if self.load_in_4bit and self.sharded:
+            raise ValueError(
+                "load_in_4bit: weights of 4 bits are not sharded; expected one of load_in_4bit and fsdp, which "
+                "accelerate's configuration may ask for too"
+            )
         if self.load_in_4bit and self.stratification != "current":
             raise ValueError(
                 f"stratification: {self.stratification!r} averages weights, which those of 4 bits do not allow; "
                 "expected current, or no load_in_4bit"
             )
+
+    @property
+    def sharded(self) -> bool:
+        """Whether FSDP is wanted, by `fsdp` or by the configuration of `accelerate launch`."""
+        return self.fsdp or os.environ.get(ACCELERATE_FSDP, "false").lower() == "true"
 
     @property
     def peak_learning_rate(self) -> float:

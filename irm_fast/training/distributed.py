@@ -20,7 +20,7 @@ from irm_fast.models.batches import TokenizedRows
 from irm_fast.models.packed import TRIED, unpackable
 from irm_fast.models.processes import from_main_process, joined
 from irm_fast.models.reward_model import ImplicitRewardModel
-from irm_fast.training.config import TrainConfig
+from irm_fast.training.config import ACCELERATE_FSDP, TrainConfig
 
 
 @contextmanager
@@ -78,9 +78,16 @@ def check_same_lengths(accelerator: Accelerator, datasets: Sequence[TokenizedRow
     )
 
 
-def sharded(config: TrainConfig) -> bool:
-    """Tell whether FSDP is wanted, by the settings or by accelerate's configuration."""
-    return config.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+@contextmanager
+def restored_environment() -> Iterator[None]:
+    """A context after which the environment asks for FSDP as before: accelerate sets it for all runs that follow."""
+    before = os.environ.get(ACCELERATE_FSDP)
+    try:
+        yield
+    finally:
+        os.environ.pop(ACCELERATE_FSDP, None)
+        if before is not None:
+            os.environ[ACCELERATE_FSDP] = before
 
 
 def check_fsdp(config: TrainConfig, processes: int, enabled: bool = True) -> None:
@@ -94,10 +101,9 @@ def check_fsdp(config: TrainConfig, processes: int, enabled: bool = True) -> Non
     Raises:
         ValueError: FSDP is wanted, and there is one process only, or it is not enabled.
     """
-    wanted = sharded(config)
-    if wanted and processes == 1:
+    if config.sharded and processes == 1:
         raise ValueError("fsdp: one process has nothing to shard over; expected several, by torchrun or accelerate")
-    if wanted and not enabled:
+    if config.sharded and not enabled:
         raise ValueError("fsdp: accelerate does not shard on this device; expected a GPU for each process")
 
 

@@ -99,11 +99,11 @@ def estimate_memory(
 
     # Weights and what belongs to them
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    shards = processes if config.fsdp else 1
+    shards = processes if config.sharded else 1
     whole_layer = max(sum(_bytes(p) for p in layer.parameters()) for layer in layers)
-    gathered = 2 * whole_layer if config.fsdp else 0
+    gathered = 2 * whole_layer if config.sharded else 0
     copies = 0.0  # of what is trained, but for embeddings, of which states alone are cast
-    if dtype != torch.float32 and not config.fsdp:
+    if dtype != torch.float32 and not config.sharded:
         looked_up = model.get_input_embeddings().weight
         copies = dtype.itemsize * (trained - looked_up.numel() * looked_up.requires_grad)
         copies /= 1 if config.gradient_checkpointing == "none" else len(layers)

@@ -37,7 +37,7 @@ from irm_fast.models.tokens import tokenise
 from irm_fast.training.arguments import training_arguments
 from irm_fast.training.callbacks import MetricsFile
 from irm_fast.training.config import EmbeddingTrainConfig, TrainConfig
-from irm_fast.training.distributed import main_process, sharded, try_packing_once, whole_state
+from irm_fast.training.distributed import main_process, restored_environment, try_packing_once, whole_state
 from irm_fast.training.plan import RunPlan, Trial, plan_of, try_steps
 from irm_fast.training.prepare import Prepared, prepare_run, read_data
 from irm_fast.training.progress import TrainingProgress, tell
@@ -277,11 +277,12 @@ def _ready(prepared: Prepared, spec: RewardSpec, config: TrainConfig, folder: Pa
     """
     args = training_arguments(config, folder, evaluate=prepared.heldout is not None)
     set_seed(config.seed)
-    model = _new_model(prepared.log, config, spec, weights=not sharded(config) or PartialState().is_main_process)
-    if sharded(config):
+    model = _new_model(prepared.log, config, spec, weights=not config.sharded or PartialState().is_main_process)
+    if config.sharded:
         try_packing_once(model)
     dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
     with (
+        restored_environment(),
         packed_attention(model, config.attn, args.device, dtype) as attention,
         computing_as_set(model, config, args.device),
     ):
@@ -309,7 +310,7 @@ def computing_as_set(model: ImplicitRewardModel, config: TrainConfig, device: to
         ValueError: Liger's kernels are wanted and not available.
         RuntimeError: Layers cannot be compiled.
     """
-    dtype = torch.bfloat16 if config.precision == "bfloat16" and not sharded(config) else None
+    dtype = torch.bfloat16 if config.precision == "bfloat16" and not config.sharded else None
     compiled = (device.type == "cuda" and not config.liger) if config.compile is None else config.compile
     obstacle = liger_obstacle(model.classifier, device)
     if config.liger and obstacle:

@@ -56,7 +56,10 @@ def main(config: str, record: str, optimizer: str, kill_at: str, start: str) -> 
     ImplicitTrainer.compute_loss = recorded
     if optimizer == "sgd":
         ImplicitTrainer.create_optimizer = create_optimizer
-    train(replace(TrainConfig.load(config), resume=start == "resume"))
+    run = replace(TrainConfig.load(config), resume=start == "resume")
+    wanted = run.sharded
+    train(run)
+    assert replace(run, fsdp=False).sharded == (wanted and not run.fsdp)  # what asks for FSDP does not outlive the run
 
 
 if __name__ == "__main__":

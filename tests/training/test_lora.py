@@ -226,6 +226,12 @@ def test_settings_that_do_not_go_together(settings, words):
     assert all(word in str(caught.value) for word in words), caught.value
 
 
+def test_weights_of_4_bits_are_not_sharded_by_accelerate_either(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match=r"load_in_4bit: weights of 4 bits are not sharded"):
+        TrainConfig(model="m", output="o", lora_rank=4, load_in_4bit=True)
+
+
 def test_lists_of_targets_in_yaml():
     config = TrainConfig(model="m", output="o", lora_rank=4, lora_targets=["q_proj", " v_proj"])
     assert (config.lora_targets, config.targets) == ("q_proj,v_proj", ["q_proj", "v_proj"])

@@ -52,7 +52,7 @@ def test_adapters_on_eight_billion_fit_one_device(shape, width):
     assert "about" in estimate.in_words() and f"{estimate.trained:,} of" in estimate.in_words()
 
 
-def test_what_settings_change():
+def test_what_settings_change(monkeypatch):
     small = replace(RUN, lora_rank=16)
     shape = LlamaConfig(hidden_size=512, intermediate_size=1024, num_hidden_layers=4, num_attention_heads=8)
     one = estimate_memory(shape, small)
@@ -72,6 +72,9 @@ def test_what_settings_change():
     sharded = estimate_memory(shape, replace(RUN, fsdp=True), processes=8)
     assert sharded.optimizer == whole.optimizer / 8
     assert sharded.total < whole.total
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")  # as accelerate's configuration asks for it
+    assert estimate_memory(shape, RUN, processes=8) == sharded
+    monkeypatch.undo()
     assert estimate_memory(shape, replace(RUN, precision="float32")).activations > whole.activations
 
 
