@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from irm_fast.data.outputs import check_suffix
 from irm_fast.data.signals import RewardSpec
 from irm_fast.embeddings.store import Source, about, merge_parts
-from irm_fast.models.backbone import check_weights, first_line, model_config, quiet_transformers
+from irm_fast.models.backbone import check_weights, first_line, is_stored_in, model_config, quiet_transformers
 from irm_fast.models.batches import Collator, TokenizedRows
 from irm_fast.models.packed import packed_attention
 from irm_fast.models.parts import Work, check_target, write_in_parts
@@ -68,8 +68,10 @@ class Embedder:
         precision = resolve_precision(precision, self.device)
         name = str(Path(model).expanduser().resolve()) if Path(model).expanduser().is_dir() else str(model)
         self.reward_model: ImplicitRewardModel | None = None  # of a decoder
+        computed = getattr(torch, precision)
         if _scores_its_last_token(name):
-            self.reward_model = ImplicitRewardModel.from_backbone(name, RewardSpec("constant", max_length=max_length))
+            spec = RewardSpec("constant", max_length=max_length)
+            self.reward_model = ImplicitRewardModel.from_backbone(name, spec, _exact_dtype(name, computed))
             self.body: Any = self.reward_model.classifier.base_model
             self.tokenizer, max_length = self.reward_model.tokenizer, self.reward_model.spec.max_length
         elif pooling == "last":
@@ -77,14 +79,14 @@ class Embedder:
                 f"pooling: got 'last'; {name!r} is an encoder: no token stands for its text; expected mean"
             )
         else:
-            self.body, self.tokenizer = _load_encoder(name)
+            self.body, self.tokenizer = _load_encoder(name, _exact_dtype(name, computed))
             max_length = min(max_length, _position_limit(self.body.config), self.tokenizer.model_max_length)
         pooling = ("last" if self.reward_model else "mean") if pooling == "auto" else pooling
         kind = "decoder" if self.reward_model else "encoder"
         ids, _ = self._tokenise([_SAMPLE], max_length)
         mark = fingerprint(self.body, ids[0])
         self.source = Source(name, kind, pooling, max_length, precision, "float32", mark)
-        place(self.body, self.device, getattr(torch, precision))
+        place(self.body, self.device, computed)
         (self.reward_model or self.body).to(self.device).eval()
 
     @property
@@ -266,8 +268,16 @@ def _scores_its_last_token(name: str) -> bool:
     return isinstance(getattr(classifier, "score", None), nn.Linear)
 
 
-def _load_encoder(name: str) -> tuple[Any, Any]:
-    """Load an encoder (`AutoModel`) in float32 and its tokenizer, which pads on the right and truncates on the left.
+def _exact_dtype(name: str, computed: torch.dtype) -> torch.dtype:
+    """The dtype to load a model in: that of computing if its files hold it, else float32, of which weights are exact.
+
+    The fingerprint is that of the numbers in the files, whatever the model computes in.
+    """
+    return computed if is_stored_in(name, computed) else torch.float32
+
+
+def _load_encoder(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
+    """Load an encoder (`AutoModel`) in a dtype and its tokenizer, which pads on the right and truncates on the left.
 
     Raises:
         ValueError: The model or its tokenizer cannot be loaded, weights are missing, or there is no padding token.
@@ -278,7 +288,7 @@ def _load_encoder(name: str) -> tuple[Any, Any]:
         with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
             model, report = AutoModel.from_pretrained(
-                name, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
+                name, dtype=dtype, output_loading_info=True, trust_remote_code=False
             )
     except Exception as error:  # of many kinds, some of them from the tokenizers library
         raise ValueError(f"model {name!r}: not loadable to embed text: {first_line(error)}") from error

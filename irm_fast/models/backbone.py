@@ -6,13 +6,13 @@ import copy
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 from irm_fast.models.tokens import CHUNK, encode, set_padding, template_ending_in_eos
 
@@ -250,6 +250,32 @@ def _without_weights(name: str, dtype: torch.dtype, settings: dict[str, Any]) ->
             if weight is not None and weight.is_meta:
                 module._parameters[key] = torch.nn.Parameter(torch.empty_like(weight, device="cpu"))
     return model
+
+
+def is_stored_in(name: str, dtype: torch.dtype) -> bool:
+    """Whether all floating weights in the files of a model are of a dtype, whatever its configuration says.
+
+    Args:
+        name: A folder or hub id. Files of another format than safetensors count as of another dtype.
+        dtype: The dtype, float32 or bfloat16.
+    """
+    kinds: set[str] = set()
+    for path in _weight_files(name):
+        with safe_open(path, "pt") as file:
+            kinds |= {file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118  # it is no mapping
+    return kinds - {"I64", "BOOL"} == {{torch.float32: "F32", torch.bfloat16: "BF16"}[dtype]}
+
+
+def _weight_files(name: str) -> list[str]:
+    """The safetensors files of a folder or hub id that transformers would load; none, if there are others alone."""
+    from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+    from transformers.utils.hub import get_checkpoint_shard_files
+
+    with suppress(OSError):
+        return [str(cached_file(name, SAFE_WEIGHTS_NAME))]
+    with suppress(OSError):
+        return list(get_checkpoint_shard_files(name, cached_file(name, SAFE_WEIGHTS_INDEX_NAME))[0])
+    return []
 
 
 def check_weights(name: str, missing: Iterable[str]) -> None:

@@ -12,7 +12,7 @@ from irm_fast.data.signals import RewardSpec
 from irm_fast.embeddings.embedder import Embedder, write_embeddings
 from irm_fast.embeddings.store import read_embeddings, read_source
 from irm_fast.models import parts
-from irm_fast.models.passes import Passes
+from irm_fast.models.passes import Passes, place
 from irm_fast.models.reward_model import ImplicitRewardModel
 
 
@@ -107,6 +107,41 @@ def test_fingerprint_knows_the_weights_wherever_they_lie(tiny_model, tmp_path, s
     template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
     save_tokenizer(moved, template=template)
     assert Embedder(moved).source.fingerprint != marks[0]
+
+
+@pytest.mark.parametrize("kind", ["decoder", "encoder"])
+def test_fingerprint_is_of_the_files_and_weights_are_loaded_as_they_are_stored(
+    tiny_model, tiny_encoder, rows, tmp_path, monkeypatch, kind
+):
+    from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+
+    name, family = (tiny_model, AutoModelForCausalLM) if kind == "decoder" else (tiny_encoder, AutoModel)
+    half, whole, shards = (str(tmp_path / end) for end in ("half", "whole", "shards"))
+    for folder in (half, whole, shards):
+        AutoTokenizer.from_pretrained(name).save_pretrained(folder)
+    family.from_pretrained(name, dtype=torch.bfloat16).save_pretrained(half)
+    family.from_pretrained(name, dtype=torch.bfloat16).save_pretrained(shards, max_shard_size="8KB")
+    family.from_pretrained(half, dtype=torch.float32).save_pretrained(whole)
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 1
+
+    loaded = []
+    monkeypatch.setattr(
+        "irm_fast.embeddings.embedder.place",
+        lambda body, *how: loaded.append({weight.dtype for weight in body.parameters()}) or place(body, *how),
+    )
+    models = [Embedder(folder, precision="bfloat16") for folder in (half, shards, whole)]
+    assert loaded == [{torch.bfloat16}, {torch.bfloat16}, {torch.float32}]
+    assert len({model.source.fingerprint for model in [*models, Embedder(half, precision="float32")]}) == 1
+    vectors = [model.embed(rows[1])[0] for model in models]
+    assert torch.equal(vectors[0], vectors[2]) and torch.equal(vectors[1], vectors[2])
+
+
+def test_fingerprint_does_not_trust_the_configuration(tiny_model, tmp_path):
+    shutil.copytree(tiny_model, tmp_path / "other")
+    path = tmp_path / "other" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"dtype": "bfloat16"}))
+    marks = {Embedder(name, precision="bfloat16").source.fingerprint for name in (tiny_model, tmp_path / "other")}
+    assert marks == {Embedder(tiny_model).source.fingerprint}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
