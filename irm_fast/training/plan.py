@@ -21,6 +21,11 @@ from irm_fast.training.trainer import ImplicitTrainer
 
 _STEPS, _SECONDS = 6, 20.0  # of a trial: so many steps, or as many as take so long, after the first one
 _FORWARD = 1 / 3  # of the time of a training step
+_LESS_MEMORY = (
+    "expected a smaller --token-budget or --batch-size with more --gradient-accumulation, --gradient-checkpointing, "
+    "--lora-rank, or --fsdp on several GPUs"
+)
+_UNTRIED = "; the pass that makes states for the propensities is not tried"
 
 
 class Trial(NamedTuple):
@@ -119,6 +124,7 @@ class RunPlan:
         cut = f"{self.truncated:,} rows lose their beginning at {self.max_length}" if self.truncated else "none is cut"
         each = self.tokens / max(1, self.steps)
         often = f"{_count(self.epochs, 'epoch')}; {_count(self.processes, 'process')}"
+        measured = f"; measured {trial.peak / 1e9:.1f} GB" if trial.peak else ""
         lines = {
             "trains": self.trains,
             "rows": f"{self.rows:,} to train on, {self.heldout:,} held out{beside}{left_out}",
@@ -126,7 +132,7 @@ class RunPlan:
             "tokens": f"{self.tokens:,} an epoch, {mean:.0f} a row, the longest {self.longest:,}; {cut}",
             "steps": f"{self.steps:,} an epoch of about {each:,.0f} tokens, {often}",
             "computes": self.how,
-            "memory": self.memory.in_words() + (f"; measured {trial.peak / 1e9:.1f} GB" if trial.peak else ""),
+            "memory": self.memory.in_words() + measured + _UNTRIED * self.first,
             "time": self._time(trial),
         }
         return "\n".join(f"  {name:<9} {text}" for name, text in lines.items())
@@ -134,10 +140,7 @@ class RunPlan:
     def _time(self, trial: Trial) -> str:
         seconds = self.seconds(trial)
         if seconds is None:
-            return (
-                "unknown: a step did not fit into memory; expected a smaller --token-budget or --batch-size with more "
-                "--gradient-accumulation, --gradient-checkpointing, --lora-rank, or --fsdp on several GPUs"
-            )
+            return f"unknown: a step did not fit into memory; {_LESS_MEMORY}"
         beside = ", without the fit of the propensities" if self.first else ""
         each = f"{trial.seconds:.2g} s a step, timed over {trial.steps} steps"
         return f"about {in_time(seconds)} for all epochs{beside}; {each}"
@@ -187,6 +190,21 @@ def plan_of(
         largest=largest,
         how=f"attention {attention}, rows {form}, {config.precision}, on {device.type}{threads}",
         memory=estimate_memory(model_config(config.model), config, tokens=largest, processes=trainer.args.world_size),
+    )
+
+
+def model_too_large(prepared: Prepared, config: TrainConfig, processes: int) -> str:
+    """What to say where a run does not fit into memory before its first step: the estimate, and what takes less.
+
+    Args:
+        prepared: The log.
+        config: The settings.
+        processes: The number of processes.
+    """
+    estimate = estimate_memory(model_config(config.model), config, processes=processes).in_words()
+    untried = _UNTRIED * (prepared.specs[0].estimator == "two-step")
+    return (
+        f"the model did not fit into memory, before the first step; training takes {estimate}{untried}; {_LESS_MEMORY}"
     )
 
 

@@ -38,7 +38,7 @@ from irm_fast.training.arguments import training_arguments
 from irm_fast.training.callbacks import MetricsFile
 from irm_fast.training.config import EmbeddingTrainConfig, TrainConfig
 from irm_fast.training.distributed import main_process, restored_environment, try_packing_once, whole_state
-from irm_fast.training.plan import RunPlan, Trial, plan_of, try_steps
+from irm_fast.training.plan import RunPlan, Trial, model_too_large, plan_of, try_steps
 from irm_fast.training.prepare import Prepared, prepare_run, read_data
 from irm_fast.training.progress import TrainingProgress, tell
 from irm_fast.training.propensities import fit_propensities, is_fitted, without_fit
@@ -174,7 +174,7 @@ def dry_run(config: TrainConfig) -> tuple[RunPlan, Trial]:
 
     Raises:
         ValueError: As `train`.
-        RuntimeError: As `train`.
+        RuntimeError: As `train`, or the model does not fit into memory; then the text has the estimate.
     """
     config = _on_this_device(config)
     prepared = prepare_run(read_data(config), config)
@@ -184,8 +184,11 @@ def dry_run(config: TrainConfig) -> tuple[RunPlan, Trial]:
     with TemporaryDirectory() as scratch:
         (Path(scratch) / CHECKPOINTS).mkdir()
         trial = replace(config, output=scratch, report_to="none", progress=False, resume=False, patience=0)
-        with _ready(tried, tried.specs[0], trial, Path(scratch) / CHECKPOINTS) as ready:
-            return plan_of(prepared, config, *ready), try_steps(ready.trainer)
+        try:
+            with _ready(tried, tried.specs[0], trial, Path(scratch) / CHECKPOINTS) as ready:
+                return plan_of(prepared, config, *ready), try_steps(ready.trainer)
+        except torch.OutOfMemoryError as error:  # while it moves to the device
+            raise RuntimeError(model_too_large(prepared, config, PartialState().num_processes)) from error
 
 
 def _on_this_device(config: TrainConfig) -> TrainConfig:

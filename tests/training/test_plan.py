@@ -62,12 +62,13 @@ def test_propensities_first_are_counted_and_not_fitted(saved_log, make_config, m
         raise AssertionError("fitted")
 
     monkeypatch.setattr("irm_fast.training.run.fit_propensities", fit)
-    plan, trial = dry_run(make_config(data=saved_log(), estimator="two-step", propensity_design="hidden"))
+    plan, trial = dry_run(make_config(data=saved_log(n=240), estimator="two-step", propensity_design="hidden"))
     assert (
         plan.first
         and "propensities first, fitted to states of the untrained model; propensity design hidden" in plan.trains
     )
     assert "without the fit of the propensities" in plan.in_words(trial)
+    assert "trained; the pass that makes states for the propensities is not tried" in plan.in_words(trial)
 
 
 def test_a_step_that_does_not_fit_into_memory_is_said(saved_log, make_config, monkeypatch) -> None:
@@ -80,6 +81,22 @@ def test_a_step_that_does_not_fit_into_memory_is_said(saved_log, make_config, mo
     assert "time      unknown: a step did not fit into memory; expected a smaller --token-budget" in plan.in_words(
         trial
     )
+
+
+@pytest.mark.parametrize("estimator", ["joint", "two-step"])
+def test_a_model_that_does_not_fit_into_memory_is_said(saved_log, tiny_model, tmp_path, monkeypatch, estimator) -> None:
+    def move(*arguments, **settings):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("irm_fast.training.trainer.ImplicitTrainer.__init__", move)
+    given = ["--data", saved_log(n=240), "--model", tiny_model, "--output", str(tmp_path / "out")]
+    how = ["--estimator", estimator, "--propensity-design", "hidden", "--dry-run"]
+    result = CliRunner().invoke(app, ["train", *given, *how])
+    assert result.exit_code == 2 and not (tmp_path / "out").exists()
+    said = result.stderr
+    assert "error: the model did not fit into memory, before the first step; training takes about" in said
+    assert "GB a device (weights" in said and "; expected a smaller --token-budget" in said
+    assert ("the pass that makes states for the propensities is not tried" in said) == (estimator == "two-step")
 
 
 def test_a_slow_step_ends_the_trial(saved_log, make_config, monkeypatch) -> None:
