@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +24,7 @@ def train(
     if dry_run:
         _dry_run(run)
         return
+    from irm_fast.models.processes import is_first
     from irm_fast.training.run import train as run_training
     from irm_fast.training.run_folder import can_resume
 
@@ -34,7 +34,7 @@ def train(
         if isinstance(run, TrainConfig) and can_resume(run):
             raise KeyboardInterrupt("--resume goes on from what is finished") from None
         raise
-    if os.environ.get("RANK", "0") != "0":  # torchrun: one process reports
+    if not is_first():
         return
     typer.echo(f"wrote {run.output}: propensity design {result.design}")
     if isinstance(run, EmbeddingTrainConfig):
@@ -69,8 +69,9 @@ def _dry_run(run: TrainConfig | EmbeddingTrainConfig) -> None:
     """Print what a run would do."""
     if isinstance(run, EmbeddingTrainConfig):
         raise ValueError("dry-run: it tries steps of a language model, and a fit on embeddings has none; leave it out")
+    from irm_fast.models.processes import is_first
     from irm_fast.training.run import dry_run
 
     plan, trial = dry_run(run)
-    if os.environ.get("RANK", "0") == "0":
+    if is_first():
         typer.echo(f"{run.output} would be written, and is not:\n{plan.in_words(trial)}")

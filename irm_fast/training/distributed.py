@@ -23,19 +23,6 @@ from irm_fast.models.reward_model import ImplicitRewardModel
 from irm_fast.training.config import ACCELERATE_FSDP, TrainConfig
 
 
-@contextmanager
-def main_process() -> Iterator[bool]:
-    """A context in which one process writes and the others do not; all wait for each other before and after it.
-
-    Yields:
-        Whether this is the process that writes.
-    """
-    state = joined()
-    state.wait_for_everyone()
-    yield state.is_main_process
-    state.wait_for_everyone()
-
-
 def check_same_log(fingerprint: Mapping[str, Any]) -> None:
     """Check that all processes have read the same log.
 

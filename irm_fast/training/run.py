@@ -31,13 +31,14 @@ from irm_fast.models.heldout import HeldOut
 from irm_fast.models.liger import liger_kernels, liger_obstacle
 from irm_fast.models.packed import packed_attention
 from irm_fast.models.passes import default_device, resolve_precision
+from irm_fast.models.processes import from_main_process
 from irm_fast.models.record import RECORD, read_record
 from irm_fast.models.reward_model import ImplicitRewardModel
 from irm_fast.models.tokens import tokenise
 from irm_fast.training.arguments import training_arguments
 from irm_fast.training.callbacks import MetricsFile
 from irm_fast.training.config import EmbeddingTrainConfig, TrainConfig
-from irm_fast.training.distributed import main_process, restored_environment, try_packing_once, whole_state
+from irm_fast.training.distributed import restored_environment, try_packing_once, whole_state
 from irm_fast.training.plan import RunPlan, Trial, model_too_large, plan_of, try_steps
 from irm_fast.training.prepare import Prepared, prepare_run, read_data
 from irm_fast.training.progress import TrainingProgress, tell
@@ -152,14 +153,15 @@ def train_log(log: Log, config: TrainConfig, *, heldout: Log | None = None) -> T
     )
 
     # Save
-    with main_process() as is_main:
-        if is_main:
-            stratification = config.stratification if config.objective == "stratified" else None
-            objective = {"objective": config.objective, "stratification": stratification}
-            if first:
-                first.save(config.output)
-            best.model.save(config.output, objective | result.record(config))
-            close_run(config)
+    def save() -> None:
+        stratification = config.stratification if config.objective == "stratified" else None
+        objective = {"objective": config.objective, "stratification": stratification}
+        if first:
+            first.save(config.output)
+        best.model.save(config.output, objective | result.record(config))
+        close_run(config)
+
+    from_main_process(save)
     return result
 
 
@@ -240,13 +242,15 @@ def _fit(prepared: Prepared, spec: RewardSpec, config: TrainConfig, *, begins: b
         plan = trainer.packs.plan
         if config.resume:
             check_plan(folder, plan)
-        with main_process() as is_main:
-            if is_main and config.progress and spec is prepared.specs[0]:
+
+        def begin() -> None:
+            if config.progress and spec is prepared.specs[0]:
                 tell(plan_of(prepared, config, trainer, truncated, attention).in_short())
-            if is_main and begins:  # only now: a run that cannot start writes nothing
+            if begins:  # only now: a run that cannot start writes nothing
                 begin_run(config, prepared.fingerprint)
-            if is_main:
-                keep_plan(folder, plan)
+            keep_plan(folder, plan)
+
+        from_main_process(begin)
         trainer.train(resume_from_checkpoint=last_checkpoint(folder) if config.resume else None)
 
         # Judgement
@@ -337,12 +341,15 @@ def _folder(config: TrainConfig, spec: RewardSpec) -> Path:
 def _keep(fit: _Fit, config: TrainConfig) -> None:
     """Leave a trained design among the checkpoints, for a run that is interrupted while it trains the others."""
     folder = _folder(config, fit.spec) / "model"
-    with main_process() as is_main:
-        if is_main and not (folder / RECORD).is_file():
-            record = {name: getattr(fit.result, name) for name in _KEPT} | {"metrics": plain(fit.result.metrics)}
-            if fit.heldout is not None:
-                record["heldout"] = {name: values.tolist() for name, values in fit.heldout._asdict().items()}
+
+    def keep() -> None:
+        record = {name: getattr(fit.result, name) for name in _KEPT} | {"metrics": plain(fit.result.metrics)}
+        if fit.heldout is not None:
+            record["heldout"] = {name: values.tolist() for name, values in fit.heldout._asdict().items()}
+        if not (folder / RECORD).is_file():
             fit.model.save(folder, record)
+
+    from_main_process(keep)
 
 
 def _finished(config: TrainConfig, spec: RewardSpec) -> _Fit | None:

@@ -21,6 +21,7 @@ from irm_fast.models.computation import computing
 from irm_fast.models.packed import two_rows
 from irm_fast.models.reward_model import ImplicitRewardModel
 from irm_fast.training import distributed
+from irm_fast.training import run as recipe
 from irm_fast.training.config import TrainConfig
 from irm_fast.training.distributed import check_same_lengths, check_same_log
 from tests.training import forked, sharded_model
@@ -227,6 +228,27 @@ def test_pairs_over_processes_and_micro_batches(start, tmp_path):
     steps = len(one.losses) // 4
     assert all(one.rows_of_epoch(epoch, steps) == list(range(ROWS + 22)) for epoch in range(4))
     assert one.losses.std() > 0.1
+
+
+def with_a_full_disk(config: str, out: str) -> None:
+    """A run whose first process cannot write."""
+
+    def full(*arguments):
+        assert os.environ["RANK"] == "0"
+        raise OSError("no space left")
+
+    recipe.keep_plan = full
+    with pytest.raises(OSError, match="no space left") as caught:
+        recipe.train(TrainConfig.load(config))
+    Path(f"{out}.{os.environ['RANK']}").write_text(str(caught.value.said_by_main_process))
+
+
+def test_what_the_writer_raises_ends_all(make_log, make_config, tmp_path):
+    """The others do not wait for it."""
+    write_log(make_log(ROWS), tmp_path / "log.jsonl")
+    make_config(data=str(tmp_path / "log.jsonl")).save(tmp_path / "run.yaml")
+    forked.run((str(tmp_path / "run.yaml"), str(tmp_path / "raised")), 2, tmp_path, with_a_full_disk)
+    assert [(tmp_path / f"raised.{rank}").read_text() for rank in (0, 1)] == ["False", "True"]
 
 
 def test_processes_that_read_different_logs(monkeypatch):
