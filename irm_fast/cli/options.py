@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -59,10 +60,27 @@ class Commands(TyperGroup):
         except (ValueError, OSError, RuntimeError) as error:
             if ctx.params.get("debug"):
                 raise
-            if getattr(error, "said_by_main_process", False):  # a failure here too would end that one in mid-sentence
-                raise typer.Exit(0) from None
-            typer.echo(f"error: {error}", err=True)
-            raise typer.Exit(2) from None
+            raise typer.Exit(_report(error)) from None
+
+
+def _report(error: Exception) -> int:
+    """Print an error, unless the first of several processes says it for all; returns the exit code of this process.
+
+    A failure of the others too would end the first one in mid-sentence.
+    """
+    if getattr(error, "said_by_main_process", False):
+        return 0
+    first, text = os.environ.get("RANK", "0") == "0", f"error: {error}"
+    if first:
+        typer.echo(text, err=True)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from irm_fast.models.processes import said_by_first  # takes torch
+
+        if said_by_first(str(error)):
+            return 0
+    if not first:
+        typer.echo(text, err=True)
+    return 2
 
 
 def with_settings(command: Callable[..., None]) -> Callable[..., None]:

@@ -18,6 +18,7 @@ from accelerate.utils import gather_object
 from irm_fast.models.packing import spread
 
 T = TypeVar("T")
+_PATIENCE = 10.0  # seconds that the first process may be behind another that ends with an error
 
 
 @contextmanager
@@ -48,6 +49,29 @@ def joined() -> PartialState:
 def is_first() -> bool:
     """Whether this process is the one that writes and reports; also where it is the only one."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def said_by_first(error: str) -> bool:
+    """Whether the first process of a torchrun ended with the same error, and said so: once is enough.
+
+    It leaves word in the store of torchrun, which outlives it, and the others look there for some seconds. So an error
+    of another process alone, or of processes that have no such store, is not lost.
+
+    Args:
+        error: What ended this process. The first one calls this after it has said it.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return False
+    key = f"irm_fast/error/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    try:
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=_PATIENCE))
+        if is_first():
+            store.set(key, error)
+            return False
+        return bool(store.get(key) == error.encode())
+    except (RuntimeError, KeyError, ValueError):  # no word within the time, or no store
+        return False
 
 
 def share(

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from torch.distributed import TCPStore
 from torch.overrides import TorchFunctionMode
 from typer.testing import CliRunner
 
@@ -411,6 +412,27 @@ def test_an_error_of_the_first_process_is_that_of_all(saved, data, tmp_path):
     assert any("holds an interrupted run; --resume goes on with it" in line for line in first)
     assert not any("interrupted" in line for line in second)
     assert first[-1] == "exit code 2"
+
+
+def test_an_error_that_all_processes_find_is_said_once(monkeypatch, tmp_path):
+    """As torchrun starts them, whose store outlives the first; what another finds alone is said by that one."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port, "WORLD_SIZE": 2}
+    for name, value in (place | {"TORCHELASTIC_USE_AGENT_STORE": "True"}).items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(processes, "_PATIENCE", 0.2)
+
+    def validate(rank, name):
+        monkeypatch.setenv("RANK", str(rank))
+        options = ["--model", "m", "--data", str(tmp_path / name), "--output", str(tmp_path / "out")]
+        return CliRunner().invoke(app, ["train", *options])
+
+    alone = validate(1, "nowhere.jsonl")  # the first has ended otherwise, or goes on
+    first = validate(0, "nowhere.jsonl")
+    same, other = validate(1, "nowhere.jsonl"), validate(1, "elsewhere.jsonl")
+    assert (alone.exit_code, first.exit_code, same.exit_code, other.exit_code) == (2, 2, 0, 2)
+    assert "nowhere.jsonl" in alone.stderr and "nowhere.jsonl" in first.stderr and "elsewhere.jsonl" in other.stderr
+    assert same.stderr == ""
 
 
 def test_bar_stands_on_terminals_alone(capsys):
