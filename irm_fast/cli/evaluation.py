@@ -126,7 +126,7 @@ def mask(
 def score(
     model: Model,
     data: Data,
-    out: Annotated[Path, typer.Option(help="JSONL to write: id and reward (null if not finite).")],
+    out: Annotated[Path, typer.Option(help="JSONL to write or replace: id and reward (null if not finite).")],
     batch_size: BatchSize = None,
     token_budget: TokenBudget = None,
     precision: PrecisionOption = "auto",

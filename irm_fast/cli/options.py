@@ -44,7 +44,7 @@ def _former_switches(args: list[str]) -> list[str]:
 
 
 class Commands(TyperGroup):
-    """Turns expected errors into one line and exit code 2; `--debug` lets the traceback through."""
+    """Turns expected errors into their message and exit code 2; `--debug` lets the traceback through."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         return super().parse_args(ctx, _former_switches(args))

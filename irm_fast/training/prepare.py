@@ -38,12 +38,13 @@ from irm_fast.training.distributed import check_same_log
 from irm_fast.training.run_folder import check_output, describe
 
 NO_DESIGN = (
-    "propensity_design: {name!r} is the only signal, and one signal shows preference times propensity alone; expected "
-    "what you assume of the propensity, by name: --propensity-design constant (pleased users act equally often on "
-    "every response), features (it depends on the features of the log alone), known (the log has it, as random "
-    "exposure gives it), or hidden (it depends on anything in the text: then nothing tells it from the preference); "
-    "or a preference in a few rows, 5 of each kind at least, which choose (irm-fast label draws rows to rate); or a "
-    "second signal"
+    "propensity_design: {name!r} is the only signal, and one signal shows preference times propensity alone; expected\n"
+    "  --propensity-design constant: pleased users act equally often on every response,\n"
+    "  --propensity-design features: how often they act depends on the features of the log alone,\n"
+    "  --propensity-design known: the log has the propensities, as random exposure gives them,\n"
+    "  --propensity-design hidden: they depend on anything in the text; then nothing tells them from the preference,\n"
+    "  a preference in a few rows, 5 of each kind at least, which choose: irm-fast label draws rows to rate, or\n"
+    "  a second signal"
 )
 
 

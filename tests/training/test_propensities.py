@@ -222,8 +222,11 @@ def test_what_is_refused_is_refused_before_the_pass(make_log, make_config, monke
 def test_one_signal_asks_for_the_assumption(make_log, make_config):
     log = make_log(160, signals=("copy",))
     config = make_config(propensity_design="auto", epochs=1)
-    with pytest.raises(ValueError, match=r"'copy' is the only signal.*constant.*features.*known.*hidden.*label"):
+    with pytest.raises(
+        ValueError, match=r"(?s)'copy' is the only signal.*constant.*features.*known.*hidden.*label"
+    ) as error:
         train_log(log, config)
+    assert max(map(len, str(error.value).splitlines())) <= 120
     assert not Path(config.output).exists()
     good = np.array([turns[-1]["content"].startswith("good") for turns in log.messages])
     labelled = replace(log, preference=np.where(np.arange(160) < 60, good, -1).astype(np.int8))
