@@ -123,7 +123,7 @@ class TokenizedRows(Dataset):
         sides = chosen[chosen >= len(self) - self.sides] - (len(self) - self.sides)
         return Rows(
             np.concatenate([self.tokens[:0], *tokens]),
-            self.lengths[chosen.numpy()],
+            self.lengths[np.asarray(index, np.int64)],
             {name: values.index_select(0, chosen) for name, values in self.columns.items()},
             None if self.margin is None else self.margin[sides[::2] // 2],
         )

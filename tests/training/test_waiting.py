@@ -11,6 +11,8 @@ LOOP = {
     "training/trainer.py": {"evaluation_loop"},
     "training/callbacks.py": set(),
     "training/throughput.py": {"report"},
+    "training/progress.py": set(),
+    "models/batches.py": set(),
     "models/computation.py": set(),
     "models/reward_model.py": {"save", "start_at"},
     "models/heads.py": {"standardise"},
