@@ -84,7 +84,7 @@ def fit_propensities(prepared: Prepared, config: TrainConfig) -> FirstPropensiti
     return FirstPropensities(filled, context, folder / PROPENSITIES)
 
 
-def without_fit(prepared: Prepared) -> Prepared:
+def with_propensities_of_half(prepared: Prepared) -> Prepared:
     """The log with propensities of one half in the place of fitted ones, for a trial that costs what the training does.
 
     Args:

@@ -42,7 +42,7 @@ from irm_fast.training.distributed import restored_environment, try_packing_once
 from irm_fast.training.plan import RunPlan, Trial, model_too_large, plan_of, try_steps
 from irm_fast.training.prepare import Prepared, prepare_run, read_data
 from irm_fast.training.progress import TrainingProgress, tell
-from irm_fast.training.propensities import fit_propensities, is_fitted, without_fit
+from irm_fast.training.propensities import fit_propensities, is_fitted, with_propensities_of_half
 from irm_fast.training.result import TrainResult
 from irm_fast.training.run_folder import (
     CHECKPOINTS,
@@ -182,7 +182,7 @@ def dry_run(config: TrainConfig) -> tuple[RunPlan, Trial]:
     prepared = prepare_run(read_data(config), config)
     tried = prepared
     if prepared.specs[0].estimator == "two-step":
-        tried = without_fit(prepared)
+        tried = with_propensities_of_half(prepared)
     with TemporaryDirectory() as scratch:
         (Path(scratch) / CHECKPOINTS).mkdir()
         trial = replace(config, output=scratch, report_to="none", progress=False, resume=False, patience=0)
@@ -304,7 +304,7 @@ def _rehearse(prepared: Prepared, config: TrainConfig) -> None:
     with TemporaryDirectory() as scratch, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they come when the training begins
         trial = replace(config, output=scratch, report_to="none", progress=False, resume=False)
-        with _ready(without_fit(prepared), prepared.specs[0], trial, Path(scratch) / CHECKPOINTS):
+        with _ready(with_propensities_of_half(prepared), prepared.specs[0], trial, Path(scratch) / CHECKPOINTS):
             pass
     gc.collect()  # the loop holds itself, and the model's memory
 
