@@ -82,7 +82,6 @@ def fit_model(
     # The rows: order of signals, folds, scale, device
     observed = observed.in_order()
     generator = torch.Generator().manual_seed(int(random.randint(2**31)))
-    folds = observed.folds(n_folds, random)
     scaler = Scaler.of(embeddings, device)
     feature_scaler = None if observed.features is None else Scaler.of(observed.features, device)
     problem = Problem(
@@ -91,7 +90,7 @@ def fit_model(
         features=None if feature_scaler is None else feature_scaler(observed.features),  # type: ignore[arg-type]
         objective=Objective.of(observed, device),
         known=torch.from_numpy(observed.known_logits()).to(device),
-        folds=folds,
+        folds=observed.folds(n_folds, random),
         propensity_sds=propensity_sds,
         training=training,
         generator=generator,
@@ -114,10 +113,7 @@ def fit_model(
 
     # What it rests on
     covariance = _covariance(fit)
-    diagnosis = _diagnosis(fit, covariance, labels_ignorable)
-    if left_out is not None:
-        tests = tuple(left_out if test.name == left_out.name else test for test in diagnosis.tests)
-        diagnosis = replace(diagnosis, tests=tests)
+    diagnosis = _diagnosis(fit, covariance, labels_ignorable, left_out)
     progress.done(f"diagnosis: {diagnosis.kind}")
     reward = fit.split.reward
     return Fitted(
@@ -283,11 +279,11 @@ def _covariance(fit: _Fit) -> Tensor | None:
     )
 
 
-def _diagnosis(fit: _Fit, covariance: Tensor | None, labels_ignorable: bool) -> Diagnosis:
-    """Diagnose the log by what was fitted to it, held out."""
+def _diagnosis(fit: _Fit, covariance: Tensor | None, labels_ignorable: bool, left_out: Check | None) -> Diagnosis:
+    """Diagnose the log by what was fitted to it, held out, and by what is said of users that were left out."""
     observed, context, reward = fit.observed, fit.context, fit.split.reward
     followers = np.array(observed.after) >= 0
-    return diagnose(
+    diagnosis = diagnose(
         np.where(followers, -1, observed.feedback),  # a follower depends on another signal, as declared
         signals=observed.signals,
         polarity=observed.polarity,
@@ -307,3 +303,7 @@ def _diagnosis(fit: _Fit, covariance: Tensor | None, labels_ignorable: bool) -> 
         times=observed.times,
         context=() if context is None else context.parts,
     )
+    if left_out is None:
+        return diagnosis
+    tests = tuple(left_out if test.name == left_out.name else test for test in diagnosis.tests)
+    return replace(diagnosis, tests=tests)

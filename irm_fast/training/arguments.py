@@ -89,8 +89,6 @@ def training_arguments(config: TrainConfig, folder: Path, *, evaluate: bool) -> 
         ValueError: Accelerate is configured for mixed precision, the optimiser or an argument of `trainer` is unknown
             or not available, or an argument is one that the settings make, or has no effect or a bad one.
     """
-    interval = "epoch" if config.eval_steps is None else "steps"
-    steps = config.eval_steps or 500  # transformers' default, without effect where the interval is an epoch
     others = _others(config.trainer or {})
     if config.optim is not None:
         others["optim"] = _optimizer(config.optim)
@@ -105,14 +103,6 @@ def training_arguments(config: TrainConfig, folder: Path, *, evaluate: bool) -> 
             warmup_steps=config.warmup_ratio,
             use_cpu=not torch.accelerator.is_available(),
             seed=config.seed,
-            eval_strategy=interval if evaluate else "no",
-            eval_steps=steps,
-            save_strategy=interval,
-            save_steps=steps,
-            save_total_limit=1,
-            load_best_model_at_end=evaluate,
-            metric_for_best_model="eval_nll" if evaluate else None,
-            greater_is_better=False if evaluate else None,
             logging_nan_inf_filter=False,  # a loss that is not a number must show
             remove_unused_columns=False,
             accelerator_config={  # packs come in whole rounds
@@ -125,6 +115,7 @@ def training_arguments(config: TrainConfig, folder: Path, *, evaluate: bool) -> 
             dataloader_pin_memory=torch.accelerator.is_available(),
             disable_tqdm=True,  # `TrainingProgress` says how far it is
             report_to=config.report_to,
+            **_checkpoints(config, evaluate=evaluate),
             **others,
         )
         if config.optim is not None:
@@ -140,6 +131,22 @@ def training_arguments(config: TrainConfig, folder: Path, *, evaluate: bool) -> 
             "--precision decides"
         )
     return arguments
+
+
+def _checkpoints(config: TrainConfig, *, evaluate: bool) -> dict[str, Any]:
+    """The arguments of when checkpoints are made and judged, and which is kept."""
+    interval = "epoch" if config.eval_steps is None else "steps"
+    steps = config.eval_steps or 500  # transformers' default, without effect where the interval is an epoch
+    return {
+        "eval_strategy": interval if evaluate else "no",
+        "eval_steps": steps,
+        "save_strategy": interval,
+        "save_steps": steps,
+        "save_total_limit": 1,
+        "load_best_model_at_end": evaluate,
+        "metric_for_best_model": "eval_nll" if evaluate else None,
+        "greater_is_better": False if evaluate else None,
+    }
 
 
 def _optimizer(name: str) -> str:

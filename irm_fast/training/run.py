@@ -42,7 +42,7 @@ from irm_fast.training.distributed import restored_environment, try_packing_once
 from irm_fast.training.plan import RunPlan, Trial, model_too_large, plan_of, try_steps
 from irm_fast.training.prepare import Prepared, prepare_run, read_data
 from irm_fast.training.progress import TrainingProgress, tell
-from irm_fast.training.propensities import fit_propensities, is_fitted, with_propensities_of_half
+from irm_fast.training.propensities import FirstPropensities, fit_propensities, is_fitted, with_propensities_of_half
 from irm_fast.training.result import TrainResult
 from irm_fast.training.run_folder import (
     CHECKPOINTS,
@@ -153,15 +153,7 @@ def train_log(log: Log, config: TrainConfig, *, heldout: Log | None = None) -> T
     )
 
     # Save
-    def save() -> None:
-        stratification = config.stratification if config.objective == "stratified" else None
-        objective = {"objective": config.objective, "stratification": stratification}
-        if first:
-            first.save(config.output)
-        best.model.save(config.output, objective | result.record(config))
-        close_run(config)
-
-    from_main_process(save)
+    from_main_process(lambda: _save(result, first, config))
     return result
 
 
@@ -191,6 +183,16 @@ def dry_run(config: TrainConfig) -> tuple[RunPlan, Trial]:
                 return plan_of(prepared, config, *ready), try_steps(ready.trainer)
         except torch.OutOfMemoryError as error:  # while it moves to the device
             raise RuntimeError(model_too_large(prepared, config, PartialState().num_processes)) from error
+
+
+def _save(result: TrainResult, first: FirstPropensities | None, config: TrainConfig) -> None:
+    """Write what a run has found to its output folder, and remove what it kept to be resumed."""
+    stratification = config.stratification if config.objective == "stratified" else None
+    objective = {"objective": config.objective, "stratification": stratification}
+    if first:
+        first.save(config.output)
+    result.model.save(config.output, objective | result.record(config))
+    close_run(config)
 
 
 def _on_this_device(config: TrainConfig) -> TrainConfig:

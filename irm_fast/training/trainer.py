@@ -63,11 +63,7 @@ class ImplicitTrainer(Trainer):
         eval_dataset: TokenizedRows | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
-        if args.n_gpu > 1:
-            raise RuntimeError(
-                f"{args.n_gpu} GPUs in one process: start one process each, "
-                f"torchrun --nproc-per-node {args.n_gpu} -m irm_fast train ..., or set CUDA_VISIBLE_DEVICES=0"
-            )
+        check_one_gpu(args)
         check_fsdp(config, args.world_size)
 
         # Batches
@@ -332,3 +328,16 @@ class ImplicitTrainer(Trainer):
         if self.stratifier is not None:
             state = load_file(Path(resume_from_checkpoint) / STRATIFICATION_FILE)
             self.stratifier.average.load_state_dict(state)
+
+
+def check_one_gpu(args: TrainingArguments) -> None:
+    """Check that this process sees one GPU at most.
+
+    Raises:
+        RuntimeError: It sees several.
+    """
+    if args.n_gpu > 1:
+        raise RuntimeError(
+            f"{args.n_gpu} GPUs in one process: start one process each, "
+            f"torchrun --nproc-per-node {args.n_gpu} -m irm_fast train ..., or set CUDA_VISIBLE_DEVICES=0"
+        )
