@@ -130,22 +130,28 @@ class TrainingCase(Case):
         return [(Entry("matmul", ("train",), multiply), [torch.randn_like(a)])]
 
 
+def config_of(shape: str, **others: int) -> Qwen3Config:
+    """The configuration of a model of one of `SHAPES`, with other numbers by name where they are to differ."""
+    layers, width, within, heads, groups, head = SHAPES[shape]
+    settings = {
+        "vocab_size": 1000,  # looking embeddings up costs nothing
+        "hidden_size": width,
+        "intermediate_size": within,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": groups,
+        "head_dim": head,
+        "max_position_embeddings": 8192,
+        "num_labels": 1,
+        "pad_token_id": 0,
+        "eos_token_id": 2,
+    }
+    return Qwen3Config(**settings | others)  # type: ignore[arg-type]
+
+
 @lru_cache(maxsize=1)  # large ones fill the device
 def make_model(shape: str) -> ImplicitRewardModel:
-    layers, width, within, heads, groups, head = SHAPES[shape]
-    config = Qwen3Config(
-        vocab_size=1000,  # looking embeddings up costs nothing
-        hidden_size=width,
-        intermediate_size=within,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=groups,
-        head_dim=head,
-        max_position_embeddings=8192,
-        num_labels=1,
-        pad_token_id=0,
-        eos_token_id=2,
-    )
+    config = config_of(shape)
     torch.manual_seed(0)
     with torch.device(DEVICE):
         network = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)

@@ -26,9 +26,9 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import AutoModelForSequenceClassification, Qwen3Config
+from transformers import AutoModelForSequenceClassification
 
-from benchmarks.bench_training import SHAPES
+from benchmarks.bench_training import SHAPES, config_of
 from irm_fast.data.signals import RewardSpec
 from irm_fast.models.attention import switch
 from irm_fast.models.computation import computing
@@ -135,19 +135,8 @@ def step_traffic(shape: str = "0.6B", how: str = "bfloat16", tokens: int = TOKEN
 
 def _trace(shape: str, how: str, tokens: int, layers: int) -> _Count:
     """The count of a step of a model of so many layers."""
-    _, width, within, heads, groups, head = SHAPES[shape]
-    config = Qwen3Config(
-        vocab_size=151_936,
-        hidden_size=width,
-        intermediate_size=within,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=groups,
-        head_dim=head,
-        num_labels=1,
-        pad_token_id=0,
-    )
-    count = _Count(tokens * width)
+    config = config_of(shape, vocab_size=151_936, num_hidden_layers=layers)
+    count = _Count(tokens * config.hidden_size)
     tokenizer: Any = SimpleNamespace(pad_token_id=0, eos_token_id=2, pad_token="<pad>")
     ends = torch.tensor([0, *np.cumsum(_lengths(tokens))], dtype=torch.int32)
     with FakeTensorMode(allow_non_fake_inputs=True):
