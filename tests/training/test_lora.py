@@ -28,7 +28,7 @@ from irm_fast.training.config import TrainConfig
 from irm_fast.training.run import train_log
 from irm_fast.training.run_folder import CHECKPOINTS
 from irm_fast.training.trainer import ImplicitTrainer
-from tests.training.training_cases import Interrupted, interrupt, largest_difference, metrics_of
+from tests.training.training_cases import interrupt, largest_difference, metrics_of, train_until
 
 LORA = {"lora_rank": 4, "learning_rate": 1e-2}
 TOKENS = {"input_ids": torch.arange(3, 40)[None], "attention_mask": torch.ones(1, 37, dtype=torch.long)}
@@ -124,10 +124,7 @@ def test_resume_gives_the_uninterrupted_result(make_log, make_config, monkeypatc
     log, settings = make_log(64), {"epochs": 3, **LORA, **settings}
     whole = train_log(log, make_config("whole", **settings))
     cut = make_config("cut", **settings)
-    with monkeypatch.context() as patch:
-        interrupt(patch, step)
-        with pytest.raises(Interrupted):
-            train_log(log, cut)
+    train_until(step, log, cut)
     (weights,) = Path(cut.output, CHECKPOINTS).rglob("checkpoint-*/model.safetensors")
     assert {name for name in load_file(weights) if name.startswith("backbone.")}
     assert all(adapters.is_of_adapter(name) for name in load_file(weights) if name.startswith("backbone."))

@@ -16,10 +16,10 @@ from irm_fast.training.prepare import prepare_run
 from irm_fast.training.run import dry_run, train_log
 from irm_fast.training.trainer import ImplicitTrainer
 from tests.training.training_cases import (
-    Interrupted,
     interrupt,
     largest_difference,
     metrics_of,
+    train_until,
     use_sgd,
     write_log,
     write_pairs,
@@ -146,10 +146,7 @@ def test_resume_gives_the_uninterrupted_result(make_log, make_config, monkeypatc
     settings = {"pairs": pairs, "eval_steps": 4, "epochs": 3}
     whole = train_log(make_log(64), make_config("whole", **settings))
     cut = make_config("cut", **settings)
-    with monkeypatch.context() as patch:
-        interrupt(patch, 11)
-        with pytest.raises(Interrupted):
-            train_log(make_log(64), cut)
+    train_until(11, make_log(64), cut)
     again = replace(cut, resume=True)
     with pytest.raises(ValueError, match=r"pairs: got ''; the interrupted run in .* has .*pairs\.jsonl"):
         train_log(make_log(64), replace(again, pairs=""))

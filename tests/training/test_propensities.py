@@ -21,7 +21,7 @@ from irm_fast.models.passes import Passes
 from irm_fast.training import propensities, run
 from irm_fast.training.run import train_log
 from irm_fast.training.trainer import ImplicitTrainer
-from tests.training.training_cases import Interrupted, interrupt, largest_difference, write_log
+from tests.training.training_cases import Interrupted, largest_difference, train_until, write_log
 
 
 @pytest.fixture
@@ -138,10 +138,7 @@ def test_resumed_run_keeps_its_propensities(make_log, make_config, monkeypatch, 
     said = "propensities first: one pass of the untrained model"
     assert said in capsys.readouterr().err
     config = make_config("cut", propensity_design="auto", progress=True)
-    interrupt(monkeypatch, 20)
-    with pytest.raises(Interrupted):
-        train_log(log, config)
-    monkeypatch.undo()
+    train_until(20, log, config)
     monkeypatch.setattr(propensities, "fit_embedded", None)  # neither fitted again
     monkeypatch.setattr(propensities, "write_embeddings", None)  # nor embedded
     capsys.readouterr()

@@ -12,7 +12,7 @@ from irm_fast.training import run_folder
 from irm_fast.training.config import TrainConfig
 from irm_fast.training.run import train_log
 from irm_fast.training.trainer import ImplicitTrainer
-from tests.training.training_cases import Interrupted, interrupt, largest_difference, metrics_of
+from tests.training.training_cases import Interrupted, interrupt, largest_difference, metrics_of, train_until
 
 
 @pytest.mark.parametrize(
@@ -33,10 +33,7 @@ def test_resume_gives_the_uninterrupted_result(make_log, make_config, monkeypatc
     settings = {"epochs": 3, **settings}
     whole = train_log(log, make_config("whole", **settings))
     cut = make_config("cut", **settings)
-    with monkeypatch.context() as patch:
-        interrupt(patch, step)
-        with pytest.raises(Interrupted):
-            train_log(log, cut)
+    train_until(step, log, cut)
     with pytest.raises(ValueError, match=r"interrupted run; --resume .* --overwrite"):
         train_log(log, cut)
     with pytest.raises(ValueError, match=r"learning_rate: got 0\.5.*0\.001"):
@@ -71,37 +68,28 @@ def test_resume_with_settings_that_do_not_change_the_model(make_log, make_config
         run_folder.check_output(replace(again, precision="bfloat16"), fingerprint)
 
 
-def test_resume_computes_again_what_it_kept_before(make_log, make_config, monkeypatch):
+def test_resume_computes_again_what_it_kept_before(make_log, make_config):
     """The checkpoint of a run without recomputation is that of one with it."""
     whole = train_log(make_log(), make_config("whole"))
     cut = make_config("cut")
-    with monkeypatch.context() as patch:
-        interrupt(patch, 7)
-        with pytest.raises(Interrupted):
-            train_log(make_log(), cut)
+    train_until(7, make_log(), cut)
     resumed = train_log(make_log(), replace(cut, resume=True, gradient_checkpointing="full"))
     assert largest_difference(whole, resumed) < 1e-5
 
 
-def test_resume_with_dropout(make_log, make_config, monkeypatch, tmp_path, save_llama, save_tokenizer):
+def test_resume_with_dropout(make_log, make_config, tmp_path, save_llama, save_tokenizer):
     model = tmp_path / "model"
     save_llama(model, save_tokenizer(model), dropout=0.3)
     whole = train_log(make_log(), replace(make_config("whole"), model=str(model)))
     cut = replace(make_config("cut"), model=str(model))
-    with monkeypatch.context() as patch:
-        interrupt(patch, 7)
-        with pytest.raises(Interrupted):
-            train_log(make_log(), cut)
+    train_until(7, make_log(), cut)
     assert largest_difference(whole, train_log(make_log(), replace(cut, resume=True))) < 1e-6
 
 
 def test_resume_of_auto_keeps_the_first_design(make_log, make_config, monkeypatch, tmp_path):
     whole = train_log(make_log(), make_config("whole", propensity_design="auto", estimator="joint"))
     cut = make_config("cut", propensity_design="auto", estimator="joint")
-    with monkeypatch.context() as patch:
-        interrupt(patch, 6, "hidden")
-        with pytest.raises(Interrupted):
-            train_log(make_log(), cut)
+    train_until(6, make_log(), cut, "hidden")
     with monkeypatch.context() as patch:
         interrupt(patch, 0, "constant")  # raises if that design is trained again
         with pytest.raises(Interrupted):
@@ -112,27 +100,21 @@ def test_resume_of_auto_keeps_the_first_design(make_log, make_config, monkeypatc
     assert largest_difference(whole, resumed) < 1e-6
 
 
-def test_resume_of_auto_keeps_metrics_that_are_no_numbers(make_log, make_config, monkeypatch):
+def test_resume_of_auto_keeps_metrics_that_are_no_numbers(make_log, make_config):
     """A signal that was never recorded in the held-out rows has no rates there; JSON has no NaN."""
     log = make_log()
     heldout = replace(make_log(16, seed=1), feedback=np.where([True, False], make_log(16, seed=1).feedback, -1))
     config = make_config(propensity_design="auto", estimator="joint")
-    with monkeypatch.context() as patch:
-        interrupt(patch, 6, "hidden")
-        with pytest.raises(Interrupted):
-            train_log(log, config, heldout=heldout)
+    train_until(6, log, config, "hidden", heldout=heldout)
     result = train_log(log, replace(config, resume=True), heldout=heldout)
     assert result.design == "constant"
     assert all(isinstance(value, float) for value in result.metrics.values())
     assert np.isnan(result.metrics["share_observed"])
 
 
-def test_resume_replaces_the_metrics_of_an_older_version(make_log, make_config, monkeypatch):
+def test_resume_replaces_the_metrics_of_an_older_version(make_log, make_config):
     config = make_config()
-    with monkeypatch.context() as patch:
-        interrupt(patch, 6)
-        with pytest.raises(Interrupted):
-            train_log(make_log(), config)
+    train_until(6, make_log(), config)
     path = Path(config.output) / "metrics.jsonl"
     path.write_text(path.read_text().replace('"propensity_design"', '"propensity"'))
     train_log(make_log(), replace(config, resume=True))
@@ -140,12 +122,9 @@ def test_resume_replaces_the_metrics_of_an_older_version(make_log, make_config, 
     assert len(steps) == len(set(steps))
 
 
-def test_resume_notices_another_log(make_log, make_config, monkeypatch):
+def test_resume_notices_another_log(make_log, make_config):
     log, config = make_log(), make_config()
-    with monkeypatch.context() as patch:
-        interrupt(patch, 6)
-        with pytest.raises(Interrupted):
-            train_log(log, config)
+    train_until(6, log, config)
     again = replace(config, resume=True)
     feedback = log.feedback.copy()
     feedback[0, 0] ^= 1
@@ -176,10 +155,7 @@ def test_resume_finds_the_same_logging_steps(make_log, make_config, monkeypatch)
 def test_resume_takes_the_rows_in_the_same_order(make_log, make_config, monkeypatch):
     """Also where another order would have as many steps."""
     config = make_config(eval_steps=4)
-    with monkeypatch.context() as patch:
-        interrupt(patch, 6)
-        with pytest.raises(Interrupted):
-            train_log(make_log(), config)
+    train_until(6, make_log(), config)
     for name, value, message in [
         ("rows_per_pass", 16, "steps: got 3; the interrupted run had 5"),
         ("seed", 1, r"order: got \d+; the interrupted run had \d+"),

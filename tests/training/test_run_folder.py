@@ -18,7 +18,7 @@ from irm_fast.training.callbacks import MetricsFile
 from irm_fast.training.config import EmbeddingTrainConfig, load_config
 from irm_fast.training.run import train, train_log
 from irm_fast.training.run_folder import CHECKPOINTS, begin_run, check_output, close_run, describe
-from tests.training.training_cases import Interrupted, interrupt
+from tests.training.training_cases import train_until
 
 
 def test_output_folder(make_log, make_config, tmp_path):
@@ -104,10 +104,7 @@ def test_events_of_tensorboard_are_kept(make_log, make_config, monkeypatch):
     monkeypatch.setattr(integration_utils, "is_tensorboard_available", lambda: True)
     monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
     config = make_config(report_to="tensorboard", epochs=2)
-    with monkeypatch.context() as patch:
-        interrupt(patch, 6)
-        with pytest.raises(Interrupted):
-            train_log(make_log(), config)
+    train_until(6, make_log(), config)
     train_log(make_log(), replace(config, resume=True))
     events = sorted((Path(config.output) / "trackers" / "constant" / "runs").rglob("events.*"))
     assert [path.name for path in events] == ["events.0", "events.1"]

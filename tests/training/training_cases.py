@@ -4,8 +4,10 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+import pytest
 import torch
 
+from irm_fast.training.run import train_log
 from irm_fast.training.trainer import ImplicitTrainer
 
 
@@ -64,3 +66,11 @@ def interrupt(monkeypatch, step: int, design: str | None = None):
         return training_step(self, *args, **kwargs)
 
     monkeypatch.setattr(ImplicitTrainer, "training_step", interrupted)
+
+
+def train_until(step: int, log, config, design: str | None = None, **more):
+    """Train until a crash, which has to come when this step of this design, or of any, is about to be done."""
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt(patch, step, design)
+        with pytest.raises(Interrupted):
+            train_log(log, config, **more)
