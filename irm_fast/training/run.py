@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from torch._dynamo.exc import TorchDynamoException
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments, set_seed
 
@@ -31,7 +30,7 @@ from irm_fast.models.heldout import HeldOut
 from irm_fast.models.liger import liger_kernels, liger_obstacle
 from irm_fast.models.packed import packed_attention
 from irm_fast.models.passes import default_device, resolve_precision
-from irm_fast.models.processes import from_main_process
+from irm_fast.models.processes import from_main_process, joined
 from irm_fast.models.record import RECORD, read_record
 from irm_fast.models.reward_model import ImplicitRewardModel
 from irm_fast.models.tokens import tokenise
@@ -182,7 +181,7 @@ def dry_run(config: TrainConfig) -> tuple[RunPlan, Trial]:
             with _ready(tried, tried.specs[0], trial, Path(scratch) / CHECKPOINTS) as ready:
                 return plan_of(prepared, config, *ready), try_steps(ready.trainer)
         except torch.OutOfMemoryError as error:  # while it moves to the device
-            raise RuntimeError(model_too_large(prepared, config, PartialState().num_processes)) from error
+            raise RuntimeError(model_too_large(prepared, config, joined().num_processes)) from error
 
 
 def _save(result: TrainResult, first: FirstPropensities | None, config: TrainConfig) -> None:
@@ -286,7 +285,7 @@ def _ready(prepared: Prepared, spec: RewardSpec, config: TrainConfig, folder: Pa
     """
     args = training_arguments(config, folder, evaluate=prepared.heldout is not None)
     set_seed(config.seed)
-    model = _new_model(prepared.log, config, spec, weights=not config.sharded or PartialState().is_main_process)
+    model = _new_model(prepared.log, config, spec, weights=not config.sharded or joined().is_main_process)
     if config.sharded:
         try_packing_once(model)
     dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
