@@ -128,20 +128,22 @@ def _patient_group(world: Any) -> Any:
     return dist.new_group(backend="gloo", timeout=timedelta(days=7))
 
 
-def check_same_rows(hashes: np.ndarray) -> None:
-    """Check that all processes have read the same rows.
+def check_same(what: str, rows: int, digest: str | int) -> None:
+    """Check that all processes have read the same.
 
     Args:
-        hashes: A hash of each row, (N,) int64.
+        what: What was read, for the error: "logs" or "rows".
+        rows: The number of rows that this process has read.
+        digest: A hash of them.
 
     Raises:
-        RuntimeError: The rows differ; raised on every process.
+        RuntimeError: They differ; raised on every process.
     """
     joined()
-    table = gather_object([(len(hashes), int(np.bitwise_xor.reduce(hashes * np.arange(1, len(hashes) + 1))))])
+    table = gather_object([(rows, digest)])
     for rank, other in enumerate(table):
         if other != table[0]:
             raise RuntimeError(
-                f"the processes read different rows: process 0 has {table[0][0]} rows, process {rank} has {other[0]}, "
-                "or others; expected one file that all can read"
+                f"the processes read different {what}: process 0 has {table[0][0]} rows, process {rank} has "
+                f"{other[0]}, or others; expected one file that all can read"
             )

@@ -13,12 +13,11 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate import accelerator as accelerator_module
-from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from irm_fast.models.batches import TokenizedRows
 from irm_fast.models.packed import TRIED, unpackable
-from irm_fast.models.processes import from_main_process, joined
+from irm_fast.models.processes import check_same, from_main_process
 from irm_fast.models.reward_model import ImplicitRewardModel
 from irm_fast.training.config import ACCELERATE_FSDP, TrainConfig
 
@@ -32,14 +31,7 @@ def check_same_log(fingerprint: Mapping[str, Any]) -> None:
     Raises:
         RuntimeError: The logs differ; raised on every process.
     """
-    joined()
-    table = gather_object([dict(fingerprint)])
-    for rank, other in enumerate(table):
-        if other != table[0]:
-            raise RuntimeError(
-                f"the processes read different logs: process 0 has {table[0]['rows']} rows, process {rank} has "
-                f"{other['rows']}, or others; expected one file that all can read"
-            )
+    check_same("logs", fingerprint["rows"], fingerprint["sha256"])
 
 
 def check_same_lengths(accelerator: Accelerator, datasets: Sequence[TokenizedRows | None]) -> None:

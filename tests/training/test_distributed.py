@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 import torch
 
+from irm_fast.models import processes
 from irm_fast.models.batches import TokenizedRows
 from irm_fast.models.computation import computing
 from irm_fast.models.packed import two_rows
 from irm_fast.models.reward_model import ImplicitRewardModel
-from irm_fast.training import distributed
 from irm_fast.training import run as recipe
 from irm_fast.training.config import TrainConfig
 from irm_fast.training.distributed import check_same_lengths, check_same_log
@@ -254,7 +254,7 @@ def test_what_the_writer_raises_ends_all(make_log, make_config, tmp_path):
 def test_processes_that_read_different_logs(monkeypatch):
     mine = {"rows": 40, "sha256": "a"}
     check_same_log(mine)
-    monkeypatch.setattr(distributed, "gather_object", lambda own: [*own, {"rows": 40, "sha256": "b"}])
+    monkeypatch.setattr(processes, "gather_object", lambda own: [*own, (40, "b")])
     with pytest.raises(RuntimeError, match=r"different logs: process 0 has 40 rows, process 1 has 40, or others"):
         check_same_log(mine)
 
