@@ -24,8 +24,8 @@ from irm_fast.models.adapters import Lora
 from irm_fast.models.batches import TokenizedRows
 from irm_fast.models.packed import packed_attention
 from irm_fast.training.arguments import training_arguments
+from irm_fast.training.build import computing_as_set
 from irm_fast.training.config import TrainConfig
-from irm_fast.training.run import computing_as_set
 from irm_fast.training.throughput import in_words, typical
 from irm_fast.training.trainer import ImplicitTrainer
 

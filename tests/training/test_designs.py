@@ -8,14 +8,14 @@ import pytest
 from irm_fast.evaluation.evaluation import evaluate_log
 from irm_fast.models.backbone import load_backbone
 from irm_fast.models.tokens import encode
-from irm_fast.training import run
+from irm_fast.training import designs
 from irm_fast.training.run import train_log
 
 
 def test_hidden_must_be_better_beyond_noise(make_log, make_config, monkeypatch):
     chosen = {}
     for gain, error in [(0.2, 0.1), (0.2, 0.3), (-0.2, 0.1)]:
-        monkeypatch.setattr(run, "paired_difference", lambda *losses, got=(gain, error): got)
+        monkeypatch.setattr(designs, "paired_difference", lambda *losses, got=(gain, error): got)
         config = make_config(f"{gain}-{error}", propensity_design="auto", estimator="joint", epochs=1)
         chosen[gain, error] = train_log(make_log(), config).design
     assert list(chosen.values()) == ["hidden", "constant", "constant"]
@@ -24,7 +24,7 @@ def test_hidden_must_be_better_beyond_noise(make_log, make_config, monkeypatch):
 def test_losses_of_the_kept_model(make_log, make_config, monkeypatch):
     """What designs are compared by is the held-out likelihood that is reported."""
     seen = []
-    monkeypatch.setattr(run, "paired_difference", lambda *losses: seen.append(losses) or (0.0, 1.0))
+    monkeypatch.setattr(designs, "paired_difference", lambda *losses: seen.append(losses) or (0.0, 1.0))
     result = train_log(make_log(), make_config(propensity_design="auto", estimator="joint"))
     constant, hidden, weight = seen[0]
     assert constant.sum() / weight.sum() == pytest.approx(result.designs["constant"], rel=1e-5)

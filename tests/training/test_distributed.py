@@ -21,9 +21,10 @@ from irm_fast.models.batches import TokenizedRows
 from irm_fast.models.computation import computing
 from irm_fast.models.packed import two_rows
 from irm_fast.models.reward_model import ImplicitRewardModel
-from irm_fast.training import run as recipe
+from irm_fast.training import designs
 from irm_fast.training.config import TrainConfig
 from irm_fast.training.distributed import check_same_lengths, check_same_log
+from irm_fast.training.run import train
 from tests.training import forked, sharded_model
 from tests.training.training_cases import write_log, write_pairs
 
@@ -237,9 +238,9 @@ def with_a_full_disk(config: str, out: str) -> None:
         assert os.environ["RANK"] == "0"
         raise OSError("no space left")
 
-    recipe.keep_plan = full
+    designs.keep_plan = full
     with pytest.raises(OSError, match="no space left") as caught:
-        recipe.train(TrainConfig.load(config))
+        train(TrainConfig.load(config))
     Path(f"{out}.{os.environ['RANK']}").write_text(str(caught.value.said_by_main_process))
 
 

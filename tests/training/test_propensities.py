@@ -67,7 +67,7 @@ def test_states_are_made_within_the_token_budget_of_the_run(make_log, make_confi
     log, config = make_log(160), make_config(propensity_design="auto", epochs=1, token_budget=200)
     with monkeypatch.context() as passes, pytest.raises(Interrupted):
         passes.setattr(Passes, "run", lambda self, *args: seen.append(self.token_budget) or whole(self, *args))
-        passes.setattr(run, "_fit", stop)
+        passes.setattr(run, "train_design", stop)
         train_log(log, config)
     assert set(seen) == {200}
     monkeypatch.setattr(Embedder, "_pool", full)
@@ -238,7 +238,8 @@ def test_users_who_act_on_everything_are_left_out(make_log, make_config, monkeyp
     robots = np.arange(600) % 20 < 7
     log.feedback[robots] = 1
     seen = []
-    monkeypatch.setattr(run, "_fit", lambda rows, *given, **how: seen.append(rows.log) or 1 / 0)  # no need to train
+    # No need to train
+    monkeypatch.setattr(run, "train_design", lambda rows, *given, **how: seen.append(rows.log) or 1 / 0)
     with pytest.warns(UserWarning, match=r"act on over"), pytest.raises(ZeroDivisionError):
         train_log(log, make_config(propensity_design="auto"), heldout=make_log(40, seed=1))
     np.testing.assert_array_equal(seen[0].weight, ~robots)

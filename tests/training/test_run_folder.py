@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from transformers.integrations import integration_utils
 
-from irm_fast.training import run
+from irm_fast.training import build
 from irm_fast.training.callbacks import MetricsFile
 from irm_fast.training.config import EmbeddingTrainConfig, load_config
 from irm_fast.training.run import train, train_log
@@ -68,7 +68,7 @@ def test_events_of_trackers_are_kept(make_log, make_config, monkeypatch):
             events.mkdir(parents=True)
             (events / "events").write_text(f"{state.global_step} steps")
 
-    monkeypatch.setattr(run, "MetricsFile", Tracker)
+    monkeypatch.setattr(build, "MetricsFile", Tracker)
     config = make_config(epochs=1, propensity_design="auto", estimator="joint")
     train_log(make_log(), config)
     output = Path(config.output)
