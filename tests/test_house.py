@@ -17,6 +17,8 @@ ROOMS = (
 )
 FACADE = ("irm_fast", "irm_fast.__main__")  # the public API reaches everywhere, and no room imports it
 
+BARE_WARNING = "warns by itself; call warn_caller of irm_fast/data/warning.py, which finds the caller of the package"
+
 
 class Module(NamedTuple):
     """A file of ours, read once."""
@@ -55,6 +57,13 @@ def imports(tree: ast.Module, known: Container[str]) -> Iterator[tuple[int, str]
             yield from ((node.lineno, str(a.value)) for a in node.args if isinstance(a, ast.Constant))
 
 
+def bare_warnings(tree: ast.Module) -> Iterator[int]:
+    """Line of every call of `warnings.warn`, under this name or its own."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("warnings.warn", "warn"):
+            yield node.lineno
+
+
 def room(module: str) -> str:
     return module.split(".")[1] if "." in module else ""
 
@@ -73,6 +82,8 @@ def faults(root: Path) -> list[str]:
         if room(module) not in ROOMS:
             found.append(f"{where}: no such room as {room(module)!r}; give it a place in ROOMS")
             continue
+        if module != "irm_fast.data.warning":
+            found += [f"{where}:{line}: {BARE_WARNING}" for line in bare_warnings(tree)]
         for line, other in imports(tree, known):
             if other.startswith("."):
                 found.append(f"{where}:{line}: imports {other!r}; import by the full name, irm_fast.ROOM.MODULE")
@@ -127,6 +138,7 @@ def test_the_house_is_in_order() -> None:
         ("irm_fast/data/rows.py", "from irm_fast import train", "imports the public API"),
         ("irm_fast/data/rows.py", "class rows: ...", "'rows' has the name of its module"),
         ("irm_fast/data/__init__.py", "def data(): ...", "'data' has the name of its module"),
+        ("irm_fast/data/rows.py", "def f():\n    warnings.warn('x')", "rows.py:2: warns by itself; call warn_caller"),
         ("irm_fast/attic/old.py", "", "no such room as 'attic'"),
     ],
 )

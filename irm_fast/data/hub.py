@@ -7,7 +7,6 @@ CausalRM (arXiv:2603.18736) draw feedback for.
 from __future__ import annotations
 
 import math
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import numpy as np
 from irm_fast.data.files import FieldError, closest
 from irm_fast.data.rated import Rated
 from irm_fast.data.rows import Messages, completion_of, messages_of, number_of, prompt_of
+from irm_fast.data.warning import warn_caller
 
 
 class Response(NamedTuple):
@@ -143,7 +143,7 @@ def fetch_rated(name: str, limit: int | None = None) -> Rated:
     if not kept:
         raise ValueError(f"{why}; none remains")
     if left_out:
-        warnings.warn(why, stacklevel=2)
+        warn_caller(why)
     sizes = Counter(response.pair for response in kept)
     rating = np.array([response.rating for response in kept], np.float64)
     return Rated(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from irm_fast.data.rows import Messages
+from irm_fast.data.warning import warn_caller
 
 
 @dataclass(frozen=True)
@@ -166,13 +166,13 @@ class Log:
         remedy = "in Python, train_log(log, config, heldout=...) takes held-out rows of your choice"
         if parted:
             text = f"{' and '.join(parted)} share too many prompts to be parted: they may be in both parts; {remedy}"
-            warnings.warn(text, stacklevel=2)
+            warn_caller(text)
         if not 0.5 <= held.sum() / max(1, round(fraction * len(self))) <= 2:
             text = (
                 f"held out {held.sum()} of {len(self)} rows, where {fraction:.0%} were asked for: rows that must stay "
                 f"together, of one prompt and such, form groups of up to {np.bincount(groups).max()}; {remedy}"
             )
-            warnings.warn(text, stacklevel=2)
+            warn_caller(text)
         return self.subset(~held), self.subset(held)
 
 

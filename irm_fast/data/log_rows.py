@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -28,6 +27,7 @@ from irm_fast.data.rows import (
 )
 from irm_fast.data.signals import Absent
 from irm_fast.data.times import time_of
+from irm_fast.data.warning import warn_caller
 
 NEGATIVE_SIGNALS = {"thumbs_down", "regenerate", "dislike", "downvote", "report"}
 
@@ -142,7 +142,7 @@ def log_of_rows(rows: list[LogRow], signals: tuple[str, ...], absent: Absent, po
         text = (
             f"{unknown} rows name a day before 1970 or after 5138, such as 0000-00-00: their time is taken as unknown"
         )
-        warnings.warn(f"timestamp: {text}", stacklevel=4)
+        warn_caller(f"timestamp: {text}")
     by_name = {name: -1 if name.lower().replace("-", "_") in NEGATIVE_SIGNALS else 1 for name in signals}
     numbers = [_numbers(row) for row in rows]
     feature_names = tuple(next(filter(None, numbers), ()))

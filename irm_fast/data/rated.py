@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import numpy as np
 from irm_fast.data.files import Problems, RawRow, read_file, read_rows, rows_of
 from irm_fast.data.ratings import RatedRow, is_pair, rated_rows
 from irm_fast.data.rows import TEXT_FIELDS, Fields, Messages, check_ids, name_of, spellings
+from irm_fast.data.warning import warn_caller
 
 
 @dataclass(frozen=True)
@@ -119,11 +119,11 @@ def parse_rated(path: Path | str, raw: Iterable[RawRow]) -> tuple[Rated, Problem
 
 
 def warn_of_left_out(problems: Problems, why: str = "a response is empty") -> None:
-    """Warn, at the caller's caller, of pairs that were left out."""
+    """Warn of pairs that were left out."""
     if problems.left_out:
         lines = ", ".join(map(str, problems.left_out[:10])) + (", ..." if len(problems.left_out) > 10 else "")
         text = f"{problems.file}: {len(problems.left_out)} pairs left out because {why}: lines {lines}"
-        warnings.warn(text, stacklevel=3)
+        warn_caller(text)
 
 
 def read_conversations(path: str | Path) -> tuple[list[str], list[Messages]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 import numpy as np
 
 from irm_fast.data.log import Log
+from irm_fast.data.warning import warn_caller
 
 if TYPE_CHECKING:  # the command line reads the designs from here, and its help should not wait for torch
     from torch import Tensor
@@ -144,7 +144,7 @@ def align(log: Log, spec: RewardSpec) -> Log:
     extra = [name for name in log.signals if name not in spec.signals]
     if extra:
         text = f"signals: left out {_names(extra)}: the model was trained on {_names(spec.signals)}"
-        warnings.warn(text, stacklevel=3)
+        warn_caller(text)
     log = replace(keep_signals(log, spec.signals), polarity=spec.polarity)
     if not (log.feedback >= 0).any() and not (log.preference >= 0).any():
         what = f"none of {_names(spec.signals)} and no preference" if spec.signals else "no preference"
@@ -244,7 +244,7 @@ def without_contradictions(log: Log, certain: np.ndarray | bool = True) -> Log:
     if len(rows):
         implied = implied_misclicks(log.signals, log.polarity, log.feedback, log.preference)
         text = f"left out {len(rows)} of {len(log)} rows that contradict themselves{implied}"
-        warnings.warn(text, stacklevel=3)
+        warn_caller(text)
     return log.subset(np.setdiff1d(np.arange(len(log)), rows))
 
 

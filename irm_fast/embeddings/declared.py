@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 
 from irm_fast.data.log_rows import NEGATIVE_SIGNALS
 from irm_fast.data.signals import DESIGN_CHOICES
+from irm_fast.data.warning import warn_caller
 from irm_fast.losses import MAX_SIGNALS
 
 NEGATIVE_BY_NAME = ("thumbs_down", "regenerate")  # other words of displeasure have to be declared
@@ -180,10 +180,9 @@ def warn_of_feedback(preference: Any, names: Sequence[str]) -> None:
     """
     found = column_names(preference)
     if found is not None and found[0] in names:
-        warnings.warn(
+        warn_caller(
             f"y: {found[0]!r} is a signal, not the preference: its AUROC is the naive objective; for the likelihood of "
-            "feedback give it the shape (N, 1), or use irm_fast.implicit_scorer",
-            stacklevel=4,
+            "feedback give it the shape (N, 1), or use irm_fast.implicit_scorer"
         )
 
 
@@ -199,8 +198,7 @@ def _warn_of_displeasure(names: Sequence[str], polarity: Any, signs: Sequence[in
     declared = names if polarity is not None and not isinstance(polarity, Mapping) else (polarity or ())
     for name, sign in zip(names, signs, strict=True):
         if name.lower().replace("-", "_") in NEGATIVE_SIGNALS and name not in declared:
-            warnings.warn(
+            warn_caller(
                 f"polarity: {name!r} is taken as {sign:+d}, {'by its name' if sign < 0 else 'as nothing is declared'}; "
-                f"say which it is: polarity={{{name!r}: -1}} if users give it when a response displeases them, else 1",
-                stacklevel=5,
+                f"say which it is: polarity={{{name!r}: -1}} if users give it when a response displeases them, else 1"
             )

@@ -6,7 +6,6 @@ Unknown is what other libraries write for it: None, NaN, `pandas.NA` and NaT.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Hashable, Mapping, Set
 from datetime import datetime, timezone
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from irm_fast.data.times import LATEST
+from irm_fast.data.warning import warn_caller
 
 SPREAD = 1e15  # the largest standard deviation of a column: squares and their sums over columns stay within float32
 WEIGHT = 1e9  # the largest row weight: sums over rows and their squares stay within float32
@@ -149,10 +149,9 @@ def weights(value: Any, rows: int) -> np.ndarray:
             "rows: divide them by their mean"
         )
     if weight.sum() < min(ROWS, rows):
-        warnings.warn(
+        warn_caller(
             f"sample_weight: the weights sum to {weight.sum():.3g}, and each counts as that many rows: priors rule a "
-            "fit to so few; multiply them so that their mean is about 1",
-            stacklevel=4,
+            "fit to so few; multiply them so that their mean is about 1"
         )
     return weight.astype(np.float32)
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-
+from irm_fast.data.warning import warn_caller
 from irm_fast.embeddings.context_step import SURE
 from irm_fast.embeddings.observed import Observed
 from irm_fast.embeddings.problem import Problem, Split
@@ -13,7 +12,7 @@ LITTLE = 0.1  # of the rows with an action: with fewer proven ones, activity was
 
 
 def warn_of_little_proof(problem: Problem, split: Split, observed: Observed) -> None:
-    """Warn, at the caller of `fit`, where misclicks leave too few proven rows to tell how active users are.
+    """Warn where misclicks leave too few proven rows to tell how active users are.
 
     Args:
         problem: The rows.
@@ -26,10 +25,9 @@ def warn_of_little_proof(problem: Problem, split: Split, observed: Observed) -> 
     acted = problem.objective.feedback == 1
     proven = int((acted & (proofs > SURE)).any(1).sum())
     if proven < LITTLE * int(acted.any(1).sum()):
-        warnings.warn(
+        warn_caller(
             f"misclick_rate: only {proven} of {int(acted.any(1).sum())} rows with an action are proven (by an action "
             f"that speaks for a preference at {SURE:.0%}), too few to tell users who act more than others from "
             "misclicks: if users differ in activity, preferences are far too low, and the ranking suffers. Have rows "
-            "labelled and pass them as preference with labels_ignorable=True; or lower the rate, if it is a guess",
-            stacklevel=5,
+            "labelled and pass them as preference with labels_ignorable=True; or lower the rate, if it is a guess"
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 
 from irm_fast.data.log import group_rows
 from irm_fast.data.signals import contradictory, implied_misclicks, known_logits
+from irm_fast.data.warning import warn_caller
 from irm_fast.embeddings import given
 from irm_fast.embeddings.declared import declare, designs_of, followers, order_of
 
@@ -75,7 +75,7 @@ class Observed:
             same = [sign == self.polarity[first] for sign in self.polarity]
             if sum(same) - sum(other == first for other in self.after) < 2:
                 text = f"{self.signals[follower]} follows {self.signals[first]}, and no third signal of this polarity"
-                warnings.warn(f"after: {text} shows how often: they are taken as one signal", stacklevel=4)
+                warn_caller(f"after: {text} shows how often: they are taken as one signal")
                 feedback[:, first] = feedback[:, [first, follower]].max(axis=1)
                 feedback[:, follower], after[follower] = -1, -1
         return replace(self, feedback=feedback, after=tuple(after))
@@ -227,12 +227,11 @@ def _check_designs(observed: Observed) -> None:
 
 
 def warn_of_unread(observed: Observed) -> None:
-    """Warn, at the caller of `fit`, of propensity features that no declared design reads."""
+    """Warn of propensity features that no declared design reads."""
     if observed.features is not None and not {"auto", "hidden", "features"}.intersection(observed.designs):
-        warnings.warn(
+        warn_caller(
             f"propensity_features: not read by the declared propensity_design {', '.join(set(observed.designs))}; "
-            "expected 'features', 'hidden' or 'auto' for one signal, or no features",
-            stacklevel=3,
+            "expected 'features', 'hidden' or 'auto' for one signal, or no features"
         )
 
 
@@ -270,7 +269,7 @@ def _without_contradictions(observed: Observed) -> Observed:
     if not weight.any():
         raise ValueError(f"feedback: all {counted} rows contradict themselves; expected rows of one side")
     implied = implied_misclicks(observed.signals, observed.polarity, observed.feedback, observed.labels())
-    warnings.warn(f"left out {len(rows)} of {counted} rows that contradict themselves{implied}", stacklevel=4)
+    warn_caller(f"left out {len(rows)} of {counted} rows that contradict themselves{implied}")
     return replace(observed, weight=weight)
 
 

@@ -10,7 +10,6 @@ likelihood. A few labels are enough for a choice between a few candidates, where
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits as cross_entropy
 
+from irm_fast.data.warning import warn_caller
 from irm_fast.embeddings.observed import Observed
 from irm_fast.embeddings.optimize import fit_map
 from irm_fast.embeddings.parts import Propensities
@@ -97,16 +97,15 @@ ASSUMED = {
 
 
 def _warn_of_assumption(name: str, observed: Observed) -> None:
-    """Warn, at the caller of `fit`, of what the split of one signal is taken for without labels."""
+    """Warn of what the split of one signal is taken for without labels."""
     labels, actions = observed.preference, (observed.feedback == 1).any()
     if not actions:  # labels alone: there is nothing to split
         return
     few = "" if labels is None else f" ({(labels == 1).sum()} of 1, {(labels == 0).sum()} of 0)"
-    warnings.warn(
+    warn_caller(
         f"one signal, and fewer than {LEAST} labels of each kind{few}: {ASSUMED[name]}, which the log cannot show to "
         "be wrong, and then the reward may rank worse than the action rate. Have rows rated (irm-fast label --next "
-        f"100) and pass them as preference, or log a second signal; propensity_design={name!r} says that you mean it",
-        stacklevel=5,
+        f"100) and pass them as preference, or log a second signal; propensity_design={name!r} says that you mean it"
     )
 
 

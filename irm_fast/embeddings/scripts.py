@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import replace
 
 import numpy as np
 
+from irm_fast.data.warning import warn_caller
 from irm_fast.diagnostics.arguments import user_numbers
 from irm_fast.diagnostics.subject import FAILED, PASSED, Check, DiagnosedLog
 from irm_fast.diagnostics.users import scripts
@@ -34,10 +34,9 @@ def without_scripts(observed: Observed) -> tuple[Observed, Check | None]:
         return observed, None
     weight = observed.weight.copy()
     weight[counted[rows]] = 0
-    warnings.warn(
+    warn_caller(
         f"users: {check.text}; people do not, so that their {rows.sum()} rows are left out. The check "
-        "'users who act on everything' of diagnosis_ names them: if they are people, give each row a user of its own",
-        stacklevel=3,
+        "'users who act on everything' of diagnosis_ names them: if they are people, give each row a user of its own"
     )
     return replace(observed, weight=weight), replace(check, result=PASSED, text=f"left out: {check.text}")
 

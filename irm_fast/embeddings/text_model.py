@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from irm_fast.data.features import text_features
 from irm_fast.data.signals import RewardSpec, known_logits
+from irm_fast.data.warning import warn_caller
 from irm_fast.embeddings.embedder import Embedder
 from irm_fast.embeddings.store import Source
 from irm_fast.losses.implicit import implicit_rm_loss
@@ -180,7 +180,7 @@ class EmbeddedRewardModel:
             features = propensity_features(log, design, self.position)
         if self.position is not None and self.spec.design == "hidden" and not len(_known_positions(log)):
             text = f"the log has none; the propensities are those at {self.position:.3g}, the mean of the training rows"
-            warnings.warn(f"position: {text}", stacklevel=2)
+            warn_caller(f"position: {text}")
         return self.estimator.predict_propensity(
             vectors, features, users=log.user_ids, sessions=log.session_ids, times=log.times
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 from irm_fast.data.log import Log
 from irm_fast.data.outputs import whole_file
 from irm_fast.data.rows import Messages
+from irm_fast.data.warning import warn_caller
 from irm_fast.embeddings.text_model import EmbeddedRewardModel
 from irm_fast.evaluation.scoring import RewardModel, row_weights
 from irm_fast.models.passes import Passes
@@ -60,10 +60,9 @@ def rows_to_label(
         apart = model.disagreement([log.messages[row] for row in unlabelled], Passes(batch_size, token_budget))
     else:
         apart = np.zeros(len(unlabelled))
-        warnings.warn(
+        warn_caller(
             "all rows are equally likely: a model that was trained end to end keeps no candidates that could disagree; "
-            "irm-fast train --embeddings fits a model that does",
-            stacklevel=2,
+            "irm-fast train --embeddings fits a model that does"
         )
     probability = inclusion_probabilities(apart, count)
     drawn = draw(probability, seed)

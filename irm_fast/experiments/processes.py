@@ -20,6 +20,7 @@ from itertools import islice
 from typing import Any, TypeVar
 from unittest.mock import patch
 
+from irm_fast.data.warning import warn_caller
 from irm_fast.models.threads import cores
 
 Job = TypeVar("Job")
@@ -101,7 +102,7 @@ def _results(
             job = running.pop(future)
             result, said = future.result()
             for text, category in said:
-                warnings.warn(text, category, stacklevel=4)
+                warn_caller(text, category)
             yield job, result
 
 

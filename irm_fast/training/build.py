@@ -19,6 +19,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArgumen
 from irm_fast.data.log import Log
 from irm_fast.data.rows import Messages
 from irm_fast.data.signals import RewardSpec
+from irm_fast.data.warning import warn_caller
 from irm_fast.models.adapters import Lora
 from irm_fast.models.backbone import first_line
 from irm_fast.models.batches import TokenizedRows
@@ -81,7 +82,7 @@ def training_loop(prepared: Prepared, spec: RewardSpec, config: TrainConfig, fol
     ):
         if args.device.type == "cuda" and not model.packed:
             remedy = "; --precision bfloat16 might let them be packed" if dtype == torch.float32 else ""
-            warnings.warn(f"attention {attention}: rows are padded, which is slower{remedy}", stacklevel=6)
+            warn_caller(f"attention {attention}: rows are padded, which is slower{remedy}")
         yield Loop(*_trainer(prepared, config, model, args), attention)
 
 

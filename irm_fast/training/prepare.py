@@ -5,7 +5,6 @@ Nothing is written here and no model is trained: what can be refused is refused 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +25,7 @@ from irm_fast.data.signals import (
     signal_notes,
     without_contradictions,
 )
+from irm_fast.data.warning import warn_caller
 from irm_fast.embeddings.objective import Objective
 from irm_fast.embeddings.one_signal import labels_choose
 from irm_fast.embeddings.two_step import ENOUGH, coactions
@@ -173,7 +173,7 @@ def parts_of_pairs(pairs: Pairs, log: Log, heldout: Log | None, config: TrainCon
             raise ValueError(text)
         if not fits.all():
             text = f"overlong: {(~fits).sum()} of {len(pairs)} pairs are longer than {limit} tokens and are left out"
-            warnings.warn(text, stacklevel=4)
+            warn_caller(text)
         pairs = pairs.subset(fits)
     if heldout is None:
         return pairs, None
@@ -188,7 +188,7 @@ def parts_of_pairs(pairs: Pairs, log: Log, heldout: Log | None, config: TrainCon
             f"pairs: none of {len(pairs)} is held out, as they are few or of conversations that are trained on: no "
             "pairs_accuracy; give some of other prompts, or judge by irm-fast evaluate on others"
         )
-        warnings.warn(text, stacklevel=4)
+        warn_caller(text)
     return training, held if len(held) else None
 
 
@@ -224,7 +224,7 @@ def live_signals(log: Log, heldout: Log | None) -> tuple[Log, Log | None]:
     """
     live = [name for k, name in enumerate(log.signals) if (log.feedback[:, k] == 1).any()]
     for note in signal_notes(log):
-        warnings.warn(note, stacklevel=4)
+        warn_caller(note)
     if len(live) == len(log.signals):
         return log, heldout
     if heldout is not None:
@@ -291,11 +291,10 @@ def check_co_actions(spec: RewardSpec, log: Log, config: TrainConfig) -> None:
     counts = ", ".join(f"{name} {count}" for name, count in zip(log.signals, seen, strict=True))
     if spec.estimator != "two-step":
         if config.propensity_design == "auto" and config.estimator == "auto":
-            warnings.warn(
+            warn_caller(
                 f"fewer than {ENOUGH} co-actions ({counts}): propensities are taken for constant, and what moves users "
                 "to act counts as preference; more rows or labels would show them, or say what they depend on "
-                "(propensity_design hidden, features or known)",
-                stacklevel=3,
+                "(propensity_design hidden, features or known)"
             )
         return
     read = seen * min(1.0, config.propensity_rows / len(log))
@@ -338,7 +337,7 @@ def warn_of_identification(spec: RewardSpec, log: Log) -> None:
     if len(spec.signals) == 1 and spec.design in ("hidden", "features"):
         verdict = diagnose_rows([log], spec).verdict
         text = f"propensity_design {spec.design!r}, signal {spec.signals[0]!r}: the reward is {verdict}"
-        warnings.warn(text, stacklevel=4)
+        warn_caller(text)
 
 
 def without_overlong(log: Log, config: TrainConfig) -> Log:

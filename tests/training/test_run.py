@@ -12,8 +12,8 @@ from irm_fast.evaluation.evaluation import evaluate_log, evaluate_rated
 from irm_fast.evaluation.scoring import load, score
 from irm_fast.models.passes import Passes
 from irm_fast.training.config import EmbeddingTrainConfig, TrainConfig
-from irm_fast.training.run import train_log
-from tests.training.training_cases import metrics_of
+from irm_fast.training.run import dry_run, train, train_log
+from tests.training.training_cases import metrics_of, write_log
 
 
 def test_learns_and_saves(make_log, make_config):
@@ -165,3 +165,14 @@ def test_several_gpus_in_one_process_are_refused(make_log, make_config, monkeypa
 def test_divergence_is_an_error(make_log, make_config):
     with pytest.raises(RuntimeError, match="diverged"):
         train_log(make_log(), make_config(learning_rate=1e30))
+
+
+def test_warnings_name_the_line_that_began_the_run(make_log, make_config, tmp_path):
+    log = make_log(40)
+    log.feedback[:, 1] = 0
+    write_log(log, tmp_path / "log.jsonl")
+    config = make_config(data=str(tmp_path / "log.jsonl"), output="")  # which holds the log, and is refused after it
+    for run in (train, lambda config: train_log(log, config), dry_run):
+        with pytest.warns(UserWarning, match="share: never acts") as said, pytest.raises(ValueError, match="output"):
+            run(config)
+        assert [one.filename for one in said] == [__file__]
