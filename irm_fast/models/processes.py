@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -25,7 +26,7 @@ _PATIENCE = 10.0  # seconds that the first process may be behind another that en
 def launched() -> Iterator[bool]:
     """A context in which the processes of one torchrun work together; gives whether there are several.
 
-    Each of them then computes on its own GPU, if there are GPUs.
+    Each of them then computes on its own GPU, if there are GPUs. What they warn of, the first one alone says.
     """
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if not several:
@@ -33,7 +34,8 @@ def launched() -> Iterator[bool]:
         return
     state = joined()
     try:
-        yield True
+        with warned_once():
+            yield True
     except Exception as error:
         if hasattr(error, "said_by_main_process"):  # else the others may be in the middle of something
             state.destroy_process_group()
@@ -49,6 +51,17 @@ def joined() -> PartialState:
 def is_first() -> bool:
     """Whether this process is the one that writes and reports; also where it is the only one."""
     return os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def warned_once() -> Iterator[None]:
+    """A context, or a decorator, in which the first process alone warns: all do the same, and once is enough."""
+    if is_first():
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def said_by_first(error: str) -> bool:

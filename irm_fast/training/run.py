@@ -9,7 +9,7 @@ import torch
 from irm_fast.data.log import Log
 from irm_fast.evaluation.log_diagnosis import diagnose_rows
 from irm_fast.models.passes import default_device, resolve_precision
-from irm_fast.models.processes import from_main_process, joined
+from irm_fast.models.processes import from_main_process, joined, warned_once
 from irm_fast.training.build import check_loop, trial_loop
 from irm_fast.training.config import EmbeddingTrainConfig, TrainConfig
 from irm_fast.training.designs import TrainedDesign, best_design, keep_design, kept_design, train_design
@@ -20,6 +20,7 @@ from irm_fast.training.result import TrainResult
 from irm_fast.training.run_folder import close_run
 
 
+@warned_once()
 def train(config: TrainConfig | EmbeddingTrainConfig) -> TrainResult:
     """Train a reward model on the log at `config.data` and write it to `config.output`.
 
@@ -51,6 +52,7 @@ def train(config: TrainConfig | EmbeddingTrainConfig) -> TrainResult:
     return train_log(read_data(config), config)
 
 
+@warned_once()
 def train_log(log: Log, config: TrainConfig, *, heldout: Log | None = None) -> TrainResult:
     """`train` on a log in memory; `config.data`, `absent` and `polarity` have no effect.
 
@@ -115,6 +117,7 @@ def train_log(log: Log, config: TrainConfig, *, heldout: Log | None = None) -> T
     return result
 
 
+@warned_once()
 def dry_run(config: TrainConfig) -> tuple[RunPlan, Trial]:
     """Find out what `train` would do and what it would cost, by a few steps of training; nothing is written.
 

@@ -11,6 +11,9 @@ import pytest
 from irm_fast.training import progress
 from irm_fast.training.progress import TrainingProgress, in_time
 from irm_fast.training.run import train_log
+from tests.evaluation import command_run
+from tests.training import forked
+from tests.training.training_cases import write_log
 
 
 class Terminal(io.StringIO):
@@ -107,3 +110,17 @@ def test_a_run_says_what_it_trains_and_prints_no_dictionaries(make_log, make_con
 def test_no_progress_is_silence(make_log, make_config, capfd) -> None:
     train_log(make_log(), make_config())
     assert capfd.readouterr() == ("", "")
+
+
+def test_of_two_processes_the_first_alone_speaks(make_log, tiny_model, tmp_path) -> None:
+    """Of what it prints, of how far it is, and of what it warns of, when it reads and when it prepares."""
+    data, log = tmp_path / "log.jsonl", make_log(160, signals=("copy", "share", "save"))
+    log.feedback[:, 2] = 0
+    write_log(log, data)
+    settings = {"model": tiny_model, "data": data, "output": tmp_path / "out", "epochs": 1}
+    options = [text for name, value in settings.items() for text in (f"--{name}", str(value))]
+    assert forked.run((str(tmp_path / "said"), "train", *options), 2, tmp_path, command_run.main) == [0, 0]
+    said, errors = ((tmp_path / f"said.0{kind}").read_text() for kind in ("", ".errors"))
+    assert "propensities first" in errors and said.startswith(f"wrote {tmp_path / 'out'}: propensity design constant\n")
+    assert errors.count("save: never acts") == errors.count("\ntrains 1 model") == errors.count("held-out nll") == 1
+    assert [(tmp_path / f"said.1{kind}").read_text() for kind in ("", ".errors")] == ["", ""]
