@@ -83,19 +83,24 @@ def diagnose(
     With a model, the log should be one that it was not trained on; without, only what the log alone shows is tested.
     """
     from irm_fast.evaluation.log_diagnosis import diagnose_file
+    from irm_fast.models.processes import is_first, launched
 
-    found = diagnose_file(
-        data,
-        model,
-        propensity_design=propensity_design,
-        absent=absent,
-        polarity=parse_polarity(polarity),
-        labels_ignorable=labels_ignorable,
-        batch_size=batch_size,
-        token_budget=token_budget,
-        precision=precision,
-        base=base,
-    )
+    with launched() as distributed:
+        found = diagnose_file(
+            data,
+            model,
+            propensity_design=propensity_design,
+            absent=absent,
+            polarity=parse_polarity(polarity),
+            labels_ignorable=labels_ignorable,
+            batch_size=batch_size,
+            token_budget=token_budget,
+            precision=precision,
+            base=base,
+            distributed=distributed,
+        )
+    if not is_first():
+        return
     typer.echo(json.dumps(found.to_dict(), indent=2) if as_json else str(found))
     raise typer.Exit(found.kind == "contradicted")
 
@@ -189,23 +194,36 @@ def label(
         raise ValueError("model: none given; expected --model DIR, a folder that irm-fast train wrote")
     else:
         check_suffix(out, ".jsonl")
-        check_file(out, overwrite=overwrite)
         passes = {"batch_size": batch_size, "token_budget": token_budget}
-        _draw_labels(count, data, model, out, seed, precision, passes)
+        _draw_labels(count, data, model, out, seed, precision, passes, overwrite=overwrite)
 
 
 def _draw_labels(
-    count: int, data: Path, model: Path, out: Path, seed: int, precision: str, passes: dict[str, int | None]
+    count: int,
+    data: Path,
+    model: Path,
+    out: Path,
+    seed: int,
+    precision: str,
+    passes: dict[str, int | None],
+    *,
+    overwrite: bool,
 ) -> None:
+    from irm_fast.data.outputs import check_file
     from irm_fast.data.read import read_log
     from irm_fast.evaluation.labelling import rows_to_label, write_labels
     from irm_fast.evaluation.scoring import load
+    from irm_fast.models.processes import from_main_process, is_first, launched
     from irm_fast.models.record import read_record
 
-    absent = read_record(model).get("training", {}).get("absent", "error")
-    log = read_log(data, absent=absent, misclick=True)
-    rows, probability = rows_to_label(load(model, precision=precision), log, count, seed, **passes)
-    write_labels(out, log, rows, probability)
+    with launched() as distributed:
+        from_main_process(lambda: check_file(out, overwrite=overwrite), distributed=distributed)
+        absent = read_record(model).get("training", {}).get("absent", "error")
+        log, trained = read_log(data, absent=absent, misclick=True), load(model, precision=precision)
+        rows, probability = rows_to_label(trained, log, count, seed, distributed=distributed, **passes)  # type: ignore[arg-type]
+        from_main_process(lambda: write_labels(out, log, rows, probability), distributed=distributed)
+    if not is_first():
+        return
     typer.echo(f"wrote {out}: {count} of {len(log)} rows")
     typer.echo(
         "  Fill in preference, 1 where the response pleases and 0 where it does not; then irm-fast label --merge\n"

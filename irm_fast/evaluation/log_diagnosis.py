@@ -18,6 +18,7 @@ from irm_fast.evaluation.propensities import with_propensities
 from irm_fast.evaluation.scoring import load, predict_log, row_weights
 from irm_fast.models.heldout import HeldOut
 from irm_fast.models.passes import Passes
+from irm_fast.models.processes import from_main_process
 from irm_fast.models.record import read_record
 
 
@@ -33,6 +34,7 @@ def diagnose_file(
     token_budget: int | None = None,
     precision: str = "auto",
     base: str | Path | None = None,
+    distributed: bool = False,
 ) -> Diagnosis:
     """`diagnostics.diagnose` of the log at `data`, with a saved model's predictions or without a model.
 
@@ -48,6 +50,7 @@ def diagnose_file(
         token_budget: Tokens per forward pass, at most. None: 16,384 on a GPU, and 2,048 on a CPU.
         precision: The precision of the language model, as of `scoring.load`.
         base: The untrained language model, as of `propensities.with_propensities`.
+        distributed: Whether all processes of a torchrun share the rows; each gets the diagnosis of all.
 
     Raises:
         ValueError: There is no saved model or no readable log, or the log lacks a signal of the model's.
@@ -58,16 +61,21 @@ def diagnose_file(
         # Evidence for both sides is no error here: a test reports it.
         log = read_log(data, absent=absent or "error", polarity=polarity, misclick=True)
         spec = _spec(log, propensity_design)
-        return diagnose_rows([log], spec, labels_ignorable=labels_ignorable)
+        return from_main_process(
+            lambda: diagnose_rows([log], spec, labels_ignorable=labels_ignorable), distributed=distributed
+        )
     model = load(model_dir, precision=precision)
     absent = absent or read_record(model_dir).get("training", {}).get("absent", "error")
     log = align(read_log(data, absent=absent, misclick=True), model.spec)
-    passes = Passes(batch_size, token_budget)
+    passes = Passes(batch_size, token_budget, distributed)
     filled, context = with_propensities(log, model.spec, model_dir, base=base, passes=passes)
     heldout = predict_log(model, filled, passes)
     if isinstance(model, EmbeddedRewardModel):
         context = model.context
-    return diagnose_rows([log], model.spec, heldout, labels_ignorable=labels_ignorable, context=context)
+    return from_main_process(
+        lambda: diagnose_rows([log], model.spec, heldout, labels_ignorable=labels_ignorable, context=context),
+        distributed=distributed,
+    )
 
 
 def diagnose_rows(
