@@ -223,10 +223,14 @@ def load_logits(ptr, offsets, mask):
 @triton.jit
 def load_codes(ptr, offsets, mask):
     """1, 0, -1; what lies outside of the mask is missing."""
-    b_code = tl.load(ptr + offsets, mask=mask, other=0)
+    return tl.where(mask, widen(tl.load(ptr + offsets, mask=mask, other=0)), -1)
+
+
+@triton.jit
+def widen(b_code):
     if b_code.dtype.primitive_bitwidth < 32:  # compared as uint8, -1 would be 255; int64 must not be narrowed
         b_code = b_code.to(tl.int32)
-    return tl.where(mask, b_code, -1)
+    return b_code
 
 
 @triton.jit

@@ -8,8 +8,10 @@ import torch
 import triton
 import triton.language as tl
 from irm_fast.kernels.batch import Batch
-from irm_fast.kernels.triton.four_groups import four_groups_tile, load_logits
+from irm_fast.kernels.triton.four_groups import four_groups_tile, load_logits, widen
 from irm_fast.kernels.triton.launch import INTERPRETED, as_codes, on_device_of, strides
+from irm_fast.kernels.triton.one_sided import one_sided_rows
+from irm_fast.kernels.triton.tiles import load_rows, load_signals, store, store_signals
 from torch import Tensor
 
 TILE = 8192 if INTERPRETED else 512  # entries; the interpreter pays per program, not per row
@@ -91,6 +93,98 @@ def implicit_rm_fwd_kernel(
         tl.store(loss_ptr + pid, tl.sum(b_loss))
 
 
+@triton.jit(do_not_specialize=["n_rows"])  # a new batch size must not compile anew
+def one_sided_kernel(
+    reward_ptr,  # (N,)
+    propensity_ptr,  # (N, K)
+    feedback_ptr,  # (N, K): 1, 0, -1
+    weight_ptr,  # (N,) float32 or None
+    loss_ptr,  # (N,) if PER_ROW else (programs,), one partial sum each
+    grad_reward_ptr,  # (N,) or None
+    grad_propensity_ptr,  # (N, K) or None
+    n_rows,
+    scale,
+    stride_reward,
+    stride_propensity_n,
+    stride_propensity_k,
+    stride_feedback_n,
+    stride_feedback_k,
+    K: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    REPEAT: tl.constexpr,
+    PACKED: tl.constexpr,
+    PER_ROW: tl.constexpr,
+):
+    pid = tl.program_id(0)
+    first = pid.to(tl.int64) * (BLOCK_N * REPEAT)
+    inputs = (reward_ptr, propensity_ptr, feedback_ptr, weight_ptr)
+    outputs = (loss_ptr, grad_reward_ptr, grad_propensity_ptr)
+    strides = (stride_reward, stride_propensity_n, stride_propensity_k, stride_feedback_n, stride_feedback_k)
+    b_sum = tl.zeros([BLOCK_N], tl.float32)
+    if first + BLOCK_N * REPEAT <= n_rows:
+        for i in tl.static_range(REPEAT):
+            row = first + i * BLOCK_N
+            b_sum += one_sided_tile(
+                inputs, outputs, strides, row, n_rows, scale, K, BLOCK_N, PACKED, PER_ROW, FULL=True
+            )
+    else:
+        for row in tl.range(first, n_rows, BLOCK_N):
+            b_sum += one_sided_tile(
+                inputs, outputs, strides, row, n_rows, scale, K, BLOCK_N, PACKED, PER_ROW, FULL=False
+            )
+    if not PER_ROW:
+        tl.store(loss_ptr + pid, tl.sum(b_sum))
+
+
+@triton.jit
+def one_sided_tile(
+    inputs,
+    outputs,
+    strides,
+    row,
+    n_rows,
+    scale,
+    K: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    PACKED: tl.constexpr,
+    PER_ROW: tl.constexpr,
+    FULL: tl.constexpr,
+):
+    """Store what is wanted of the rows from `row` on, and return their losses [BLOCK_N], 0 past the end."""
+    reward_ptr, propensity_ptr, feedback_ptr, weight_ptr = inputs
+    loss_ptr, grad_reward_ptr, grad_propensity_ptr = outputs
+    stride_s, stride_t_n, stride_t_k, stride_f_n, stride_f_k = strides
+    b_s = load_rows(reward_ptr, row, n_rows, stride_s, 0.0, BLOCK_N, FULL).to(tl.float32)
+    logits = load_signals(propensity_ptr, row, n_rows, stride_t_n, stride_t_k, 0.0, K, BLOCK_N, PACKED, FULL)
+    codes = load_signals(feedback_ptr, row, n_rows, stride_f_n, stride_f_k, -1, K, BLOCK_N, PACKED, FULL)
+    b_factor = tl.zeros_like(b_s) + scale
+    if weight_ptr is not None:  # rows of weight 0 contribute nothing, whatever they hold
+        b_w = load_rows(weight_ptr, row, n_rows, 1, 0.0, BLOCK_N, FULL)
+        b_factor = tl.where((b_w >= 0) & (b_w < float("inf")), b_w * scale, float("nan"))
+        b_s = tl.where(b_w == 0, 0.0, b_s)
+    b_t, b_code = (), ()
+    for k in tl.static_range(K):
+        code = widen(codes[k])
+        if weight_ptr is not None:
+            code = tl.where(b_w == 0, -1, code)
+        b_t += (logits[k].to(tl.float32),)
+        b_code += (code,)
+    b_loss, b_ds, b_q, b_m, b_poison = one_sided_rows(b_s, b_t, b_code, K)
+    b_factor += b_poison
+    b_loss *= b_factor
+    if PER_ROW:
+        store(loss_ptr, b_loss, row, n_rows, FULL)
+    if grad_reward_ptr is not None:
+        store(grad_reward_ptr, b_ds * b_factor, row, n_rows, FULL)
+    if grad_propensity_ptr is not None:
+        b_dt, b_silent = (), b_q * b_factor
+        for k in tl.static_range(K):
+            grad = b_m[k] * tl.where(b_code[k] == 1, -b_factor, b_silent)
+            b_dt += (tl.where(b_code[k] == -1, 0.0, grad),)
+        store_signals(grad_propensity_ptr, b_dt, row, n_rows, K, FULL)
+    return b_loss
+
+
 def implicit_rm_forward(
     reward: Tensor, propensity: Tensor, batch: Batch, need: tuple[bool, bool]
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
@@ -106,6 +200,8 @@ def implicit_rm_forward(
         loss, reward gradient, propensity gradient (of the propensity's shape), groups (that shape, 4); None where
         not needed. The sum is taken in two deterministic stages: one partial a program, then those.
     """
+    if is_one_sided(batch):
+        return one_sided_forward(reward, propensity, batch, need)
     n, shape, device, n_signals = reward.shape[0], propensity.shape, reward.device, len(batch.polarity)
     block_k = triton.next_power_of_2(n_signals)
     block_n = TILE // block_k
@@ -152,3 +248,59 @@ def implicit_rm_forward(
             enable_fp_fusion=True,  # said because the default changes in Triton 3.10
         )
     return (loss if batch.per_row else loss.sum()), grad_reward, grad_propensity, groups
+
+
+def is_one_sided(batch: Batch) -> bool:
+    """Whether all signals speak for r*=1, and nothing else does: `one_sided_rows` then computes the row."""
+    only_signals = batch.preference is None and batch.reward_strat is None
+    return only_signals and min(batch.polarity) > 0 and not batch.has_misclick and not batch.need_groups
+
+
+def one_sided_forward(
+    reward: Tensor, propensity: Tensor, batch: Batch, need: tuple[bool, bool]
+) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
+    """`implicit_rm_forward` of a batch that is one-sided."""
+    n, n_signals, feedback = reward.shape[0], len(batch.polarity), as_codes(batch.feedback)
+    block_n, repeat = one_sided_tile_shape(n_signals)
+    n_programs = triton.cdiv(n, block_n * repeat)
+
+    def empty(*size: int) -> Tensor:
+        return torch.empty(size, device=reward.device, dtype=torch.float32)
+
+    loss = empty(n if batch.per_row else n_programs)
+    grad_reward = empty(n) if need[0] else None
+    grad_propensity = empty(*propensity.shape) if need[1] else None
+    if n:
+        with on_device_of(reward):
+            one_sided_kernel[(n_programs,)](
+                reward,
+                propensity,
+                feedback,
+                batch.weight,
+                loss,
+                grad_reward,
+                grad_propensity,
+                n,
+                batch.factor,
+                reward.stride(0),
+                *strides(propensity),
+                *strides(feedback),
+                K=n_signals,
+                BLOCK_N=block_n,
+                REPEAT=repeat,
+                PACKED=propensity.is_contiguous() and feedback.is_contiguous(),
+                PER_ROW=batch.per_row,
+                enable_fp_fusion=True,  # said because the default changes in Triton 3.10
+            )
+    return (loss if batch.per_row else loss.sum()), grad_reward, grad_propensity, None
+
+
+def one_sided_tile_shape(n_signals: int) -> tuple[int, int]:
+    """Rows of a tile, and tiles of a program.
+
+    A tile of 512 entries is one access of 16 bytes by each of 128 threads. A thread holds at least a whole row. A
+    program of several tiles adds up its losses once.
+    """
+    if INTERPRETED:
+        return 8192 // triton.next_power_of_2(n_signals), 1
+    return max(128, 512 // triton.next_power_of_2(n_signals)), 2 if n_signals == 1 else 4

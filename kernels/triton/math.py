@@ -7,6 +7,9 @@ log1p of arguments in [-1/2, 1] are needed.
 
 import triton
 import triton.language as tl
+from irm_fast.kernels.triton import launch
+
+INTERPRETED = tl.constexpr(launch.INTERPRETED)
 
 
 @triton.jit
@@ -63,3 +66,67 @@ def sigmoid_difference(plus_x, minus_x, plus_y, minus_y, lead):
     below = lead <= 0
     _, change = exp_nonpositive(tl.where(below, lead, -lead))
     return tl.where(below, -plus_x * minus_y * change, minus_x * plus_y * change)
+
+
+@tl.core.builtin
+def _on_nvidia(_semantic=None):
+    """Whether the kernel is compiled for NVIDIA, as a constant."""
+    return tl.constexpr(_semantic.builder.options.backend_name == "cuda")
+
+
+@triton.jit
+def exp2_fast(x):
+    """2^x within 2 ulp; NVIDIA's instruction flushes results under 2^-126 to zero."""
+    if INTERPRETED:
+        y = tl.exp2(x)
+    elif _on_nvidia():
+        y = tl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, is_pure=True, pack=1)
+    else:
+        y = tl.exp2(x)
+    return y
+
+
+@triton.jit
+def log2_fast(x):
+    """log2(x) for normal x, within 2^-22 absolute in [1/2, 2] and 2 ulp elsewhere."""
+    if INTERPRETED:
+        y = tl.log2(x)
+    elif _on_nvidia():
+        y = tl.inline_asm_elementwise("lg2.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, is_pure=True, pack=1)
+    else:
+        y = tl.log2(x)
+    return y
+
+
+@triton.jit
+def reciprocal_fast(x):
+    """1/x for normal x, within 1 ulp."""
+    if INTERPRETED:
+        y = 1.0 / x
+    elif _on_nvidia():
+        y = tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, is_pure=True, pack=1)
+    else:
+        y = 1.0 / x
+    return y
+
+
+@triton.jit
+def exp_minus(x):
+    """exp(-x) for x >= 0; NaN for infinite x, and for NaN.
+
+    The power of two takes a rounded exponent; what rounding it lost comes back in one multiplication.
+    """
+    exponent = x * -1.44269504
+    y = exp2_fast(exponent)
+    return tl.fma(y, tl.fma(exponent, -0.693147181, -x), y)
+
+
+@triton.jit
+def minus_log1p_minus(x):
+    """-log(1 - x) for x in [0, 1/4], within 1e-7 relative."""
+    p = x * 0.33979762 + 0.14391501
+    p = p * x + 0.25779945
+    p = p * x + 0.33285666
+    p = p * x + 0.5000105
+    p = p * x + 0.99999994
+    return p * x

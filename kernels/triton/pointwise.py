@@ -7,12 +7,14 @@ import torch
 import triton
 import triton.language as tl
 from irm_fast.kernels.batch import PointwiseBatch
-from irm_fast.kernels.triton.four_groups import load_logits, not_finite
+from irm_fast.kernels.triton.four_groups import not_finite
 from irm_fast.kernels.triton.launch import INTERPRETED, on_device_of
 from irm_fast.kernels.triton.math import sigmoid_softplus
+from irm_fast.kernels.triton.tiles import load_rows, store
 from torch import Tensor
 
-TILE = 8192 if INTERPRETED else 1024  # rows; the interpreter pays per program, not per row
+BLOCK_N = 8192 if INTERPRETED else 512  # rows, 4 a thread; the interpreter pays per program, not per row
+REPEAT = 1 if INTERPRETED else 2  # blocks of a program
 
 
 @triton.jit(do_not_specialize=["n_rows"])  # a new batch size must not compile anew
@@ -26,14 +28,33 @@ def pointwise_fwd_kernel(
     scale,
     stride_reward,  # in elements
     BLOCK_N: tl.constexpr,
+    REPEAT: tl.constexpr,
     PER_ROW: tl.constexpr,
 ):
     pid = tl.program_id(0)
-    o_n = pid.to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
-    m_n = o_n < n_rows
-    b_s = load_logits(reward_ptr, o_n * stride_reward, m_n)
-    b_w1 = tl.load(positive_weight_ptr + o_n, mask=m_n, other=0.0)
-    b_w0 = tl.load(negative_weight_ptr + o_n, mask=m_n, other=0.0)
+    first = pid.to(tl.int64) * (BLOCK_N * REPEAT)
+    arrays = (reward_ptr, positive_weight_ptr, negative_weight_ptr, loss_ptr, grad_reward_ptr)
+    b_sum = tl.zeros([BLOCK_N], tl.float32)
+    if first + BLOCK_N * REPEAT <= n_rows:
+        for i in tl.static_range(REPEAT):
+            row = first + i * BLOCK_N
+            b_sum += pointwise_tile(arrays, row, n_rows, scale, stride_reward, BLOCK_N, PER_ROW, FULL=True)
+    else:
+        for row in tl.range(first, n_rows, BLOCK_N):
+            b_sum += pointwise_tile(arrays, row, n_rows, scale, stride_reward, BLOCK_N, PER_ROW, FULL=False)
+    if not PER_ROW:
+        tl.store(loss_ptr + pid, tl.sum(b_sum))
+
+
+@triton.jit
+def pointwise_tile(
+    arrays, row, n_rows, scale, stride_reward, BLOCK_N: tl.constexpr, PER_ROW: tl.constexpr, FULL: tl.constexpr
+):
+    """Store what is wanted of the rows from `row` on, and return their losses [BLOCK_N], 0 past the end."""
+    reward_ptr, positive_weight_ptr, negative_weight_ptr, loss_ptr, grad_reward_ptr = arrays
+    b_s = load_rows(reward_ptr, row, n_rows, stride_reward, 0.0, BLOCK_N, FULL).to(tl.float32)
+    b_w1 = load_rows(positive_weight_ptr, row, n_rows, 1, 0.0, BLOCK_N, FULL)
+    b_w0 = load_rows(negative_weight_ptr, row, n_rows, 1, 0.0, BLOCK_N, FULL)
 
     plus, minus, softplus, softplus_minus = sigmoid_softplus(b_s)
     b_poison = not_finite(b_s)
@@ -41,11 +62,10 @@ def pointwise_fwd_kernel(
     b_loss = tl.where(dropped, 0.0, (b_w1 * softplus_minus + b_w0 * softplus + b_poison) * scale)
     if grad_reward_ptr is not None:
         b_ds = tl.where(dropped, 0.0, (b_w0 * plus - b_w1 * minus + b_poison) * scale)
-        tl.store(grad_reward_ptr + o_n, b_ds, mask=m_n)
+        store(grad_reward_ptr, b_ds, row, n_rows, FULL)
     if PER_ROW:
-        tl.store(loss_ptr + o_n, b_loss, mask=m_n)
-    else:
-        tl.store(loss_ptr + pid, tl.sum(b_loss))
+        store(loss_ptr, b_loss, row, n_rows, FULL)
+    return b_loss
 
 
 def pointwise_forward(reward: Tensor, batch: PointwiseBatch, need: tuple[bool]) -> tuple[Tensor, Tensor | None]:
@@ -61,7 +81,7 @@ def pointwise_forward(reward: Tensor, batch: PointwiseBatch, need: tuple[bool]) 
         program, then those.
     """
     n, device = reward.shape[0], reward.device
-    n_programs = triton.cdiv(n, TILE)
+    n_programs = triton.cdiv(n, BLOCK_N * REPEAT)
     loss = torch.empty(n if batch.per_row else n_programs, device=device, dtype=torch.float32)
     grad_reward = torch.empty(n, device=device, dtype=torch.float32) if need[0] else None
     if n:
@@ -75,7 +95,8 @@ def pointwise_forward(reward: Tensor, batch: PointwiseBatch, need: tuple[bool]) 
                 n,
                 batch.factor,
                 reward.stride(0),
-                BLOCK_N=TILE,
+                BLOCK_N=BLOCK_N,
+                REPEAT=REPEAT,
                 PER_ROW=batch.per_row,
                 enable_fp_fusion=True,  # said because the default changes in Triton 3.10
             )

@@ -31,6 +31,7 @@ TARGETS: dict[str, tuple[GPUTarget, int]] = {
 }
 KERNELS = (
     (implicit_rm, "implicit_rm_fwd_kernel"),
+    (implicit_rm, "one_sided_kernel"),
     (linear_implicit_rm, "linear_implicit_rm_fwd_kernel"),
     (linear_gradients, "linear_weight_grad_kernel"),
     (linear_gradients, "linear_hidden_grad_kernel"),
@@ -44,9 +45,9 @@ F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 N = 4096
 
 
-def launch_loss(k: int, dtype: torch.dtype, everything: bool = False) -> None:
+def launch_loss(k: int, dtype: torch.dtype, everything: bool = False, **settings: Any) -> None:
     logits = torch.empty(N, dtype=dtype), torch.empty(N, k, dtype=dtype)
-    implicit_rm.implicit_rm_forward(*logits, _batch(k, dtype, everything), (True, True))
+    implicit_rm.implicit_rm_forward(*logits, _batch(k, dtype, everything)._replace(**settings), (True, True))
 
 
 def launch_linear(k: int, h: int, dtype: torch.dtype, everything: bool = False, heads: bool = True) -> None:
@@ -91,7 +92,11 @@ def _batch(k: int, dtype: torch.dtype, everything: bool) -> Batch:
 CASES: dict[str, Callable[[], None]] = {
     "loss K=1 float32": partial(launch_loss, 1, F32),
     "loss K=1 bfloat16": partial(launch_loss, 1, BF16),
+    "loss K=2 float32": partial(launch_loss, 2, F32),
+    "loss K=3 float32, weight, rows": partial(launch_loss, 3, F32, weight=torch.empty(N), per_row=True),
+    "loss K=4 float32": partial(launch_loss, 4, F32),
     "loss K=16 float16": partial(launch_loss, 16, F16),
+    "loss K=2 float32, displeasure": partial(launch_loss, 2, F32, polarity=(1.0, -1.0)),
     "loss K=3 bfloat16, everything": partial(launch_loss, 3, BF16, everything=True),
     "loss K=16 float32, everything": partial(launch_loss, 16, F32, everything=True),
     "linear K=1 H=4096 float32": partial(launch_linear, 1, 4096, F32),
