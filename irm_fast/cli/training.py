@@ -54,9 +54,10 @@ def train(
     if result.dropped:
         typer.echo(f"  {result.dropped} rows were longer than {result.model.spec.max_length} tokens and were left out")
     if result.trained:
+        from irm_fast.training.memory import parameters_in_words
+
         trained, total, optimizer = result.trained.values()
-        share = f"{trained:,} of {total:,} parameters ({trained / total:.2%})"
-        typer.echo(f"  trained {share}; optimiser {optimizer / 1e6:,.1f} MB a device")
+        typer.echo(f"  trained {parameters_in_words(trained, total)}; optimiser {optimizer / 1e6:,.1f} MB a device")
     if result.throughput:
         from irm_fast.training.throughput import in_words
 

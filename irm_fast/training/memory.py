@@ -62,8 +62,15 @@ class MemoryEstimate:
         """The estimate as a line of text."""
         parts = ("weights", "gradients", "optimizer", "activations", "workspace")
         each = ", ".join(f"{name} {getattr(self, name) / 1e9:.1f}" for name in parts)
-        share = f"{self.trained:,} of {self.parameters:,} parameters trained"
-        return f"about {self.total / 1e9:.1f} GB a device ({each}); {share}"
+        trained = parameters_in_words(self.trained, self.parameters)
+        return f"about {self.total / 1e9:.1f} GB a device ({each}); {trained} trained"
+
+
+def parameters_in_words(trained: int, parameters: int) -> str:
+    """What is trained, as text: so many parameters, and their share where others are frozen."""
+    if trained == parameters:
+        return f"{parameters:,} parameters"
+    return f"{trained:,} of {parameters:,} parameters ({trained / parameters:.2%})"
 
 
 def estimate_memory(

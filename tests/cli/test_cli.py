@@ -46,7 +46,7 @@ def test_from_ratings_to_scores(rated, tiny_model, tmp_path):
     common = ["--config", settings, "--data", log, "--output", model, "--no-progress"]
     trained = run("train", *common, "--epochs", 2, "--propensity-design", "constant")
     assert "held-out nll" in trained.stdout
-    assert re.search(r"trained ([\d,]+) of \1 parameters \(100\.00%\); optimiser 0\.\d MB a device", trained.stdout)
+    assert re.search(r"trained [\d,]+ parameters; optimiser 0\.\d MB a device", trained.stdout)
     assert "The reward is" in trained.stdout
     assert json.loads((model / "irm_fast.json").read_text())["training"]["epochs"] == 2
 

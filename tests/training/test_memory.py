@@ -50,6 +50,7 @@ def test_adapters_on_eight_billion_fit_one_device(shape, width):
     assert whole.total > 100e9
     assert whole.trained == whole.parameters == estimate.parameters - estimate.trained + head
     assert "about" in estimate.in_words() and f"{estimate.trained:,} of" in estimate.in_words()
+    assert whole.in_words().endswith(f"); {whole.parameters:,} parameters trained")
 
 
 def test_what_settings_change(monkeypatch):
