@@ -22,7 +22,6 @@ from benchmarks.bench_training import SHAPES, TrainingCase, make_model
 from benchmarks.report import machine
 from irm_fast.models.adapters import Lora
 from irm_fast.models.batches import TokenizedRows
-from irm_fast.models.packed import packed_attention
 from irm_fast.training.arguments import training_arguments
 from irm_fast.training.build import computing_as_set
 from irm_fast.training.config import TrainConfig
@@ -66,13 +65,9 @@ def main() -> None:
     if args.lora_rank:
         model.backbone.to(torch.bfloat16)
         model.add_adapters(Lora(args.lora_rank, config.lora_alpha), "")
-    dtype = torch.bfloat16 if args.precision == "bfloat16" else torch.float32
     with tempfile.TemporaryDirectory() as folder:
         arguments = training_arguments(config, Path(folder), evaluate=False)
-        with (
-            packed_attention(model, config.attn, arguments.device, dtype) as attention,
-            computing_as_set(model, config, arguments.device),
-        ):
+        with computing_as_set(model, config, arguments.device) as attention:
             trainer = Unsaved(model, config, arguments, make_rows(args.rows, args.longest))
             trainer.train()
     report = typical(trainer.state.log_history)

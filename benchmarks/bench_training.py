@@ -107,11 +107,11 @@ class TrainingCase(Case):
         return [Entry(name, ("train",), partial(way, make_model(self.shape), self)) for name, way in ways.items()]
 
     def flops(self) -> float:
-        """Operations of a step on average over the lengths, as `flops_of` counts them."""
+        """Operations of a step over the lengths, as `flops_of` counts them where every token takes every layer."""
         counted = flops_of(make_model(self.shape))
         assert counted is not None
         lengths = np.array([len(row["input_ids"]) for row in self.make_inputs(0)], dtype=float)
-        return float(counted[0] * lengths.sum() + counted[1] * (lengths**2).sum())
+        return float(counted.token * lengths.sum() + counted.square * (lengths**2).sum())
 
     def traffic(self, mode: str) -> tuple[int, int]:
         """Weights, and their gradients, in float32."""

@@ -122,7 +122,8 @@ class Embedder:
             with threads_for(self.body) if self.device.type == "cpu" else nullcontext():
                 yield False
             return
-        with packed_attention(self.reward_model, dtype=getattr(torch, self.source.precision)):
+        dtype, every_token = getattr(torch, self.source.precision), self.source.pooling != "last"
+        with packed_attention(self.reward_model, dtype=dtype, every_token=every_token):
             yield self.reward_model.packed
 
     def _pool(self, input_ids: Tensor, attention_mask: Tensor | None = None, **packed: Any) -> Tensor:

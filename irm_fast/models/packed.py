@@ -1,5 +1,7 @@
 """Packed rows: the attention that lets a model take them, and a trial of whether it keeps them apart.
 
+The trial also tells whether the last layer can go on with the last tokens alone, see `last_layer`.
+
 Only a trial tells. A model may lose the ends of the rows on the way to its attention, bring a mask of its own, or mix
 tokens outside of attention; its rows then see each other, and neither flags nor errors say so.
 """
@@ -8,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -17,26 +19,50 @@ from torch import Tensor
 
 from irm_fast.models.attention import PACKED, set_attention, switch
 from irm_fast.models.batches import Collator, stack_rows
+from irm_fast.models.last_layer import pooled_last_layer
 from irm_fast.models.reward_model import ImplicitRewardModel
 from irm_fast.models.threads import threads_for
 
-TRIED: WeakKeyDictionary[ImplicitRewardModel, str | None] = WeakKeyDictionary()  # why a model takes no packed rows
+_REFUSALS = (ValueError, TypeError, LookupError, AttributeError, RuntimeError)  # of a model that is made otherwise
+
+
+class Trial(NamedTuple):
+    """How a model takes packed rows.
+
+    Attributes:
+        obstacle: The reason why it takes none, or None if it does.
+        pools_early: Whether its last layer gives the same states where it goes on with the last tokens alone.
+    """
+
+    obstacle: str | None
+    pools_early: bool = False
+
+
+TRIED: WeakKeyDictionary[ImplicitRewardModel, Trial] = WeakKeyDictionary()
 
 
 @contextmanager
 def packed_attention(
-    model: ImplicitRewardModel, wanted: str = "auto", device: Any = None, dtype: torch.dtype = torch.float32
+    model: ImplicitRewardModel,
+    wanted: str = "auto",
+    device: Any = None,
+    dtype: torch.dtype = torch.float32,
+    *,
+    every_token: bool = False,
 ) -> Iterator[str]:
     """A context in which a model runs with the attention that is wanted; gives the name of that attention.
 
-    Within it `model.packed` tells whether the model takes packed rows, and then no padded ones. Outside it the model
-    takes padded rows, as it was loaded. On a CPU the model has within it as many threads as suit it, see `threads_for`.
+    Within it `model.packed` tells whether the model takes packed rows, and then no padded ones. Of these the backbone
+    gives the states of the last tokens alone if `model.pools_early`, which is so where the model allows it. Outside the
+    context the model takes padded rows, as it was loaded. On a CPU the model has within it as many threads as suit it,
+    see `threads_for`.
 
     Args:
         model: The model.
         wanted: One of `models.ATTENTIONS`; see `set_attention`.
         device: The device that the model will compute on. Default: the one that it is on.
         dtype: The precision that it will compute in.
+        every_token: Whether the backbone has to give the states of all tokens.
 
     Raises:
         ValueError: The attention that is wanted is not available.
@@ -46,20 +72,24 @@ def packed_attention(
         ...     collate = Collator(model.tokenizer.pad_token_id, packed=model.packed)
     """
     before, device = model.classifier.config._attn_implementation, device or model.device
-    name = set_attention(model.classifier, wanted, device, dtype, lambda: unpackable(model))
+    name = set_attention(model.classifier, wanted, device, dtype, lambda: tried(model).obstacle)
     model.packed = name in PACKED
+    early = model.packed and not every_token and model in TRIED and TRIED[model].pools_early
     try:
-        with threads_for(model.backbone) if device.type == "cpu" else nullcontext():
+        with (
+            threads_for(model.backbone) if device.type == "cpu" else nullcontext(),
+            pooled_last_layer(model) if early else nullcontext(),
+        ):
             yield name
     finally:
         model.packed = False
         switch(model.classifier, before)
 
 
-def unpackable(model: ImplicitRewardModel) -> str | None:
-    """The reason why a model takes no packed rows, or None if it does; tried once for each model."""
+def tried(model: ImplicitRewardModel) -> Trial:
+    """How a model takes packed rows; tried once for each model."""
     if model not in TRIED:
-        TRIED[model] = why_not_packed(model)
+        TRIED[model] = try_packing(model)
     return TRIED[model]
 
 
@@ -80,29 +110,44 @@ def two_rows(model: ImplicitRewardModel, *, packed: bool, changed: bool = False)
 
 
 @torch.no_grad()
-def why_not_packed(model: ImplicitRewardModel) -> str | None:
-    """Try packed rows where the model is now: the reason why it does not take them, or None if it does.
+def try_packing(model: ImplicitRewardModel) -> Trial:
+    """Try packed rows where the model is now.
 
-    The states of packed rows have to be those of padded ones.
+    The states of packed rows have to be those of padded ones, and those of the last tokens alone the same again.
     """
     before, training = model.classifier.config._attn_implementation, model.training
-    device = model.device.type
+    device, kind = model.device.type, type(model.classifier).__name__
+    rounded = device == "cuda" or model.classifier.dtype in (torch.bfloat16, torch.float16)
+    bound = 0.05 if rounded else 1e-4
     model.eval()
     try:
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"), _narrow_windows(model.classifier):
             padded = model.pool(**two_rows(model, packed=False))
             switch(model.classifier, "varlen")
             packed = model.pool(**two_rows(model, packed=True))
-    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
-        return f"{type(model.classifier).__name__} takes no packed rows: {str(error).strip().splitlines()[0]}"
+            off = _off(packed, padded)
+            if off <= bound:
+                return Trial(None, _try_pooling_early(model, padded, bound))
+            return Trial(f"{kind} gives packed rows other states than padded ones (off by {off:.0%})")
+    except _REFUSALS as error:
+        return Trial(f"{kind} takes no packed rows: {str(error).strip().splitlines()[0]}")
     finally:
         switch(model.classifier, before)
         model.train(training)
-    off = float((packed - padded).norm() / padded.norm())
-    rounded = device == "cuda" or model.classifier.dtype in (torch.bfloat16, torch.float16)
-    if off <= (0.05 if rounded else 1e-4):
-        return None
-    return f"{type(model.classifier).__name__} gives packed rows other states than padded ones (off by {off:.0%})"
+
+
+def _try_pooling_early(model: ImplicitRewardModel, states: Tensor, bound: float) -> bool:
+    """Whether the last layer, going on with the last tokens alone, gives the states (2, H) of `two_rows`."""
+    try:
+        with pooled_last_layer(model):
+            return _off(model.pool(**two_rows(model, packed=True)), states) <= bound
+    except _REFUSALS:
+        return False
+
+
+def _off(got: Tensor, want: Tensor) -> float:
+    """The norm of the difference of two tensors, as a share of that of the second."""
+    return float((got - want).norm() / want.norm())
 
 
 @contextmanager

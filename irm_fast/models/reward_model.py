@@ -45,6 +45,7 @@ class ImplicitRewardModel(nn.Module):
         backbone: The classifier without its head.
         heads: The reward head and the propensity design.
         packed: Whether it takes packed rows, and no padded ones: see `packed.packed_attention`.
+        pools_early: Whether the backbone gives, of packed rows, the states of the last tokens alone: likewise.
         adapter: The adapter that was merged into the backbone, if it is to be kept beside it, or None.
 
     Raises:
@@ -65,7 +66,7 @@ class ImplicitRewardModel(nn.Module):
         # The layers, for FSDP: of those that the family may have, which this model has.
         kinds = {type(module).__name__ for module in self.modules()}
         self._no_split_modules = sorted(kinds & set(classifier._no_split_modules or ()))
-        self.packed = False
+        self.packed = self.pools_early = False
         self.adapter: Adapter | None = None
         self._tuner: Any = None  # of peft, while there are adapters in the backbone
         self._states_whole = False
@@ -202,7 +203,7 @@ class ImplicitRewardModel(nn.Module):
             input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **packed
         ).last_hidden_state
         if attention_mask is None:
-            return states[0, packed["cu_seq_lens_q"][1:] - 1].float()
+            return (states[0] if self.pools_early else states[0, packed["cu_seq_lens_q"][1:] - 1]).float()
         position = torch.arange(input_ids.shape[1], device=input_ids.device)
         row = torch.arange(len(states), device=states.device)
         return states[row, (attention_mask * position).argmax(1)].float()

@@ -74,14 +74,9 @@ def training_loop(prepared: Prepared, spec: RewardSpec, config: TrainConfig, fol
     model = new_model(prepared.log, config, spec, weights=not config.sharded or joined().is_main_process)
     if config.sharded:
         try_packing_once(model)
-    dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
-    with (
-        restored_environment(),
-        packed_attention(model, config.attn, args.device, dtype) as attention,
-        computing_as_set(model, config, args.device),
-    ):
+    with restored_environment(), computing_as_set(model, config, args.device) as attention:
         if args.device.type == "cuda" and not model.packed:
-            remedy = "; --precision bfloat16 might let them be packed" if dtype == torch.float32 else ""
+            remedy = "; --precision bfloat16 might let them be packed" if config.precision != "bfloat16" else ""
             warn_caller(f"attention {attention}: rows are padded, which is slower{remedy}")
         yield Loop(*_trainer(prepared, config, model, args), attention)
 
@@ -127,25 +122,30 @@ def check_loop(prepared: Prepared, config: TrainConfig) -> None:
 
 
 @contextmanager
-def computing_as_set(model: ImplicitRewardModel, config: TrainConfig, device: torch.device) -> Iterator[None]:
-    """A context in which the backbone computes as the settings say, and by default as is fastest on the device.
+def computing_as_set(model: ImplicitRewardModel, config: TrainConfig, device: torch.device) -> Iterator[str]:
+    """A context in which a model computes as the settings say, and by default as is fastest on the device.
+
+    It gives the name of the attention.
 
     Raises:
-        ValueError: Liger's kernels are wanted and not available.
+        ValueError: The attention or Liger's kernels are wanted and not available.
         RuntimeError: Layers cannot be compiled.
     """
-    dtype = torch.bfloat16 if config.precision == "bfloat16" and not config.sharded else None
+    dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
     compiled = (device.type == "cuda" and not config.liger) if config.compile is None else config.compile
     obstacle = liger_obstacle(model.classifier, device)
     if config.liger and obstacle:
         raise ValueError(f"liger: not available: {obstacle}; expected auto or false")
     liger = obstacle is None and not compiled if config.liger is None else config.liger
+    own = None if config.sharded else dtype  # FSDP2 casts by itself
     try:
         with (
+            # A last layer that differs would be compiled once more, and kinds of layers soon are too many.
+            packed_attention(model, config.attn, device, dtype, every_token=compiled) as attention,
             liger_kernels(model.classifier) if liger else nullcontext(),
-            computing(model, dtype, recompute=config.gradient_checkpointing, compiled=compiled),
+            computing(model, own, recompute=config.gradient_checkpointing, compiled=compiled),
         ):
-            yield
+            yield attention
     except TorchDynamoException as error:
         raise RuntimeError(f"compile: torch.compile failed; use --no-compile: {first_line(error)}") from error
 

@@ -16,7 +16,7 @@ from accelerate import accelerator as accelerator_module
 from torch import Tensor, nn
 
 from irm_fast.models.batches import TokenizedRows
-from irm_fast.models.packed import TRIED, unpackable
+from irm_fast.models.packed import TRIED, tried
 from irm_fast.models.processes import check_same, from_main_process
 from irm_fast.models.reward_model import ImplicitRewardModel
 from irm_fast.training.config import ACCELERATE_FSDP, TrainConfig
@@ -87,8 +87,8 @@ def check_fsdp(config: TrainConfig, processes: int, enabled: bool = True) -> Non
 
 
 def try_packing_once(model: ImplicitRewardModel) -> None:
-    """Let the first process try whether a model takes packed rows, and tell the others, which lack the weights yet."""
-    TRIED[model] = from_main_process(lambda: unpackable(model))
+    """Let the first process try how a model takes packed rows, and tell the others, which lack the weights yet."""
+    TRIED[model] = from_main_process(lambda: tried(model))
 
 
 def prepare_fsdp(accelerator: Accelerator, config: TrainConfig) -> None:

@@ -81,10 +81,10 @@ def estimate_memory(
     Assumptions: AdamW with moments in float32, or what the name of `optim` says; weights that are trained, and their
     gradients, in float32, and with `precision` "bfloat16" a copy of them in bfloat16, kept until the backward pass has
     used it; frozen weights in the precision of computing, or in 4 bits; operations one by one, as without torch.compile
-    and fused kernels, which keep less; flash attention, which keeps no scores; rows packed without padding. Where a
-    model does not compute without memory, its activations are guessed from the widths of its linear layers. Under FSDP
-    weights, gradients and moments are divided by the processes, and two layers are whole at a time. Held-out rows need
-    less than a training step.
+    and fused kernels, which keep less; flash attention, which keeps no scores; rows packed without padding; each
+    token in all of the last layer, which packed rows may do without. Where a model does not compute without memory, its
+    activations are guessed from the widths of its linear layers. Under FSDP weights, gradients and moments are divided
+    by the processes, and two layers are whole at a time. Held-out rows need less than a training step.
 
     Args:
         model_config: A configuration of transformers, such as `models.backbone.model_config` reads.

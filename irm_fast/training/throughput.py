@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from statistics import median
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from accelerate import Accelerator
 from irm_fast.models.adapters import weights_in
 from irm_fast.models.attention import head_width
 from irm_fast.models.batches import Counts
+from irm_fast.models.last_layer import parameters_behind_attention
 from irm_fast.models.reward_model import ImplicitRewardModel
 
 # Dense bfloat16 multiplications with float32 sums, operations a second, from NVIDIA's and AMD's data sheets (half of
@@ -44,16 +46,31 @@ def peak_flops(device: torch.device) -> float | None:
     return next((peak for name, peak in PEAKS.items() if words >= set(name.split())), None)
 
 
-def flops_of(model: ImplicitRewardModel) -> tuple[float, float] | None:
-    """The operations of a training step for each token, and for each squared length of a row.
+class Flops(NamedTuple):
+    """The operations of a training step.
+
+    Attributes:
+        token: For each token.
+        square: For each squared length of a row.
+        row: For each row.
+    """
+
+    token: float
+    square: float
+    row: float = 0.0
+
+
+def flops_of(model: ImplicitRewardModel) -> Flops | None:
+    """The operations of a training step.
 
     These are model operations in the usual count (PaLM, arXiv:2204.02311, appendix B): 6 for each weight of the
     backbone's matrices and each token, 4 for one that is frozen, none for the look-up of embeddings nor for activations
     that are computed again; for causal attention half of 12 times its width, for each squared length; attention within
-    a sliding window is left out.
+    a sliding window is left out. Where the last layer goes on with the last tokens alone, its matrices behind the
+    attention are counted for each row instead of each token.
 
     Returns:
-        Both numbers, or None for mixtures of experts, whose tokens take part of the weights.
+        The operations, or None for mixtures of experts, whose tokens take part of the weights.
     """
     config = model.classifier.config.get_text_config()
     experts = [getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts")]
@@ -61,11 +78,13 @@ def flops_of(model: ImplicitRewardModel) -> tuple[float, float] | None:
         return None
     looked_up = model.classifier.get_input_embeddings().weight
     matrices = [p for p in model.backbone.parameters() if p.dim() > 1 and p is not looked_up]
-    operations = sum(weights_in(p) * (6.0 if p.requires_grad else 4.0) for p in matrices)
+    pooled = {id(p) for p in parameters_behind_attention(model)} if model.pools_early else set()
+    operations = {id(p): weights_in(p) * (6.0 if p.requires_grad else 4.0) for p in matrices}
+    row = sum(count for parameter, count in operations.items() if parameter in pooled)
     width = config.num_attention_heads * head_width(config)
     default = "full_attention" if getattr(config, "sliding_window", None) is None else "sliding_attention"
     kinds = getattr(config, "layer_types", None) or [default] * config.num_hidden_layers
-    return operations, 6.0 * kinds.count("full_attention") * width
+    return Flops(sum(operations.values()) - row, 6.0 * kinds.count("full_attention") * width, row)
 
 
 class Throughput:
@@ -76,7 +95,7 @@ class Throughput:
         flops: The operations of the model, by `flops_of` before it is sharded, if it computes in bfloat16.
     """
 
-    def __init__(self, accelerator: Accelerator, flops: tuple[float, float] | None) -> None:
+    def __init__(self, accelerator: Accelerator, flops: Flops | None) -> None:
         self.accelerator = accelerator
         self.peak = peak_flops(accelerator.device)
         self.flops = flops
@@ -138,7 +157,7 @@ class Throughput:
         if cuda:
             result["peak_memory_gb"] = memory
         if self.peak and self.flops:
-            done = self.flops[0] * tokens + self.flops[1] * squares
+            done = self.flops.token * tokens + self.flops.square * squares + self.flops.row * examples
             result["mfu"] = done / seconds / self.peak / len(table)
         return result
 

@@ -1,9 +1,9 @@
 """A training run of one or several processes, which writes down what rows each step saw.
 
 python tests/training/recorded_run.py CONFIG.yaml RECORD sgd|own KILL_AT_STEP anew|resume, perhaps under torchrun.
-RECORD.<rank>.jsonl gets a line for each micro-batch: the step, the numbers of its rows, and whether the weights are
-sharded. sgd: plain, in the place of the trainer's own optimiser. At step KILL_AT_STEP, if it comes, every process kills
-itself.
+RECORD.<rank>.jsonl gets a line for each micro-batch: the step, the numbers of its rows, whether the weights are
+sharded, and whether the last layer goes on with the last tokens alone. sgd: plain, in the place of the trainer's own
+optimiser. At step KILL_AT_STEP, if it comes, every process kills itself.
 """
 
 import json
@@ -45,7 +45,9 @@ def main(config: str, record: str, optimizer: str, kill_at: str, start: str) -> 
             os.kill(os.getpid(), signal.SIGKILL)
         with open(path, "a") as file:
             sharded = all(isinstance(p, DTensor) for p in self.model.parameters())
-            file.write(json.dumps([self.state.global_step, inputs["row"].tolist(), sharded]) + "\n")
+            file.write(
+                json.dumps([self.state.global_step, inputs["row"].tolist(), sharded, self.core.pools_early]) + "\n"
+            )
         return compute_loss(self, model, inputs, *args, **kwargs)
 
     def create_optimizer(self, model=None):

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from irm_fast.data.signals import RewardSpec
 from irm_fast.models.computation import computing
-from irm_fast.models.packed import two_rows
+from irm_fast.models.packed import packed_attention, two_rows
 from irm_fast.models.reward_model import ImplicitRewardModel
-from irm_fast.training.distributed import shard, whole_state
+from irm_fast.training.distributed import shard, try_packing_once, whole_state
 
 SPEC = RewardSpec("hidden", ("copy",), (1,), (0.0,))
 FEEDBACK = torch.tensor([[1], [0]], dtype=torch.int8)
@@ -33,7 +33,8 @@ def main(folder: str, out: str, recompute: str, how: str) -> None:
         out: Where to write to.
         recompute: As of `computing`.
         how: "kept": weights are kept after the forward pass, to show that they would be seen; "compiled": layers are
-            compiled; "" neither.
+            compiled; "packed": rows are packed; "pooled": so they are, and the last layer goes on with the last tokens
+            alone; "" none of these.
     """
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
@@ -41,7 +42,13 @@ def main(folder: str, out: str, recompute: str, how: str) -> None:
     model = load(folder, weights=first).train()
     shapes = {tuple(parameter.shape) for parameter in model.backbone.parameters() if parameter.dim() == 2}
     torch.compile = partial(torch.compile, backend="aot_eager")  # type: ignore[assignment]
-    with computing(model, recompute=recompute, compiled=how == "compiled"):
+    packed = how in ("packed", "pooled")
+    try_packing_once(model)
+    with (
+        packed_attention(model, "varlen", every_token=how == "packed") if packed else nullcontext(),
+        computing(model, recompute=recompute, compiled=how == "compiled"),
+    ):
+        assert model.pools_early == (how == "pooled")
         shard(model, torch.bfloat16)
         for module in model.backbone.modules() if how == "kept" else ():
             if hasattr(module, "set_reshard_after_forward"):
@@ -55,7 +62,7 @@ def main(folder: str, out: str, recompute: str, how: str) -> None:
 
         hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
         with nullcontext() if how == "compiled" else hooks:
-            loss = model(**two_rows(model, packed=False), feedback=FEEDBACK)
+            loss = model(**two_rows(model, packed=packed), feedback=FEEDBACK)
         bytes_held = sum(storage.nbytes() for storage in held.values())
         loss.backward()
     dtypes = sorted({str(p.dtype) for p in model.parameters()} | {str(p.grad.dtype) for p in model.parameters()})

@@ -45,7 +45,7 @@ class Run:
         self.losses = torch.tensor([line["loss"] for line in self.log])
         self.rows = Counter()
         for path in record.parent.glob(f"{record.name}.*.jsonl"):
-            for step, rows, self.sharded in map(json.loads, path.read_text().splitlines()):
+            for step, rows, self.sharded, self.pools_early in map(json.loads, path.read_text().splitlines()):
                 self.rows.update((step, row) for row in rows if row >= 0)
 
     def rows_of_epoch(self, epoch: int, steps: int) -> list[int]:
@@ -112,6 +112,7 @@ def test_processes_and_micro_batches_do_not_change_a_step(start):
     same(one, halves)
     assert one.rows == two.rows == halves.rows
     assert one.rows != padded.rows  # there rows of similar length meet
+    assert (one.pools_early, two.pools_early, padded.pools_early) == (True, True, False)
     for run in (one, two, halves, padded):
         assert all(run.rows_of_epoch(epoch, 5) == list(range(ROWS)) for epoch in range(4))
 
@@ -121,6 +122,7 @@ def test_fsdp_computes_the_same(start, precision):
     settings = {"processes": 2, "batch_size": 8} | ({} if precision == "float32" else {"precision": precision})
     whole, sharded = start("whole", **settings), start("sharded", fsdp=True, **settings)
     assert (whole.sharded, sharded.sharded) == (False, True)
+    assert whole.pools_early and sharded.pools_early
     if precision == "float32":
         same(whole, sharded)
     else:  # the norm of the gradient is summed in another order, and weights on the edge of bfloat16 fall either way
@@ -147,6 +149,15 @@ def test_no_gathered_weights_are_held_after_the_forward_pass(tiny_model, tmp_pat
         kept = sharded_step(tiny_model, tmp_path / "kept", recompute, "kept")
         matrices = [p.numel() for layer in model.layers() for p in layer.parameters() if p.dim() == 2]
         assert kept[0]["bytes"] >= 2 * sum(matrices)
+
+
+@pytest.mark.parametrize("recompute", ["none", "full"])
+def test_sharded_layers_go_on_with_the_last_tokens(tiny_model, tmp_path, recompute):
+    """In every process, though the first alone has weights to try it with; no gathered weights are held either."""
+    whole, pooled = (sharded_step(tiny_model, tmp_path / how, recompute, how) for how in ("packed", "pooled"))
+    assert [record["bytes"] for record in pooled] == [0, 0]
+    assert [record["loss"] for record in pooled] == pytest.approx([record["loss"] for record in whole], rel=1e-3)
+    assert pooled[0]["gradient"] == pytest.approx(whole[0]["gradient"], rel=0.02)
 
 
 def test_sharded_layers_are_compiled(tiny_model, tmp_path):
@@ -279,6 +290,7 @@ def test_adapters_on_several_processes(start):
     sharded = start("sharded", processes=2, batch_size=8, fsdp=True, gradient_checkpointing=True, **lora)
     assert (one.losses[0] - one.losses[-1]).abs() > 1e-3
     assert (two.sharded, sharded.sharded) == (False, True)
+    assert two.pools_early and sharded.pools_early
     same(one, two)
     same(one, sharded)
 

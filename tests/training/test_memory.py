@@ -98,7 +98,7 @@ def test_activations_are_those_that_are_kept(tiny_model, make_config, settings):
 
     parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
     with (
-        packed_attention(model, "varlen"),
+        packed_attention(model, "varlen", every_token=True),
         computing(model.train(), dtype if config.precision == "bfloat16" else None),
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
     ):

@@ -8,8 +8,9 @@ import torch
 from transformers import Gemma3TextConfig, LlamaConfig, Qwen3MoeConfig
 
 from irm_fast.models.batches import Counts
+from irm_fast.models.packed import packed_attention
 from irm_fast.training import throughput
-from irm_fast.training.throughput import Throughput, flops_of, in_words, peak_flops, typical
+from irm_fast.training.throughput import Flops, Throughput, flops_of, in_words, peak_flops, typical
 from tests.models.test_attention import TINY, make_model
 
 CPU = torch.device("cpu")
@@ -18,7 +19,7 @@ CPU = torch.device("cpu")
 def make_clock(processes: int = 1, **settings) -> Throughput:
     gather = lambda mine: mine.repeat(processes)  # noqa: E731
     accelerator = SimpleNamespace(device=CPU, gather=gather)
-    return Throughput(accelerator, **{"flops": (100.0, 2.0), **settings})
+    return Throughput(accelerator, **{"flops": Flops(100.0, 2.0, 5.0), **settings})
 
 
 def test_counts_and_time(monkeypatch):
@@ -36,7 +37,7 @@ def test_counts_and_time(monkeypatch):
             "examples_per_second": 1.0,
             "tokens_per_second": 9.0,
             "non_padding": 0.75,
-            "mfu": (100 * 36 + 2 * 536) / 4 / 1000,
+            "mfu": (100 * 36 + 2 * 536 + 5 * 4) / 4 / 1000,
         }
     )
     assert clock.report() == {}  # nothing since
@@ -51,7 +52,7 @@ def test_all_processes_count(monkeypatch):
     clock.add(Counts(1, 10, 10, 100))
     report = clock.report()
     assert report["tokens_per_second"] == 20
-    assert report["mfu"] == pytest.approx((1000 + 200) / 2 / 50)  # of each device
+    assert report["mfu"] == pytest.approx((1000 + 200 + 5) / 2 / 50)  # of each device
 
 
 def test_pauses_do_not_count(monkeypatch):
@@ -68,7 +69,9 @@ def test_pauses_do_not_count(monkeypatch):
 def test_flops_are_those_of_the_usual_count():
     config = LlamaConfig(**TINY)  # 2 layers, width 32, 4 heads of 8, 2 of keys and values, 48 within
     layer = 32 * 32 + 2 * 32 * 16 + 32 * 32 + 3 * 32 * 48
-    assert flops_of(make_model(config)) == (6.0 * 2 * layer, 6.0 * 2 * 32)
+    assert flops_of(make_model(config)) == (6.0 * 2 * layer, 6.0 * 2 * 32, 0)
+    with packed_attention(model := make_model(config), "varlen"):  # the gated part of the last layer, once a row
+        assert flops_of(model) == (6.0 * (2 * layer - 3 * 32 * 48), 6.0 * 2 * 32, 6.0 * 3 * 32 * 48)
     windows = Gemma3TextConfig(
         **TINY, head_dim=8, sliding_window=5, layer_types=["sliding_attention", "full_attention"]
     )
