@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from irm_fast.cli.options import AbsentKeys, AsJson, Polarity
-from irm_fast.training.config import parse_polarity
+from irm_fast.training.setting_values import parse_polarity
 
 
 def validate(

@@ -22,7 +22,7 @@ from irm_fast.cli.options import (
     TokenBudget,
 )
 from irm_fast.data.signals import Absent, DesignChoice
-from irm_fast.training.config import parse_polarity
+from irm_fast.training.setting_values import parse_polarity
 
 
 def evaluate(

@@ -17,7 +17,6 @@ from irm_fast.data.outputs import check_choice
 from irm_fast.data.signals import Absent, DesignChoice, Estimator
 from irm_fast.models import Attention, Precision, Recompute
 from irm_fast.training.setting_values import check_bounds, convert, read_yaml
-from irm_fast.training.setting_values import parse_polarity as parse_polarity
 
 Config = TypeVar("Config", bound="RunConfig")
 NOT_KEPT = ("resume", "overwrite", "progress")  # no settings of the result: a file of settings does not hold them

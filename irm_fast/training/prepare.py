@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from irm_fast.data.log import Log
 from irm_fast.data.pairs import Pairs, read_pairs
@@ -26,26 +25,13 @@ from irm_fast.data.signals import (
     without_contradictions,
 )
 from irm_fast.data.warning import warn_caller
-from irm_fast.embeddings.objective import Objective
-from irm_fast.embeddings.one_signal import labels_choose
-from irm_fast.embeddings.two_step import ENOUGH, coactions
-from irm_fast.evaluation.log_diagnosis import diagnose_rows
 from irm_fast.models.adapters import check_four_bits, check_installed, target_names
 from irm_fast.models.backbone import count_tokens, skeleton
 from irm_fast.training.arguments import training_arguments
 from irm_fast.training.config import RunConfig, TrainConfig
 from irm_fast.training.distributed import check_same_log
 from irm_fast.training.run_folder import check_output, describe
-
-NO_DESIGN = (
-    "propensity_design: {name!r} is the only signal, and one signal shows preference times propensity alone; expected\n"
-    "  --propensity-design constant: pleased users act equally often on every response,\n"
-    "  --propensity-design features: how often they act depends on the features of the log alone,\n"
-    "  --propensity-design known: the log has the propensities, as random exposure gives them,\n"
-    "  --propensity-design hidden: they depend on anything in the text; then nothing tells them from the preference,\n"
-    "  a preference in a few rows, 5 of each kind at least, which choose: irm-fast label draws rows to rate, or\n"
-    "  a second signal"
-)
+from irm_fast.training.specs import check_co_actions, specs_to_try, warn_of_identification
 
 
 @dataclass(frozen=True)
@@ -121,6 +107,7 @@ def prepare_run(log: Log, config: RunConfig, heldout: Log | None = None) -> Prep
     if isinstance(config, TrainConfig) and config.overlong == "drop":
         log = without_overlong(log, config)
         heldout = None if heldout is None else without_overlong(heldout, config)
+        pairs = None if pairs is None else pairs_without_overlong(pairs, config)
     dropped = rows - len(log)
     log, heldout = live_signals(log, heldout)
 
@@ -148,33 +135,22 @@ def prepare_run(log: Log, config: RunConfig, heldout: Log | None = None) -> Prep
     if isinstance(config, TrainConfig):  # what the whole log shows the training part may not
         specs = specs_to_try(log, config, heldout)
         check_co_actions(specs[0], log, config)
-    if pairs is None or not isinstance(config, TrainConfig):
-        return Prepared(log, heldout, specs, dropped, fingerprint)
-    return Prepared(log, heldout, specs, dropped, fingerprint, *parts_of_pairs(pairs, log, heldout, config))
+    parts = (None, None) if pairs is None else parts_of_pairs(pairs, log, heldout, config)
+    return Prepared(log, heldout, specs, dropped, fingerprint, *parts)
 
 
-def parts_of_pairs(pairs: Pairs, log: Log, heldout: Log | None, config: TrainConfig) -> tuple[Pairs, Pairs | None]:
+def parts_of_pairs(pairs: Pairs, log: Log, heldout: Log | None, config: RunConfig) -> tuple[Pairs, Pairs | None]:
     """The pairs to train on, and those to evaluate on if there are any: see `Pairs.split`.
 
     Args:
-        pairs: The pairs, as they were read.
+        pairs: The pairs.
         log: The training part of the log.
         heldout: The held-out part, or None.
         config: The settings.
 
     Raises:
-        ValueError: All pairs are too long, or of conversations of the held-out part.
+        ValueError: All pairs are of conversations of the held-out part.
     """
-    if config.overlong == "drop":
-        tokens, limit = count_tokens(config.model, pairs.sides, config.max_length)
-        fits = np.all(tokens.reshape(-1, 2) <= limit, axis=1)
-        if not fits.any():
-            text = f"overlong: all {len(pairs)} pairs are longer than {limit} tokens; expected a larger max_length"
-            raise ValueError(text)
-        if not fits.all():
-            text = f"overlong: {(~fits).sum()} of {len(pairs)} pairs are longer than {limit} tokens and are left out"
-            warn_caller(text)
-        pairs = pairs.subset(fits)
     if heldout is None:
         return pairs, None
     training, held = pairs.split(log, heldout, config.validation_fraction, config.seed)
@@ -233,113 +209,6 @@ def live_signals(log: Log, heldout: Log | None) -> tuple[Log, Log | None]:
     return keep_signals(log, live), heldout
 
 
-def specs_to_try(log: Log, config: RunConfig, heldout: Log | None) -> list[RewardSpec]:
-    """What a model is to explain by each propensity design that comes into question.
-
-    Where propensities are fitted first, and on embeddings, the design may be "auto": that fit chooses one by itself. A
-    joint training cannot, so that several are trained where held-out likelihood is to choose.
-
-    Raises:
-        ValueError: One signal has neither a design nor anything that chooses one, or held-out likelihood is to choose
-            and there is no held-out part.
-    """
-    design = config.propensity_design
-    if design == "auto" and len(log.signals) == 1 and not (log.feature_names or labels_choose(log.preference)):
-        raise ValueError(NO_DESIGN.format(name=log.signals[0]))
-    if not isinstance(config, TrainConfig):
-        return [spec_of(log, config, design)]
-    if fits_first(log, config):
-        return [spec_of(log, config, design, "two-step")]
-    designs = [design]
-    if design == "auto":
-        designs = ["features"] if len(log.signals) == 1 else ["constant"]
-        if config.estimator == "joint" and len(log.signals) > 1:
-            designs = ["constant", "hidden"]
-            if heldout is None and not config.validation_fraction:
-                raise ValueError("propensity_design: 'auto' chooses by held-out likelihood; set validation_fraction")
-    return [spec_of(log, config, name) for name in designs]
-
-
-def fits_first(log: Log, config: TrainConfig) -> bool:
-    """Whether propensities are fitted before the reward is trained: on request, or where the log shows them.
-
-    A log shows those of several signals by co-actions, and that of one by labels.
-    """
-    if not log.signals:
-        return False
-    if config.estimator != "auto":
-        return config.estimator == "two-step"
-    if len(log.signals) == 1:
-        return config.propensity_design == "auto" and labels_choose(log.preference)
-    return config.propensity_design in ("auto", "hidden", "features") and bool((_coactions(log) >= ENOUGH).any())
-
-
-def check_co_actions(spec: RewardSpec, log: Log, config: TrainConfig) -> None:
-    """Check that the training part shows the propensities that a run is to fit, or says that none are fitted.
-
-    Args:
-        spec: What a model is to explain.
-        log: The training part.
-        config: The settings.
-
-    Raises:
-        ValueError: The rows that the fit reads show too few co-actions.
-    """
-    if not log.signals or (len(log.signals) == 1 and (config.estimator != "two-step" or spec.design == "auto")):
-        return  # labels choose, or the assumption was named
-    seen = _coactions(log)
-    counts = ", ".join(f"{name} {count}" for name, count in zip(log.signals, seen, strict=True))
-    if spec.estimator != "two-step":
-        if config.propensity_design == "auto" and config.estimator == "auto":
-            warn_caller(
-                f"fewer than {ENOUGH} co-actions ({counts}): propensities are taken for constant, and what moves users "
-                "to act counts as preference; more rows or labels would show them, or say what they depend on "
-                "(propensity_design hidden, features or known)"
-            )
-        return
-    read = seen * min(1.0, config.propensity_rows / len(log))
-    if not ((read >= ENOUGH).all() if config.estimator == "two-step" else (read >= ENOUGH).any()):
-        few = f"got {counts}" + (
-            f", and {config.propensity_rows} of {len(log)} rows are read" if read[0] < seen[0] else ""
-        )
-        raise ValueError(
-            f"co-actions: {few}; propensities are fitted to {ENOUGH} or more a signal (rows of the training part in "
-            "which another signal or a label proves the preference); expected more rows, a larger propensity_rows, or "
-            "estimator 'joint'"
-        )
-
-
-def _coactions(log: Log) -> np.ndarray:
-    """Count, for each of K signals, its actions and its silences on rows that others prove: the smaller number."""
-    feedback, preference = torch.from_numpy(log.feedback), torch.from_numpy(log.preference)
-    weight = torch.ones(len(log)) if log.weight is None else torch.from_numpy(log.weight)
-    return coactions(Objective(feedback, preference, weight, log.polarity, (0.0,) * len(log.signals)))
-
-
-def spec_of(log: Log, config: RunConfig, design: str, estimator: str = "joint") -> RewardSpec:
-    """The signals and settings that a model of this propensity design and estimator is to explain the log by."""
-    rates = config.misclick_rate
-    return RewardSpec(
-        design=design,
-        signals=log.signals,
-        polarity=log.polarity,
-        misclick_rate=tuple(
-            float(rates.get(name, 0.0) if isinstance(rates, Mapping) else rates) for name in log.signals
-        ),
-        feature_names=log.feature_names if design == "features" else (),
-        max_length=config.max_length if isinstance(config, TrainConfig) else RewardSpec.max_length,
-        estimator=estimator,
-    )
-
-
-def warn_of_identification(spec: RewardSpec, log: Log) -> None:
-    """Warn where a single signal meets a propensity design that can explain any part of it."""
-    if len(spec.signals) == 1 and spec.design in ("hidden", "features"):
-        verdict = diagnose_rows([log], spec).verdict
-        text = f"propensity_design {spec.design!r}, signal {spec.signals[0]!r}: the reward is {verdict}"
-        warn_caller(text)
-
-
 def without_overlong(log: Log, config: TrainConfig) -> Log:
     """The rows of a log that need no truncation.
 
@@ -351,6 +220,23 @@ def without_overlong(log: Log, config: TrainConfig) -> Log:
     if not len(fits):
         raise ValueError(f"overlong: all {len(log)} rows are longer than {limit} tokens; expected a larger max_length")
     return log.subset(fits)
+
+
+def pairs_without_overlong(pairs: Pairs, config: TrainConfig) -> Pairs:
+    """The pairs of which neither side needs truncation; a warning counts the others.
+
+    Raises:
+        ValueError: All pairs are too long.
+    """
+    tokens, limit = count_tokens(config.model, pairs.sides, config.max_length)
+    fits = np.all(tokens.reshape(-1, 2) <= limit, axis=1)
+    if not fits.any():
+        raise ValueError(
+            f"overlong: all {len(pairs)} pairs are longer than {limit} tokens; expected a larger max_length"
+        )
+    if not fits.all():
+        warn_caller(f"overlong: {(~fits).sum()} of {len(pairs)} pairs are longer than {limit} tokens and are left out")
+    return pairs.subset(fits)
 
 
 def check_parts(log: Log, heldout: Log | None) -> None:
