@@ -80,8 +80,9 @@ def linear_implicit_rm_loss(
     of the weights; backward computes the gradient of `hidden` without a second read. Nothing else kept grows with N.
 
     A second read is needed for the weights with `reduction="none"`, whose upstream gradients are not known in the
-    forward pass, and on GPUs where the heads do not fit into registers: above 16,384 for next_pow2(M) times
-    next_pow2(H), H taken as 2,048 at least, with M = K+1 heads, or 1 when `propensity_logits` are given.
+    forward pass, and on GPUs for wide heads: above 16,384 for next_pow2(M) times next_pow2(H), H taken as 2,048 at
+    least, with M = K+1 heads, or 1 when `propensity_logits` are given. With bfloat16 hidden states on an H100 or
+    later, up to 5 heads take one read up to H = 4,096.
 
     Args:
         hidden: (N, H) float32, bfloat16 or float16 with any stride between rows, such as a view into packed states;

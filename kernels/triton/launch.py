@@ -39,3 +39,9 @@ def device_limits(x: Tensor) -> tuple[int, int]:
 def _device_limits(index: int) -> tuple[int, int]:
     properties = triton.runtime.driver.active.utils.get_device_properties(index)
     return properties["multiprocessor_count"], properties["max_shared_mem"]
+
+
+@cache
+def has_tensor_cores() -> bool:
+    """Whether dots of bfloat16 run as `heads.dot_logits` wants them: on NVIDIA, and in the interpreter."""
+    return INTERPRETED or triton.runtime.driver.active.get_current_target().backend == "cuda"

@@ -13,8 +13,18 @@ import triton
 import triton.language as tl
 from irm_fast.kernels.batch import Batch
 from irm_fast.kernels.triton.four_groups import four_groups_tile, load_logits
-from irm_fast.kernels.triton.heads import add_columns, add_rows, load_heads, load_hidden, store_heads
-from irm_fast.kernels.triton.launch import INTERPRETED, as_codes, device_limits, on_device_of, strides
+from irm_fast.kernels.triton.heads import (
+    add_columns,
+    add_rows,
+    dot_logits,
+    load_heads,
+    load_hidden,
+    load_parts,
+    load_pieces,
+    store_heads,
+    widen,
+)
+from irm_fast.kernels.triton.launch import INTERPRETED, as_codes, device_limits, has_tensor_cores, on_device_of, strides
 from irm_fast.kernels.triton.linear_gradients import linear_hidden_grad, linear_weight_grad
 from torch import Tensor
 
@@ -65,6 +75,8 @@ def linear_implicit_rm_fwd_kernel(
     HAS_MISCLICK: tl.constexpr,
     PER_ROW: tl.constexpr,
     STAGES: tl.constexpr,
+    PARTS: tl.constexpr,  # 0: no tensor cores; 4, 8 or 16: rows for the three parts of M heads
+    PIECES: tl.constexpr,
 ):
     SPLIT: tl.constexpr = 4 if BLOCK_H >= 256 else 1  # columns in one sum; 8 are fewer instructions, more registers
     pid = tl.program_id(0)
@@ -72,7 +84,9 @@ def linear_implicit_rm_fwd_kernel(
     o_k = tl.arange(0, BLOCK_K)[None, :].to(tl.int64) - 1  # column 0 is the reward: no signal
     b_bias = tl.load(bias_ptr + o_m, mask=o_m < M, other=0.0)
     b_sum = tl.zeros([BLOCK_N, 1], tl.float32)
-    if ONE_READ:
+    if PARTS > 0:
+        b_heads = load_parts(heads_ptr, H, M, BLOCK_H, PARTS, PIECES)
+    elif ONE_READ:
         b_heads = load_heads(heads_ptr, 0, H, M, BLOCK_H, BLOCK_M)
     if grad_heads_ptr is not None:
         b_grad_heads = tl.zeros([1, BLOCK_M, BLOCK_H], tl.float32)
@@ -81,7 +95,12 @@ def linear_implicit_rm_fwd_kernel(
     for row in tl.range(first_row, n_rows, step, num_stages=STAGES if ONE_READ else 1):
         o_n = row + tl.arange(0, BLOCK_N)[:, None]
         m_n = o_n < n_rows
-        if ONE_READ:
+        if PARTS > 0:
+            rows = tl.minimum(n_rows - row, BLOCK_N).to(tl.int32)
+            b_hidden = load_pieces(hidden_ptr + row * stride_hidden, rows, stride_hidden, H, BLOCK_H, BLOCK_N, PIECES)
+            b_logits = dot_logits(b_hidden, b_heads, M, BLOCK_M, PARTS)
+            b_hidden = widen(tl.reshape(b_hidden, [BLOCK_N, 1, BLOCK_H]))
+        elif ONE_READ:
             b_hidden = load_hidden(hidden_ptr, o_n * stride_hidden, m_n, 0, H, BLOCK_H)
             b_products = tl.zeros([BLOCK_N, BLOCK_M, BLOCK_H // SPLIT], tl.float32)
             b_logits = tl.sum(add_columns(b_products, b_hidden, b_heads), 2)
@@ -136,6 +155,7 @@ def linear_implicit_rm_fwd_kernel(
                 b_hidden = tl.where(dropped[:, :, None], 0.0, b_hidden)
             b_head_grad = b_grad if propensity_ptr is None else b_ds
             b_grad_heads = add_rows(b_grad_heads, b_head_grad[:, :, None], b_hidden)
+            b_grad_heads = tl.where(o_m[:, :, None] < M, b_grad_heads, 0.0)  # what is no head costs nothing
 
     if grad_heads_ptr is not None:
         store_heads(grad_heads_ptr + pid.to(tl.int64) * M * H, b_grad_heads, 0, H, M, BLOCK_H, BLOCK_M)
@@ -166,8 +186,7 @@ def linear_implicit_rm_forward(
     reward_strat, propensity_strat = batch.reward_strat, batch.propensity_strat
     has_options = any(x is not None for x in (preference, weight, reward_strat)) or batch.has_misclick
     has_options = has_options or batch.per_row or batch.need_groups or feedback.element_size() == 8
-    aligned = hidden.stride(0) % 16 == 0 and hidden.data_ptr() % 16 == 0
-    tile = forward_tile(n_heads, n_signals, width, hidden.element_size(), shared, has_options, aligned)
+    tile = forward_tile(hidden, n_heads, n_signals, has_options, shared)
     n_programs = min(triton.cdiv(n, tile.BLOCK_N), tile.programs * processors)
     second_read = need[1] and not tile.ONE_READ
 
@@ -214,6 +233,8 @@ def linear_implicit_rm_forward(
                 HAS_MISCLICK=batch.has_misclick,
                 PER_ROW=batch.per_row,
                 STAGES=tile.STAGES,
+                PARTS=tile.PARTS,
+                PIECES=tile.num_warps,
                 num_warps=tile.num_warps,
                 enable_fp_fusion=True,  # said because the default changes in Triton 3.10
             )
@@ -233,39 +254,72 @@ class Tile(NamedTuple):
     BLOCK_M: int
     BLOCK_K: int
     STAGES: int
+    PARTS: int
     num_warps: int
     programs: int  # on a processor
 
 
-def forward_tile(
-    n_heads: int, n_signals: int, width: int, itemsize: int, shared: int, has_options: bool, aligned: bool
-) -> Tile:
+def forward_tile(hidden: Tensor, n_heads: int, n_signals: int, has_options: bool, shared: int) -> Tile:
+    """The first of the three forms that fits a processor: tensor cores, one read, two reads."""
+    arguments = hidden, n_heads, n_signals, has_options, shared
+    return tensor_core_tile(*arguments) or one_read_tile(*arguments) or two_reads_tile(*arguments)
+
+
+def is_aligned(hidden: Tensor) -> bool:
+    return hidden.stride(0) % 16 == 0 and hidden.data_ptr() % 16 == 0
+
+
+def tensor_core_tile(hidden: Tensor, n_heads: int, n_signals: int, has_options: bool, shared: int) -> Tile | None:
+    """Heads in three bfloat16 parts in shared memory beside two tiles, one computed and one on its way."""
+    parts = triton.next_power_of_2(3 * n_heads)
+    if parts > 16 or hidden.dtype != torch.bfloat16 or not is_aligned(hidden) or not has_tensor_cores():
+        return None
+    block_h = max(triton.next_power_of_2(hidden.shape[1]), 256)
+    num_warps = max(1, min(8, block_h // 256))
+    programs = 8 // num_warps
+    room = (shared // programs - 4096) // (2 * block_h) - parts  # rows of hidden states
+    block_n = min(4096 * num_warps // block_h, 1 << max(0, room // 2).bit_length() >> 1)
+    if block_n < 4:
+        return None
+    block_m, block_k = triton.next_power_of_2(n_heads), triton.next_power_of_2(n_signals + 1)
+    block_n *= 8 if INTERPRETED else 1  # the interpreter pays per program
+    return Tile(True, block_n, block_h, block_m, block_k, 3, parts, num_warps, programs)
+
+
+def one_read_tile(hidden: Tensor, n_heads: int, n_signals: int, has_options: bool, shared: int) -> Tile | None:
     """A tile that fills a processor: 8 warps with up to 255 registers a thread, in one program or several.
 
-    In one read a thread holds a piece of the heads, its gradient and `states` hidden states, as many as registers last
-    for: with more of them, or wider heads, they spill (tests/kernels/test_triton_compile.py). Options of the loss
-    take some of their own, and so do narrow loads where rows are not aligned to 16 elements. A thread reads 8
-    neighbours at once, so that narrow hidden states take fewer threads. While a tile is computed the next ones are on
-    their way into shared memory, whose size bounds the number of stages. In two reads a thread holds 64 sums of
-    products.
+    A thread holds a piece of the heads, its gradient and `states` hidden states, as many as registers last for: with
+    more of them, or wider heads, they spill (tests/kernels/test_triton_compile.py). Options of the loss take some of
+    their own, and so do narrow loads where rows are not aligned to 16 elements. A thread reads 8 neighbours at once,
+    so that narrow hidden states take fewer threads. While a tile is computed the next ones are on their way into
+    shared memory, whose size bounds the number of stages.
     """
+    itemsize = hidden.element_size()
     block_m, block_k = triton.next_power_of_2(n_heads), triton.next_power_of_2(n_signals + 1)
-    block_h = triton.next_power_of_2(width)
+    block_h = triton.next_power_of_2(hidden.shape[1])
     head_entries = block_m * max(block_h, 2048)
-    one_read = head_entries <= ONE_READ_LIMIT
-    if one_read:
-        num_warps = max(1, min(8, block_h // 256))
-        crowded = has_options and (block_m > 2 or 2 * head_entries > ONE_READ_LIMIT)
-        states = min(128, 512 // block_m) * 2 // max(2, itemsize) // (2 if crowded else 1)
-        states //= 1 if aligned else 2
-        block_n = min(states * 32 * num_warps // block_h, 128 * num_warps // block_k)
-        staged = block_n * block_h * itemsize
-    else:
-        num_warps = 8
-        block_h = max(1, min(block_h, 2048, 16384 // block_m))
-        block_n = min(16384 // (block_m * block_h), 1024 // block_k)
-        staged = block_n * block_h * itemsize + block_m * block_h * 4
-    block_n = max(1, block_n) * (8 if INTERPRETED else 1)  # the interpreter pays per program
+    if head_entries > ONE_READ_LIMIT:
+        return None
+    num_warps = max(1, min(8, block_h // 256))
+    crowded = has_options and (block_m > 2 or 2 * head_entries > ONE_READ_LIMIT)
+    states = min(128, 512 // block_m) * 2 // max(2, itemsize) // (2 if crowded else 1)
+    states //= 1 if is_aligned(hidden) else 2
+    block_n = min(states * 32 * num_warps // block_h, 128 * num_warps // block_k)
+    block_n = max(1, block_n) * (8 if INTERPRETED else 1)
     programs = 8 // num_warps
-    copies = (shared // programs - 8192) // staged  # the rest is for exchange between threads
-    return Tile(one_read, block_n, block_h, block_m, block_k, 1 + max(0, min(2, copies)), num_warps, programs)
+    stages = n_stages(shared // programs, block_n * block_h * itemsize)
+    return Tile(True, block_n, block_h, block_m, block_k, stages, 0, num_warps, programs)
+
+
+def two_reads_tile(hidden: Tensor, n_heads: int, n_signals: int, has_options: bool, shared: int) -> Tile:
+    """A piece of the heads for 8 rows or more; a thread holds 64 sums of products."""
+    block_m, block_k = triton.next_power_of_2(n_heads), triton.next_power_of_2(n_signals + 1)
+    block_h = max(1, min(triton.next_power_of_2(hidden.shape[1]), 2048, 16384 // block_m))
+    block_n = max(1, min(16384 // (block_m * block_h), 1024 // block_k)) * (8 if INTERPRETED else 1)
+    stages = n_stages(shared, block_n * block_h * hidden.element_size() + block_m * block_h * 4)
+    return Tile(False, block_n, block_h, block_m, block_k, stages, 0, 8, 1)
+
+
+def n_stages(shared: int, staged: int) -> int:
+    return 1 + max(0, min(2, (shared - 8192) // staged))  # the rest is for exchange between threads

@@ -19,9 +19,11 @@ CPU = torch.device("cpu")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
-@pytest.fixture(params=["one read", "two reads"], autouse=True)
-def reads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Each form of the kernel in turn."""
+@pytest.fixture(params=["tensor cores", "one read", "two reads"], autouse=True)
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each form of the kernel in turn; tensor cores serve bfloat16 alone."""
+    if request.param != "tensor cores":
+        monkeypatch.setattr(linear_implicit_rm, "has_tensor_cores", lambda: False)
     if request.param == "two reads":
         monkeypatch.setattr(linear_implicit_rm, "ONE_READ_LIMIT", 0)
     return str(request.param)
@@ -216,8 +218,8 @@ def assert_hidden_grad(c: dict, upstream: Tensor) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("heads", [True, False])
 @pytest.mark.parametrize("n, h, k", [(0, 8, 1), (1, 1, 1), (301, 33, 3), (65, 130, 16)])
-def test_hidden_gradient(n: int, h: int, k: int, heads: bool, dtype: torch.dtype, reads: str) -> None:
-    if reads == "two reads":
+def test_hidden_gradient(n: int, h: int, k: int, heads: bool, dtype: torch.dtype, form: str) -> None:
+    if form != "one read":
         pytest.skip("one form only")
     c = case(n, h, k, dtype, heads=heads)
     for upstream in (torch.tensor(1.5), torch.linspace(-2, 2, n), torch.tensor(-0.5).expand(n), torch.ones(2 * n)[::2]):

@@ -103,7 +103,10 @@ CASES: dict[str, Callable[[], None]] = {
     "linear K=1 H=4096 bfloat16": partial(launch_linear, 1, 4096, BF16),
     "linear K=1 H=4096 float16": partial(launch_linear, 1, 4096, F16),
     "linear K=1 H=8192 bfloat16": partial(launch_linear, 1, 8192, BF16),
-    "linear K=3 H=4096 bfloat16": partial(launch_linear, 3, 4096, BF16),
+    "linear K=2 H=4096 bfloat16": partial(launch_linear, 2, 4096, BF16),
+    "linear K=4 H=4096 bfloat16": partial(launch_linear, 4, 4096, BF16),
+    "linear K=1 H=2560 bfloat16": partial(launch_linear, 1, 2560, BF16),
+    "linear K=1 H=4096 bfloat16, given propensities": partial(launch_linear, 1, 4096, BF16, heads=False),
     "linear K=1 H=1000 bfloat16, unaligned": partial(launch_linear, 1, 1000, BF16),
     "linear K=3 H=3000 bfloat16, unaligned": partial(launch_linear, 3, 3000, BF16),
     "linear K=3 H=1000 float32, everything": partial(launch_linear, 3, 1000, F32, everything=True),
@@ -146,6 +149,7 @@ def compile_launches(launch: Callable[[], None], target: str, rows_factor: int =
         for module in (linear_implicit_rm, linear_gradients):
             patches.enter_context(patch.object(module, "device_limits", lambda _: (132, shared)))
         patches.enter_context(patch.object(linear_implicit_rm, "forward_tile", tile))
+        patches.enter_context(patch.object(linear_implicit_rm, "has_tensor_cores", lambda: gpu.backend == "cuda"))
         launch()
     for kernel, args, kwargs in launches:
         compiled = _compile(kernel, args, kwargs, gpu)
