@@ -28,8 +28,7 @@ def launched() -> Iterator[bool]:
 
     Each of them then computes on its own GPU, if there are GPUs. What they warn of, the first one alone says.
     """
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    if not several:
+    if started() == 1:
         yield False
         return
     state = joined()
@@ -46,6 +45,11 @@ def launched() -> Iterator[bool]:
 def joined() -> PartialState:
     """The processes, joined if they were not before: through gloo on CPUs, and NCCL on GPUs."""
     return PartialState(cpu=not torch.accelerator.is_available())
+
+
+def started() -> int:
+    """The number of processes that torchrun or accelerate started, also before they are joined."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def is_first() -> bool:

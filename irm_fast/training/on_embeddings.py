@@ -11,6 +11,7 @@ from irm_fast.embeddings.text_model import EmbeddedRewardModel
 from irm_fast.evaluation.evaluation import heldout_metrics
 from irm_fast.evaluation.log_diagnosis import diagnose_rows
 from irm_fast.models.backbone import model_config
+from irm_fast.models.processes import started
 from irm_fast.training.config import EmbeddingTrainConfig
 from irm_fast.training.estimation import fit_embedded
 from irm_fast.training.prepare import Prepared, prepare_run, read_data
@@ -29,9 +30,15 @@ def train_on_embeddings(config: EmbeddingTrainConfig) -> TrainResult:
         config: The settings.
 
     Raises:
-        ValueError: What is wrong with the log (`DataError`), the embeddings, the model, the settings or the folder.
+        ValueError: What is wrong with the log (`DataError`), the embeddings, the model, the settings or the folder; or
+            there are several processes, which would all write to it.
     """
     # Prepare: what can be refused is refused before the work
+    if started() > 1:
+        raise ValueError(
+            f"embeddings: got {started()} processes, and one fits a reward to embeddings; expected irm-fast train "
+            "without torchrun (irm-fast embed shares its rows)"
+        )
     source = read_source(config.embeddings)
     source = replace(source, model=config.model or source.model)
     model_config(source.model)  # raises if there is no such model
