@@ -213,11 +213,7 @@ class TrainConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.stratification != "current" and self.objective != "stratified":
-            raise ValueError(
-                f"stratification: {self.stratification!r} has no effect on the marginal objective; "
-                "set objective to 'stratified' as well"
-            )
+        self._check_stratification()
         if self.estimator == "two-step" and self.propensity_design == "known":
             raise ValueError("estimator: 'two-step' fits propensities, and those of the design 'known' are in the log")
         if self.pairs_weight is not None and not self.pairs:
@@ -228,6 +224,26 @@ class TrainConfig(RunConfig):
         check_choice(resume=self.resume, overwrite=self.overwrite)
         if self.compile and self.liger:
             raise ValueError("liger: got true beside compile; expected one of them: both fuse the same operations")
+
+    def _check_stratification(self) -> None:
+        """Raise ValueError for a stratification model that has no effect, or cannot be kept."""
+        if self.stratification == "current":
+            return
+        if self.objective != "stratified":
+            raise ValueError(
+                f"stratification: {self.stratification!r} has no effect on the marginal objective; "
+                "set objective to 'stratified' as well"
+            )
+        if self.sharded:
+            raise ValueError(
+                f"stratification: {self.stratification!r} keeps a second model, which fsdp does not shard; expected "
+                "current, or no fsdp, which accelerate's configuration may ask for too"
+            )
+        if self.load_in_4bit:
+            raise ValueError(
+                f"stratification: {self.stratification!r} averages weights, which those of 4 bits do not allow; "
+                "expected current, or no load_in_4bit"
+            )
 
     def _check_lora(self) -> None:
         """Raise ValueError for settings of adapters that have no effect, or that do not go together."""
@@ -241,11 +257,6 @@ class TrainConfig(RunConfig):
             raise ValueError(
                 "load_in_4bit: weights of 4 bits are not sharded; expected one of load_in_4bit and fsdp, which "
                 "accelerate's configuration may ask for too"
-            )
-        if self.load_in_4bit and self.stratification != "current":
-            raise ValueError(
-                f"stratification: {self.stratification!r} averages weights, which those of 4 bits do not allow; "
-                "expected current, or no load_in_4bit"
             )
 
     @property

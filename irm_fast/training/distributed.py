@@ -14,6 +14,7 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate import accelerator as accelerator_module
 from torch import Tensor, nn
+from transformers import TrainingArguments
 
 from irm_fast.models.batches import TokenizedRows
 from irm_fast.models.packed import TRIED, tried
@@ -69,6 +70,22 @@ def restored_environment() -> Iterator[None]:
             os.environ[ACCELERATE_FSDP] = before
 
 
+def check_one_gpu(args: TrainingArguments) -> None:
+    """Check that this process sees one GPU at most.
+
+    Args:
+        args: The settings of transformers' loop.
+
+    Raises:
+        RuntimeError: It sees several.
+    """
+    if args.n_gpu > 1:
+        raise RuntimeError(
+            f"{args.n_gpu} GPUs in one process: start one process each, "
+            f"torchrun --nproc-per-node {args.n_gpu} -m irm_fast train ..., or set CUDA_VISIBLE_DEVICES=0"
+        )
+
+
 def check_fsdp(config: TrainConfig, processes: int, enabled: bool = True) -> None:
     """Check that FSDP comes about where it is wanted, by the settings or by accelerate's configuration.
 
@@ -91,22 +108,18 @@ def try_packing_once(model: ImplicitRewardModel) -> None:
     TRIED[model] = from_main_process(lambda: tried(model))
 
 
-def prepare_fsdp(accelerator: Accelerator, config: TrainConfig) -> None:
-    """Check that FSDP2 can be set up as the settings want it.
+def check_fsdp_version(accelerator: Accelerator) -> None:
+    """Check that accelerate is configured for FSDP2.
 
     Args:
         accelerator: The one of the trainer, with FSDP enabled.
-        config: The settings.
 
     Raises:
-        ValueError: Accelerate is configured for FSDP of the first version, or the settings ask for a stratification
-            model, which would have to be sharded alike.
+        ValueError: It is configured for FSDP of the first version.
     """
-    plugin = accelerator.state.fsdp_plugin
-    if plugin.fsdp_version != 2:
-        raise ValueError(f"fsdp: got version {plugin.fsdp_version}; expected fsdp_version: 2 in the accelerate config")
-    if config.stratification != "current":
-        raise ValueError(f"stratification: {config.stratification!r} does not go with fsdp; expected current")
+    version = accelerator.state.fsdp_plugin.fsdp_version
+    if version != 2:
+        raise ValueError(f"fsdp: got version {version}; expected fsdp_version: 2 in the accelerate config")
 
 
 @contextmanager

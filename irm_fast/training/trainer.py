@@ -24,7 +24,14 @@ from irm_fast.models.packing import PackSampler, by_length, check_budget
 from irm_fast.models.reward_model import ImplicitRewardModel
 from irm_fast.training.callbacks import EpochOfPacks, IsolationCheck, StratificationModel
 from irm_fast.training.config import TrainConfig
-from irm_fast.training.distributed import check_fsdp, check_same_lengths, local, prepare_fsdp, sharding
+from irm_fast.training.distributed import (
+    check_fsdp,
+    check_fsdp_version,
+    check_one_gpu,
+    check_same_lengths,
+    local,
+    sharding,
+)
 from irm_fast.training.throughput import Throughput, flops_of
 
 STRATIFICATION_FILE = "stratification.safetensors"
@@ -98,7 +105,7 @@ class ImplicitTrainer(Trainer):
         check_same_lengths(self.accelerator, [train_dataset, eval_dataset])
         check_fsdp(config, args.world_size, self.is_fsdp_enabled)
         if self.is_fsdp_enabled:
-            prepare_fsdp(self.accelerator, config)
+            check_fsdp_version(self.accelerator)
 
         # What happens beside the steps
         self.throughput = Throughput(self.accelerator, flops)
@@ -328,16 +335,3 @@ class ImplicitTrainer(Trainer):
         if self.stratifier is not None:
             state = load_file(Path(resume_from_checkpoint) / STRATIFICATION_FILE)
             self.stratifier.average.load_state_dict(state)
-
-
-def check_one_gpu(args: TrainingArguments) -> None:
-    """Check that this process sees one GPU at most.
-
-    Raises:
-        RuntimeError: It sees several.
-    """
-    if args.n_gpu > 1:
-        raise RuntimeError(
-            f"{args.n_gpu} GPUs in one process: start one process each, "
-            f"torchrun --nproc-per-node {args.n_gpu} -m irm_fast train ..., or set CUDA_VISIBLE_DEVICES=0"
-        )

@@ -34,6 +34,7 @@ def test_text_becomes_numbers():
         ({"resume": "yes"}, ["resume", "true or false"]),
         ({"data": 3}, ["data", "text"]),
         ({"stratification": "ema"}, ["stratification", "'ema'", "stratified"]),
+        ({"stratification": "frozen", "objective": "stratified", "fsdp": True}, ["stratification", "'frozen'", "fsdp"]),
         ({"resume": True, "overwrite": True}, ["resume", "overwrite"]),
     ],
 )
