@@ -1,6 +1,6 @@
 """The choice of the backend: Triton on GPUs, C++ on CPUs, or the float64 reference.
 
-Every backend has the modules `implicit_rm`, `linear_implicit_rm` and `pointwise`, with the same functions.
+Every backend has the modules `implicit_rm`, `linear_implicit_rm`, `pointwise` and `scale`, with the same functions.
 """
 
 from __future__ import annotations
@@ -37,6 +37,9 @@ class Backend(NamedTuple):
             out.
         pointwise_forward: Takes (reward, batch, need): logits (N,), a `PointwiseBatch`, and one bool: whether their
             gradient is wanted. Returns the loss and the gradient (N,).
+        scale_gradients: Takes (grads, upstream, dtypes, kept): gradients of logits or None, () or (N,), the dtype of
+            each result, and whether the gradients may be read again. Returns each gradient times the upstream gradient,
+            rounded once; it may be the gradient itself unless that is kept.
     """
 
     implicit_rm_forward: Callable[..., Results]
@@ -44,6 +47,7 @@ class Backend(NamedTuple):
     linear_hidden_grad: Callable[..., Tensor]
     linear_weight_grad: Callable[..., Tensor]
     pointwise_forward: Callable[..., tuple[Tensor, Tensor | None]]
+    scale_gradients: Callable[..., list[Tensor | None]]
 
 
 def backends() -> dict[str, str]:
@@ -100,11 +104,12 @@ def _load(name: str) -> Backend:
     """Import a backend; RuntimeError if it cannot be imported."""
     try:
         if name == "triton":
+            from irm_fast.kernels.reference import scale  # PyTorch's operations
             from irm_fast.kernels.triton import implicit_rm, linear_implicit_rm, pointwise
         elif name == "cpu":
-            from irm_fast.kernels.cpu import implicit_rm, linear_implicit_rm, pointwise
+            from irm_fast.kernels.cpu import implicit_rm, linear_implicit_rm, pointwise, scale
         else:
-            from irm_fast.kernels.reference import implicit_rm, linear_implicit_rm, pointwise
+            from irm_fast.kernels.reference import implicit_rm, linear_implicit_rm, pointwise, scale
     except (ImportError, OSError) as error:
         raise RuntimeError(f"backend {name!r} is not available: {error}") from error
     return Backend(
@@ -113,6 +118,7 @@ def _load(name: str) -> Backend:
         linear_implicit_rm.linear_hidden_grad,
         linear_implicit_rm.linear_weight_grad,
         pointwise.pointwise_forward,
+        scale.scale_gradients,
     )
 
 

@@ -18,7 +18,7 @@ from irm_fast.kernels.batch import Batch
 from irm_fast.kernels.reference.values import check_values as check_values_of
 from irm_fast.losses import checks
 from irm_fast.losses.dispatch import choose_backend
-from irm_fast.losses.operator import Operation, Reduction, divided, mean_over, scaled
+from irm_fast.losses.operator import Operation, Reduction, divided, mean_over, scaled_gradients
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -296,14 +296,6 @@ def _fake(reward: Tensor, propensity: Tensor, batch: Batch, need: tuple[bool, bo
     )
 
 
-def _gradients(ctx: Any, upstream: Tensor) -> list[Tensor | None]:
-    """Gradients of the reward logits and the propensity logits, where needed."""
-    return [
-        scaled(grad, upstream, dtype) if needed else None
-        for grad, needed, dtype in zip(ctx.saved_tensors, ctx.needs_input_grad[:2], ctx.dtypes, strict=True)
-    ]
-
-
 implicit_rm = Operation(
     "implicit_rm",
     loss="implicit_rm_loss",
@@ -312,5 +304,5 @@ implicit_rm = Operation(
     run=_run,
     fake=_fake,
     results=4,
-    gradients=_gradients,
+    gradients=scaled_gradients,
 )

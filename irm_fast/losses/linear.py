@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from irm_fast.kernels.batch import Batch
+from irm_fast.kernels.reference.scale import scaled
 from irm_fast.kernels.reference.values import check_values as check_values_of
 from irm_fast.losses import checks
 from irm_fast.losses.dispatch import choose_backend
 from irm_fast.losses.implicit import LossOptions, PerSignal
-from irm_fast.losses.operator import Operation, Reduction, divided, mean_over, scaled
+from irm_fast.losses.operator import Operation, Reduction, divided, mean_over
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -2,7 +2,7 @@
 
 Eager calls bypass the dispatcher, which would cost more time than the kernel at small batches; Dynamo cannot trace the
 kernels and needs the operator. Gradients of the logits are computed in the forward pass and multiplied by the upstream
-gradient in backward, never in place. Backends return float32 gradients; they are rounded to the dtype of the logits
+gradient in backward, never in place; an upstream gradient of 1 on a CPU hands them out as they are. Backends return float32 gradients; they are rounded to the dtype of the logits
 after this multiplication, so that a loss scale keeps small ones above the smallest float16 number.
 """
 
@@ -13,6 +13,9 @@ from typing import Any, Literal, get_args, get_type_hints
 
 import torch
 from torch import Tensor
+
+from irm_fast.kernels.reference.scale import scale_gradients
+from irm_fast.losses.dispatch import choose_backend
 
 Reduction = Literal["mean", "sum", "none"]
 REDUCTIONS = get_args(Reduction)
@@ -26,18 +29,26 @@ _SCHEMA = {  # annotation of a field: its type in the schema of an operator
 }
 
 
-def scaled(grad: Tensor, upstream: Tensor, dtype: torch.dtype) -> Tensor:
-    """Multiply a gradient by the upstream gradient and round once.
+def scaled_gradients(ctx: Any, upstream: Tensor) -> list[Tensor | None]:
+    """Multiply the gradients that an operation saved, one for each input, by the upstream gradient and round them once.
+
+    In eager mode that is one call of the backend; graphs and function transforms see operations of PyTorch.
 
     Args:
-        grad: The gradient of the loss, (N,) or (N, K).
+        ctx: The context of the autograd function.
         upstream: The upstream gradient, () or (N,).
-        dtype: The dtype of the result.
+
+    Returns:
+        The gradients in the dtypes of the inputs, None where not needed.
     """
-    if upstream.dim() == 1 and grad.dim() == 2:
-        upstream = upstream.unsqueeze(-1)
-    grad = grad * upstream
-    return grad if grad.dtype == dtype else grad.to(dtype)
+    dtypes = ctx.dtypes
+    grads = [x if needed else None for x, needed in zip(ctx.saved_tensors, ctx.needs_input_grad, strict=False)]
+    scale: Callable[..., list[Tensor | None]] = scale_gradients
+    kept = True
+    if ctx.call is _function:
+        scale = choose_backend(ctx.backend, upstream.device.type, torch.float64 in dtypes).scale_gradients
+        kept = torch._C._autograd._get_current_graph_task_keep_graph()
+    return scale(grads, upstream, dtypes, kept)
 
 
 def mean_over(reduction: str, normalizer: float | Tensor | None) -> tuple[float | None, float | Tensor | None]:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from irm_fast.kernels.batch import PointwiseBatch
 from irm_fast.losses import checks
 from irm_fast.losses.dispatch import choose_backend
-from irm_fast.losses.operator import Operation, Reduction, divided, mean_over, scaled
+from irm_fast.losses.operator import Operation, Reduction, divided, mean_over, scaled_gradients
 
 
 def pointwise_loss(
@@ -83,12 +81,6 @@ def _fake(reward: Tensor, batch: PointwiseBatch, need: tuple[bool]) -> tuple[Ten
     return tuple(reward.new_empty(shape, dtype=dtype) for shape in shapes)
 
 
-def _gradients(ctx: Any, upstream: Tensor) -> tuple[Tensor | None]:
-    """Return the gradient of the reward logits, where needed."""
-    (grad,) = ctx.saved_tensors
-    return (scaled(grad, upstream, ctx.dtypes[0]) if ctx.needs_input_grad[0] else None,)
-
-
 pointwise = Operation(
     "pointwise",
     loss="pointwise_loss",
@@ -97,5 +89,5 @@ pointwise = Operation(
     run=_run,
     fake=_fake,
     results=3,
-    gradients=_gradients,
+    gradients=scaled_gradients,
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 library = pytest.importorskip("irm_fast.kernels.cpu.library", exc_type=ImportError)
-from irm_fast.kernels.cpu import implicit_rm, linear_implicit_rm, pointwise  # noqa: E402
+from irm_fast.kernels.cpu import implicit_rm, linear_implicit_rm, pointwise, scale  # noqa: E402
 
 LAYOUTS = {
     "irm_implicit_rm": implicit_rm.FIELDS,
@@ -15,6 +15,7 @@ LAYOUTS = {
     ),
     "irm_linear_hidden_grad": linear_implicit_rm.HIDDEN_GRAD_FIELDS,
     "irm_pointwise": pointwise.FIELDS,
+    "irm_scale": scale.FIELDS,
 }
 
 

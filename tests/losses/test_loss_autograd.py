@@ -39,6 +39,27 @@ def test_a_second_backward_gives_the_same(reduction: Any, backend: str) -> None:
     assert all(map(torch.equal, first, second))
 
 
+def test_a_gradient_that_is_changed_does_not_change_the_second_backward(backend: str) -> None:
+    s, t, f = make(50, 2)
+    loss = irm_fast.implicit_rm_loss(s.requires_grad_(), t.requires_grad_(), f, reduction="sum", backend=backend)
+    first = torch.autograd.grad(loss, [s, t], retain_graph=True)
+    want = [x.clone() for x in first]
+    for x in first:
+        x.zero_()
+    assert all(map(torch.equal, torch.autograd.grad(loss, [s, t]), want))
+
+
+def test_on_a_cpu_gradients_are_handed_out_without_a_copy_where_nobody_reads_them_again() -> None:
+    pytest.importorskip("irm_fast.kernels.cpu.library", exc_type=ImportError)
+    for scale, dtype, copied in ((1, torch.float32, False), (2, torch.float32, True), (1, torch.bfloat16, True)):
+        s, t, f = make(50, 2)
+        s, t = (x.to(dtype).requires_grad_() for x in (s, t))
+        loss = irm_fast.implicit_rm_loss(s, t, f, reduction="sum", backend="cpu")
+        computed = [x.data_ptr() for x in loss.grad_fn.saved_tensors]
+        (loss * scale).backward()
+        assert [x.grad.data_ptr() != place for x, place in zip((s, t), computed, strict=True)] == [copied] * 2
+
+
 @pytest.mark.parametrize("reduction", ["none", "sum"])
 def test_double_backward_is_an_error(reduction: Any, backend: str) -> None:
     """Also where other terms would let the sum go through: a penalty must not vanish in silence."""
