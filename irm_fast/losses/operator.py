@@ -2,8 +2,9 @@
 
 Eager calls bypass the dispatcher, which would cost more time than the kernel at small batches; Dynamo cannot trace the
 kernels and needs the operator. Gradients of the logits are computed in the forward pass and multiplied by the upstream
-gradient in backward, never in place; an upstream gradient of 1 on a CPU hands them out as they are. Backends return float32 gradients; they are rounded to the dtype of the logits
-after this multiplication, so that a loss scale keeps small ones above the smallest float16 number.
+gradient in backward, never in place; an upstream gradient of 1 on a CPU hands them out as they are. Backends return
+float32 gradients; they are rounded to the dtype of the logits after this multiplication, so that a loss scale keeps
+small ones above the smallest float16 number.
 """
 
 from __future__ import annotations

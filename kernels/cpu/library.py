@@ -62,8 +62,10 @@ def bind(name: str, fields: Sequence[str]) -> tuple[Callable[[bytes], int], stru
         fields: The fields in the order in which they are packed. All have 8 bytes; the one named `scale` is a double.
 
     Raises:
-        ImportError: The library has another layout.
+        ImportError: The library has another layout, or no such function.
     """
+    if not hasattr(library, name):
+        raise ImportError(f"{library._name} has no function {name}: it is of another version; install again")
     layout = getattr(library, f"{name}_layout")
     layout.restype = ctypes.POINTER(Field)
     check_layout(name, fields, layout())

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from irm_fast.kernels.cpu.library import LOGIT_TYPES, bind, raise_status
+from irm_fast.kernels.cpu.linear_implicit_rm import linear_hidden_grad
 from irm_fast.kernels.reference.scale import scaled
 from torch import Tensor
 
-FIELDS = ("n_elements", "grad", "scale", "scaled", "type", "n_threads")  # of `struct ScaleArguments`, scale.h
-_run, ARGUMENTS = bind("irm_scale", FIELDS)
-_FEW = 1 << 15  # elements: below, an operation of PyTorch costs less than this call
+_FEW = 1 << 15  # elements: below, an operation of PyTorch costs less than the kernel's call
+_ONE = torch.ones((), dtype=torch.float32, device="cpu")
 
 
 def scale_gradients(
@@ -20,26 +19,18 @@ def scale_gradients(
     """As the twin in kernels/reference. An upstream gradient on the CPU is read without waiting for a device."""
     if upstream.dim():
         return [None if x is None else scaled(x, upstream, dtype) for x, dtype in zip(grads, dtypes, strict=True)]
-    factor = upstream.item()
+    given_away = not kept and upstream.item() == 1.0
     result: list[Tensor | None] = []
     for grad, dtype in zip(grads, dtypes, strict=True):
-        if grad is None or (factor == 1.0 and not kept and grad.dtype == dtype):
+        if grad is None or (given_away and grad.dtype == dtype):
             result.append(grad)
         elif grad.numel() < _FEW or grad.dtype != torch.float32 or not grad.is_contiguous():
             result.append(scaled(grad, upstream, dtype))
         else:
-            result.append(_scaled(grad, factor, dtype))
+            result.append(_scaled(grad, upstream, dtype))
     return result
 
 
-def _scaled(grad: Tensor, factor: float, dtype: torch.dtype) -> Tensor:
-    """A contiguous float32 gradient times a number, in one pass into a new tensor of another dtype."""
-    result = torch.empty(grad.shape, dtype=dtype, device="cpu")
-    status = _run(
-        ARGUMENTS.pack(
-            grad.numel(), grad.data_ptr(), factor, result.data_ptr(), LOGIT_TYPES[dtype], torch.get_num_threads()
-        )
-    )
-    if status:
-        raise_status(status)
-    return result
+def _scaled(grad: Tensor, upstream: Tensor, dtype: torch.dtype) -> Tensor:
+    """A contiguous float32 gradient times a number in one pass, as an outer product of one row: into huge pages."""
+    return linear_hidden_grad(upstream.reshape(1, 1), _ONE, grad.reshape(1, -1), dtype).reshape(grad.shape)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 library = pytest.importorskip("irm_fast.kernels.cpu.library", exc_type=ImportError)
-from irm_fast.kernels.cpu import implicit_rm, linear_implicit_rm, pointwise, scale  # noqa: E402
+from irm_fast.kernels.cpu import implicit_rm, linear_implicit_rm, pointwise  # noqa: E402
 
 LAYOUTS = {
     "irm_implicit_rm": implicit_rm.FIELDS,
@@ -15,7 +15,6 @@ LAYOUTS = {
     ),
     "irm_linear_hidden_grad": linear_implicit_rm.HIDDEN_GRAD_FIELDS,
     "irm_pointwise": pointwise.FIELDS,
-    "irm_scale": scale.FIELDS,
 }
 
 
@@ -41,3 +40,8 @@ def test_fields_that_one_side_lacks_are_refused(name: str) -> None:
         library.bind(name, fields[:-1])
     with pytest.raises(ImportError, match="'new' is missing in the library"):
         library.bind(name, (*fields, "new"))
+
+
+def test_a_function_that_the_library_lacks_is_refused() -> None:
+    with pytest.raises(ImportError, match="no function irm_nothing.*install again"):
+        library.bind("irm_nothing", ())

@@ -1,4 +1,4 @@
-"""The C++ kernel that scales gradients in the backward pass: PyTorch's product and rounding, whatever the threads."""
+"""The scaling of gradients in the backward pass on CPUs: PyTorch's product and rounding, whatever the threads."""
 
 from __future__ import annotations
 
