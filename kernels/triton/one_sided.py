@@ -70,5 +70,6 @@ def one_sided_rows(b_s, b_t, b_code, K: tl.constexpr):
     )
     not_g = tl.where(b_s < 0.0, g_large, not_g_large)
     b_ds = tl.where(proof, -not_g, g * b_unlike * b_not_q)
-    b_poison = tl.where(valid, seen - seen, float("nan"))
+    # Not `seen - seen`: fused with the product that made `seen`, that is its rounding error and no zero.
+    b_poison = tl.where(valid & (seen < float("inf")), 0.0, float("nan"))
     return b_loss, b_ds, b_q, b_m, b_poison
