@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 from irm_fast.kernels.batch import Batch
-from irm_fast.kernels.triton.four_groups import four_groups_tile, load_logits
+from irm_fast.kernels.triton.four_groups import four_groups_tile, load_codes, load_logits
 from irm_fast.kernels.triton.heads import (
     add_columns,
     add_rows,
@@ -24,8 +24,10 @@ from irm_fast.kernels.triton.heads import (
     store_heads,
     widen,
 )
+from irm_fast.kernels.triton.implicit_rm import is_one_sided
 from irm_fast.kernels.triton.launch import INTERPRETED, as_codes, device_limits, has_tensor_cores, on_device_of, strides
 from irm_fast.kernels.triton.linear_gradients import linear_hidden_grad, linear_weight_grad
+from irm_fast.kernels.triton.one_sided import one_sided_rows
 from torch import Tensor
 
 __all__ = ["linear_hidden_grad", "linear_implicit_rm_forward", "linear_weight_grad"]
@@ -72,6 +74,7 @@ def linear_implicit_rm_fwd_kernel(
     BLOCK_H: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    ONE_SIDED: tl.constexpr,
     HAS_MISCLICK: tl.constexpr,
     PER_ROW: tl.constexpr,
     STAGES: tl.constexpr,
@@ -83,7 +86,7 @@ def linear_implicit_rm_fwd_kernel(
     o_m = tl.arange(0, BLOCK_M)[None, :]
     o_k = tl.arange(0, BLOCK_K)[None, :].to(tl.int64) - 1  # column 0 is the reward: no signal
     b_bias = tl.load(bias_ptr + o_m, mask=o_m < M, other=0.0)
-    b_sum = tl.zeros([BLOCK_N, 1], tl.float32)
+    b_sum = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
     if PARTS > 0:
         b_heads = load_parts(heads_ptr, H, M, BLOCK_H, PARTS, PIECES)
     elif ONE_READ:
@@ -114,46 +117,68 @@ def linear_implicit_rm_fwd_kernel(
         # compute, every row of the tile.
         b_logits = tl.sum((b_logits + b_bias)[None, :, :], 0)  # [BLOCK_N, BLOCK_M]
 
-        if propensity_ptr is None:
-            b_s = tl.sum(tl.where(o_m == 0, b_logits, 0.0), 1, keep_dims=True)
-            b_t = b_logits
+        if ONE_SIDED:
+            b_loss, b_grad, dropped = one_sided_logits(
+                b_logits,
+                o_m,
+                row,
+                n_rows,
+                o_k,
+                propensity_ptr,
+                feedback_ptr,
+                weight_ptr,
+                loss_ptr,
+                scale,
+                stride_propensity_n,
+                stride_propensity_k,
+                stride_feedback_n,
+                stride_feedback_k,
+                K,
+                PER_ROW,
+            )
         else:
-            b_s = b_logits
-            o_nk = o_n * stride_propensity_n + o_k * stride_propensity_k
-            b_t = load_logits(propensity_ptr, o_nk, m_n & (o_k >= 0) & (o_k < K))
-        b_loss, b_ds, b_dt, dropped = four_groups_tile(
-            b_s,
-            b_t,
-            o_n,
-            m_n,
-            o_k,
-            reward_strat_ptr,
-            propensity_strat_ptr,
-            feedback_ptr,
-            preference_ptr,
-            weight_ptr,
-            signals_ptr,
-            loss_ptr,
-            groups_ptr,
-            scale,
-            stride_reward_strat,
-            stride_propensity_strat_n,
-            stride_propensity_strat_k,
-            stride_feedback_n,
-            stride_feedback_k,
-            stride_preference,
-            K,
-            HAS_MISCLICK,
-            PER_ROW,
-        )
-        b_sum += b_loss
-        b_grad = tl.where(o_k < 0, b_ds, b_dt)  # [BLOCK_N, BLOCK_K]
+            if propensity_ptr is None:
+                b_s = tl.sum(tl.where(o_m == 0, b_logits, 0.0), 1, keep_dims=True)
+                b_t = b_logits
+            else:
+                b_s = b_logits
+                o_nk = o_n * stride_propensity_n + o_k * stride_propensity_k
+                b_t = load_logits(propensity_ptr, o_nk, m_n & (o_k >= 0) & (o_k < K))
+            b_loss, b_ds, b_dt, dropped = four_groups_tile(
+                b_s,
+                b_t,
+                o_n,
+                m_n,
+                o_k,
+                reward_strat_ptr,
+                propensity_strat_ptr,
+                feedback_ptr,
+                preference_ptr,
+                weight_ptr,
+                signals_ptr,
+                loss_ptr,
+                groups_ptr,
+                scale,
+                stride_reward_strat,
+                stride_propensity_strat_n,
+                stride_propensity_strat_k,
+                stride_feedback_n,
+                stride_feedback_k,
+                stride_preference,
+                K,
+                HAS_MISCLICK,
+                PER_ROW,
+            )
+            b_grad = tl.where(o_k < 0, b_ds, b_dt)  # [BLOCK_N, BLOCK_K]
+        b_sum += tl.where(o_k < 0, b_loss, 0.0)
         if grad_logits_ptr is not None:
             tl.store(grad_logits_ptr + o_n * (K + 1) + o_k + 1, b_grad, mask=m_n & (o_k < K))
         if grad_heads_ptr is not None:
             if weight_ptr is not None:  # what a dropped row holds must not be multiplied by its gradient of 0
                 b_hidden = tl.where(dropped[:, :, None], 0.0, b_hidden)
-            b_head_grad = b_grad if propensity_ptr is None else b_ds
+            b_head_grad = b_grad
+            if propensity_ptr is not None:
+                b_head_grad = tl.sum(tl.where(o_k < 0, b_grad, 0.0), 1, keep_dims=True)
             b_grad_heads = add_rows(b_grad_heads, b_head_grad[:, :, None], b_hidden)
             b_grad_heads = tl.where(o_m[:, :, None] < M, b_grad_heads, 0.0)  # what is no head costs nothing
 
@@ -161,6 +186,59 @@ def linear_implicit_rm_fwd_kernel(
         store_heads(grad_heads_ptr + pid.to(tl.int64) * M * H, b_grad_heads, 0, H, M, BLOCK_H, BLOCK_M)
     if not PER_ROW:
         tl.store(loss_ptr + pid, tl.sum(b_sum))
+
+
+@triton.jit
+def one_sided_logits(
+    b_logits,  # [BLOCK_N, BLOCK_M]
+    o_m,  # [1, BLOCK_M]
+    row,  # the first
+    n_rows,
+    o_k,  # [1, BLOCK_K], the signals, -1 for the reward
+    propensity_ptr,
+    feedback_ptr,
+    weight_ptr,
+    loss_ptr,
+    scale,
+    stride_propensity_n,
+    stride_propensity_k,
+    stride_feedback_n,
+    stride_feedback_k,
+    K: tl.constexpr,
+    PER_ROW: tl.constexpr,
+):
+    """`one_sided_rows` of logits that lie in columns: loss [BLOCK_N, 1], gradients [BLOCK_N, BLOCK_K], dropped rows."""
+    o_r = row + tl.arange(0, b_logits.shape[0])
+    m_r = o_r < n_rows
+    b_factor = tl.zeros_like(tl.sum(b_logits, 1)) + scale
+    b_s = tl.sum(tl.where(o_m == 0, b_logits, 0.0), 1)
+    dropped = (o_r < 0)[:, None]
+    if weight_ptr is not None:  # rows of weight 0 contribute nothing, whatever they hold
+        b_w = tl.load(weight_ptr + o_r, mask=m_r, other=0.0)
+        b_factor = tl.where((b_w >= 0) & (b_w < float("inf")), b_w * scale, float("nan"))
+        b_s = tl.where(b_w == 0, 0.0, b_s)
+        dropped = (b_w == 0)[:, None]
+    b_t, b_code = (), ()
+    for k in tl.static_range(K):
+        if propensity_ptr is None:
+            t = tl.sum(tl.where(o_m == k + 1, b_logits, 0.0), 1)
+        else:
+            t = load_logits(propensity_ptr, o_r * stride_propensity_n + k * stride_propensity_k, m_r)
+        code = load_codes(feedback_ptr, o_r * stride_feedback_n + k * stride_feedback_k, m_r)
+        if weight_ptr is not None:
+            code = tl.where(b_w == 0, -1, code)
+        b_t += (t,)
+        b_code += (code,)
+    b_loss, b_ds, b_q, b_m, b_poison = one_sided_rows(b_s, b_t, b_code, K)
+    b_factor += b_poison
+    b_loss *= b_factor
+    if PER_ROW:
+        tl.store(loss_ptr + o_r, b_loss, mask=m_r)
+    b_grad, b_silent = tl.where(o_k < 0, (b_ds * b_factor)[:, None], 0.0), b_q * b_factor
+    for k in tl.static_range(K):
+        grad = b_m[k] * tl.where(b_code[k] == 1, -b_factor, b_silent)
+        b_grad = tl.where(o_k == k, tl.where(b_code[k] == -1, 0.0, grad)[:, None], b_grad)
+    return b_loss[:, None], b_grad, dropped
 
 
 def linear_implicit_rm_forward(
@@ -230,6 +308,7 @@ def linear_implicit_rm_forward(
                 BLOCK_H=tile.BLOCK_H,
                 BLOCK_M=tile.BLOCK_M,
                 BLOCK_K=tile.BLOCK_K,
+                ONE_SIDED=n_signals <= 4 and is_one_sided(batch),
                 HAS_MISCLICK=batch.has_misclick,
                 PER_ROW=batch.per_row,
                 STAGES=tile.STAGES,
