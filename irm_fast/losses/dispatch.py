@@ -40,6 +40,9 @@ class Backend(NamedTuple):
         scale_gradients: Takes (grads, upstream, dtypes, kept): gradients of logits or None, () or (N,), the dtype of
             each result, and whether the gradients may be read again. Returns each gradient times the upstream gradient,
             rounded once; it may be the gradient itself unless that is kept.
+        implicit_rm_gradients: Takes (reward, propensity, batch, upstream, need), with the upstream gradient () or (N,).
+            Returns both gradients times the upstream gradient, in the dtypes of the logits. None where the gradients
+            are computed in the forward pass.
     """
 
     implicit_rm_forward: Callable[..., Results]
@@ -48,6 +51,7 @@ class Backend(NamedTuple):
     linear_weight_grad: Callable[..., Tensor]
     pointwise_forward: Callable[..., tuple[Tensor, Tensor | None]]
     scale_gradients: Callable[..., list[Tensor | None]]
+    implicit_rm_gradients: Callable[..., tuple[Tensor | None, Tensor | None]] | None
 
 
 def backends() -> dict[str, str]:
@@ -119,6 +123,7 @@ def _load(name: str) -> Backend:
         linear_implicit_rm.linear_weight_grad,
         pointwise.pointwise_forward,
         scale.scale_gradients,
+        implicit_rm.implicit_rm_gradients if name == "triton" else None,
     )
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from irm_fast.kernels.batch import Batch
 from irm_fast.kernels.reference.values import check_values as check_values_of
 from irm_fast.losses import checks
-from irm_fast.losses.dispatch import choose_backend
+from irm_fast.losses.dispatch import Backend, choose_backend
 from irm_fast.losses.operator import Operation, Reduction, divided, mean_over, scaled_gradients
 
 if TYPE_CHECKING:
@@ -276,24 +276,92 @@ class ImplicitRMLoss(nn.Module):
         return f"polarity={self.polarity}, misclick_rate={self.misclick_rate}, reduction={self.reduction!r}"
 
 
+def _backend(reward: Tensor, propensity: Tensor, name: str | None) -> Backend:
+    """Return the backend for logits of these dtypes, on their device."""
+    return choose_backend(name, reward.device.type, torch.float64 in (reward.dtype, propensity.dtype))
+
+
 def _run(reward: Tensor, propensity: Tensor, batch: Batch, need: tuple[bool, bool]) -> tuple[Tensor | None, ...]:
-    """Return the loss, the groups, and the float32 (float64 for float64 logits) gradients of both logits."""
-    dtype = propensity.dtype
-    backend = choose_backend(batch.backend, reward.device.type, torch.float64 in (reward.dtype, dtype))
+    """Return the loss, the groups, and the float32 (float64 for float64 logits) gradients of both logits.
+
+    A backend that has a kernel for the backward pass computes the gradients there, and none here: it moves fewer bytes.
+    """
+    backend = _backend(reward, propensity, batch.backend)
+    if backend.implicit_rm_gradients is not None:
+        need = (False, False)
     loss, grad_reward, grad_propensity, groups = backend.implicit_rm_forward(reward, propensity, batch, need)
-    return loss, None if groups is None else groups.to(dtype), grad_reward, grad_propensity
+    return loss, None if groups is None else groups.to(propensity.dtype), grad_reward, grad_propensity
 
 
 def _fake(reward: Tensor, propensity: Tensor, batch: Batch, need: tuple[bool, bool]) -> tuple[Tensor, ...]:
     """Return tensors of the shapes and dtypes of `_run`, empty where it returns None."""
     empty = reward.new_empty
     dtype = torch.float64 if torch.float64 in (reward.dtype, propensity.dtype) else torch.float32
+    if _backend(reward, propensity, batch.backend).implicit_rm_gradients is not None:
+        need = (False, False)
     return (
         empty(reward.shape if batch.per_row else (), dtype=dtype),
         empty((*propensity.shape, 4), dtype=propensity.dtype) if batch.need_groups else empty(0, dtype=dtype),
         empty(reward.shape if need[0] else 0, dtype=dtype),
         empty(propensity.shape if need[1] else 0, dtype=dtype),
     )
+
+
+def _keep(
+    ctx: Any, inputs: tuple[Tensor, Tensor], batch: Batch, need: tuple[bool, bool], saved: Sequence[Tensor | None]
+) -> Sequence[Tensor | None]:
+    """Return the gradients of both logits, or all tensors where the backward pass computes these."""
+    if _backend(*inputs, batch.backend).implicit_rm_gradients is None:
+        return saved
+    ctx.constants = (batch.polarity, batch.misclick_rate, batch.scale)
+    return (*inputs, batch.feedback, batch.preference, batch.weight, batch.reward_strat, batch.propensity_strat)
+
+
+def _gradients(ctx: Any, upstream: Tensor) -> Sequence[Tensor | None]:
+    """Gradients of the reward logits and the propensity logits, where needed."""
+    if len(ctx.saved_tensors) == 2:
+        return scaled_gradients(ctx, upstream)
+    need = ctx.needs_input_grad[:2]
+    arguments = (upstream, *ctx.saved_tensors, *ctx.constants, ctx.backend, *need)
+    grads = ctx.call(_compute_gradients, _gradients_operator, *arguments)
+    return [grad if needed else None for grad, needed in zip(grads, need, strict=True)]
+
+
+def _compute_gradients(
+    upstream: Tensor,
+    reward: Tensor,
+    propensity: Tensor,
+    feedback: Tensor,
+    preference: Tensor | None,
+    weight: Tensor | None,
+    reward_strat: Tensor | None,
+    propensity_strat: Tensor | None,
+    polarity: Sequence[float],
+    misclick_rate: Sequence[float],
+    scale: float | None,
+    backend: str | None,
+    need_reward: bool,
+    need_propensity: bool,
+) -> tuple[Tensor, Tensor]:
+    """Call `implicit_rm_gradients` of the backend; a gradient that is not needed is empty."""
+    batch = Batch(
+        feedback=feedback,
+        preference=preference,
+        weight=weight,
+        reward_strat=reward_strat,
+        propensity_strat=propensity_strat,
+        polarity=tuple(polarity),
+        misclick_rate=tuple(misclick_rate),
+        scale=scale,
+        per_row=False,
+        need_groups=False,
+        backend=backend,
+    )
+    compute = _backend(reward, propensity, backend).implicit_rm_gradients
+    assert compute is not None
+    grad_reward, grad_propensity = compute(reward, propensity, batch, upstream, (need_reward, need_propensity))
+    nothing = reward.new_empty(0)
+    return nothing if grad_reward is None else grad_reward, nothing if grad_propensity is None else grad_propensity
 
 
 implicit_rm = Operation(
@@ -304,5 +372,16 @@ implicit_rm = Operation(
     run=_run,
     fake=_fake,
     results=4,
-    gradients=scaled_gradients,
+    gradients=_gradients,
+    keep=_keep,
 )
+# The backward pass of a backend that computes the gradients there, for graphs of torch.compile.
+_gradients_operator = torch.library.custom_op("irm_fast::implicit_rm_gradients", _compute_gradients, mutates_args=())
+
+
+@_gradients_operator.register_fake
+def _(upstream: Tensor, reward: Tensor, propensity: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    need_reward, need_propensity = rest[-2:]
+    return reward.new_empty(reward.shape if need_reward else 0), propensity.new_empty(
+        propensity.shape if need_propensity else 0
+    )

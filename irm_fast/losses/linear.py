@@ -227,7 +227,7 @@ def _fake(
 
 
 def _keep(
-    inputs: tuple[Tensor, ...], batch: Batch, need: Need, saved: tuple[Tensor | None, Tensor | None]
+    _: Any, inputs: tuple[Tensor, ...], batch: Batch, need: Need, saved: tuple[Tensor | None, Tensor | None]
 ) -> tuple[Tensor | None, ...]:
     """Return the gradients of logits and heads, the heads, and for a second read the hidden states and the weight."""
     hidden, heads = inputs[:2]

@@ -2,9 +2,9 @@
 
 Eager calls bypass the dispatcher, which would cost more time than the kernel at small batches; Dynamo cannot trace the
 kernels and needs the operator. Gradients of the logits are computed in the forward pass and multiplied by the upstream
-gradient in backward, never in place; an upstream gradient of 1 on a CPU hands them out as they are. Backends return
-float32 gradients; they are rounded to the dtype of the logits after this multiplication, so that a loss scale keeps
-small ones above the smallest float16 number.
+gradient in backward, never in place; an upstream gradient of 1 on a CPU hands them out as they are. On GPUs they are
+computed in backward, from the inputs. They are float32 until they are multiplied, and then rounded to the dtype of the
+logits, so that a loss scale keeps small ones above the smallest float16 number.
 """
 
 from __future__ import annotations
@@ -84,26 +84,26 @@ def divided(loss: Tensor, by: float | Tensor | None) -> Tensor:
     return loss / (by.to(loss.dtype) if isinstance(by, Tensor) else by)
 
 
-def _function(function: Callable[..., Tensor], _: Any, *arguments: Any) -> Tensor:
+def _function(function: Callable[..., Any], _: Any, *arguments: Any) -> Any:
     """Call a kernel of the backward pass directly, in eager mode."""
     return function(*arguments)
 
 
-def _operator(_: Any, operator: Callable[..., Tensor], *arguments: Any) -> Tensor:
+def _operator(_: Any, operator: Callable[..., Any], *arguments: Any) -> Any:
     """Call it as an operator, in a graph of torch.compile."""
     return operator(*arguments)
 
 
-def _transformable(function: Callable[..., Tensor], _: Any, *arguments: Any) -> Tensor:
+def _transformable(function: Callable[..., Any], _: Any, *arguments: Any) -> Any:
     """Call it through an autograd function that unwraps its tensors, under torch.func."""
-    return _Unwrapped.apply(function, *arguments)  # type: ignore[no-any-return, no-untyped-call, unused-ignore]
+    return _Unwrapped.apply(function, *arguments)  # type: ignore[no-untyped-call, unused-ignore]
 
 
 class _Unwrapped(torch.autograd.Function):
     """A kernel of the backward pass under `torch.func`; it has no derivative: asking for one raises RuntimeError."""
 
     @staticmethod
-    def forward(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    def forward(function: Callable[..., Any], *arguments: Any) -> Any:
         return function(*arguments)
 
     @staticmethod
@@ -132,8 +132,8 @@ class Operation:
         gradients: Called as `gradients(ctx, upstream)`; returns the gradient of every input. `ctx` has `saved_tensors`
             and `needs_input_grad` as in torch, `dtypes` of the inputs, `backend` by name, and
             `call(function, operator, *arguments)`, by which it calls a kernel of its own.
-        keep: Called as `keep(inputs, options, need, saved)`; returns the tensors that backward reads, where these are
-            not what `run` returned.
+        keep: Called as `keep(ctx, inputs, options, need, saved)`; returns the tensors that backward reads, where these
+            are not what `run` returned. What backward needs and is no tensor it sets as an attribute of `ctx`.
 
     Raises:
         RuntimeError: In backward if a second derivative is asked for, and under `torch.func.vmap`.
@@ -180,7 +180,7 @@ class Operation:
         options: Any,
         need: Sequence[bool],
         saved: Sequence[Tensor | None],
-        call: Callable[..., Tensor],
+        call: Callable[..., Any],
     ) -> None:
         """Store on `ctx` what `gradients` reads in backward.
 
@@ -194,7 +194,7 @@ class Operation:
         """
         ctx.dtypes = [None if x is None else x.dtype for x in inputs]
         ctx.backend, ctx.call = options.backend, call
-        ctx.save_for_backward(*(saved if self.keep is None else self.keep(inputs, options, need, saved)))
+        ctx.save_for_backward(*(saved if self.keep is None else self.keep(ctx, inputs, options, need, saved)))
 
     def refuse_second_derivative(self) -> None:
         """Raise RuntimeError, which names the reference function that can be differentiated twice."""

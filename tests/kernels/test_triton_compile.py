@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 # fill its registers; for sm_100 and gfx942 the compilers need more of them where heads are wide.
 STACK_BOUND = {"sm_80": 0, "sm_89": 0, "sm_90": 0, "sm_100": 192, "gfx942": 400}
 KERNELS = {
-    "implicit_rm_fwd_kernel",
+    "implicit_rm_kernel",
     "one_sided_kernel",
     "linear_implicit_rm_fwd_kernel",
     "linear_weight_grad_kernel",

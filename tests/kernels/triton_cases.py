@@ -30,7 +30,7 @@ TARGETS: dict[str, tuple[GPUTarget, int]] = {
     "gfx942": (GPUTarget("hip", "gfx942", 64), 65536),
 }
 KERNELS = (
-    (implicit_rm, "implicit_rm_fwd_kernel"),
+    (implicit_rm, "implicit_rm_kernel"),
     (implicit_rm, "one_sided_kernel"),
     (linear_implicit_rm, "linear_implicit_rm_fwd_kernel"),
     (linear_gradients, "linear_weight_grad_kernel"),
@@ -45,9 +45,19 @@ F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 N = 4096
 
 
-def launch_loss(k: int, dtype: torch.dtype, everything: bool = False, **settings: Any) -> None:
+def launch_loss(k: int, dtype: torch.dtype, everything: bool = False, gradients: bool = True, **settings: Any) -> None:
+    """Forward, with the gradients or without them as autograd asks for it."""
     logits = torch.empty(N, dtype=dtype), torch.empty(N, k, dtype=dtype)
-    implicit_rm.implicit_rm_forward(*logits, _batch(k, dtype, everything)._replace(**settings), (True, True))
+    need = (gradients, gradients)
+    implicit_rm.implicit_rm_forward(*logits, _batch(k, dtype, everything)._replace(**settings), need)
+
+
+def launch_loss_gradients(k: int, dtype: torch.dtype, everything: bool = False, **settings: Any) -> None:
+    """The backward pass."""
+    logits = torch.empty(N, dtype=dtype), torch.empty(N, k, dtype=dtype)
+    batch = _batch(k, dtype, everything)._replace(per_row=False, need_groups=False, **settings)
+    upstream = torch.empty(N) if everything else torch.tensor(1.0)
+    implicit_rm.implicit_rm_gradients(*logits, batch, upstream, (True, True))
 
 
 def launch_linear(k: int, h: int, dtype: torch.dtype, everything: bool = False, heads: bool = True) -> None:
@@ -96,6 +106,10 @@ CASES: dict[str, Callable[[], None]] = {
     "loss K=3 float32, weight, rows": partial(launch_loss, 3, F32, weight=torch.empty(N), per_row=True),
     "loss K=4 float32": partial(launch_loss, 4, F32),
     "loss K=16 float16": partial(launch_loss, 16, F16),
+    "loss K=1 bfloat16, no gradients": partial(launch_loss, 1, BF16, gradients=False),
+    "loss gradients K=1 bfloat16": partial(launch_loss_gradients, 1, BF16),
+    "loss gradients K=4 float32": partial(launch_loss_gradients, 4, F32),
+    "loss gradients K=3 bfloat16, everything": partial(launch_loss_gradients, 3, BF16, everything=True),
     "loss K=2 float32, displeasure": partial(launch_loss, 2, F32, polarity=(1.0, -1.0)),
     "loss K=3 bfloat16, everything": partial(launch_loss, 3, BF16, everything=True),
     "loss K=16 float32, everything": partial(launch_loss, 16, F32, everything=True),

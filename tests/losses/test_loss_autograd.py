@@ -60,6 +60,25 @@ def test_on_a_cpu_gradients_are_handed_out_without_a_copy_where_nobody_reads_the
         assert [x.grad.data_ptr() != place for x, place in zip((s, t), computed, strict=True)] == [copied] * 2
 
 
+@pytest.mark.parametrize("changed", ["reward", "propensity", "feedback", "weight"])
+def test_inputs_changed_before_backward_are_refused_or_do_not_matter(changed: str, backend: str) -> None:
+    """Where the backward pass reads the inputs again, it must not read what was written over them."""
+    s, t, f = make(30, 2)
+    weight = torch.linspace(0.1, 2, 30)
+    want = evaluate(s, t, f, weight=weight.clone(), backend=backend)[1:]
+    leaves = [s.requires_grad_(), t.requires_grad_()]
+    inputs = {"reward": s + 0, "propensity": t + 0, "feedback": f}
+    loss = irm_fast.implicit_rm_loss(*inputs.values(), weight=weight, reduction="sum", backend=backend)
+    with torch.no_grad():
+        {**inputs, "weight": weight}[changed].zero_()
+    try:
+        got = torch.autograd.grad(loss, leaves)
+    except RuntimeError as error:
+        assert "modified by an inplace operation" in str(error)
+    else:
+        assert_same(got, want)
+
+
 @pytest.mark.parametrize("reduction", ["none", "sum"])
 def test_double_backward_is_an_error(reduction: Any, backend: str) -> None:
     """Also where other terms would let the sum go through: a penalty must not vanish in silence."""

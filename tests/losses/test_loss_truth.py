@@ -130,6 +130,23 @@ def test_huge_logits_stay_finite(name: str, backend: str) -> None:
     assert_close(got["dt"], want.propensity_grad, relative=1e-5, absolute=cancelled[:, None], what="dt")
 
 
+@pytest.mark.parametrize("size", [90.0, 200.0, 1e4])
+@pytest.mark.parametrize("k", [1, 2, 4])
+def test_probabilities_that_underflow_together(k: int, size: float, backend: str) -> None:
+    """Silence where reward and one propensity are large alike: 1 - g m is 2 exp(-size), and the posterior one half."""
+    s = torch.full((5,), size, requires_grad=True)
+    t = torch.full((5, k), -size)
+    t[:, -1] = size
+    t.requires_grad_()
+    loss = irm_fast.implicit_rm_loss(s, t, torch.zeros(5, k, dtype=torch.int8), reduction="none", backend=backend)
+    ds, dt = torch.autograd.grad(loss.sum(), [s, t])
+    half = np.full(5, 0.5)
+    assert_close(loss, np.full(5, size - np.log(2)), relative=2e-6, absolute=0, what="loss")
+    assert_close(ds, half, relative=1e-5, absolute=0, what="ds")
+    assert_close(dt[:, -1], half, relative=1e-5, absolute=0, what="dt")
+    assert (dt[:, :-1] <= 1e-35).all() and (dt >= 0).all()
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 @pytest.mark.parametrize("name", ["usual-plain-1", "wide-misclick-2", "usual-both-3", "wide-both-4"])
