@@ -305,7 +305,7 @@ class Tile(NamedTuple):
         return self.BLOCK_N * self.REPEAT
 
 
-def _is_one_sided(batch: Batch) -> bool:
+def is_one_sided(batch: Batch) -> bool:
     """Whether every signal speaks for r*=1, and nothing else speaks: `one_sided_rows` then computes the row."""
     only_signals = batch.preference is None and batch.reward_strat is None
     return only_signals and min(batch.polarity) > 0 and not batch.has_misclick and not batch.need_groups
@@ -319,7 +319,7 @@ def _tile(batch: Batch, itemsize: int) -> Tile:
     block_k = triton.next_power_of_2(len(batch.polarity))
     if INTERPRETED:
         return Tile(8192 // block_k, 1)
-    if not _is_one_sided(batch):
+    if not is_one_sided(batch):
         return Tile(512 // block_k, 1)
     itemsize = itemsize if batch.weight is None else 4
     return Tile(max(128, 2048 // itemsize // block_k), 2 if block_k * itemsize <= 4 else 4)
@@ -349,7 +349,7 @@ def _launch(
     }
     grid = (triton.cdiv(n, tile.rows),)
     with on_device_of(reward):
-        if _is_one_sided(batch):
+        if is_one_sided(batch):
             one_sided_kernel[grid](
                 reward,
                 propensity,
