@@ -31,7 +31,7 @@ class Batch(NamedTuple):
     @property
     def factor(self) -> float:
         """The number that multiplies the loss and its gradients."""
-        return 1.0 / (len(self.feedback) or 1) if self.scale is None else self.scale
+        return 1.0 / (self.feedback.shape[0] or 1) if self.scale is None else self.scale
 
     @property
     def has_misclick(self) -> bool:
@@ -64,7 +64,7 @@ class PointwiseBatch(NamedTuple):
     @property
     def factor(self) -> float:
         """The number that multiplies the loss and its gradient."""
-        return 1.0 / (len(self.positive_weight) or 1) if self.scale is None else self.scale
+        return 1.0 / (self.positive_weight.shape[0] or 1) if self.scale is None else self.scale
 
 
 _tables: dict[tuple, Tensor] = {}  # never evicted: a captured CUDA graph goes on reading its table

@@ -71,14 +71,15 @@ inline void load_logits(const LogitsView& v, int64_t first, int64_t k, int rows,
 template <typename T>
 inline bool load_codes_strided(const void* data, int64_t offset, int64_t stride, int rows, int32_t* out) {
   const T* p = static_cast<const T*>(data) + offset;
-  uint32_t invalid = 0;
-  for_rows(rows, stride, [=, &invalid](int i, int64_t at) {
+  uint32_t largest = 0;  // of the codes plus 1: all loops over a tile have lanes of 32 bits
+  for_rows(rows, stride, [=, &largest](int i, int64_t at) {
     const int32_t code = static_cast<int32_t>(p[at]);
     out[i] = code;
-    invalid |= static_cast<uint32_t>(code) + 1u > 2u || static_cast<T>(code) != p[at];  // 2^32 must not become 0
+    const uint32_t shifted = static_cast<T>(code) == p[at] ? static_cast<uint32_t>(code) + 1u : 3u;  // not 2^32 for 0
+    largest = shifted > largest ? shifted : largest;
   });
   for (int i = rows; i < kTile; ++i) out[i] = -1;
-  return invalid == 0;
+  return largest <= 2;
 }
 
 // False where a value is none of 1, 0, -1.

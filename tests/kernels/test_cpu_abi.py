@@ -43,5 +43,5 @@ def test_fields_that_one_side_lacks_are_refused(name: str) -> None:
 
 
 def test_a_function_that_the_library_lacks_is_refused() -> None:
-    with pytest.raises(ImportError, match="no function irm_nothing.*install again"):
+    with pytest.raises(ImportError, match=r"no function irm_nothing.*install again"):
         library.bind("irm_nothing", ())
