@@ -17,7 +17,7 @@ from irm_fast.kernels.triton.tiles import load_rows, load_signals, store, store_
 from torch import Tensor
 
 
-@triton.jit(do_not_specialize=["n_rows"])  # a new batch size must not compile anew
+@triton.jit  # for numbers of rows that 16 divides, and others: a mask of unknown alignment splits every access
 def implicit_rm_kernel(
     # data pointers; what is None is compiled away
     reward_ptr,  # (N,)
@@ -52,11 +52,14 @@ def implicit_rm_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     HAS_MISCLICK: tl.constexpr,
+    PACKED: tl.constexpr,
     PER_ROW: tl.constexpr,
     UPSTREAM_PER_ROW: tl.constexpr,
 ):
     """Any batch."""
     pid = tl.program_id(0)
+    if PACKED:
+        stride_propensity_n, stride_feedback_n = K, K
     row = pid.to(tl.int64) * BLOCK_N
     o_n = row + tl.arange(0, BLOCK_N)[:, None]
     o_k = tl.arange(0, BLOCK_K)[None, :].to(tl.int64)
@@ -105,7 +108,7 @@ def implicit_rm_kernel(
         tl.store(loss_ptr + pid, tl.sum(b_loss))
 
 
-@triton.jit(do_not_specialize=["n_rows"])
+@triton.jit(do_not_specialize=["n_rows"])  # a new batch size must not compile anew
 def one_sided_kernel(
     reward_ptr,  # (N,)
     propensity_ptr,  # (N, K)
@@ -316,13 +319,15 @@ def _tile(batch: Batch, itemsize: int) -> Tile:
 
     A program of several tiles adds up its losses once. The interpreter pays per program, not per row.
     """
-    block_k = triton.next_power_of_2(len(batch.polarity))
+    n_signals = len(batch.polarity)
+    block_k = triton.next_power_of_2(n_signals)
     if INTERPRETED:
         return Tile(8192 // block_k, 1)
     if not is_one_sided(batch):
         return Tile(512 // block_k, 1)
     itemsize = itemsize if batch.weight is None else 4
-    return Tile(max(128, 2048 // itemsize // block_k), 2 if block_k * itemsize <= 4 else 4)
+    block_n = 512 if n_signals == 3 else max(128, 2048 // itemsize // block_k)  # of 3 signals, 4 rows a thread
+    return Tile(block_n, min(4, 1024 // block_n))
 
 
 def _launch(
@@ -344,6 +349,7 @@ def _launch(
         "K": n_signals,
         "BLOCK_N": tile.BLOCK_N,
         "PER_ROW": batch.per_row,
+        "PACKED": propensity.is_contiguous() and feedback.is_contiguous(),
         "UPSTREAM_PER_ROW": stride_upstream != 0,
         "enable_fp_fusion": True,  # said because the default changes in Triton 3.10
     }
@@ -364,7 +370,6 @@ def _launch(
                 *strides(feedback),
                 stride_upstream,
                 REPEAT=tile.REPEAT,
-                PACKED=propensity.is_contiguous() and feedback.is_contiguous(),
                 **constants,
             )
         else:

@@ -53,6 +53,8 @@ def load_signals(
         for level in tl.static_range(4):
             if 2**level < K:
                 columns = halve(columns)
+    elif PACKED and K == 3:
+        columns = load_threes(ptr + row * 3, (n_rows - row) * 3, other, BLOCK_N, FULL)
     else:
         o_n = tl.arange(0, BLOCK_N)
         for k in tl.static_range(K):
@@ -69,6 +71,8 @@ def store_signals(ptr, columns, row, n_rows, K: tl.constexpr, FULL: tl.constexpr
             if 2**level < K:
                 columns = interleave(columns)
         store(ptr, columns[0], row * K, n_rows * K, FULL)
+    elif K == 3:
+        store_threes(ptr + row * 3, columns, (n_rows - row) * 3, FULL)
     else:
         o_n = tl.arange(0, columns[0].shape[0])
         for k in tl.static_range(K):
@@ -77,6 +81,38 @@ def store_signals(ptr, columns, row, n_rows, K: tl.constexpr, FULL: tl.constexpr
                 tl.store(ptrs, columns[k])
             else:
                 tl.store(ptrs, columns[k], mask=o_n < n_rows - row)
+
+
+@triton.jit
+def load_threes(ptr, end, other, BLOCK_N: tl.constexpr, FULL: tl.constexpr):
+    """Entries of 3 signals: the 12 entries of 4 rows are 3 accesses of 4."""
+    o = tl.arange(0, BLOCK_N // 4)[:, None] * 12 + tl.arange(0, 4)[None, :]
+    entries = ()
+    for c in tl.static_range(3):
+        chunk = load(ptr + 4 * c + o, 4 * c + o, end, other, FULL)
+        entries += halve(halve((tl.reshape(chunk, [BLOCK_N]),)))
+    columns = ()
+    for k in tl.static_range(3):
+        columns += interleave(interleave((entries[k], entries[k + 3], entries[k + 6], entries[k + 9])))
+    return columns
+
+
+@triton.jit
+def store_threes(ptr, columns, end, FULL: tl.constexpr):
+    """Undo `load_threes`."""
+    rows = ()
+    for k in tl.static_range(3):
+        rows += halve(halve((columns[k],)))
+    o = tl.arange(0, columns[0].shape[0] // 4)[:, None] * 12 + tl.arange(0, 4)[None, :]
+    for c in tl.static_range(3):
+        entries = ()
+        for i in tl.static_range(4):
+            entries += (rows[(4 * c + i) % 3 * 4 + (4 * c + i) // 3],)
+        chunk = tl.reshape(interleave(interleave(entries))[0], [columns[0].shape[0] // 4, 4])
+        if FULL:
+            tl.store(ptr + 4 * c + o, chunk)
+        else:
+            tl.store(ptr + 4 * c + o, chunk, mask=4 * c + o < end)
 
 
 @triton.jit
