@@ -1,0 +1,124 @@
+"""Runs cases in the emulator and compares them with the float64 reference.
+
+python -m tests.gpu_static.emulate "loss K=1"     print what was found, as JSON
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Any
+
+import numpy as np
+
+SEED = 7  # of the errors of approximate functions
+# Rows of a case, a multiple of 16 and none: at least two programs, and more tiles than programs where these loop.
+ROWS = {"loss": (4096, 4109), "linear": (32, 21), "pointwise": (2048, 1039)}
+PROCESSORS = 1
+
+
+def check(name: str, rows: int) -> dict[str, Any]:
+    """Greatest error of each result, and the traffic of each kernel."""
+    import torch
+
+    from tests.gpu_static.cases import CASES
+    from tests.gpu_static.launches import emulating
+
+    case = CASES[name]
+    inputs = case.inputs(rows)
+    torch.use_deterministic_algorithms(True)  # fills empty tensors with NaN: what no kernel writes shows
+    with emulating(SEED, PROCESSORS) as launches:
+        got = case.step(inputs, "triton")
+    torch.use_deterministic_algorithms(False)
+    want = case.step(inputs.doubled(), "reference")
+    errors = {result: error_of(got[result], want[result], inputs.learned.get(result[2:])) for result in got}
+    kernels = [
+        {
+            "kernel": launch.kernel.name,
+            "programs": launch.grid,
+            "instructions": sum(emulator.executed.values()),
+            **{kind: [x.sectors, x.ideal, max(x.widths, default=0)] for kind, x in emulator.memory.traffic.items()},
+        }
+        for launch, emulator in launches
+    ]
+    return {"case": name, "rows": rows, "errors": errors, "kernels": kernels}
+
+
+def check_tails(k: int) -> dict[str, Any]:
+    """Greatest relative error of any loss or gradient of a row above 1e-30, for logits as far as 10,000 from 0."""
+    import torch
+
+    from tests.gpu_static.cases import Case, Inputs
+    from tests.gpu_static.launches import emulating
+
+    ends = torch.tensor([0.0, 0.5, 5.0, 30.0, 90.0, 200.0, 1e4])
+    corners = torch.cartesian_prod(*[torch.cat([-ends[1:], ends])] * 2)
+    drawn = torch.randn(512 - len(corners), 2, generator=torch.Generator().manual_seed(k)) * 30
+    logits = torch.cat([corners, drawn])
+    propensity = torch.stack([logits[:, 1], *[logits[:, 0] / 3 + 1] * (k - 1)], 1)
+    found: dict[str, Any] = {"signals": k, "errors": {}, "finite": True}
+    for feedback in ([0] * k, [1] + [0] * (k - 1), [0] * (k - 1) + [-1]):
+        codes = torch.tensor([feedback] * len(logits), dtype=torch.int8)
+        inputs = Inputs({"reward": logits[:, 0], "propensity": propensity}, {"feedback": codes, "reduction": "none"})
+        with emulating(SEED):
+            got = Case(k).step(inputs, "triton")
+        want = exact(logits[:, 0].tolist(), propensity.tolist(), feedback)
+        want[:, 1:] *= np.linspace(0.5, 1.5, len(logits))[:, None]  # the upstream gradient of a case
+        for name, columns in {"loss": slice(0, 1), "d reward": slice(1, 2), "d propensity": slice(2, None)}.items():
+            x = got[name].double().numpy().reshape(len(logits), -1)
+            found["finite"] &= bool(np.isfinite(x).all())
+            large = np.abs(want[:, columns]) > 1e-30
+            errors = np.abs(x - want[:, columns])[large] / np.abs(want[:, columns])[large]
+            found["errors"][name] = max(errors.max(initial=0.0), found["errors"].get(name, 0.0))
+    return found
+
+
+def exact(reward: list[float], propensity: list[list[float]], feedback: list[int]) -> Any:
+    """Loss and its gradients of rows of one feedback, (N, 2 + K), from 100 digits: the float64 reference has 16."""
+    from mpmath import MPContext
+
+    mp = MPContext()
+    mp.dps = 100
+    result = np.zeros((len(reward), 2 + len(feedback)))
+    for i, (s, logits) in enumerate(zip(reward, propensity, strict=True)):
+        g, not_g = 1 / (1 + mp.exp(-s)), 1 / (1 + mp.exp(s))
+        m = [1 / (1 + mp.exp(-t)) for t in logits]
+        silent = mp.fprod(1 / (1 + mp.exp(t)) for t, f in zip(logits, feedback, strict=True) if f == 0)
+        acted = mp.fprod(x for x, f in zip(m, feedback, strict=True) if f == 1)
+        likelihood = g * silent * acted + (0 if 1 in feedback else not_g)
+        q = g * silent * acted / likelihood
+        result[i, :2] = -mp.log(likelihood), -not_g if 1 in feedback else g * not_g * (1 - silent) / likelihood
+        for k, f in enumerate(feedback):
+            other = 1 / (1 + mp.exp(logits[k]))
+            result[i, 2 + k] = -other if f == 1 else q * m[k] if f == 0 else 0
+    return result
+
+
+def error_of(got: Any, want: Any, like: Any) -> float:
+    """The greatest error, relative to the greatest value, beyond the rounding to the dtype of the result."""
+    import torch
+
+    if like is not None and got.dtype != like.dtype:
+        raise TypeError(f"a gradient of {like.dtype} came as {got.dtype}")
+    wide = got.double()
+    if not wide.isfinite().all():
+        return float("inf")
+    finest = {torch.bfloat16: 2.0**-9, torch.float16: 2.0**-12}.get(got.dtype, 0.0)  # a half step, to the value above
+    step = finest * 2 * torch.exp2(torch.ceil(torch.log2(want.abs().clamp(min=2.0**-14))))
+    return float((((wide - want).abs() - step).clamp(min=0.0)).max() / want.abs().max())
+
+
+def main(part: str) -> None:
+    os.environ.pop("TRITON_INTERPRET", None)
+    from tests.gpu_static.cases import CASES
+
+    if part == "--tails":
+        print(json.dumps([check_tails(k) for k in (1, 2, 4)]))
+        return
+    kinds = {name: next(rows for kind, rows in ROWS.items() if name.startswith(kind)) for name in CASES if part in name}
+    print(json.dumps([check(name, rows) for name, both in kinds.items() for rows in both]))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
