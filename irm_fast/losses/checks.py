@@ -192,7 +192,7 @@ def check_given_propensity(logits: Tensor, hidden: Tensor, feedback: Tensor) -> 
         feedback: Feedback (N,) or (N, K).
 
     Returns:
-        The logits as (N, K); constants are widened to float32 at least.
+        The logits as (N, K), or constants as (K,).
 
     Raises:
         TypeError: They are no dense tensor, or of another dtype.
@@ -205,7 +205,7 @@ def check_given_propensity(logits: Tensor, hidden: Tensor, feedback: Tensor) -> 
     if logits.shape == feedback.shape:
         return logits.reshape(feedback.shape[0], n_signals)
     if logits.shape == (n_signals,):  # widened first: the gradient of a constant is a long sum
-        return logits.to(torch.promote_types(logits.dtype, torch.float32)).expand(feedback.shape[0], n_signals)
+        return logits
     raise ValueError(
         f"propensity_logits must have shape {tuple(feedback.shape)} or ({n_signals},), got {tuple(logits.shape)}"
     )

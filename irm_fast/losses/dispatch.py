@@ -28,8 +28,9 @@ class Backend(NamedTuple):
         implicit_rm_forward: Takes (reward, propensity, batch, need): logits (N,) and (N,) or (N, K), a `Batch`, and
             whether the gradient of each is wanted. Returns loss, both gradients, and posterior, (N, 4) or (N, K, 4).
         linear_implicit_rm_forward: Takes (hidden, heads, bias, propensity, batch, need): (N, H), (M, H), (M,), logits
-            (N, K) or None, a `Batch`, and whether the gradients of the logits and of the heads are wanted. Returns the
-            loss, the gradients of the logits (N, K + 1) and of the heads (M, H), and the posterior (N, K, 4).
+            (N, K) or None, a `Batch`, and whether the gradients of the logits and of the parameters are wanted. Returns
+            the loss, the gradients of the logits (N, K + 1) and of the parameters, a vector of M H weights and K + 1
+            sums over the rows of the former, and the posterior (N, K, 4).
         linear_hidden_grad: Takes (grad_logits, upstream, heads, dtype): (N, K + 1), () or (N,), (M, H), and a dtype.
             Returns the gradient of the hidden states, (N, H) of that dtype.
         linear_weight_grad: Takes (hidden, grad_logits, weight, n_heads): (N, H), (N, K + 1) times the upstream

@@ -8,7 +8,7 @@ gradient is known, so that nothing of the size of the hidden states is stored in
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from irm_fast.losses.operator import Operation, Reduction, divided, mean_over
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-Need = tuple[bool, bool, bool, bool]  # of hidden, heads, bias and propensity
+Need = tuple[bool, bool, bool]  # of hidden, parameters and propensity
 
 
 @overload
@@ -162,104 +162,137 @@ def linear_implicit_rm_loss(
         need_groups=return_groups,
         backend=backend,
     )
-    heads, bias = _stack_heads(hidden, reward_weight, reward_bias, propensity_weight, propensity_bias)
+    biases = [reward_bias, propensity_bias]
+    if propensity_logits is not None and propensity_logits.dim() == 1:
+        biases, propensity_logits = [reward_bias, propensity_logits], None
+    parameters = _stack(hidden, n_signals, reward_weight, propensity_weight, biases, propensity_logits is None)
     if hidden.stride(1) != 1:
         hidden = hidden.contiguous()
-    loss, groups = linear_implicit_rm(hidden, heads, bias, propensity_logits, options=batch)
+    loss, groups = linear_implicit_rm(hidden, parameters, propensity_logits, options=batch)
     loss = divided(loss, divide_by)
     return loss if groups is None or not return_groups else (loss, groups.reshape(*feedback.shape, 4))
 
 
-def _stack_heads(
+def _stack(
     hidden: Tensor,
+    n_signals: int,
     reward_weight: Tensor,
-    reward_bias: Tensor | None,
     propensity_weight: Tensor | None,
-    propensity_bias: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """Return weights (M, H) and biases (M,) of all heads, the reward's first, as the kernels read them."""
-    dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-    weights = [reward_weight.unsqueeze(0).to(dtype)]
-    bias = [hidden.new_zeros(1, dtype=dtype) if reward_bias is None else reward_bias.unsqueeze(0).to(dtype)]
-    if propensity_weight is not None:
-        n_signals = propensity_weight.shape[0]
-        weights.append(propensity_weight.to(dtype))
-        zeros = hidden.new_zeros(n_signals, dtype=dtype) if propensity_bias is None else propensity_bias
-        bias.append(zeros.to(dtype))
-    return torch.cat(weights), torch.cat(bias)
+    biases: list[Tensor | None],
+    of_all: bool,
+) -> Tensor:
+    """Return all parameters in one vector, in one launch: weights (M, H), then biases, the reward's first.
+
+    There is a bias for each logit, K+1, or one where propensity logits are given. A constant propensity is a bias. The
+    gradient is that of all parameters or none: whoever trains a bias alone pays for the weights.
+    """
+    pieces = [reward_weight] if propensity_weight is None else [reward_weight, propensity_weight.flatten()]
+    for bias, count in zip(biases, (1, n_signals if of_all else 0), strict=True):
+        if count:
+            pieces.append(hidden.new_zeros(count, dtype=reward_weight.dtype) if bias is None else bias.reshape(count))
+    dtypes = {piece.dtype for piece in pieces}
+    if hidden.dtype == torch.float64:
+        pieces = [piece.double() for piece in pieces]
+    elif torch.float64 in dtypes:
+        pieces = [piece.float() for piece in pieces]
+    return torch.cat(pieces)
+
+
+class _Parts(NamedTuple):
+    """The vector of parameters, taken apart."""
+
+    heads: Tensor  # (M, H)
+    bias: Tensor  # (M,)
+    constants: Tensor | None  # (K,): propensities without weights
+
+
+def _parts(parameters: Tensor, width: int, n_signals: int, given: bool) -> _Parts:
+    """Take the vector apart; `given` tells whether propensity logits of rows are given."""
+    n_bias = 1 if given else n_signals + 1
+    n_heads = (len(parameters) - n_bias) // width
+    heads, biases = parameters[: n_heads * width].view(n_heads, width), parameters[n_heads * width :]
+    return _Parts(heads, biases[:n_heads], biases[n_heads:] if n_heads < n_bias else None)
 
 
 def _wanted(batch: Batch, need: Need) -> tuple[bool, bool]:
-    """Return whether the forward pass computes the gradients of the logits, and that of the heads.
+    """Return whether the forward pass computes the gradients of the logits, and that of the parameters.
 
-    One upstream gradient for the whole batch scales the gradient of the heads; one for each row needs a second read.
+    One upstream gradient for the whole batch scales the gradient of the parameters; one for each row needs a second
+    read.
     """
-    hidden, heads, bias, propensity = need
-    return hidden or bias or propensity or (heads and batch.per_row), heads and not batch.per_row
+    hidden, parameters, propensity = need
+    return hidden or propensity or (parameters and batch.per_row), parameters and not batch.per_row
 
 
 def _run(
-    hidden: Tensor, heads: Tensor, bias: Tensor, propensity: Tensor | None, batch: Batch, need: Need
+    hidden: Tensor, parameters: Tensor, propensity: Tensor | None, batch: Batch, need: Need
 ) -> tuple[Tensor | None, ...]:
-    """Return the loss, the groups, and the gradients of the logits (N, K+1) and of the heads (M, H).
+    """Return the loss, the groups, and the gradients of the logits (N, K+1) and of the parameters.
 
-    Shapes: hidden (N, H), heads (M, H), bias (M,), propensity (N, K) or None, feedback (N, K).
+    Shapes: hidden (N, H), parameters as of `_stack`, propensity (N, K) or None, feedback (N, K). The last gradient has
+    K+1 biases in every case.
     """
-    backend = choose_backend(batch.backend, hidden.device.type, heads.dtype == torch.float64)
-    loss, grad_logits, grad_heads, groups = backend.linear_implicit_rm_forward(
+    (n, width), n_signals = hidden.shape, batch.feedback.shape[1]
+    backend = choose_backend(batch.backend, hidden.device.type, parameters.dtype == torch.float64)
+    heads, bias, constants = _parts(parameters, width, n_signals, propensity is not None)
+    if constants is not None:
+        propensity = constants.expand(n, n_signals)
+    loss, grad_logits, grad_parameters, groups = backend.linear_implicit_rm_forward(
         hidden, heads, bias, propensity, batch, _wanted(batch, need)
     )
-    return loss, groups, grad_logits, grad_heads
+    return loss, groups, grad_logits, grad_parameters
 
 
 def _fake(
-    hidden: Tensor, heads: Tensor, bias: Tensor, propensity: Tensor | None, batch: Batch, need: Need
+    hidden: Tensor, parameters: Tensor, propensity: Tensor | None, batch: Batch, need: Need
 ) -> tuple[Tensor, ...]:
     """Return tensors of the shapes and dtypes of `_run`, empty where it returns None."""
     n, n_signals = batch.feedback.shape
-    logits_wanted, heads_wanted = _wanted(batch, need)
+    logits_wanted, parameters_wanted = _wanted(batch, need)
+    dtype = torch.promote_types(parameters.dtype, torch.float32)
+    length = len(parameters) + (0 if propensity is None else n_signals)
     return (
-        heads.new_empty(n if batch.per_row else ()),
-        heads.new_empty((n, n_signals, 4) if batch.need_groups else 0),
-        heads.new_empty((n, n_signals + 1) if logits_wanted else 0),
-        heads.new_empty(heads.shape if heads_wanted else 0),
+        hidden.new_empty(n if batch.per_row else (), dtype=dtype),
+        hidden.new_empty((n, n_signals, 4) if batch.need_groups else 0, dtype=dtype),
+        hidden.new_empty((n, n_signals + 1) if logits_wanted else 0, dtype=dtype),
+        hidden.new_empty(length if parameters_wanted else 0, dtype=dtype),
     )
 
 
 def _keep(
-    _: Any, inputs: tuple[Tensor, ...], batch: Batch, need: Need, saved: tuple[Tensor | None, Tensor | None]
+    ctx: Any, inputs: tuple[Tensor, ...], batch: Batch, need: Need, saved: tuple[Tensor | None, Tensor | None]
 ) -> tuple[Tensor | None, ...]:
-    """Return the gradients of logits and heads, the heads, and for a second read the hidden states and the weight."""
-    hidden, heads = inputs[:2]
-    grad_logits, grad_heads = saved
+    """Return both gradients, the parameters, and for a second read the hidden states and the weight."""
+    hidden, parameters, propensity = inputs
+    grad_logits, grad_parameters = saved
+    ctx.shape = (hidden.shape[1], batch.feedback.shape[1], propensity is not None)
     if need[1] and batch.per_row:
-        return grad_logits, None, heads, hidden, batch.weight
-    return grad_logits, grad_heads if need[1] else None, heads, None, None
+        return grad_logits, None, parameters, hidden, batch.weight
+    return grad_logits, grad_parameters if need[1] else None, parameters, None, None
 
 
 def _gradients(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-    """Return the gradients of hidden, heads, bias and propensity, where needed."""
-    grad_logits, grad_heads, heads, hidden, weight = ctx.saved_tensors
-    need_hidden, need_heads, need_bias, need_propensity = ctx.needs_input_grad[:4]
-    hidden_dtype, _, _, propensity_dtype = ctx.dtypes
-    n_heads, dtype = len(heads), heads.dtype
-    grad_hidden = grad_bias = grad_propensity = None
+    """Return the gradients of hidden, parameters and propensity, where needed."""
+    grad_logits, grad_parameters, parameters, hidden, weight = ctx.saved_tensors
+    need_hidden, need_parameters, need_propensity = ctx.needs_input_grad[:3]
+    hidden_dtype, _, propensity_dtype = ctx.dtypes
+    heads = _parts(parameters, *ctx.shape).heads
+    grad_hidden = grad_propensity = None
     device = upstream.device.type
     # Products of matrices stay in float32.
     with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
         if need_hidden:
             arguments = (grad_logits, upstream, heads, hidden_dtype, ctx.backend)
             grad_hidden = ctx.call(_hidden_grad, _hidden_grad_operator, *arguments)
-        if need_heads and grad_heads is not None:
-            grad_heads = grad_heads * upstream
-        elif need_heads:
-            rows = scaled(grad_logits, upstream, dtype)
-            grad_heads = ctx.call(_weight_grad, _weight_grad_operator, hidden, rows, weight, n_heads, ctx.backend)
-        if need_bias:
-            grad_bias = scaled(grad_logits[:, :n_heads], upstream, dtype).sum(0)
+        if need_parameters and grad_parameters is not None:
+            grad_parameters = scaled(grad_parameters[: len(parameters)], upstream, parameters.dtype)
+        elif need_parameters:
+            rows = scaled(grad_logits, upstream, grad_logits.dtype)
+            grads = ctx.call(_weight_grad, _weight_grad_operator, hidden, rows, weight, len(heads), ctx.backend)
+            grad_parameters = torch.cat([grads.flatten(), rows.sum(0)])[: len(parameters)].to(parameters.dtype)
         if need_propensity:
             grad_propensity = scaled(grad_logits[:, 1:], upstream, propensity_dtype)
-    return grad_hidden, grad_heads if need_heads else None, grad_bias, grad_propensity
+    return grad_hidden, grad_parameters if need_parameters else None, grad_propensity
 
 
 def _hidden_grad(
@@ -281,7 +314,7 @@ def _weight_grad(
 linear_implicit_rm = Operation(
     "linear_implicit_rm",
     loss="linear_implicit_rm_loss",
-    inputs=("hidden", "heads", "bias", "propensity?"),
+    inputs=("hidden", "parameters", "propensity?"),
     options=Batch,
     run=_run,
     fake=_fake,

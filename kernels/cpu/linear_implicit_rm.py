@@ -29,18 +29,20 @@ _run_hidden_grad, _HIDDEN_GRAD = bind("irm_linear_hidden_grad", HIDDEN_GRAD_FIEL
 def linear_implicit_rm_forward(
     hidden: Tensor, heads: Tensor, bias: Tensor, propensity: Tensor | None, batch: Batch, need: tuple[bool, bool]
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """Loss, gradients of all logits (N, K+1), gradient of the heads (M, H) and groups; all results float32.
+    """Loss, gradients of all logits (N, K+1), gradient of the parameters (M H + K+1,) and groups; all float32.
 
     `heads` holds the reward head, then the K propensity heads; or the reward head alone, and `propensity` the logits.
-    `need` tells whether the gradients of the logits and of the heads are wanted. Rows of weight 0 reach no gradient,
+    `need` tells whether the gradients of the logits and of the parameters are wanted: those of the heads, then the sums
+    of the gradients of the logits over the rows, which are those of biases. Rows of weight 0 reach no gradient,
     whatever their hidden state holds.
     """
     (n, width), n_signals, n_heads = hidden.shape, batch.feedback.shape[1], heads.shape[0]
     signals = batch.signal_table(CPU)
     empty = signals.new_empty  # float32 whatever torch's defaults are
     loss = empty(n if batch.per_row else ())
-    grad_logits = empty((n, n_signals + 1)) if need[0] else None
-    grad_heads = empty((n_heads, width)) if need[1] else None
+    heads, bias = heads.float(), bias.float()
+    grad_logits = empty((n, n_signals + 1)) if need[0] or need[1] else None
+    grad_parameters = empty(n_heads * width + n_signals + 1) if need[1] else None
     groups = empty((n, n_signals, 4)) if batch.need_groups else None
     hidden_view = logits_view(hidden)
     if n:
@@ -48,12 +50,14 @@ def linear_implicit_rm_forward(
     propensity_view = NO_LOGITS if propensity is None else logits_view(propensity)
     arguments = pack_arguments((n, n_signals), NO_LOGITS, propensity_view, batch, signals, (loss, None, None, groups))
     arguments += _HEADS.pack(
-        *hidden_view, heads.data_ptr(), bias.data_ptr(), n_heads, width, address(grad_logits), address(grad_heads)
+        *hidden_view, heads.data_ptr(), bias.data_ptr(), n_heads, width, address(grad_logits), address(grad_parameters)
     )
     status = _run(arguments)
     if status:
         raise_status(status)
-    return loss, grad_logits, grad_heads, groups
+    if grad_parameters is not None:
+        torch.sum(grad_logits, 0, out=grad_parameters[n_heads * width :])
+    return loss, grad_logits if need[0] else None, grad_parameters, groups
 
 
 def linear_weight_grad(hidden: Tensor, grad_logits: Tensor, weight: Tensor | None, n_heads: int) -> Tensor:
@@ -73,7 +77,7 @@ def linear_weight_grad(hidden: Tensor, grad_logits: Tensor, weight: Tensor | Non
 
 def linear_hidden_grad(grad_logits: Tensor, upstream: Tensor, heads: Tensor, dtype: torch.dtype) -> Tensor:
     """`(grad_logits[:, :M] * upstream) @ heads`, (N, H), in float32 and rounded once to `dtype`."""
-    n, (n_heads, width) = grad_logits.shape[0], heads.shape
+    n, (n_heads, width), heads = grad_logits.shape[0], heads.shape, heads.float()
     hidden_grad = torch.empty((n, width), dtype=dtype, device="cpu")
     status = _run_hidden_grad(
         _HIDDEN_GRAD.pack(

@@ -11,19 +11,24 @@ from torch import Tensor
 def linear_implicit_rm_forward(
     hidden: Tensor, heads: Tensor, bias: Tensor, propensity: Tensor | None, batch: Batch, need: tuple[bool, bool]
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """Loss, gradients of all logits (N, K+1), gradient of the heads (M, H) and groups, in the dtype of the heads."""
+    """Loss, gradients of all logits (N, K+1) and of the parameters (M H + K+1,), and groups, float32 at least.
+
+    The gradient of the parameters is that of the heads, then the sums of the gradients of the logits over the rows.
+    """
+    dtype = torch.promote_types(heads.dtype, torch.float32)
     logits = hidden.double() @ heads.double().T + bias.double()
     reward, propensity = logits[:, 0], logits[:, 1:] if propensity is None else propensity.double()
     loss, grad_reward, grad_propensity, groups = implicit_rm_forward(reward, propensity, batch, (any(need), any(need)))
-    grad_logits = grad_heads = None
+    grad_logits = grad_parameters = None
     if any(need):
         assert grad_reward is not None and grad_propensity is not None
         grad_logits = torch.cat([grad_reward[:, None], grad_propensity], 1)
         if need[1]:
-            grad_heads = linear_weight_grad(hidden.double(), grad_logits, batch.weight, len(heads)).to(heads.dtype)
-        grad_logits = grad_logits.to(heads.dtype)
-    groups = None if groups is None else groups.to(heads.dtype)
-    return loss.to(heads.dtype), grad_logits, grad_heads, groups
+            grad_heads = linear_weight_grad(hidden.double(), grad_logits, batch.weight, len(heads))
+            grad_parameters = torch.cat([grad_heads.flatten(), grad_logits.sum(0)]).to(dtype)
+        grad_logits = grad_logits.to(dtype)
+    groups = None if groups is None else groups.to(dtype)
+    return loss.to(dtype), grad_logits, grad_parameters, groups
 
 
 def linear_weight_grad(hidden: Tensor, grad_logits: Tensor, weight: Tensor | None, n_heads: int) -> Tensor:
@@ -41,4 +46,4 @@ def linear_weight_grad(hidden: Tensor, grad_logits: Tensor, weight: Tensor | Non
 def linear_hidden_grad(grad_logits: Tensor, upstream: Tensor, heads: Tensor, dtype: torch.dtype) -> Tensor:
     """`(grad_logits[:, :M] * upstream) @ heads`, (N, H), rounded once to `dtype`."""
     factor = upstream[:, None] if upstream.dim() else upstream
-    return ((grad_logits[:, : len(heads)] * factor) @ heads).to(dtype)
+    return ((grad_logits[:, : len(heads)] * factor) @ heads.to(grad_logits.dtype)).to(dtype)

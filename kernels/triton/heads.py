@@ -23,7 +23,7 @@ def load_hidden(hidden_ptr, o_rows, m_n, first, H: tl.constexpr, BLOCK_H: tl.con
 def load_heads(heads_ptr, first, H: tl.constexpr, M: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_M: tl.constexpr):
     o_h = first + tl.arange(0, BLOCK_H)[None, None, :]
     o_m = tl.arange(0, BLOCK_M)[None, :, None]
-    return tl.load(heads_ptr + o_m * H + o_h, mask=(o_m < M) & (o_h < H), other=0.0)
+    return tl.load(heads_ptr + o_m * H + o_h, mask=(o_m < M) & (o_h < H), other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -77,7 +77,7 @@ def load_parts(
     o_row = tl.arange(0, 16)[None, :, None]
     o_p, fold = o_row % PARTS, o_row // PARTS
     o_h = (tl.arange(0, PIECES)[:, None, None] * FOLDS + fold) * COLUMNS + tl.arange(0, COLUMNS)[None, None, :]
-    b_heads = tl.load(heads_ptr + o_p % M * H + o_h, mask=(o_p < 3 * M) & (o_h < H), other=0.0)
+    b_heads = tl.load(heads_ptr + o_p % M * H + o_h, mask=(o_p < 3 * M) & (o_h < H), other=0.0).to(tl.float32)
     b_heads -= tl.where(o_p < M, 0.0, b_heads.to(tl.bfloat16).to(tl.float32))  # what the first part leaves
     b_heads -= tl.where(o_p < 2 * M, 0.0, b_heads.to(tl.bfloat16).to(tl.float32))
     return b_heads.to(tl.bfloat16).to(DOT_DTYPE)

@@ -1,6 +1,6 @@
-"""Gradients of the linear loss that the forward kernel leaves: of hidden, and of heads too large for registers.
+"""What the forward kernel of the linear loss leaves: totals of its sums, and gradients of hidden and of wide heads.
 
-Both follow from the gradients of the logits. The gradient of hidden is an outer product with the heads and reads no
+The gradients follow from those of the logits. The gradient of hidden is an outer product with the heads and reads no
 hidden states, so it is written in the backward pass, when the upstream gradient is known: one write, no second pass.
 """
 
@@ -51,7 +51,7 @@ def linear_weight_grad_kernel(
 def linear_hidden_grad_kernel(
     grad_logits_ptr,  # (N, K+1)
     upstream_ptr,  # () or (N,) float32
-    heads_ptr,  # (M, H) float32
+    heads_ptr,  # (M, H)
     grad_hidden_ptr,  # (N, H)
     n_rows,
     stride_grad_logits,
@@ -69,9 +69,38 @@ def linear_hidden_grad_kernel(
     b_grad_hidden = tl.zeros([BLOCK_N, BLOCK_H], tl.float32)
     for m in range(M):
         b_grad = tl.load(grad_logits_ptr + o_n * stride_grad_logits + m, mask=m_n, other=0.0) * b_upstream
-        b_grad_hidden += b_grad * tl.load(heads_ptr + m * H + o_h, mask=m_h, other=0.0)
+        b_grad_hidden += b_grad * tl.load(heads_ptr + m * H + o_h, mask=m_h, other=0.0).to(tl.float32)
     ptrs = grad_hidden_ptr + o_n * H + o_h
     tl.store(ptrs, b_grad_hidden.to(grad_hidden_ptr.dtype.element_ty), mask=m_n & m_h)
+
+
+@triton.jit(do_not_specialize=["n_partials"])
+def linear_total_kernel(
+    partials_ptr,  # (n_partials, STRIDE)
+    losses_ptr,  # (n_partials,)
+    totals_ptr,  # (LENGTH,)
+    loss_ptr,  # ()
+    n_partials,
+    LENGTH: tl.constexpr,
+    STRIDE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """The second stage of all sums, in a fixed order."""
+    o = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)[None, :]
+    o_n = tl.arange(0, BLOCK_N)[:, None]
+    b_total = tl.zeros([BLOCK_N, BLOCK], tl.float32)
+    for first in range(0, n_partials, BLOCK_N):
+        mask = (first + o_n < n_partials) & (o < STRIDE)  # a multiple of 4, so that 16 bytes are read at once
+        b_total += tl.load(partials_ptr + (first + o_n).to(tl.int64) * STRIDE + o, mask=mask, other=0.0)
+    o = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(totals_ptr + o, tl.sum(b_total, 0), mask=o < LENGTH)
+    if losses_ptr is not None and tl.program_id(0) == 0:
+        b_loss = tl.zeros([BLOCK], tl.float32)
+        for first in range(0, n_partials, BLOCK):
+            o = first + tl.arange(0, BLOCK)
+            b_loss += tl.load(losses_ptr + o, mask=o < n_partials, other=0.0)
+        tl.store(loss_ptr, tl.sum(b_loss))
 
 
 def linear_weight_grad(hidden: Tensor, grad_logits: Tensor, weight: Tensor | None, n_heads: int) -> Tensor:
@@ -112,7 +141,7 @@ def linear_hidden_grad(grad_logits: Tensor, upstream: Tensor, heads: Tensor, dty
     Args:
         grad_logits: (N, K+1) float32, its first M columns those of the heads.
         upstream: () or (N,) float32.
-        heads: (M, H) float32 contiguous.
+        heads: (M, H) contiguous, read as float32.
     """
     n, (n_heads, width) = grad_logits.shape[0], heads.shape
     stored = torch.float32 if INTERPRETED else dtype  # the interpreter cuts bfloat16 off where GPUs round
@@ -137,3 +166,25 @@ def linear_hidden_grad(grad_logits: Tensor, upstream: Tensor, heads: Tensor, dty
             enable_fp_fusion=True,
         )
     return grad_hidden.to(dtype)
+
+
+def linear_total(partials: Tensor, losses: Tensor | None, length: int) -> tuple[Tensor, Tensor | None]:
+    """Sums over the programs of the forward kernel, in one launch: of `length` columns, and of the losses, if any."""
+    n_partials, stride = partials.shape
+    totals = torch.empty(length, device=partials.device, dtype=torch.float32)
+    loss = None if losses is None else torch.empty((), device=partials.device, dtype=torch.float32)
+    block = 4096 if INTERPRETED else 128
+    with on_device_of(partials):
+        linear_total_kernel[(triton.cdiv(length, block),)](
+            partials,
+            losses,
+            totals,
+            loss,
+            n_partials,
+            LENGTH=length,
+            STRIDE=stride,
+            BLOCK_N=8,
+            BLOCK=block,
+            enable_fp_fusion=True,
+        )
+    return totals, loss

@@ -6,8 +6,6 @@ read in pieces, and the weight gradient then takes a second read. kernels/refere
 computed, `four_groups` has the mathematics of a tile.
 """
 
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
@@ -25,14 +23,13 @@ from irm_fast.kernels.triton.heads import (
     widen,
 )
 from irm_fast.kernels.triton.implicit_rm import is_one_sided
-from irm_fast.kernels.triton.launch import INTERPRETED, as_codes, device_limits, has_tensor_cores, on_device_of, strides
-from irm_fast.kernels.triton.linear_gradients import linear_hidden_grad, linear_weight_grad
+from irm_fast.kernels.triton.launch import as_codes, device_limits, on_device_of, strides
+from irm_fast.kernels.triton.linear_gradients import linear_hidden_grad, linear_total, linear_weight_grad
+from irm_fast.kernels.triton.linear_tiles import forward_tile
 from irm_fast.kernels.triton.one_sided import one_sided_rows
 from torch import Tensor
 
 __all__ = ["linear_hidden_grad", "linear_implicit_rm_forward", "linear_weight_grad"]
-
-ONE_READ_LIMIT = 16384  # entries of the heads, padded to powers of two, that registers hold beside their gradient
 
 
 @triton.jit(do_not_specialize=["n_rows"])  # a new batch size must not compile anew
@@ -50,7 +47,7 @@ def linear_implicit_rm_fwd_kernel(
     signals_ptr,  # (4, K) float32: polarity, misclick rate e, -log e, log1p(-e)
     loss_ptr,  # (N,) if PER_ROW else (programs,): one partial sum each
     grad_logits_ptr,  # (N, K+1) or None
-    grad_heads_ptr,  # (programs, M, H) or None: one partial sum each
+    partials_ptr,  # (programs, LENGTH) or None: partial sums of the gradients of the heads (M, H), then of the logits
     groups_ptr,  # (N, K, 4) or None
     # sizes
     n_rows,
@@ -67,6 +64,7 @@ def linear_implicit_rm_fwd_kernel(
     stride_preference,
     # constants
     ONE_READ: tl.constexpr,
+    LENGTH: tl.constexpr,
     H: tl.constexpr,
     M: tl.constexpr,
     K: tl.constexpr,
@@ -85,13 +83,14 @@ def linear_implicit_rm_fwd_kernel(
     pid = tl.program_id(0)
     o_m = tl.arange(0, BLOCK_M)[None, :]
     o_k = tl.arange(0, BLOCK_K)[None, :].to(tl.int64) - 1  # column 0 is the reward: no signal
-    b_bias = tl.load(bias_ptr + o_m, mask=o_m < M, other=0.0)
+    b_bias = tl.load(bias_ptr + o_m, mask=o_m < M, other=0.0).to(tl.float32)
     b_sum = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
     if PARTS > 0:
         b_heads = load_parts(heads_ptr, H, M, BLOCK_H, PARTS, PIECES)
     elif ONE_READ:
         b_heads = load_heads(heads_ptr, 0, H, M, BLOCK_H, BLOCK_M)
-    if grad_heads_ptr is not None:
+    if partials_ptr is not None:
+        b_grad_bias = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
         b_grad_heads = tl.zeros([1, BLOCK_M, BLOCK_H], tl.float32)
 
     first_row, step = pid.to(tl.int64) * BLOCK_N, tl.num_programs(0).to(tl.int64) * BLOCK_N
@@ -173,7 +172,8 @@ def linear_implicit_rm_fwd_kernel(
         b_sum += tl.where(o_k < 0, b_loss, 0.0)
         if grad_logits_ptr is not None:
             tl.store(grad_logits_ptr + o_n * (K + 1) + o_k + 1, b_grad, mask=m_n & (o_k < K))
-        if grad_heads_ptr is not None:
+        if partials_ptr is not None:
+            b_grad_bias += tl.where(m_n, b_grad, 0.0)
             if weight_ptr is not None:  # what a dropped row holds must not be multiplied by its gradient of 0
                 b_hidden = tl.where(dropped[:, :, None], 0.0, b_hidden)
             b_head_grad = b_grad
@@ -182,8 +182,11 @@ def linear_implicit_rm_fwd_kernel(
             b_grad_heads = add_rows(b_grad_heads, b_head_grad[:, :, None], b_hidden)
             b_grad_heads = tl.where(o_m[:, :, None] < M, b_grad_heads, 0.0)  # what is no head costs nothing
 
-    if grad_heads_ptr is not None:
-        store_heads(grad_heads_ptr + pid.to(tl.int64) * M * H, b_grad_heads, 0, H, M, BLOCK_H, BLOCK_M)
+    if partials_ptr is not None:
+        partials_ptr += pid.to(tl.int64) * LENGTH
+        store_heads(partials_ptr, b_grad_heads, 0, H, M, BLOCK_H, BLOCK_M)
+        o_bias = tl.arange(0, BLOCK_K)
+        tl.store(partials_ptr + M * H + o_bias, tl.sum(b_grad_bias, 0), mask=o_bias <= K)
     if not PER_ROW:
         tl.store(loss_ptr + pid, tl.sum(b_sum))
 
@@ -248,15 +251,16 @@ def linear_implicit_rm_forward(
 
     Args:
         hidden: (N, H), last stride 1.
-        heads: (M, H) contiguous float32: the reward head, then K propensity heads or none.
-        bias: (M,) contiguous float32.
+        heads: (M, H) contiguous, read as float32: the reward head, then K propensity heads or none.
+        bias: (M,) contiguous, read as float32.
         propensity: (N, K) logits where there are no propensity heads, any strides; else None.
         batch: Everything that carries no gradient; feedback is (N, K).
-        need: Whether the gradients of the logits and of the heads are wanted.
+        need: Whether the gradients of the logits and of the parameters are wanted.
 
     Returns:
-        loss, gradient of the K+1 logits (N, K+1), gradient of the heads (M, H), groups (N, K, 4); None where not
-        needed. Sums are taken in two deterministic stages: one partial a program, then those.
+        loss, gradient of the K+1 logits (N, K+1), of the parameters (M H + K+1,), groups (N, K, 4); None where not
+        needed. The gradient of the parameters is that of the heads, then the sums of the gradients of the logits over
+        the rows. Sums are taken in two deterministic stages: one partial a program, then those.
     """
     (n, width), (n_heads, _), n_signals, device = hidden.shape, heads.shape, len(batch.polarity), hidden.device
     processors, shared = device_limits(hidden)
@@ -273,7 +277,8 @@ def linear_implicit_rm_forward(
 
     loss = empty(n if batch.per_row else n_programs)
     grad_logits = empty(n, n_signals + 1) if need[0] or second_read else None
-    partial = empty(n_programs, n_heads, width) if need[1] and tile.ONE_READ else None
+    length = n_heads * width + n_signals + 1
+    partials = empty(n_programs, triton.cdiv(length, 4) * 4) if need[1] and tile.ONE_READ else None  # 16 bytes
     groups = empty(n, n_signals, 4) if batch.need_groups else None
     if n:
         with on_device_of(hidden):
@@ -290,7 +295,7 @@ def linear_implicit_rm_forward(
                 batch.signal_table(device),
                 loss,
                 grad_logits,
-                partial,
+                partials,
                 groups,
                 n,
                 batch.factor,
@@ -301,6 +306,7 @@ def linear_implicit_rm_forward(
                 *strides(feedback),
                 0 if preference is None else preference.stride(0),
                 ONE_READ=tile.ONE_READ,
+                LENGTH=triton.cdiv(length, 4) * 4,
                 H=width,
                 M=n_heads,
                 K=n_signals,
@@ -317,88 +323,13 @@ def linear_implicit_rm_forward(
                 num_warps=tile.num_warps,
                 enable_fp_fusion=True,  # said because the default changes in Triton 3.10
             )
-    grad_heads = None
-    if need[1]:
-        grad_heads = partial.sum(0) if tile.ONE_READ else linear_weight_grad(hidden, grad_logits, weight, n_heads)
-    loss = loss if batch.per_row else loss.sum()
-    return loss, grad_logits if need[0] else None, grad_heads, groups
-
-
-class Tile(NamedTuple):
-    """How linear_implicit_rm_fwd_kernel is launched."""
-
-    ONE_READ: bool
-    BLOCK_N: int
-    BLOCK_H: int
-    BLOCK_M: int
-    BLOCK_K: int
-    STAGES: int
-    PARTS: int
-    num_warps: int
-    programs: int  # on a processor
-
-
-def forward_tile(hidden: Tensor, n_heads: int, n_signals: int, has_options: bool, shared: int) -> Tile:
-    """The first of the three forms that fits a processor: tensor cores, one read, two reads."""
-    arguments = hidden, n_heads, n_signals, has_options, shared
-    return tensor_core_tile(*arguments) or one_read_tile(*arguments) or two_reads_tile(*arguments)
-
-
-def is_aligned(hidden: Tensor) -> bool:
-    return hidden.stride(0) % 16 == 0 and hidden.data_ptr() % 16 == 0
-
-
-def tensor_core_tile(hidden: Tensor, n_heads: int, n_signals: int, has_options: bool, shared: int) -> Tile | None:
-    """Heads in three bfloat16 parts in shared memory beside two tiles, one computed and one on its way."""
-    parts = triton.next_power_of_2(3 * n_heads)
-    if parts > 16 or hidden.dtype != torch.bfloat16 or not is_aligned(hidden) or not has_tensor_cores():
-        return None
-    block_h = max(triton.next_power_of_2(hidden.shape[1]), 256)
-    num_warps = max(1, min(8, block_h // 256))
-    programs = 8 // num_warps
-    room = (shared // programs - 4096) // (2 * block_h) - parts  # rows of hidden states
-    block_n = min(4096 * num_warps // block_h, 1 << max(0, room // 2).bit_length() >> 1)
-    if block_n < 4:
-        return None
-    block_m, block_k = triton.next_power_of_2(n_heads), triton.next_power_of_2(n_signals + 1)
-    block_n *= 8 if INTERPRETED else 1  # the interpreter pays per program
-    return Tile(True, block_n, block_h, block_m, block_k, 3, parts, num_warps, programs)
-
-
-def one_read_tile(hidden: Tensor, n_heads: int, n_signals: int, has_options: bool, shared: int) -> Tile | None:
-    """A tile that fills a processor: 8 warps with up to 255 registers a thread, in one program or several.
-
-    A thread holds a piece of the heads, its gradient and `states` hidden states, as many as registers last for: with
-    more of them, or wider heads, they spill (tests/kernels/test_triton_compile.py). Options of the loss take some of
-    their own, and so do narrow loads where rows are not aligned to 16 elements. A thread reads 8 neighbours at once,
-    so that narrow hidden states take fewer threads. While a tile is computed the next ones are on their way into
-    shared memory, whose size bounds the number of stages.
-    """
-    itemsize = hidden.element_size()
-    block_m, block_k = triton.next_power_of_2(n_heads), triton.next_power_of_2(n_signals + 1)
-    block_h = triton.next_power_of_2(hidden.shape[1])
-    head_entries = block_m * max(block_h, 2048)
-    if head_entries > ONE_READ_LIMIT:
-        return None
-    num_warps = max(1, min(8, block_h // 256))
-    crowded = has_options and (block_m > 2 or 2 * head_entries > ONE_READ_LIMIT)
-    states = min(128, 512 // block_m) * 2 // max(2, itemsize) // (2 if crowded else 1)
-    states //= 1 if is_aligned(hidden) else 2
-    block_n = min(states * 32 * num_warps // block_h, 128 * num_warps // block_k)
-    block_n = max(1, block_n) * (8 if INTERPRETED else 1)
-    programs = 8 // num_warps
-    stages = n_stages(shared // programs, block_n * block_h * itemsize)
-    return Tile(True, block_n, block_h, block_m, block_k, stages, 0, num_warps, programs)
-
-
-def two_reads_tile(hidden: Tensor, n_heads: int, n_signals: int, has_options: bool, shared: int) -> Tile:
-    """A piece of the heads for 8 rows or more; a thread holds 64 sums of products."""
-    block_m, block_k = triton.next_power_of_2(n_heads), triton.next_power_of_2(n_signals + 1)
-    block_h = max(1, min(triton.next_power_of_2(hidden.shape[1]), 2048, 16384 // block_m))
-    block_n = max(1, min(16384 // (block_m * block_h), 1024 // block_k)) * (8 if INTERPRETED else 1)
-    stages = n_stages(shared, block_n * block_h * hidden.element_size() + block_m * block_h * 4)
-    return Tile(False, block_n, block_h, block_m, block_k, stages, 0, 8, 1)
-
-
-def n_stages(shared: int, staged: int) -> int:
-    return 1 + max(0, min(2, (shared - 8192) // staged))  # the rest is for exchange between threads
+    grad_parameters = None
+    if partials is not None:
+        grad_parameters, total = linear_total(partials, None if batch.per_row else loss, length)
+        loss = loss if total is None else total
+    elif not batch.per_row:
+        loss = loss.sum()
+    if second_read:
+        grad_heads = linear_weight_grad(hidden, grad_logits, weight, n_heads)
+        grad_parameters = torch.cat([grad_heads.flatten(), grad_logits.sum(0)])
+    return loss, grad_logits if need[0] else None, grad_parameters, groups

@@ -25,6 +25,7 @@ KERNELS = {
     "implicit_rm_kernel",
     "one_sided_kernel",
     "linear_implicit_rm_fwd_kernel",
+    "linear_total_kernel",
     "linear_weight_grad_kernel",
     "linear_hidden_grad_kernel",
     "pointwise_fwd_kernel",
@@ -90,7 +91,8 @@ def test_compiled_kernels_are_right(folder: Path, part: str) -> None:
     """The code for sm_90 agrees with the float64 reference, and reads and writes inside of its tensors."""
     for found in without_interpreter(folder, "-m", "tests.gpu_static.emulate", part):
         for result, error in found["errors"].items():
-            assert error <= ERROR, (found["case"], found["rows"], result, error)
+            bound = 2 * ERROR if "bias" in result else ERROR  # one number: a sum over rows, most of which cancels
+            assert error <= bound, (found["case"], found["rows"], result, error)
         assert found["kernels"], found
         for kernel in found["kernels"]:
             for kind in ("load", "store"):
@@ -138,7 +140,7 @@ except (ValueError, RuntimeError) as error:
 
 
 # Kernels of ours and of PyTorch in one eager step with its backward pass.
-LAUNCHES = {"loss float32": 4, "loss bfloat16": 4, "linear float32": 10, "linear bfloat16": 18, "trainer's heads": 14}
+LAUNCHES = {"loss float32": 4, "loss bfloat16": 4, "linear float32": 6, "linear bfloat16": 7, "trainer's heads": 8}
 
 
 def test_launches_of_a_step(folder: Path) -> None:

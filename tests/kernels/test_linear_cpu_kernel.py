@@ -71,7 +71,13 @@ def run(case: dict[str, Any], **settings: Any) -> tuple[Tensor, ...]:
         backend=None,
         **{**defaults, **settings},
     )
-    return linear_implicit_rm_forward(**tensors, batch=batch, need=need)
+    loss, grad_logits, grad_parameters, groups = linear_implicit_rm_forward(**tensors, batch=batch, need=need)
+    if grad_parameters is not None:
+        heads = tensors["heads"]
+        if grad_logits is not None:
+            torch.testing.assert_close(grad_parameters[heads.numel() :], grad_logits.sum(0), equal_nan=True)
+        grad_parameters = grad_parameters[: heads.numel()].view(heads.shape)
+    return loss, grad_logits, grad_parameters, groups
 
 
 def truth(

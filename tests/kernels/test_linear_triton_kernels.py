@@ -9,7 +9,7 @@ import pytest
 import torch
 from irm_fast.kernels.batch import Batch
 from irm_fast.kernels.reference import definition as reference
-from irm_fast.kernels.triton import linear_implicit_rm
+from irm_fast.kernels.triton import linear_implicit_rm, linear_tiles
 from torch import Tensor
 
 from irm_fast.losses.checks import signal_constants
@@ -23,9 +23,9 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Each form of the kernel in turn; tensor cores serve bfloat16 alone."""
     if request.param != "tensor cores":
-        monkeypatch.setattr(linear_implicit_rm, "has_tensor_cores", lambda: False)
+        monkeypatch.setattr(linear_tiles, "has_tensor_cores", lambda: False)
     if request.param == "two reads":
-        monkeypatch.setattr(linear_implicit_rm, "ONE_READ_LIMIT", 0)
+        monkeypatch.setattr(linear_tiles, "ONE_READ_LIMIT", 0)
     return str(request.param)
 
 
@@ -68,7 +68,22 @@ def forward(c: dict, **given: Any) -> tuple[Tensor, Tensor | None, Tensor | None
         backend=None,
         **{**options, **given},
     )
-    return linear_implicit_rm.linear_implicit_rm_forward(**case, batch=batch, need=need)
+    loss, grad_logits, grad_parameters, groups = linear_implicit_rm.linear_implicit_rm_forward(
+        **case, batch=batch, need=need
+    )
+    return loss, grad_logits, heads_of(grad_parameters, grad_logits, c["heads"]), groups
+
+
+def heads_of(grad_parameters: Tensor | None, grad_logits: Tensor | None, heads: Tensor) -> Tensor | None:
+    """The gradient of the heads, after a look at what follows it: the sums of the gradients of the logits."""
+    if grad_parameters is None:
+        return None
+    if grad_logits is not None:
+        want = grad_logits.double().sum(0)
+        slack = 1e-6 * grad_logits.double().abs().sum(0) + 1e-12
+        bad = (grad_parameters[heads.numel() :].double() - want).abs() > slack
+        assert not bad.any()
+    return grad_parameters[: heads.numel()].view(heads.shape)
 
 
 def truth(

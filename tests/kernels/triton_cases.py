@@ -16,7 +16,7 @@ from unittest.mock import patch
 import torch
 import triton
 from irm_fast.kernels.batch import Batch, PointwiseBatch
-from irm_fast.kernels.triton import implicit_rm, linear_gradients, linear_implicit_rm, pointwise
+from irm_fast.kernels.triton import implicit_rm, linear_gradients, linear_implicit_rm, linear_tiles, pointwise
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -33,6 +33,7 @@ KERNELS = (
     (implicit_rm, "implicit_rm_kernel"),
     (implicit_rm, "one_sided_kernel"),
     (linear_implicit_rm, "linear_implicit_rm_fwd_kernel"),
+    (linear_gradients, "linear_total_kernel"),
     (linear_gradients, "linear_weight_grad_kernel"),
     (linear_gradients, "linear_hidden_grad_kernel"),
     (pointwise, "pointwise_fwd_kernel"),
@@ -163,7 +164,7 @@ def compile_launches(launch: Callable[[], None], target: str, rows_factor: int =
         for module in (linear_implicit_rm, linear_gradients):
             patches.enter_context(patch.object(module, "device_limits", lambda _: (132, shared)))
         patches.enter_context(patch.object(linear_implicit_rm, "forward_tile", tile))
-        patches.enter_context(patch.object(linear_implicit_rm, "has_tensor_cores", lambda: gpu.backend == "cuda"))
+        patches.enter_context(patch.object(linear_tiles, "has_tensor_cores", lambda: gpu.backend == "cuda"))
         launch()
     for kernel, args, kwargs in launches:
         compiled = _compile(kernel, args, kwargs, gpu)

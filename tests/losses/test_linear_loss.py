@@ -242,8 +242,8 @@ def test_one_option(name: str, backend: str) -> None:
 @pytest.mark.parametrize("given", PROPENSITIES)
 @pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
 def test_reductions_and_upstream_gradients(dtype: torch.dtype, given: str, backend: str) -> None:
-    case, weight = make(70, 33, 2, dtype, given=given, head_dtype=F32), torch.arange(70) % 3 / 2.0
-    by_row = torch.linspace(-3, 5, 70)
+    case, weight = make(80, 33, 2, dtype, given=given, head_dtype=F32), torch.arange(80) % 3 / 2.0
+    by_row = torch.linspace(-3, 5, 80)
     for upstream in (1.0, -2.5, by_row, by_row.repeat_interleave(3)[::3]):
         check(case, upstream, reduction="none", weight=weight, backend=backend)
     for reduction in ("sum", "mean"):
