@@ -28,7 +28,7 @@ NAMES = {  # name: the parameters of a function, "" for what is none
         "labels_ignorable weight users fold_rewards feature_names propensity sessions times acted_at segments context "
         "uncorrected_mean misclick_sensitivity mean_error"
     ),
-    "evaluate": "model_dir data batch_size token_budget precision base distributed progress",
+    "evaluate": "model_dir data batch_size token_budget precision base declared distributed progress",
     "implicit_rm_loss": f"reward_logits propensity_logits feedback {LOSS}",
     "implicit_scorer": "",
     "linear_implicit_rm_loss": (
@@ -36,7 +36,10 @@ NAMES = {  # name: the parameters of a function, "" for what is none
     ),
     "load": "directory precision",
     "nuisances": "",
-    "read_log": "path absent polarity misclick drop_contradictions",
+    "read_log": (
+        "source absent null polarity signals counts map misclick drop_contradictions on_error max_errors quarantine "
+        "fold_system join_turns"
+    ),
     "reference": "",
     "score": "model conversations batch_size token_budget lower distributed",
     "stratify": "reward_logits propensity_logits feedback preference polarity misclick_rate",

@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from irm_fast.cli.options import AbsentKeys, AsJson, Polarity
-from irm_fast.training.setting_values import parse_polarity
+from irm_fast.cli.options import AsJson, with_log_settings
+from irm_fast.training.config import log_settings
 
 
+@with_log_settings
 def validate(
-    data: Annotated[Path, typer.Argument(help="The log: .jsonl, .jsonl.gz or .parquet.")],
-    absent: AbsentKeys = "error",
-    polarity: Polarity = None,
+    data: Annotated[
+        list[str], typer.Argument(help="The log: files, folders of parts, patterns, or - for standard input.")
+    ],
     misclick: Annotated[
         bool, typer.Option("--misclick", help="Actions may be misclicks: evidence for both sides is allowed.")
     ] = False,
     as_json: AsJson = False,
+    config: Annotated[Path | None, typer.Option(help="YAML of settings, as of train; options override it.")] = None,
+    **settings: Any,
 ) -> None:
     """Check a log: counts, rates, missing entries, duplicates, nested signals. Exit code 1 if it has problems."""
     from irm_fast.data.validation import format_validation
     from irm_fast.data.validation import validate as check
 
-    report = check(data, absent=absent, polarity=parse_polarity(polarity), misclick=misclick)
+    declared = replace(log_settings(config, settings).declared, misclick=misclick)
+    report = check(data[0] if len(data) == 1 else data, declared=declared)
     typer.echo(json.dumps(report, indent=2) if as_json else format_validation(report))
     raise typer.Exit(bool(report["problem_count"]))
 
@@ -46,10 +51,10 @@ def simulate(
     Protocol "feature" writes to the log the very features that the propensities are made of (logistic in them), so
     that `train --propensity-design features` is well specified there.
     """
-    from irm_fast.data.files import check_not_input
     from irm_fast.data.read import read_rated
     from irm_fast.data.simulation import output_paths, write_simulation
     from irm_fast.data.simulation import simulate as draw
+    from irm_fast.data.sources import check_not_input
 
     for path in output_paths(out, overwrite=True):
         check_not_input(path, rated)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from irm_fast.cli.options import BatchSize, Data, PrecisionOption, Progress, Resume, TokenBudget
+from irm_fast.cli.options import BatchSize, Data, PrecisionOption, Progress, Resume, TokenBudget, with_text_settings
+from irm_fast.training.config import log_settings
 
 
+@with_text_settings
 def embed(
     data: Data,
     model: Annotated[str, typer.Option(help="Folder or hub id of a decoder or an encoder with its tokenizer.")],
@@ -24,10 +26,11 @@ def embed(
     resume: Resume = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file or an interrupted run.")] = False,
     progress: Progress = True,
+    **settings: Any,
 ) -> None:
     """Write an embedding of every row: logs, ratings or pairs. `train --embeddings` learns from it."""
-    from irm_fast.data.files import check_not_input
     from irm_fast.data.rated import read_conversations
+    from irm_fast.data.sources import check_not_input
 
     check_not_input(out, data)
     from irm_fast.embeddings.embedder import Embedder, check_embeddings_file, write_embeddings
@@ -38,7 +41,7 @@ def embed(
     with launched() as distributed:
         check = partial(check_embeddings_file, out, resume=resume, overwrite=overwrite)
         from_main_process(check, distributed=distributed)  # before the work, not after it
-        ids, conversations = read_conversations(data)
+        ids, conversations = read_conversations(data, log_settings(None, settings).declared)
         embedder = Embedder(model, pooling=pooling, max_length=max_length, precision=precision)
         source = embedder.source
         if is_first():

@@ -4,27 +4,34 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from irm_fast.cli.options import (
-    AbsentKeys,
     AsJson,
     Base,
     BatchSize,
     Data,
     Model,
-    Polarity,
     PrecisionOption,
     Progress,
     Resume,
     TokenBudget,
+    with_log_settings,
+    with_text_settings,
 )
-from irm_fast.data.signals import Absent, DesignChoice
-from irm_fast.training.setting_values import parse_polarity
+from irm_fast.data.signals import DesignChoice
+from irm_fast.training.config import log_settings
 
 
+def declared(settings: dict[str, Any]) -> dict[str, Any]:
+    """What the options declare of a log, checked; None where they do not say."""
+    checked = log_settings(None, settings)
+    return {name: None if value is None else getattr(checked, name) for name, value in settings.items()}
+
+
+@with_log_settings
 def evaluate(
     model: Model,
     data: Data,
@@ -34,6 +41,7 @@ def evaluate(
     base: Base = None,
     progress: Progress = True,
     as_json: AsJson = False,
+    **settings: Any,
 ) -> None:
     """Measure a model: on clean ratings or pairs, or on a log by likelihood and calibration.
 
@@ -45,8 +53,9 @@ def evaluate(
     from irm_fast.training.run_folder import plain
 
     how = {"batch_size": batch_size, "token_budget": token_budget, "precision": precision, "progress": progress}
+    told = declared(settings)
     with launched() as distributed:
-        metrics = measure(model, data, base=base, distributed=distributed, **how)  # type: ignore[arg-type]
+        metrics = measure(model, data, base=base, declared=told, distributed=distributed, **how)  # type: ignore[arg-type]
     if not is_first():
         return
     if as_json:
@@ -63,12 +72,11 @@ def evaluate(
         typer.echo(line)
 
 
+@with_log_settings
 def diagnose(
     data: Data,
     model: Annotated[Path | None, typer.Option(help="A folder that irm-fast train wrote on another log.")] = None,
     propensity_design: Annotated[DesignChoice, typer.Option(help="Without a model: the design to judge.")] = "auto",
-    absent: Annotated[Absent | None, typer.Option(help="The meaning of a feedback key that some rows lack.")] = None,
-    polarity: Polarity = None,
     labels_ignorable: Annotated[
         bool, typer.Option("--labels-ignorable", help="Which rows have a preference does not depend on it.")
     ] = False,
@@ -77,6 +85,7 @@ def diagnose(
     precision: PrecisionOption = "auto",
     base: Base = None,
     as_json: AsJson = False,
+    **settings: Any,
 ) -> None:
     """Is the reward identified? What is assumed, tested, and uncertain. Exit code 1 if the log contradicts it.
 
@@ -85,13 +94,13 @@ def diagnose(
     from irm_fast.evaluation.log_diagnosis import diagnose_file
     from irm_fast.models.processes import is_first, launched
 
+    told = declared(settings)
     with launched() as distributed:
         found = diagnose_file(
             data,
             model,
             propensity_design=propensity_design,
-            absent=absent,
-            polarity=parse_polarity(polarity),
+            declared=told,
             labels_ignorable=labels_ignorable,
             batch_size=batch_size,
             token_budget=token_budget,
@@ -105,22 +114,23 @@ def diagnose(
     raise typer.Exit(found.kind == "contradicted")
 
 
+@with_log_settings
 def mask(
     what: Annotated[list[str], typer.Argument(help='Signals and where, as diagnose: "share where platform=android".')],
     data: Data,
     out: Annotated[Path, typer.Option(help="The log to write, of the same kind of file.")],
-    absent: AbsentKeys = "error",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
+    **settings: Any,
 ) -> None:
     """Write a log with null for signals in a part of it, where silence is a broken button, as diagnose advises."""
-    from irm_fast.data.files import check_not_input
     from irm_fast.data.outputs import check_file, check_folder_of
+    from irm_fast.data.sources import check_not_input
     from irm_fast.evaluation.masking import mask_log
 
     check_not_input(out, data)
     check_folder_of(out)
     check_file(out, overwrite=overwrite)
-    found = mask_log(data, out, what, absent=absent)
+    found = mask_log(Path(data), out, what, declared=log_settings(None, settings).declared)
     typer.echo(f"wrote {out}: {found.rows - found.left_out} of {found.rows} rows")
     for phrase, silent in found.silent.items():
         typer.echo(f"  {phrase}: {silent} entries of 0 and {found.acted[phrase]} of 1 are null")
@@ -128,6 +138,7 @@ def mask(
         typer.echo(f"  {found.left_out} rows record nothing any more and were left out")
 
 
+@with_text_settings
 def score(
     model: Model,
     data: Data,
@@ -142,9 +153,10 @@ def score(
     resume: Resume = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew where a run was interrupted.")] = False,
     progress: Progress = True,
+    **settings: Any,
 ) -> None:
     """Write the reward of every response; no feedback or rating is needed."""
-    from irm_fast.data.files import check_not_input
+    from irm_fast.data.sources import check_not_input
 
     check_not_input(out, data)
     from irm_fast.evaluation.rewards_file import score_file
@@ -152,13 +164,15 @@ def score(
     from irm_fast.models.processes import is_first, launched
 
     how = {"precision": precision, "lower": lower, "resume": resume, "overwrite": overwrite}
+    told = declared(settings)
     with launched() as distributed:
         passes = Passes(batch_size, token_budget, distributed, progress)
-        rows = score_file(model, data, out, passes=passes, **how)  # type: ignore[arg-type]
+        rows = score_file(model, data, out, passes=passes, declared=told, **how)  # type: ignore[arg-type]
     if is_first():
         typer.echo(f"wrote {out}: {rows} rewards")
 
 
+@with_log_settings
 def label(
     data: Data,
     out: Annotated[Path, typer.Option(help="To write: NAME.jsonl of rows to rate; or the log with their ratings.")],
@@ -170,6 +184,7 @@ def label(
     token_budget: TokenBudget = None,
     precision: PrecisionOption = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file, labels and all.")] = False,
+    **settings: Any,
 ) -> None:
     """Draw rows of a log to have rated (--next 100 --model DIR), and merge the ratings into the log (--merge RATED).
 
@@ -177,8 +192,8 @@ def label(
     preference and propensity disagree, with more where the reward is least sure. Rows that have a preference are left
     out.
     """
-    from irm_fast.data.files import check_not_input
     from irm_fast.data.outputs import check_file, check_folder_of, check_suffix
+    from irm_fast.data.sources import check_not_input
 
     check_not_input(out, data)
     check_folder_of(out)
@@ -187,7 +202,7 @@ def label(
             raise ValueError("merge: got --next or --model too, which have no effect with --merge; leave them out")
         check_not_input(out, merge)
         check_file(out, overwrite=overwrite)
-        _merge_labels(merge, data, out)
+        _merge_labels(merge, Path(data), out)
     elif count is None:
         raise ValueError("label: expected --next 100 to draw rows, or --merge RATED once they are rated; got neither")
     elif model is None:
@@ -195,31 +210,30 @@ def label(
     else:
         check_suffix(out, ".jsonl")
         passes = {"batch_size": batch_size, "token_budget": token_budget}
-        _draw_labels(count, data, model, out, seed, precision, passes, overwrite=overwrite)
+        _draw_labels(count, data, model, out, seed, precision, passes, declared(settings), overwrite=overwrite)
 
 
 def _draw_labels(
     count: int,
-    data: Path,
+    data: str,
     model: Path,
     out: Path,
     seed: int,
     precision: str,
     passes: dict[str, int | None],
+    settings: dict[str, Any],
     *,
     overwrite: bool,
 ) -> None:
     from irm_fast.data.outputs import check_file
-    from irm_fast.data.read import read_log
+    from irm_fast.data.read import read_declared
     from irm_fast.evaluation.labelling import rows_to_label, write_labels
-    from irm_fast.evaluation.scoring import load
+    from irm_fast.evaluation.scoring import declared_for, load
     from irm_fast.models.processes import from_main_process, is_first, launched
-    from irm_fast.models.record import read_record
 
     with launched() as distributed:
         from_main_process(lambda: check_file(out, overwrite=overwrite), distributed=distributed)
-        absent = read_record(model).get("training", {}).get("absent", "error")
-        log, trained = read_log(data, absent=absent, misclick=True), load(model, precision=precision)
+        log, trained = read_declared(data, declared_for(model, settings)), load(model, precision=precision)
         rows, probability = rows_to_label(trained, log, count, seed, distributed=distributed, **passes)  # type: ignore[arg-type]
         from_main_process(lambda: write_labels(out, log, rows, probability), distributed=distributed)
     if not is_first():

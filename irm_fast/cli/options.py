@@ -12,11 +12,11 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import typer
 from typer.core import TyperGroup
 
-from irm_fast.data.signals import Absent
 from irm_fast.models import Precision
-from irm_fast.training.config import MISSING, EmbeddingTrainConfig, RunConfig, TrainConfig
+from irm_fast.training.config import MISSING, PROGRAMS, EmbeddingTrainConfig, RunConfig, TrainConfig
+from irm_fast.training.log_settings import LogSettings, TextSettings
 
-Data = Annotated[Path, typer.Option("--data", help="A .jsonl, .jsonl.gz or .parquet file.")]
+Data = Annotated[str, typer.Option("--data", help="A file, a folder of parts, a pattern, or - for standard input.")]
 Model = Annotated[Path, typer.Option("--model", help="A folder that irm-fast train wrote.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Base = Annotated[
@@ -30,8 +30,6 @@ TokenBudget = Annotated[
 PrecisionOption = Annotated[Precision, typer.Option("--precision", help="auto is bfloat16 on a GPU, else float32.")]
 Progress = Annotated[bool, typer.Option(help="Show a progress bar, on a terminal.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")]
-AbsentKeys = Annotated[Absent, typer.Option("--absent", help="The meaning of a feedback key that some rows lack.")]
-Polarity = Annotated[str | None, typer.Option(help="NAME=1 or NAME=-1, comma separated.")]
 
 
 def _former_switches(args: list[str]) -> list[str]:
@@ -85,14 +83,34 @@ def _report(error: Exception) -> int:
 
 def with_settings(command: Callable[..., None]) -> Callable[..., None]:
     """One option for each setting of both programs in the place of `**settings`; None stands for not given."""
+    return _with_options(command, PANELS)
+
+
+def with_log_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """One option for each setting by which a log is read in the place of `**settings`; None stands for not given."""
+    return _with_options(command, {LOG: LogSettings})
+
+
+def with_text_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """One option for each setting by which conversations are read in the place of `**settings`; None: not given."""
+    return _with_options(command, {LOG: TextSettings})
+
+
+def _with_options(command: Callable[..., None], panels: Mapping[str, type]) -> Callable[..., None]:
+    """One option for each setting in the place of `**settings`.
+
+    Args:
+        command: The command.
+        panels: By the heading that help has for them, the dataclasses of the settings.
+    """
     parameters = inspect.signature(command, eval_str=True).parameters.values()
     given = [parameter for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
     shared = {setting.name for setting in fields(RunConfig)}
     done: set[str] = set()
-    for panel, program in PANELS.items():
+    for panel, program in panels.items():
         hints = get_type_hints(program)
         for setting in fields(program):
-            if setting.name in done or (program is not RunConfig and setting.name in shared):
+            if setting.name in done or (program in PROGRAMS and setting.name in shared):
                 continue
             done.add(setting.name)
             default = None if setting.default is MISSING else setting.default
@@ -109,7 +127,9 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+LOG = "How the log is read"
 PANELS = {  # of `train --help`; a setting of both programs that is not shared, such as the model, stands in the first
+    LOG: LogSettings,
     "Settings": RunConfig,
     "Training a language model": TrainConfig,
     "On embeddings": EmbeddingTrainConfig,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from irm_fast.data.rows import Messages
+from irm_fast.data.messages import Messages
 
 FEATURES = ("log_length", "digits", "list_or_code", "question", "exclamation")
 _LIST_OR_CODE = re.compile(r"^\s*(?:[-*•]|\d+[.)]|```)", re.MULTILINE)

@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from irm_fast.data.files import FieldError, closest
+from irm_fast.data.messages import Messages, completion_of, messages_of, prompt_of
+from irm_fast.data.problems import FieldError, closest
 from irm_fast.data.rated import Rated
-from irm_fast.data.rows import Messages, completion_of, messages_of, number_of, prompt_of
+from irm_fast.data.rows import number_of
 from irm_fast.data.warning import warn_caller
 
 

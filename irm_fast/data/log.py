@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from irm_fast.data.rows import Messages
+from irm_fast.data.messages import Messages
 from irm_fast.data.warning import warn_caller
 
 
@@ -195,7 +196,14 @@ def conversation_keys(prompts: Sequence[tuple[tuple[str, str], ...]]) -> list[tu
 
 def prompt_key(messages: Messages) -> tuple[tuple[str, str], ...]:
     """Return the turns before the response, which two responses to one prompt have in common."""
-    return tuple((turn["role"], turn["content"]) for turn in messages[:-1])
+    return tuple(turn_key(turn) for turn in messages[:-1])
+
+
+def turn_key(turn: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the role of a turn and all that it says, calls of tools too."""
+    if len(turn) == 2:
+        return turn["role"], turn["content"]
+    return turn["role"], json.dumps({**turn, "name": None}, sort_keys=True)
 
 
 NO_NAME = -1

@@ -10,26 +10,28 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike
 
-from irm_fast.data.files import Problems
+from irm_fast.data.declarations import Declarations
 from irm_fast.data.log import Log
+from irm_fast.data.mapping import FieldMap
+from irm_fast.data.messages import Messages
+from irm_fast.data.problems import FieldError, Problems, shown
 from irm_fast.data.rows import (
     LOG_FIELDS,
     SEGMENTS,
     Fields,
-    Messages,
     feature_of,
     level_of,
     mapping_of,
     name_of,
     number_of,
+    plain_name,
     propensity_of,
+    unwrapped,
+    user_of,
     weight_of,
 )
-from irm_fast.data.signals import Absent
 from irm_fast.data.times import time_of
 from irm_fast.data.warning import warn_caller
-
-NEGATIVE_SIGNALS = {"thumbs_down", "regenerate", "dislike", "downvote", "report"}
 
 
 @dataclass(frozen=True)
@@ -72,9 +74,18 @@ class LogRow:
     segments: dict[str, str]
 
 
-def log_row(line: int, raw: Mapping[str, object], problems: Problems) -> LogRow | None:
+def log_row(line: int, raw: Mapping[str, object], declared: Declarations, problems: Problems) -> LogRow | None:
     """Parse one row of a log, or return None and report the problems if anything is wrong with it."""
+    try:
+        raw = FieldMap.of(declared.map).apply(raw) if declared.map else raw
+    except FieldError as error:
+        problems.add(line, error.field, error.text)
+        return None
+    raw, columns = _signal_columns(raw, declared, problems)
     fields = Fields(line, raw, LOG_FIELDS, problems)
+    if columns:
+        fields.values["feedback"] = {**fields.get("feedback", mapping_of(_as_it_is), {}), **columns}
+        fields.spelled.setdefault("feedback", "feedback")
     features = fields.get("features", mapping_of(feature_of), None)
     texts = {name: value for name, value in (features or {}).items() if isinstance(value, str)}
     own = {name: value for name in SEGMENTS if (value := fields.get(name, name_of, None)) is not None}
@@ -83,14 +94,14 @@ def log_row(line: int, raw: Mapping[str, object], problems: Problems) -> LogRow 
     row = LogRow(
         line=line,
         id=fields.get("id", name_of, f"row-{line}"),
-        messages=fields.conversation(),
-        feedback=fields.get("feedback", mapping_of(level_of), None),
+        messages=declared.formed(fields.conversation()),
+        feedback=_feedback(fields, declared),
         preference=fields.get("preference", level_of, -1),
         weight=fields.get("weight", weight_of, None),
         propensity=fields.get("propensity", mapping_of(propensity_of), None),
         features=features,
-        user_id=fields.get("user_id", name_of, None),
-        session_id=fields.get("session_id", name_of, None),
+        user_id=_name(fields, "user_id"),
+        session_id=_name(fields, "session_id"),
         time=fields.get("timestamp", time_of, None),
         position=fields.get("position", number_of, None),
         label_probability=fields.get("label_probability", propensity_of, None),
@@ -98,6 +109,69 @@ def log_row(line: int, raw: Mapping[str, object], problems: Problems) -> LogRow 
         segments={**texts, **own},
     )
     return None if fields.failed else row
+
+
+ACTIONS = {  # what columns of signals are called, without capitals and separators
+    "bookmark", "bookmarked", "click", "clicked", "copied", "copy", "download", "downloaded", "favorite", "favourite",
+    "like", "liked", "regenerate", "regenerated", "save", "saved", "share", "shared", "thumbsdown", "thumbsup",
+    "upvote", "upvoted", "downvote", "downvoted", "dislike", "disliked",
+}  # fmt: skip
+
+
+def _signal_columns(
+    raw: Mapping[str, object], declared: Declarations, problems: Problems
+) -> tuple[Mapping[str, object], dict[str, object]]:
+    """Part a row into its fields and the signals that are columns of their own: those declared, or known actions."""
+    if declared.signals is not None:
+        columns = {name: raw[name] for name in declared.signals if name in raw}
+    elif any(LOG_FIELDS.plain.get(plain_name(name)) == "feedback" for name in raw):
+        columns = {}
+    else:
+        columns = {name: value for name, value in raw.items() if plain_name(name) in ACTIONS and value in (0, 1, None)}
+        for name in columns:
+            problems.noted[f"{name}: a column that is read as a signal; --signals chooses"] += 1
+    return ({key: value for key, value in raw.items() if key not in columns} if columns else raw), columns
+
+
+def _as_it_is(value: object, field: str) -> object:
+    return value
+
+
+def _name(fields: Fields, name: str) -> str | None:
+    """Return the user or the session of a row, None where not known, of which it takes a note."""
+    found = fields.get(name, user_of, None)
+    if found is None and name in fields.values and not fields.failed:
+        fields.problems.noted[f"{name}: {shown(fields.values[name])} is taken as not known"] += 1
+    return found
+
+
+def _feedback(fields: Fields, declared: Declarations) -> dict[str, int] | None:
+    """Return the feedback of a row by signal, as it is declared, or None."""
+    held = fields.get("feedback", mapping_of(_as_it_is), None)
+    if held is None:
+        return None
+    found: dict[str, int] = {}
+    for name, value in held.items():
+        if declared.signals is not None and name not in declared.signals:
+            fields.problems.ignored[f"feedback.{name}"] += 1
+            continue
+        try:
+            found[name] = _action(unwrapped(value), f"feedback.{name}", declared.are_counts(name))
+        except FieldError as error:
+            fields.fail(error.field, error.text)
+        if found.get(name) == -1 and declared.null_is_silent(name):
+            found[name] = 0
+    return found
+
+
+def _action(value: object, field: str, counts: bool) -> int:
+    """Parse whether a user acted: 1, 0, or null as -1; of counts, any whole number from 0."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and value > 1 and float(value).is_integer():
+        if counts:
+            return 1
+        name = field.removeprefix("feedback.")
+        raise FieldError(field, f"got {shown(value)}; expected 1, 0, or null; --counts {name} reads numbers of actions")
+    return level_of(value, field)
 
 
 def _times_of(value: object, field: str) -> dict[str, float]:
@@ -128,14 +202,13 @@ def feature_kinds(rows: Iterable[LogRow]) -> dict[str, FeatureKind]:
     return kinds
 
 
-def log_of_rows(rows: list[LogRow], signals: tuple[str, ...], absent: Absent, polarity: Mapping[str, int]) -> Log:
+def log_of_rows(rows: list[LogRow], signals: tuple[str, ...], declared: Declarations) -> Log:
     """Put the rows together as the arrays of a log.
 
     Args:
         rows: The rows, in their order.
         signals: The names of the signals to take.
-        absent: The meaning of a feedback key that some rows lack, as of `read_log`.
-        polarity: +1 or -1 by the name of a signal, as of `read_log`.
+        declared: How the log is to be read.
     """
     unknown = sum(row.time is not None and math.isnan(row.time) for row in rows)
     if unknown:
@@ -143,19 +216,18 @@ def log_of_rows(rows: list[LogRow], signals: tuple[str, ...], absent: Absent, po
             f"{unknown} rows name a day before 1970 or after 5138, such as 0000-00-00: their time is taken as unknown"
         )
         warn_caller(f"timestamp: {text}")
-    by_name = {name: -1 if name.lower().replace("-", "_") in NEGATIVE_SIGNALS else 1 for name in signals}
     numbers = [_numbers(row) for row in rows]
     feature_names = tuple(next(filter(None, numbers), ()))
     segment_names = dict.fromkeys(name for row in rows for name in row.segments)
 
     # A row without a feedback object (an expert's label, say) records nothing, whatever an absent key means.
-    fill = 0 if absent == "silent" else -1
-    feedback = [[-1 if r.feedback is None else r.feedback.get(name, fill) for name in signals] for r in rows]
+    fills = [(name, 0 if declared.fill(name) == "silent" else -1) for name in signals]
+    feedback = [[-1 if r.feedback is None else r.feedback.get(name, fill) for name, fill in fills] for r in rows]
     return Log(
         ids=[row.id for row in rows],
         messages=[row.messages for row in rows],
         signals=signals,
-        polarity=tuple(int(polarity.get(name, by_name[name])) for name in signals),
+        polarity=tuple(declared.sign(name) for name in signals),
         feedback=np.array(feedback, np.int8).reshape(len(rows), len(signals)),
         preference=np.array([row.preference for row in rows], np.int8),
         weight=_column([row.weight for row in rows], fill=1, dtype=np.float32),

@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from irm_fast.data.files import Problems, closest, read_rows
+from irm_fast.data.messages import Messages
+from irm_fast.data.problems import Problems, closest
 from irm_fast.data.rewriting import rewritten, spelled
-from irm_fast.data.rows import PREFERENCE, TEXT_FIELDS, Fields, Messages, level_of, name_of, propensity_of, spellings
+from irm_fast.data.rows import PREFERENCE, TEXT_FIELDS, FieldNames, Fields, level_of, name_of, propensity_of
+from irm_fast.data.sources import read_rows
 
 CHANCE = "label_probability"
-FIELDS = spellings({**TEXT_FIELDS, "preference": PREFERENCE, CHANCE: (CHANCE,)})
+FIELDS = FieldNames({**TEXT_FIELDS, "preference": PREFERENCE, CHANCE: (CHANCE,)})
 
 
 class Rating(NamedTuple):

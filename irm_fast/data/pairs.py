@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from irm_fast.data.files import Problems, read_rows
 from irm_fast.data.log import Log, conversation_keys, group_rows, hold_out, prompt_key
+from irm_fast.data.messages import Messages
+from irm_fast.data.problems import Problems
 from irm_fast.data.rated import warn_of_left_out
 from irm_fast.data.ratings import pair_row
-from irm_fast.data.rows import Messages, check_ids
+from irm_fast.data.rows import check_ids
+from irm_fast.data.sources import Given, Source, read_rows
 
 
 @dataclass(frozen=True)
@@ -80,29 +81,31 @@ class Pairs:
         return self.subset(~held), self.subset(held)
 
 
-def read_pairs(path: Path | str) -> Pairs:
-    """Read pairs from a .jsonl, .jsonl.gz or .parquet file.
+def read_pairs(source: Given) -> Pairs:
+    """Read pairs of a chosen and a rejected response.
 
     A row holds `chosen` and `rejected`, with or without a separate `prompt`: lists of messages, or texts, without a
     prompt in the layout of hh-rlhf, "\\n\\nHuman: ...\\n\\nAssistant: ...". It may have an `id`, and a `margin` of 0 or
     more. Pairs in which a response is empty, or both sides are the same, are left out with a warning.
 
     Args:
-        path: The path of the file.
+        source: A file, several, or rows in memory, as of `read_log`.
 
     Returns:
-        The pairs, in the order of the file.
+        The pairs, in the order of the source.
 
     Raises:
-        DataError: All that is wrong with the file, by line and field.
+        DataError: All that is wrong with it, by file, line and field.
     """
-    problems = Problems(path)
-    parsed = [pair for line, raw in read_rows(path, problems) if (pair := pair_row(line, raw, problems))]
+    source = Source.of(source)
+    problems = Problems(source)
+    parsed = [pair for line, raw in read_rows(source, problems) if (pair := pair_row(line, raw, problems))]
     rows = [pair for pair in parsed if pair.chosen != pair.rejected]
     if not rows and not problems.total:
         problems.add(None, "file", "no usable pair; expected at least one")
     check_ids([(pair.line, pair.id) for pair in rows], problems)
     problems.raise_if_any()
+    problems.warn_of_notes()
     warn_of_left_out(problems)
     problems.left_out = [pair.line for pair in parsed if pair.chosen == pair.rejected]
     warn_of_left_out(problems, "both responses are the same")

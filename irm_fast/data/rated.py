@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from irm_fast.data.files import Problems, RawRow, read_file, read_rows, rows_of
+from irm_fast.data.declarations import Declarations
+from irm_fast.data.formats import RawRow
+from irm_fast.data.mapping import FieldMap
+from irm_fast.data.messages import Messages
+from irm_fast.data.problems import FieldError, Problems
 from irm_fast.data.ratings import RatedRow, is_pair, rated_rows
-from irm_fast.data.rows import TEXT_FIELDS, Fields, Messages, check_ids, name_of, spellings
+from irm_fast.data.rows import TEXT_FIELDS, FieldNames, Fields, check_ids, name_of, plain_name
+from irm_fast.data.sources import Given, Source, read_rows, rows_of
 from irm_fast.data.warning import warn_caller
 
 
@@ -55,8 +59,8 @@ class Rated:
         )
 
 
-def read_rated(path: Path | str) -> Rated:
-    """Read explicit ratings, preferences or pairs from a .jsonl, .jsonl.gz or .parquet file.
+def read_rated(source: Given) -> Rated:
+    """Read explicit ratings, preferences or pairs.
 
     A row holds a prompt, a completion, and a rating or a preference of 0 or 1. Or it is a pair, `chosen` and
     `rejected`, with or without a separate prompt: lists of messages, or texts in the layout of hh-rlhf,
@@ -64,45 +68,45 @@ def read_rated(path: Path | str) -> Rated:
     (`user_id`) and which model wrote the response (`model`, of rows alone) may stand beside it.
 
     Args:
-        path: The path of the file.
+        source: A file, several, or rows in memory, as of `read_log`.
 
     Returns:
-        The rated responses, in the order of the file.
+        The rated responses, in the order of the source.
 
     Raises:
-        DataError: All that is wrong with the file, by line and field.
+        DataError: All that is wrong with it, by file, line and field.
 
     Examples:
         >>> rated = read_rated("test.jsonl")  # doctest: +SKIP
         >>> rated.preference.mean()  # doctest: +SKIP
         0.5
     """
-    rated, problems = parse_rated(path, read_file(path))
+    source = Source.of(source)
+    rated, problems = parse_rated(source, source)
+    problems.warn_of_notes()
     warn_of_left_out(problems)
     return rated
 
 
-def parse_rated(path: Path | str, raw: Iterable[RawRow]) -> tuple[Rated, Problems]:
-    """Parse the lines of a file of rated responses, as `read_rated` describes.
+def parse_rated(source: Source, raw: Iterable[RawRow]) -> tuple[Rated, Problems]:
+    """Parse rows of rated responses, as `read_rated` describes.
 
     Returns:
         The rated responses, and the problems, of which there are none, with the lines that were left out.
 
     Raises:
-        DataError: All that is wrong with the file, by line and field.
+        DataError: All that is wrong with the rows, by file, line and field.
     """
-    problems = Problems(path)
+    problems = Problems(source)
     rows: list[RatedRow] = []
     layouts = set()
     for line, content in rows_of(raw, problems):
         layouts.add(is_pair(content))
         rows += rated_rows(line, content, problems)
-    start = len(problems.kept)
     if len(layouts) > 1:
         problems.add(None, "chosen", "given in some rows only; expected all rows or none in a file")
     elif rows or not problems.total:
         _check_file(rows, problems)
-    problems.put_first(start)
     problems.raise_if_any()
     preference = np.array([row.preference for row in rows], np.int8)
     rating = np.array([row.preference if row.rating is None else row.rating for row in rows], np.float64)
@@ -119,17 +123,21 @@ def parse_rated(path: Path | str, raw: Iterable[RawRow]) -> tuple[Rated, Problem
 
 
 def warn_of_left_out(problems: Problems, why: str = "a response is empty") -> None:
-    """Warn of pairs that were left out."""
+    """Warn, at the caller's caller, of pairs that were left out."""
     if problems.left_out:
         lines = ", ".join(map(str, problems.left_out[:10])) + (", ..." if len(problems.left_out) > 10 else "")
-        text = f"{problems.file}: {len(problems.left_out)} pairs left out because {why}: lines {lines}"
+        text = f"{problems.source}: {len(problems.left_out)} pairs left out because {why}: lines {lines}"
         warn_caller(text)
 
 
-def read_conversations(path: str | Path) -> tuple[list[str], list[Messages]]:
+def read_conversations(source: Given, declared: Declarations | None = None) -> tuple[list[str], list[Messages]]:
     """Read the conversations of any data that holds them: of a log, of rated responses, of pairs, or of nothing else.
 
     Fields other than id, prompt, completion, chosen and rejected are ignored.
+
+    Args:
+        source: A file, several, or rows in memory, as of `read_log`.
+        declared: How the rows are to be read.
 
     Returns:
         The ids, and the conversations, the last turn of each the assistant's.
@@ -137,21 +145,44 @@ def read_conversations(path: str | Path) -> tuple[list[str], list[Messages]]:
     Raises:
         DataError: All that is wrong with the file, by line and field.
     """
-    problems, known = Problems(path), spellings(TEXT_FIELDS)
+    source, declared = Source.of(source), declared or Declarations()
+    problems, seen = Problems(source), 0
     found: list[tuple[int, str, Messages]] = []
-    for line, raw in read_rows(path, problems):
-        raw = {key: value for key, value in raw.items() if key in known or key in ("chosen", "rejected")}
-        if is_pair(raw):
-            found += [(line, row.id, row.messages) for row in rated_rows(line, raw, problems)]
-            continue
-        row = Fields(line, raw, known, problems)
-        found.append((line, row.get("id", name_of, f"row-{line}"), row.conversation()))
+    for line, raw in read_rows(source, problems):
+        seen += 1
+        found += [(line, *row) for row in _conversations(line, raw, declared, problems)]
     if not found and not problems.total:
         problems.add(None, "file", "empty; expected at least one row")
     check_ids(((line, name) for line, name, _ in found), problems)
+    if declared.on_error != "fail":
+        skipped = problems.skip(declared.allowed_errors(seen), seen)
+        found = [row for row in found if row[0] not in skipped]
+        if skipped:
+            warn_caller(f"{source}: left out {len(skipped)} of {seen} rows, as {next(iter(skipped.values()))}")
     problems.raise_if_any()
     warn_of_left_out(problems)
     return [name for _, name, _ in found], [messages for *_, messages in found]
+
+
+def _conversations(
+    line: int, raw: Mapping[str, object], declared: Declarations, problems: Problems
+) -> list[tuple[str, Messages]]:
+    """Return the conversations of a row, each with its id: one, or the two of a pair."""
+    try:
+        raw = FieldMap.of(declared.map).apply(raw) if declared.map else raw
+    except FieldError as error:
+        problems.add(line, error.field, error.text)
+        return []
+    raw = {key: value for key, value in raw.items() if plain_name(key) in _CONVERSATIONS.plain}
+    if is_pair(raw):
+        return [(row.id, row.messages) for row in rated_rows(line, raw, problems)]
+    raw = {key: value for key, value in raw.items() if key not in ("chosen", "rejected")}
+    row = Fields(line, raw, _TEXTS, problems)
+    return [(row.get("id", name_of, f"row-{line}"), declared.formed(row.conversation()))]
+
+
+_TEXTS = FieldNames(TEXT_FIELDS)
+_CONVERSATIONS = FieldNames({**TEXT_FIELDS, "chosen": ("chosen",), "rejected": ("rejected",)})
 
 
 def _names(values: list[str | None]) -> list[str | None] | None:

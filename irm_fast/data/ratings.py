@@ -6,27 +6,25 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from irm_fast.data.files import FieldError, Problems, shown
+from irm_fast.data.messages import Messages, as_json, messages_of, prompt_of, text_of
+from irm_fast.data.problems import FieldError, Problems, shown
 from irm_fast.data.rows import (
     PREFERENCE,
     TEXT_FIELDS,
     USER,
+    FieldNames,
     Fields,
-    Messages,
     index_of,
     level_of,
     mapping_of,
-    messages_of,
     name_of,
     number_of,
-    prompt_of,
     propensity_of,
-    spellings,
-    text_of,
+    user_of,
     weight_of,
 )
 
-RATED_FIELDS = spellings(
+RATED_FIELDS = FieldNames(
     {
         **TEXT_FIELDS,
         "rating": ("rating", "score", "label", "stars"),
@@ -37,10 +35,12 @@ RATED_FIELDS = spellings(
         "propensity": ("propensity",),
     }
 )
-PAIR_FIELDS = spellings(
+PAIR_FIELDS = FieldNames(
     {
         "id": TEXT_FIELDS["id"],
-        "prompt": TEXT_FIELDS["prompt"],
+        "prompt": tuple(
+            name for name in TEXT_FIELDS["prompt"] if name != "messages"
+        ),  # some pairs repeat the chosen ones there
         "chosen": ("chosen",),
         "rejected": ("rejected",),
         "margin": ("margin",),
@@ -80,20 +80,26 @@ def rated_rows(line: int, raw: Mapping[str, object], problems: Problems) -> list
     if is_pair(raw):
         return _pair_rows(line, raw, problems)
     fields = Fields(line, raw, RATED_FIELDS, problems)
+    label = fields.values.get("rating")  # true or false, as the layout of unpaired preferences has it
     row = RatedRow(
         line=line,
         id=fields.get("id", name_of, f"row-{line}"),
         messages=fields.conversation(),
-        rating=fields.get("rating", number_of, None),
-        preference=fields.get("preference", level_of, -1),
+        rating=fields.get("rating", _rating_of, None),
+        preference=int(label) if isinstance(label, bool) else fields.get("preference", level_of, -1),
         pair=fields.get("pair", index_of, -1),
-        user_id=fields.get("user_id", name_of, None),
+        user_id=fields.get("user_id", user_of, None),
         model=fields.get("model", name_of, None),
     )
     fields.get("propensity", mapping_of(propensity_of), None)
     if not fields.failed and row.rating is None and row.preference < 0:
         fields.fail("rating", "missing; expected a rating, or a preference of 1 or 0")
     return [] if fields.failed else [row]
+
+
+def _rating_of(value: object, field: str) -> float:
+    """Parse a rating: a number, or true or false."""
+    return float(value) if isinstance(value, bool) else number_of(value, field)
 
 
 def is_pair(raw: Mapping[str, object]) -> bool:
@@ -139,7 +145,7 @@ def pair_row(line: int, raw: Mapping[str, object], problems: Problems) -> PairRo
     fields = Fields(line, raw, PAIR_FIELDS, problems)
     name = fields.get("id", name_of, f"row-{line}")
     prompt = fields.get("prompt", _pair_prompt_of, None) or []
-    user = fields.get("user_id", name_of, None)
+    user = fields.get("user_id", user_of, None)
     margin = fields.get("margin", weight_of, 0.0)
     for side in ("chosen", "rejected"):
         if side not in fields.values:
@@ -187,8 +193,9 @@ def dialogue_of(value: object, field: str) -> Messages:
 
     Neighbouring turns of one speaker are joined, since many chat templates demand that speakers alternate.
     """
-    if not isinstance(value, str):
-        return messages_of(value, field)
+    held = as_json(value)
+    if not isinstance(value, str) or isinstance(held, list):
+        return messages_of(held, field)
     start, *parts = _DIALOGUE.split(text_of(value, field))
     if start or not parts or parts[0] != "Human":
         text = f"got {shown(value)}; expected messages, or, without a prompt, text that begins '\\n\\nHuman:'"

@@ -10,56 +10,87 @@ which says nothing. The fields are those of `Log`; `docs/log.md` describes them 
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import get_args
 
-from irm_fast.data.files import DataError, Problems, RawRow, closest, read_file, rows_of, shown
+import numpy as np
+
+from irm_fast.data.declarations import ALL, Declarations, Null, OnError
+from irm_fast.data.formats import RawRow
 from irm_fast.data.log import Log
 from irm_fast.data.log_rows import LogRow, feature_kinds, log_of_rows, log_row
+from irm_fast.data.outputs import whole_file
+from irm_fast.data.problems import DataError, FieldError, Problems, closest, shown
 from irm_fast.data.rated import Rated, parse_rated, read_rated, warn_of_left_out
 from irm_fast.data.ratings import PAIR_FIELDS, RATED_FIELDS
-from irm_fast.data.rows import LOG_FIELDS, SEGMENTS, check_ids
+from irm_fast.data.rows import LOG_FIELDS, check_ids
 from irm_fast.data.signals import Absent, contradictions, signal_notes, without_contradictions
+from irm_fast.data.sources import Given, Source
+from irm_fast.data.warning import warn_caller
 from irm_fast.losses import MAX_SIGNALS
 
 __all__ = ["DataError", "Log", "Rated", "read_log", "read_log_or_rated", "read_rated", "signal_notes"]
 
 # Names of fields that tell a log from rated responses and pairs, or these from a log; "feedback" alone is proof enough.
-# Segments are no sign of either: ratings of several models' answers may name the model.
-_ONLY_LOGS = LOG_FIELDS.keys() - RATED_FIELDS.keys() - PAIR_FIELDS.keys() - set(SEGMENTS)
+# What both may hold is no sign of either: ratings may name the user, the time, and the model that wrote the answer.
+_ONLY_LOGS = {"propensity", "weight", "sample_weight", "acted_at", "features", "label_probability", "position"}
 _OF_BOTH = {*LOG_FIELDS.values(), "model"}  # products note the model in their logs, too
 _ONLY_RATED = {key for key, name in {**RATED_FIELDS, **PAIR_FIELDS}.items() if name not in _OF_BOTH}
 
 
 def read_log(
-    path: Path | str,
+    source: Given,
     *,
-    absent: Absent = "error",
+    absent: Absent | Mapping[str, Absent] = "error",
+    null: Null | Mapping[str, Null] = "missing",
     polarity: Mapping[str, int] | None = None,
+    signals: Iterable[str] | None = None,
+    counts: Iterable[str] = (),
+    map: Mapping[str, str] | None = None,
     misclick: bool = False,
     drop_contradictions: bool = False,
+    on_error: OnError = "fail",
+    max_errors: float = 0.05,
+    quarantine: Path | str | None = None,
+    fold_system: bool = False,
+    join_turns: bool = False,
 ) -> Log:
-    """Read a log from a .jsonl, .jsonl.gz or .parquet file.
+    """Read a log, of files or of memory.
 
     Args:
-        path: The path of the file.
+        source: What `Source` takes: the path of a file (JSON Lines, a JSON array, CSV or Parquet, packed or not), of a
+            folder of such, a pattern, a list of these, "-" for standard input; or rows in memory: mappings, a
+            `datasets.Dataset`, a data frame of pandas or polars.
         absent: The meaning of a feedback key that some rows lack: "silent" (nothing happened), "missing" (it is not
-            known whether something happened), or "error" (there should be no such row).
+            known whether something happened), or "error" (there should be no such row); for all signals, or by name.
+            In tables, such as Parquet, absent and null look alike: both are absent.
+        null: The meaning of null, likewise: "missing" or "silent".
         polarity: +1 or -1 by the name of a signal: +1 if users give it when a response pleases them, -1 when it
-            displeases them. Where not given, thumbs_down, regenerate, dislike, downvote and report are -1 and all
-            others +1.
+            displeases them. Where not given, thumbs_down and regenerate are -1, and others +1, but that other names
+            that speak of displeasure have to be declared.
+        signals: The signals to read, in this order; None: all of the feedback. Those that no row has under `feedback`
+            are columns of their own.
+        counts: Signals whose values are numbers of actions; ["all"]: all.
+        map: Where fields stand that have other names: {"prompt": "input.messages", "feedback.copy": "n_copies>0"}.
         misclick: Allow rows that contradict themselves, such as a copy and a thumbs-down of one response; a model with
             a misclick rate above 0 can explain them.
         drop_contradictions: Leave out rows that contradict themselves, with a warning that says how many there are, and
             the misclick rates that they imply where labels contradict actions.
+        on_error: What becomes of rows that are wrong: "fail" refuses the log, "skip" leaves them out with a warning,
+            "quarantine" writes them to a file too, each with its reason.
+        max_errors: The number of wrong rows, or below 1 their share, beyond which the log is refused all the same.
+        quarantine: The file of "quarantine"; by default LOG.quarantine.jsonl, beside the log.
+        fold_system: Put a system turn at the beginning of the first user turn, for templates that know no system.
+        join_turns: Make one turn of neighbouring turns of one speaker, for templates that want speakers to alternate.
 
     Returns:
-        The log, its rows in the order of the file.
+        The log, its rows in the order of the source.
 
     Raises:
-        DataError: All that is wrong with the file, by line and field.
+        DataError: All that is wrong with the source, by file, line and field.
         ValueError: An argument is unknown, or all rows contradict themselves and are to be left out.
 
     Examples:
@@ -68,36 +99,63 @@ def read_log(
         >>> len(log), log.signals, log.polarity  # doctest: +SKIP
         (20000, ('copy', 'thumbs_down'), (1, -1))
     """
-    allowed = misclick or drop_contradictions
-    scan = scan_log(path, read_file(path), absent=absent, polarity=polarity, misclick=allowed)
+    declared = Declarations.of(
+        absent=absent,
+        null=null,
+        polarity=polarity,
+        signals=signals,
+        counts=counts,
+        map=map,
+        misclick=misclick or drop_contradictions,
+        on_error=on_error,
+        max_errors=max_errors,
+        quarantine=None if quarantine is None else Path(quarantine),
+        fold_system=fold_system,
+        join_turns=join_turns,
+    )
+    log = read_declared(source, declared)
+    return without_contradictions(log) if drop_contradictions else log
+
+
+def read_declared(source: Given, declared: Declarations) -> Log:
+    """Read a log as it is declared; `read_log` says how, and what is raised."""
+    source = Source.of(source)
+    scan = scan_log(source, source, declared)
     scan.problems.raise_if_any()
-    return without_contradictions(scan.log) if drop_contradictions else scan.log
+    scan.problems.warn_of_notes()
+    scan.warn_of_skipped(declared)
+    return scan.log
 
 
-def read_log_or_rated(path: Path | str, *, absent: Absent = "error") -> Log | Rated:
-    """Read a file that holds a log, or rated responses or pairs: whichever its fields are those of.
+def read_log_or_rated(source: Given, declared: Declarations | None = None) -> Log | Rated:
+    """Read what holds a log, or rated responses or pairs: whichever its fields are those of.
 
-    A log is a file in which any row has feedback, or a field that only logs have and none that only rated responses
-    have. Rows that contradict themselves are allowed, as in `read_log` with `misclick=True`.
+    A log is what has feedback in any row, or a field that only logs have and none that only rated responses have. Rows
+    that contradict themselves are allowed, as in `read_log` with `misclick=True`.
 
     Args:
-        path: The path of the file, which is read once.
-        absent: As of `read_log`.
+        source: As of `read_log`; it is read once.
+        declared: How a log is to be read.
 
     Raises:
-        DataError: All that is wrong with the file, by line and field; first, what it was read as.
+        DataError: All that is wrong with it, by file, line and field; first, what it was read as.
     """
-    raw = list(read_file(path))
-    sign = _sign_of_a_log(raw)
+    source = Source.of(source)
+    declared = replace(declared or Declarations(), misclick=True)
+    raw = list(source)
+    sign = "the signals are declared" if declared.signals or declared.map else _sign_of_a_log(raw)
     try:
         if sign is not None:
-            scan = scan_log(path, raw, absent=absent, misclick=True)
+            scan = scan_log(source, raw, declared)
             scan.problems.raise_if_any()
+            scan.problems.warn_of_notes()
+            scan.warn_of_skipped(declared)
             return scan.log
-        rated, problems = parse_rated(path, raw)
+        rated, problems = parse_rated(source, raw)
     except DataError as error:
         how = "rated responses, as no row has feedback" if sign is None else f"a log, as {sign}"
-        raise DataError([f"{path}: read as {how}", *error.problems], error.total + 1) from error
+        raise DataError([f"{source}: read as {how}", *error.problems], error.total + 1) from error
+    problems.warn_of_notes()
     warn_of_left_out(problems)
     return rated
 
@@ -122,11 +180,12 @@ class Scan:
 
     Attributes:
         log: The rows that can be used.
-        problems: The problems of all rows.
+        problems: The problems of all rows, or, where wrong rows are left out, of the others.
         rows: The number of all rows.
         absent: For each signal the number of rows with feedback that lack its key.
         contradictions: The number of rows that contradict themselves.
         duplicate_ids: The number of rows whose id an earlier row has.
+        skipped: Why each row was left out that was, by its number.
     """
 
     log: Log
@@ -135,82 +194,130 @@ class Scan:
     absent: dict[str, int]
     contradictions: int
     duplicate_ids: int
+    skipped: dict[int, str]
+
+    def reasons(self) -> dict[str, int]:
+        """Return why rows were left out, each with their number, the most frequent first."""
+        return dict(Counter(self.skipped.values()).most_common())
+
+    def warn_of_skipped(self, declared: Declarations) -> None:
+        """Warn of rows that were left out."""
+        if not self.skipped:
+            return
+        reasons = "; ".join(f"{count} x {reason}" for reason, count in list(self.reasons().items())[:5])
+        kept = f"; they are in {quarantine_path(self.problems, declared)}" if declared.on_error == "quarantine" else ""
+        text = f"{self.problems.source}: left out {len(self.skipped)} of {self.rows} rows: {reasons}{kept}"
+        warn_caller(text)
 
 
-def scan_log(
-    path: Path | str,
-    raw: Iterable[RawRow],
-    *,
-    absent: Absent = "error",
-    polarity: Mapping[str, int] | None = None,
-    misclick: bool = False,
-) -> Scan:
-    """Check the objects that lines of a log hold; problems are collected, not raised. Arguments as of `read_log`."""
-    _check_arguments(absent, polarity or {})
-    problems = Problems(path)
-    rows, seen = [], 0
-    for line, content in rows_of(raw, problems):
-        seen += 1
-        if row := log_row(line, content, problems):
-            rows.append(row)
-    names = tuple(dict.fromkeys(name for row in rows for name in row.feedback or ()))
-    log = log_of_rows(rows, names[:MAX_SIGNALS], absent, polarity or {})
-    given = [row for row in rows if row.feedback is not None]
-    lacking = {name: [r.line for r in given if name not in (r.feedback or ())] for name in log.signals}
+def scan_log(source: Source, raw: Iterable[RawRow], declared: Declarations) -> Scan:
+    """Check the rows of a log; problems are collected, not raised.
 
-    # The whole log
-    start = len(problems.kept)
-    if len(names) > MAX_SIGNALS:
-        problems.add(None, "feedback", f"got {len(names)} signals; expected at most {MAX_SIGNALS}")
-    elif rows or not problems.total:
-        _check_log(log, lacking if absent == "error" else {}, polarity or {}, problems)
-    problems.put_first(start)
+    Args:
+        source: What the rows were read from.
+        raw: The rows, which may be the source.
+        declared: How the log is to be read.
+    """
+    problems = Problems(source)
+    rows, seen, wrong = _parsed(raw, declared, problems)
+    names = declared.signals or tuple(dict.fromkeys(name for row in rows for name in row.feedback or ()))
+    log = log_of_rows(rows, names[:MAX_SIGNALS], declared)
 
     # Row by row
     duplicate_ids = check_ids(((row.line, row.id) for row in rows), problems)
     _check_rows(log, rows, problems)
     contradictory = contradictions(log)
-    for i in [] if misclick else contradictory:
-        acted = [name for k, name in enumerate(log.signals) if log.feedback[i, k] == 1]
-        stated = [f"preference {log.preference[i]}"] if log.preference[i] >= 0 else []
-        text = (
-            f"{', '.join(acted + stated)} contradict each other; expected one side, or a misclick rate; "
-            "train --contradictions drop, in Python read_log(..., drop_contradictions=True), leaves such rows out"
-        )
-        problems.add(rows[i].line, "feedback", text)
+    for i in [] if declared.misclick else contradictory:
+        problems.add(rows[i].line, "feedback", _contradiction(log, i))
+
+    # Rows that are wrong, if there are few
+    skipped = dict[int, str]()
+    if declared.on_error != "fail":
+        skipped = problems.skip(declared.allowed_errors(seen), seen)
+        if skipped and declared.on_error == "quarantine":
+            _write_quarantine(problems, declared, skipped, wrong)
+        kept = [i for i, row in enumerate(rows) if row.line not in skipped]
+        rows, log = [rows[i] for i in kept], log.subset(np.array(kept, int))
+
+    # The whole log
+    given = [row for row in rows if row.feedback is not None]
+    lacking = {name: [r.line for r in given if name not in (r.feedback or ())] for name in log.signals}
+    if len(names) > MAX_SIGNALS:
+        text = f"got {len(names)} signals; expected at most {MAX_SIGNALS}: --signals A,B,... chooses some"
+        problems.add(None, "feedback", text)
+    elif rows or not problems.total:
+        _check_log(log, lacking, declared, problems)
     absences = {name: len(lines) for name, lines in lacking.items()}
-    return Scan(log, problems, seen, absences, len(contradictory), duplicate_ids)
+    return Scan(log, problems, seen, absences, len(contradictory), duplicate_ids, skipped)
 
 
-def _check_arguments(absent: Absent, polarity: Mapping[str, int]) -> None:
-    if absent not in get_args(Absent):
-        raise ValueError(f"absent: got {absent!r}; expected 'error', 'silent' or 'missing'")
-    for name, sign in polarity.items():
-        if isinstance(sign, bool) or sign not in (1, -1):
-            raise ValueError(f"polarity: got {shown(sign)} for {name!r}; expected 1 or -1")
+def _parsed(
+    raw: Iterable[RawRow], declared: Declarations, problems: Problems
+) -> tuple[list[LogRow], int, dict[int, object]]:
+    """Parse rows: those that can be used, the number of all, and, for a quarantine, all as they were."""
+    rows, seen, wrong = list[LogRow](), 0, dict[int, object]()
+    for line, content in raw:
+        seen += line is not None
+        if isinstance(content, FieldError):
+            problems.add(line, content.field, content.text)
+        elif line is not None and (row := log_row(line, content, declared, problems)):
+            rows.append(row)
+        if declared.on_error == "quarantine" and line is not None:
+            wrong[line] = None if isinstance(content, FieldError) else content
+    return rows, seen, wrong
 
 
-def _check_log(log: Log, lacking: Mapping[str, list[int]], polarity: Iterable[str], problems: Problems) -> None:
+def _contradiction(log: Log, i: int) -> str:
+    """Say how a row contradicts itself."""
+    acted = [name for k, name in enumerate(log.signals) if log.feedback[i, k] == 1]
+    stated = [f"preference {log.preference[i]}"] if log.preference[i] >= 0 else []
+    return (
+        f"{', '.join(acted + stated)} contradict each other; expected one side, or a misclick rate; "
+        "train --contradictions drop, in Python read_log(..., drop_contradictions=True), leaves such rows out"
+    )
+
+
+def quarantine_path(problems: Problems, declared: Declarations) -> Path:
+    """Return the file for the rows of a source that are wrong: what is declared, or one beside the first file."""
+    if declared.quarantine is not None:
+        return declared.quarantine
+    assert isinstance(problems.source, Source)
+    first = Path(problems.source.parts[0])
+    if not first.exists():
+        raise ValueError(f"quarantine: none given; expected the path of a file, since {problems.source} is none")
+    return first.with_name(f"{first.name}.quarantine.jsonl")
+
+
+def _write_quarantine(
+    problems: Problems, declared: Declarations, skipped: Mapping[int, str], rows: Mapping[int, object]
+) -> None:
+    """Write rows that are wrong, each with its place and reason."""
+    with whole_file(quarantine_path(problems, declared)) as file:
+        for line, reason in skipped.items():
+            entry = {"place": problems.place(line), "reason": reason, "row": rows[line]}
+            file.write(json.dumps(entry, default=str) + "\n")
+
+
+def _check_log(log: Log, lacking: Mapping[str, list[int]], declared: Declarations, problems: Problems) -> None:
     """Report what is wrong with the log as a whole."""
     if not len(log):
         problems.add(None, "file", "empty; expected at least one row")
         return
-    for name in sorted(set(polarity) - set(log.signals)):
-        text = f"the log has no signal {name!r}{closest(name, log.signals)}; expected {_listed(log.signals)}"
-        problems.add(None, "polarity", text)
+    _check_declared(log, declared, problems)
     for name, lines in lacking.items():
-        if lines:
+        if lines and declared.fill(name) == "error":
             text = (
-                f"absent in {len(lines)} rows, first here; expected 1, 0 or null in every row. "
-                "If absence means that nothing happened, say absent='silent' (--absent silent); "
-                "if it means not known, absent='missing' (--absent missing)"
+                f"absent in {len(lines)} rows, first here; expected 1, 0 or null in every row (in a table, such as "
+                "Parquet or CSV, null is absent, too). If absence means that nothing happened, say absent='silent' "
+                "(--absent silent); if it means not known, absent='missing' (--absent missing)"
             )
-            problems.add(lines[0], f"feedback.{name}", text)
+            problems.add(lines[0], f"feedback.{name}", text, whole=True)
     for k, name in enumerate(log.signals):
         if not (log.feedback[:, k] == 0).any():
             text = (
                 f"not a single 0 in {len(log)} readable rows; expected some. Many logs hold only the actions "
-                "that happened: add the impressions without (--absent silent reads absent keys as 0)"
+                "that happened: add the impressions without (--absent silent reads absent keys as 0, --null silent "
+                "null), or read other signals alone (--signals)"
             )
             problems.add(None, f"feedback.{name}", text)
     if not (log.feedback == 1).any() and not (log.preference >= 0).any():
@@ -218,6 +325,27 @@ def _check_log(log: Log, lacking: Mapping[str, list[int]], polarity: Iterable[st
         problems.add(None, "feedback", text)
     if log.weight is not None and not log.weight.any():
         problems.add(None, "weight", "0 in every row; expected some above 0")
+
+
+def _check_declared(log: Log, declared: Declarations, problems: Problems) -> None:
+    """Report declarations of signals that the log does not have, and signals that have to be declared."""
+    told = {"polarity": declared.polarity, "counts": set(declared.counts) - {ALL}}
+    told |= {n: v for n in ("absent", "null") if isinstance(v := getattr(declared, n), Mapping)}
+    for argument, names in told.items():
+        for name in sorted(set(names) - set(log.signals)):
+            text = f"the log has no signal {name!r}{closest(name, log.signals)}; expected {_listed(log.signals)}"
+            problems.add(None, argument, text)
+    for k, name in enumerate(log.signals):
+        if (log.feedback[:, k] < 0).all() and declared.signals and name in declared.signals:
+            problems.add(
+                None, "signals", f"the log has no signal {name!r}; expected a name under feedback, or of a column"
+            )
+        if declared.is_undeclared(name):
+            text = (
+                f"the name speaks of displeasure; expected its meaning to be declared: --polarity '{name}=-1' if users "
+                f"give it when a response displeases them, '{name}=1' if it pleases them"
+            )
+            problems.add(None, f"feedback.{name}", text)
 
 
 def _check_rows(log: Log, rows: list[LogRow], problems: Problems) -> None:
@@ -249,7 +377,7 @@ def _check_features(log: Log, rows: list[LogRow], problems: Problems) -> None:
             if value is None and name in numbers:
                 problems.add(row.line, f"features.{name}", f"got null; expected {expected}")
             elif value is not None and not isinstance(value, kinds[name].type):
-                text = f"got {shown(value)}; expected {expected}, as in line {kinds[name].line}"
+                text = f"got {shown(value)}; expected {expected}, as in {problems.said(kinds[name].line)}"
                 problems.add(row.line, f"features.{name}", text)
         if log.feature_names and set(numbers) != set(log.feature_names):
             text = f"got {_listed(numbers)}; expected {_listed(log.feature_names)} in every row"

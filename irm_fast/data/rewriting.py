@@ -8,12 +8,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from irm_fast.data.files import LINES, DataError, Problems, is_parquet, json_lines, open_bytes, parquet_library, rows_of
+from irm_fast.data.columns import parquet_library
+from irm_fast.data.formats import json_lines, open_bytes
 from irm_fast.data.outputs import whole_path
+from irm_fast.data.problems import DataError, Problems
+from irm_fast.data.sources import rows_of
 
 Fields = Mapping[str, object]
 Kinds = Mapping[tuple[str, ...], str | None]
 Change = Callable[[int, Fields], Fields | None]
+LINES = (".jsonl", ".jsonl.gz")  # ends of names of JSON Lines
 ROWS = 65_536  # of a Parquet file in memory at a time
 
 
@@ -72,7 +76,7 @@ def _write_json(data: Path, unfinished: Path, out: Path, change: Change, problem
 
 
 def _write_parquet(data: Path, unfinished: Path, change: Change, kinds: Kinds, read: Collection[str]) -> None:
-    parquet = parquet_library(data)
+    parquet = parquet_library()
     import pyarrow
 
     try:
@@ -118,3 +122,19 @@ def _changed(batch: Any, schema: Any, kinds: Mapping[str, str | None], changes: 
         columns.append(held)
     kept = pyarrow.array([change is not None for change in changes])
     return pyarrow.record_batch(columns, schema=schema).filter(kept)
+
+
+def is_parquet(path: Path) -> bool:
+    """Return whether a file that is to be rewritten is Parquet, not JSON Lines.
+
+    Raises:
+        DataError: The file does not exist, or is of another kind.
+    """
+    expected = "expected a .jsonl, .jsonl.gz or .parquet file"
+    if not path.exists():
+        raise DataError([f"{path}: file: not found; {expected}"])
+    if not path.is_file():
+        raise DataError([f"{path}: file: got a folder; {expected}"])
+    if path.suffix != ".parquet" and not path.name.endswith(LINES):
+        raise DataError([f"{path}: file: got the name {path.name!r}; {expected}, which can be written anew row by row"])
+    return path.suffix == ".parquet"

@@ -6,16 +6,16 @@ A parser takes a value and the name of its field, and returns the parsed value o
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
-from irm_fast.data.files import FieldError, Problems, closest, shown
+from irm_fast.data.messages import Messages, as_json, completion_of, note_unread, prompt_of, says_something, text_of
+from irm_fast.data.problems import FieldError, Problems, is_misspelt, shown
 
-Messages = list[dict[str, str]]
 T = TypeVar("T")
 D = TypeVar("D")
 
-ROLES = ("system", "user", "assistant", "tool")
 FLOAT32_MAX = 3.4028234663852886e38
 
 TEXT_FIELDS = {
@@ -26,41 +26,6 @@ TEXT_FIELDS = {
 PREFERENCE = ("preference", "preferred")
 SEGMENTS = ("platform", "version", "model")  # fields that name a part of the log
 USER = ("user_id", "user")
-
-
-def spellings(names: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
-    """Return a mapping from each name that a field may have to its canonical one."""
-    return {spelling: name for name, group in names.items() for spelling in group}
-
-
-LOG_FIELDS = spellings(
-    {
-        **TEXT_FIELDS,
-        "feedback": ("feedback",),
-        "propensity": ("propensity",),
-        "preference": PREFERENCE,
-        "weight": ("weight", "sample_weight"),
-        "user_id": USER,
-        "session_id": ("session_id", "session"),
-        "timestamp": ("timestamp", "created_at", "time"),
-        "position": ("position",),
-        "label_probability": ("label_probability",),
-        "acted_at": ("acted_at",),
-        "features": ("features",),
-        **{name: (name,) for name in SEGMENTS},
-    }
-)
-
-
-def text_of(value: object, field: str) -> str:
-    """Parse a text that can be encoded."""
-    if not isinstance(value, str):
-        raise FieldError(field, f"got {shown(value)}; expected text")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise FieldError(field, f"got {shown(value)}; expected text without a lone surrogate") from None
-    return value
 
 
 def name_of(value: object, field: str) -> str:
@@ -126,54 +91,103 @@ def mapping_of(parse: Callable[[object, str], T]) -> Callable[[object, str], dic
     """Return a parser of an object whose values `parse` reads."""
 
     def parse_mapping(value: object, field: str) -> dict[str, T]:
+        value = as_json(value)
         if not isinstance(value, dict):
             raise FieldError(field, f"got {shown(value)}; expected an object such as {{name: value}}")
         for key in value:
             name_of(key, field)
-        return {key: parse(entry, f"{field}.{key}") for key, entry in value.items()}
+        return {key: parse(unwrapped(entry), f"{field}.{key}") for key, entry in value.items()}
 
     return parse_mapping
 
 
-def messages_of(value: object, field: str) -> Messages:
-    """Parse a list of messages, each with role and content."""
-    if not isinstance(value, list) or not value:
-        raise FieldError(field, f"got {shown(value)}; expected text or a list of messages")
-    return [_message_of(message, f"{field}[{i}]") for i, message in enumerate(value)]
+UNKNOWN_USERS = {"", "nan", "none", "null", "undefined", "n/a", "na", "<na>", "unknown", "anonymous", "anon", "guest"}
 
 
-def _message_of(value: object, field: str) -> dict[str, str]:
-    if not isinstance(value, dict):
-        raise FieldError(field, f"got {shown(value)}; expected an object with role and content")
-    extra = [key for key, entry in value.items() if key not in ("role", "content") and entry is not None]
-    if extra:
-        raise FieldError(f"{field}.{extra[0]}", "unknown field of a message; expected role and content only")
-    if value.get("role") not in ROLES:
-        text = f"got {shown(value.get('role'))}; expected one of {', '.join(ROLES)}"
-        raise FieldError(f"{field}.role", text)
-    return {"role": value["role"], "content": text_of(value.get("content"), f"{field}.content")}
+def user_of(value: object, field: str) -> str | None:
+    """Parse the name of a user or a session; None for what products write where it is not known."""
+    if isinstance(value, float) and value.is_integer():  # of a column in which some are missing
+        value = int(value)
+    return None if isinstance(value, str) and value.strip().lower() in UNKNOWN_USERS else name_of(value, field)
 
 
-def prompt_of(value: object, field: str) -> Messages:
-    """Parse a prompt: a text of the user, or a list of messages."""
-    if not isinstance(value, str):
-        return messages_of(value, field)
-    if not value.strip():
-        raise FieldError(field, "empty; expected the text that the response answers")
-    return [{"role": "user", "content": text_of(value, field)}]
+def unwrapped(value: object) -> object:
+    """Return what MongoDB's extended JSON wraps, such as {"$oid": "65a"} and {"$date": "2026-01-31"}."""
+    if not isinstance(value, dict) or len(value) != 1:
+        return value
+    [(key, held)] = value.items()
+    if key in ("$numberInt", "$numberLong", "$numberDouble", "$numberDecimal") and isinstance(held, str):
+        held = as_number(held)
+    return unwrapped(held) if key.startswith("$") else value
 
 
-def completion_of(value: object, field: str) -> Messages:
-    """Parse a completion: a text of the assistant, or a list of messages that ends with the assistant's turn."""
-    if isinstance(value, str):
-        turns = [{"role": "assistant", "content": text_of(value, field)}]
-    else:
-        turns = messages_of(value, field)
-    if turns[-1]["role"] != "assistant" or any(turn["role"] in ("system", "user") for turn in turns):
-        raise FieldError(field, "expected turns of the assistant (and tools) only, the assistant's last")
-    if not turns[-1]["content"].strip():
-        raise FieldError(field, "empty; expected the text of the response")
-    return turns
+def as_number(text: str) -> object:
+    """Return a text as a number, or as it is."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def plain_name(name: str) -> str:
+    """Return a name without capitals and separators: `userId` and `User ID` are spellings of `user_id`."""
+    return re.sub(r"[\W_]", "", name).lower()
+
+
+CANONICAL = (  # of fields of logs, ratings and pairs
+    "prompt", "completion", "feedback", "propensity", "preference", "weight", "user_id", "session_id", "timestamp",
+    "position", "label_probability", "acted_at", "features", "platform", "version", "rating", "chosen", "rejected",
+    "margin",
+)  # fmt: skip
+
+
+class FieldNames(dict[str, str]):
+    """The names that fields may have, each with its canonical one."""
+
+    def __init__(self, names: Mapping[str, tuple[str, ...]]) -> None:
+        super().__init__({spelling: name for name, group in names.items() for spelling in group})
+        self.plain = {plain_name(spelling): name for spelling, name in self.items()}
+        self.found: dict[str, str | None] = dict(self)
+
+    def canonical(self, key: str) -> str | None:
+        """Return the canonical name of a field, by any spelling; None for another field.
+
+        Raises:
+            FieldError: The name is nearly that of a field.
+        """
+        if key not in self.found:
+            name = self.plain.get(plain_name(key))
+            near = [known for known in CANONICAL if is_misspelt(plain_name(key), plain_name(known))]
+            if name is None and near:
+                raise FieldError(
+                    key,
+                    f"unknown field; did you mean {near[0]!r}? Expected {near[0]!r}, or a name that is less like it",
+                )
+            if len(self.found) > 10_000:  # of a file whose rows have names of their own
+                return name
+            self.found[key] = name
+        return self.found[key]
+
+
+LOG_FIELDS = FieldNames(
+    {
+        **TEXT_FIELDS,
+        "feedback": ("feedback",),
+        "propensity": ("propensity",),
+        "preference": PREFERENCE,
+        "weight": ("weight", "sample_weight"),
+        "user_id": USER,
+        "session_id": ("session_id", "session"),
+        "timestamp": ("timestamp", "created_at", "time"),
+        "position": ("position",),
+        "label_probability": ("label_probability",),
+        "acted_at": ("acted_at",),
+        "features": ("features",),
+        **{name: (name,) for name in SEGMENTS},
+    }
+)
 
 
 class Fields:
@@ -185,18 +199,33 @@ class Fields:
         failed: True once a problem with the row was reported.
     """
 
-    def __init__(self, line: int, raw: Mapping[str, object], known: Mapping[str, str], problems: Problems) -> None:
+    def __init__(self, line: int, raw: Mapping[str, object], known: FieldNames, problems: Problems) -> None:
         self.line, self.problems, self.failed = line, problems, False
         self.values: dict[str, object] = {}
         self.spelled: dict[str, str] = {}
         for key, value in raw.items():
-            if key not in known:
-                hint, names = closest(key, tuple(known)), dict.fromkeys(known.values())
-                self.fail(key, f"unknown field{hint}; expected {', '.join(names)}")
-            elif (name := known[key]) in self.values and value is not None:
-                self.fail(key, f"means the same as {self.spelled[name]!r} in this row; expected one of them")
-            elif value is not None:
-                self.values[name], self.spelled[name] = value, key
+            if value is None:
+                continue
+            try:
+                name = known.canonical(key)
+            except FieldError as error:
+                self.fail(error.field, error.text)
+                continue
+            if name is None:
+                problems.ignored[key] += 1
+            elif name in self.values:
+                self._second(name, key, value)
+            else:
+                self.values[name], self.spelled[name] = unwrapped(value), key
+
+    def _second(self, name: str, key: str, value: object) -> None:
+        """Take another field of one meaning: instruction and input (the Alpaca layout) are a prompt together."""
+        first = self.values[name]
+        if {self.spelled[name], key} == {"instruction", "input"} and isinstance(first, str) and isinstance(value, str):
+            parts = (first, value) if key == "input" else (value, first)
+            self.values[name] = "\n\n".join(part for part in parts if part.strip())
+        else:
+            self.fail(key, f"means the same as {self.spelled[name]!r} in this row; expected one of them")
 
     def fail(self, field: str, text: str) -> None:
         """Report a problem with a field."""
@@ -215,6 +244,8 @@ class Fields:
 
     def conversation(self) -> Messages:
         """Return prompt and completion joined; `messages` alone, ending with the assistant's turn, holds both."""
+        for name in ("prompt", "completion"):
+            note_unread(self.values.get(name), self.problems)
         prompt = self.get("prompt", prompt_of, None) or []
         completion = self.get("completion", completion_of, None) or []
         spelled = self.spelled.get("prompt", "prompt")
@@ -227,7 +258,7 @@ class Fields:
                 self.fail(spelled, "ends with the assistant's turn beside a completion; expected one of them")
         elif len(prompt) < 2 or prompt[-1]["role"] != "assistant":
             self.fail("completion", "missing; expected text, or messages that end with the assistant's turn")
-        elif not prompt[-1]["content"].strip():
+        elif not says_something(prompt[-1]):
             self.fail(spelled, "the last turn is empty; expected the text of the response")
         return prompt + completion
 
@@ -239,6 +270,6 @@ def check_ids(names: Iterable[tuple[int, str]], problems: Problems) -> int:
     for line, name in names:
         if name in first:
             twice += 1
-            problems.add(line, "id", f"{shown(name)} is also in line {first[name]}; expected unique ids")
+            problems.add(line, "id", f"{shown(name)} is also in {problems.said(first[name])}; expected unique ids")
         first.setdefault(name, line)
     return twice

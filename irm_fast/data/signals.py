@@ -289,7 +289,9 @@ def signal_notes(log: Log) -> list[str]:
         else:
             inner, outer = (i, j) if nested[i, j] else (j, i)
             what = f"{log.signals[inner]} acts only where {log.signals[outer]} acts"
-        notes.append(f"{what} ({both[i, j]} times): independence given the response cannot hold: keep one of them")
+        notes.append(
+            f"{what} ({both[i, j]} times): independence given the response cannot hold: keep one of them (--signals)"
+        )
     return notes
 
 

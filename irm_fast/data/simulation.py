@@ -25,9 +25,9 @@ import numpy as np
 
 from irm_fast.data.features import FEATURES, text_features
 from irm_fast.data.log import Log, group_rows, hold_out, prompt_key
+from irm_fast.data.messages import Messages
 from irm_fast.data.outputs import check_file, check_suffix
 from irm_fast.data.rated import Rated, check_both
-from irm_fast.data.rows import Messages
 
 SIGNALS = ("click", "copy", "share", "save")
 # What moves users to act differs much between responses (by about 1.5 on the logit) and between signals: long answers

@@ -6,7 +6,7 @@ import math
 import re
 from datetime import date, datetime, timezone
 
-from irm_fast.data.files import FieldError, shown
+from irm_fast.data.problems import FieldError, shown
 
 LATEST = 1e11  # seconds since 1970: the year 5138
 LAST_YEAR = 5137

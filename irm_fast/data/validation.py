@@ -3,43 +3,49 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from irm_fast.data.files import read_file
+from irm_fast.data.declarations import NEGATIVE_SIGNALS, Declarations
+from irm_fast.data.log import turn_key
 from irm_fast.data.read import scan_log
 from irm_fast.data.signals import Absent, signal_notes
+from irm_fast.data.sources import Given, Source
 from irm_fast.data.times import shown_time
 
 
 def validate(
-    path: Path | str,
+    source: Given,
     *,
     absent: Absent = "error",
     polarity: Mapping[str, int] | None = None,
     misclick: bool = False,
+    declared: Declarations | None = None,
 ) -> dict[str, Any]:
     """Report what a log holds and what is wrong with it.
 
     Args:
-        path: The path of the file.
+        source: As of `read_log`.
         absent: The meaning of a feedback key that some rows lack, as of `read_log`.
         polarity: +1 or -1 by the name of a signal, as of `read_log`.
         misclick: Allow rows that contradict themselves, as of `read_log`.
+        declared: All that can be declared, instead of these three.
 
     Returns:
         A mapping of plain JSON values. Its counts are over the "valid_rows", those of all "rows" that can be read;
-        "problems" holds at most the first 1000 of "problem_count"; "notes" are those of `signal_notes`.
+        "problems" holds at most the first 1000 of "problem_count"; "notes" are those of `signal_notes` and what else
+        should be known; "skipped" has the rows that were left out, by reason.
 
     Raises:
-        DataError: The file does not exist, or is of another kind.
+        DataError: The file does not exist.
     """
-    scan = scan_log(path, read_file(path), absent=absent, polarity=polarity, misclick=misclick)
+    source = Source.of(source)
+    declared = declared or Declarations.of(absent=absent, polarity=polarity, misclick=misclick)
+    scan = scan_log(source, source, declared)
     log = scan.log
-    texts = {tuple((turn["role"], turn["content"]) for turn in messages) for messages in log.messages}
+    texts = {tuple(map(turn_key, messages)) for messages in log.messages}
     users, sessions = _counts(log.user_ids), _counts(log.session_ids)
     segments = {name: _counts(values) for name, values in log.segments.items()}
     times = np.array([]) if log.times is None else log.times[~np.isnan(log.times)]
@@ -48,6 +54,7 @@ def validate(
         acted, silent, missing = (int((log.feedback[:, k] == value).sum()) for value in (1, 0, -1))
         signals[name] = {
             "polarity": log.polarity[k],
+            "declared": name in declared.polarity,
             "acted": acted,
             "silent": silent,
             "missing": missing,
@@ -55,7 +62,7 @@ def validate(
             "rate": acted / (acted + silent) if acted + silent else None,
         }
     return {
-        "file": str(path),
+        "file": str(source),
         "rows": scan.rows,
         "valid_rows": len(log),
         "signals": signals,
@@ -70,10 +77,20 @@ def validate(
         "rows_per_session": _spread(sessions),
         "times": {"rows": len(times), "first": float(times.min()), "last": float(times.max())} if len(times) else None,
         "segments": {name: {"values": len(c), "rows_per_value": _spread(c)} for name, c in segments.items()},
-        "notes": signal_notes(log),
+        "notes": [*_polarity_notes(log.signals, declared), *signal_notes(log), *scan.problems.notes()],
+        "skipped": scan.reasons(),
         "problem_count": scan.problems.total,
         "problems": scan.problems.kept,
     }
+
+
+def _polarity_notes(signals: Sequence[str], declared: Declarations) -> list[str]:
+    """Say which signals are taken as signs of displeasure by their names alone."""
+    return [
+        f"{name}: given when a response displeases (-1), by its name; --polarity {name}=1 says otherwise"
+        for name in signals
+        if name in NEGATIVE_SIGNALS and name not in declared.polarity
+    ]
 
 
 def _counts(names: Iterable[str | None] | None) -> dict[str, int]:
@@ -118,6 +135,7 @@ def format_validation(report: Mapping[str, Any]) -> str:
         lines.append(f"times: {span} ({times['rows']:,} rows)")
     for name, counts in report["segments"].items():
         lines += _named(name, counts["values"], counts["rows_per_value"])
+    lines += [f"left out: {count:,} rows: {reason}" for reason, count in report["skipped"].items()]
     lines += [f"note: {note}" for note in report["notes"]]
     problems = report["problems"][:20]
     lines += ["", f"problems: {report['problem_count']:,}" if problems else "no problems found"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from irm_fast.data.log_rows import NEGATIVE_SIGNALS
+from irm_fast.data.declarations import speaks_of_displeasure
 from irm_fast.data.signals import DESIGN_CHOICES
 from irm_fast.data.warning import warn_caller
 from irm_fast.losses import MAX_SIGNALS
@@ -197,7 +197,7 @@ def _warn_of_displeasure(names: Sequence[str], polarity: Any, signs: Sequence[in
     """Warn of signals whose names speak of displeasure and whose polarity nobody declared."""
     declared = names if polarity is not None and not isinstance(polarity, Mapping) else (polarity or ())
     for name, sign in zip(names, signs, strict=True):
-        if name.lower().replace("-", "_") in NEGATIVE_SIGNALS and name not in declared:
+        if speaks_of_displeasure(name) and name not in declared:
             warn_caller(
                 f"polarity: {name!r} is taken as {sign:+d}, {'by its name' if sign < 0 else 'as nothing is declared'}; "
                 f"say which it is: polarity={{{name!r}: -1}} if users give it when a response displeases them, else 1"

@@ -29,7 +29,7 @@ from irm_fast.models.threads import threads_for
 from irm_fast.models.tokens import tokenise
 
 if TYPE_CHECKING:
-    from irm_fast.data.rows import Messages
+    from irm_fast.data.messages import Messages
 
 POOLINGS = ("auto", "last", "mean")
 DTYPES = ("float32", "bfloat16")

@@ -19,7 +19,7 @@ import numpy as np
 from irm_fast.models.parts import opened, row_hash
 
 if TYPE_CHECKING:
-    from irm_fast.data.rows import Messages
+    from irm_fast.data.messages import Messages
 
 FORMAT = "1"  # of the metadata entry "irm_fast_embeddings"
 _DTYPES = {"float32": "F32", "bfloat16": "BF16"}  # safetensors' names

@@ -26,7 +26,7 @@ from irm_fast.models.reward_model import ImplicitRewardModel
 
 if TYPE_CHECKING:
     from irm_fast.data.log import Log
-    from irm_fast.data.rows import Messages
+    from irm_fast.data.messages import Messages
     from irm_fast.embeddings.estimator import EmbeddingRewardModel
 
 SOURCE = "embeddings"  # the entry of irm_fast.json that tells such a folder from an ordinary checkpoint

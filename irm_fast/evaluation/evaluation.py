@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,9 @@ from irm_fast.diagnostics.intervals import ranking_intervals
 from irm_fast.diagnostics.metrics import operating_points, reward_metrics
 from irm_fast.diagnostics.within import alone_metrics, within_auroc
 from irm_fast.evaluation.propensities import with_propensities
-from irm_fast.evaluation.scoring import RewardModel, load, predict_log, rewards
+from irm_fast.evaluation.scoring import RewardModel, declared_for, load, predict_log, rewards
 from irm_fast.models.heldout import HeldOut
 from irm_fast.models.passes import Passes
-from irm_fast.models.record import read_record
 
 
 def evaluate(
@@ -31,6 +31,7 @@ def evaluate(
     token_budget: int | None = None,
     precision: str = "auto",
     base: str | Path | None = None,
+    declared: Mapping[str, Any] | None = None,
     distributed: bool = False,
     progress: bool = False,
 ) -> dict[str, Any]:
@@ -46,6 +47,7 @@ def evaluate(
         token_budget: The number of tokens per forward pass, at most. None: 16,384 on a GPU, and 2,048 on a CPU.
         precision: The precision of the language model, as of `load`.
         base: The untrained language model, as of `propensities.with_propensities`; rated rows need none.
+        declared: How a log is to be read, as of `scoring.declared_for`.
         distributed: Whether all processes of a torchrun share the rows; each gets the metrics of all.
         progress: Whether to show a progress bar on stderr, if that is a terminal.
 
@@ -54,8 +56,7 @@ def evaluate(
             lacks a signal of the model's; or as `with_propensities`.
     """
     model, passes = load(model_dir, precision=precision), Passes(batch_size, token_budget, distributed, progress)
-    absent = read_record(model_dir).get("training", {}).get("absent", "error")
-    found = read_log_or_rated(data, absent=absent)  # polarity and contradictions: by the model, in `align`
+    found = read_log_or_rated(data, declared_for(model_dir, declared))
     if isinstance(found, Log):
         log, _ = with_propensities(align(found, model.spec), model.spec, model_dir, base=base, passes=passes)
         return _log_metrics(model, log, passes)

@@ -9,17 +9,17 @@ from typing import Any
 
 import numpy as np
 
+from irm_fast.data.declarations import Declarations
 from irm_fast.data.log import Log
-from irm_fast.data.read import read_log
-from irm_fast.data.signals import Absent, DesignChoice, RewardSpec, align
+from irm_fast.data.read import read_declared
+from irm_fast.data.signals import DesignChoice, RewardSpec, align
 from irm_fast.diagnostics import Diagnosis, diagnose
 from irm_fast.embeddings.text_model import EmbeddedRewardModel
 from irm_fast.evaluation.propensities import with_propensities
-from irm_fast.evaluation.scoring import load, predict_log, row_weights
+from irm_fast.evaluation.scoring import declared_for, load, predict_log, row_weights
 from irm_fast.models.heldout import HeldOut
 from irm_fast.models.passes import Passes
 from irm_fast.models.processes import from_main_process
-from irm_fast.models.record import read_record
 
 
 def diagnose_file(
@@ -27,8 +27,7 @@ def diagnose_file(
     model_dir: str | Path | None = None,
     *,
     propensity_design: DesignChoice = "auto",
-    absent: Absent | None = None,
-    polarity: Mapping[str, int] | None = None,
+    declared: Mapping[str, Any] | None = None,
     labels_ignorable: bool = False,
     batch_size: int | None = None,
     token_budget: int | None = None,
@@ -43,8 +42,8 @@ def diagnose_file(
         model_dir: The folder of a saved model, or None.
         propensity_design: Without a model, the design to judge. `auto` is known if every recorded entry has a
             propensity, else constant for one signal and hidden for several.
-        absent: The meaning of a key that some rows lack. None: as the model was trained, or "error".
-        polarity: Without a model, +1 or -1 by signal.
+        declared: How the log is to be read, by the names of the arguments of `read_log`; with a model as of
+            `scoring.declared_for`.
         labels_ignorable: Whether which rows have a label does not depend on the preference.
         batch_size: Rows per forward pass of the model, at most. None: as many as the token budget holds.
         token_budget: Tokens per forward pass, at most. None: 16,384 on a GPU, and 2,048 on a CPU.
@@ -59,14 +58,13 @@ def diagnose_file(
         if base is not None:
             raise ValueError(f"base: got {base}, which has no effect without a model; leave it out")
         # Evidence for both sides is no error here: a test reports it.
-        log = read_log(data, absent=absent or "error", polarity=polarity, misclick=True)
+        log = read_declared(data, Declarations.of_settings(declared or {}, misclick=True))
         spec = _spec(log, propensity_design)
         return from_main_process(
             lambda: diagnose_rows([log], spec, labels_ignorable=labels_ignorable), distributed=distributed
         )
     model = load(model_dir, precision=precision)
-    absent = absent or read_record(model_dir).get("training", {}).get("absent", "error")
-    log = align(read_log(data, absent=absent, misclick=True), model.spec)
+    log = align(read_declared(data, declared_for(model_dir, declared)), model.spec)
     passes = Passes(batch_size, token_budget, distributed)
     filled, context = with_propensities(log, model.spec, model_dir, base=base, passes=passes)
     heldout = predict_log(model, filled, passes)

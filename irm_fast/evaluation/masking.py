@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from irm_fast.data.files import Problems
+from irm_fast.data.declarations import Declarations
 from irm_fast.data.log import Log
-from irm_fast.data.read import read_log
+from irm_fast.data.problems import Problems
+from irm_fast.data.read import read_declared
 from irm_fast.data.rewriting import rewritten
-from irm_fast.data.signals import Absent
 from irm_fast.diagnostics.arguments import session_numbers, texts, user_numbers
 from irm_fast.diagnostics.segments import part_named
 from irm_fast.diagnostics.subject import DiagnosedLog
@@ -40,7 +41,7 @@ class Masked(NamedTuple):
     left_out: int
 
 
-def mask_log(data: Path, out: Path, phrases: Sequence[str], *, absent: Absent = "error") -> Masked:
+def mask_log(data: Path, out: Path, phrases: Sequence[str], *, declared: Declarations | None = None) -> Masked:
     """Write a log with null for signals in parts of it, whether they acted there or not. All else stays as it is.
 
     A row that records nothing any more and has no preference is left out.
@@ -49,16 +50,23 @@ def mask_log(data: Path, out: Path, phrases: Sequence[str], *, absent: Absent = 
         data: The log: a .jsonl, .jsonl.gz or .parquet file.
         out: The file to write, of the same kind. One of this name is replaced.
         phrases: Signals and a part of the log, as a diagnosis has them: "share where platform=android".
-        absent: The meaning of a feedback key that some rows lack, as of `read_log`.
+        declared: How the log is to be read.
 
     Raises:
         DataError: The log cannot be read. Nothing is written.
-        ValueError: A phrase names no signal or no part of this log.
+        ValueError: A phrase names no signal or no part of this log, or null is declared to be silence.
 
     Examples:
         >>> mask_log(Path("log.jsonl"), Path("masked.jsonl"), ["share where platform=android"])  # doctest: +SKIP
     """
-    log = read_log(data, absent=absent, misclick=True)
+    declared = replace(declared or Declarations(), misclick=True)
+    log = read_declared(data, declared)
+    silent_nulls = [name for name in log.signals if declared.fill(name) == "silent" or declared.null_is_silent(name)]
+    if silent_nulls and (data.suffix == ".parquet" or declared.null_is_silent(silent_nulls[0])):
+        raise ValueError(
+            f"mask: null of {silent_nulls[0]} is silence here (in Parquet an absent key is null, too), and would mask "
+            "nothing; expected absent and null to be missing, or a log of JSON Lines in which silence is 0"
+        )
     nulls = np.zeros(log.feedback.shape, bool)
     silent, acted = dict[str, int](), dict[str, int]()
     for phrase in phrases:

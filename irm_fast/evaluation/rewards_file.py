@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from irm_fast.data.outputs import whole_file
 from irm_fast.data.rated import read_conversations
 from irm_fast.embeddings.text_model import EmbeddedRewardModel
-from irm_fast.evaluation.scoring import RewardModel, check_lower, load, rewards
+from irm_fast.evaluation.scoring import RewardModel, check_lower, declared_for, load, rewards
 from irm_fast.models.parts import Work, check_target, opened, write_in_parts
 from irm_fast.models.passes import Passes
 from irm_fast.models.processes import from_main_process
@@ -34,6 +35,7 @@ def score_file(
     lower: float | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    declared: Mapping[str, Any] | None = None,
 ) -> int:
     """Write the reward of every response, a line each, in the order of the rows: id, reward, perhaps reward_lower.
 
@@ -50,6 +52,7 @@ def score_file(
         lower: As of `scoring.score`.
         resume: Whether to keep the finished parts of an interrupted run.
         overwrite: Whether to replace the parts of an interrupted run.
+        declared: How the rows are to be read, as of `scoring.declared_for`.
 
     Returns:
         The number of rows.
@@ -63,7 +66,7 @@ def score_file(
     check = partial(check_target, out, resume=resume, overwrite=overwrite, replaces=True)
     if ordinary or out.is_dir():
         from_main_process(check, distributed=passes.distributed)
-    ids, conversations = read_conversations(data)
+    ids, conversations = read_conversations(data, declared_for(model_dir, declared))
     model = load(model_dir, precision=precision)
     check_lower(model, lower)
     if not ordinary:

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from irm_fast.data.declarations import Declarations
 from irm_fast.data.log import Log
-from irm_fast.data.rows import Messages
+from irm_fast.data.messages import Messages
 from irm_fast.embeddings.text_model import SOURCE, EmbeddedRewardModel
 from irm_fast.losses.implicit import implicit_rm_loss
 from irm_fast.models.batches import Collator, TokenizedRows
@@ -23,6 +24,22 @@ from irm_fast.models.reward_model import ImplicitRewardModel
 from irm_fast.models.tokens import tokenise
 
 RewardModel = ImplicitRewardModel | EmbeddedRewardModel
+
+
+def declared_for(directory: str | Path, declared: Mapping[str, Any] | None = None) -> Declarations:
+    """How a log is to be read for a saved model: as that which it was trained on, but for what is declared anew.
+
+    What its signals mean, the model knows, and rows may contradict themselves where its misclick rates allow it.
+
+    Args:
+        directory: The folder of the model.
+        declared: By the names of the arguments of `read_log`; None stands for what the model was trained with.
+    """
+    trained = read_record(directory).get("training") or {}
+    new = {name: value for name, value in (declared or {}).items() if value is not None}
+    return Declarations.of_settings(
+        {**trained, "polarity": None, "on_error": "fail", **new}, misclick=True, of_model=True
+    )
 
 
 def load(directory: str | Path, *, precision: str = "auto") -> RewardModel:

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from irm_fast.data.messages import Messages
 from irm_fast.data.rated import Rated
-from irm_fast.data.rows import Messages
 
 TOPICS = {
     "router": ("antenna", "cable", "firmware"),

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from irm_fast.data.rows import Messages
+    from irm_fast.data.messages import Messages
 
 PART_ROWS = 4096  # what an interruption loses at most, and what is sorted by length
 

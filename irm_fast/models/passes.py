@@ -19,7 +19,7 @@ from irm_fast.models.packing import by_length
 from irm_fast.models.processes import is_first, share
 
 if TYPE_CHECKING:
-    from irm_fast.data.rows import Messages
+    from irm_fast.data.messages import Messages
 
 _TOKENS = 16_384  # of a pass by default
 _TOKENS_ON_CPU = 2_048  # whose caches are small

@@ -17,7 +17,7 @@ from torch._dynamo.exc import TorchDynamoException
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments, set_seed
 
 from irm_fast.data.log import Log
-from irm_fast.data.rows import Messages
+from irm_fast.data.messages import Messages
 from irm_fast.data.signals import RewardSpec
 from irm_fast.data.warning import warn_caller
 from irm_fast.models.adapters import Lora

@@ -9,14 +9,16 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar
 
 from irm_fast.data.outputs import check_choice
-from irm_fast.data.signals import Absent, DesignChoice, Estimator
+from irm_fast.data.signals import DesignChoice, Estimator
 from irm_fast.models import Attention, Precision, Recompute
-from irm_fast.training.setting_values import check_bounds, convert, read_yaml
+from irm_fast.training.log_settings import MISSING as MISSING
+from irm_fast.training.log_settings import LogSettings, option
+from irm_fast.training.setting_values import read_yaml
 
 Config = TypeVar("Config", bound="RunConfig")
 NOT_KEPT = ("resume", "overwrite", "progress")  # no settings of the result: a file of settings does not hold them
@@ -25,23 +27,8 @@ RENAMED = {"propensity": "propensity_design"}  # what earlier runs saved under o
 ACCELERATE_FSDP = "ACCELERATE_USE_FSDP"  # the environment variable by which accelerate's configuration asks for FSDP
 
 
-def option(
-    default: Any, help: str, *, above: float | None = None, at_least: float | None = None, below: float | None = None
-) -> Any:
-    """A setting of a run: a dataclass field whose metadata hold its help and its bounds.
-
-    Args:
-        default: The default value; MISSING for a setting that has to be given.
-        help: The line that `irm-fast train --help` prints.
-        above: The value has to be greater than this.
-        at_least: The value has to be this or greater.
-        below: The value has to be less than this.
-    """
-    return field(default=default, metadata={"help": help, "above": above, "at_least": at_least, "below": below})
-
-
 @dataclass(kw_only=True)
-class RunConfig:
+class RunConfig(LogSettings):
     """The settings that both programs share: training a language model, and fitting a reward on embeddings.
 
     Values are converted and checked on construction; numbers may be text, as YAML reads `1e-5` as text.
@@ -54,12 +41,10 @@ class RunConfig:
     program: ClassVar[str]  # for messages
 
     output: str = option(MISSING, "Folder for the checkpoint; must be new or empty.")
-    data: str = option("", "The log: JSONL, JSONL.gz or Parquet.")
+    data: str = option("", "The log: a file, a folder of parts, a pattern, or - for standard input.")
     propensity_design: DesignChoice = option("auto", "How propensities depend on the response; see docs.")
     estimator: Estimator = option("auto", "two-step fits propensities first, joint with the reward; see docs.")
     misclick_rate: float | Mapping[str, float] = option(0.0, "In [0, 1): a number, or NAME=RATE,...")
-    polarity: Mapping[str, int] | None = option(None, "Polarity of signals: NAME=1 or NAME=-1, ...")
-    absent: Absent = option("error", "A feedback key that some rows lack.")
     contradictions: Literal["error", "drop"] = option(
         "error", "Rows that contradict themselves, such as a copy with the preference 0."
     )
@@ -72,13 +57,7 @@ class RunConfig:
     overwrite: bool = option(False, "Delete what the earlier run wrote to the output folder, and start anew.")
 
     def __post_init__(self) -> None:
-        kinds = get_type_hints(type(self))
-        for setting in fields(self):
-            value = convert(setting.name, getattr(self, setting.name), kinds[setting.name])
-            setattr(self, setting.name, value)
-            if setting.default is MISSING and not value:
-                raise ValueError(f"{setting.name}: got an empty one; expected a value")
-            check_bounds(setting.name, value, **{k: v for k, v in setting.metadata.items() if k != "help"})
+        super().__post_init__()
         rates = self.misclick_rate if isinstance(self.misclick_rate, Mapping) else {"": self.misclick_rate}
         if not all(0 <= rate < 1 for rate in rates.values()):
             raise ValueError(f"misclick_rate: got {self.misclick_rate}; expected numbers in [0, 1)")
@@ -316,6 +295,23 @@ def load_config(path: str | Path | None, **overrides: Any) -> TrainConfig | Embe
         OSError: The file cannot be read.
     """
     return _of_either_kind(*_merged(path, overrides))
+
+
+def log_settings(path: str | Path | None, settings: Mapping[str, Any]) -> LogSettings:
+    """How a log is to be read, by a YAML file of a run's settings and by settings that replace those of the file.
+
+    Args:
+        path: The file, or None.
+        settings: Settings by name; None stands for what the file says.
+
+    Raises:
+        ValueError: As `RunConfig.load`.
+        OSError: The file cannot be read.
+    """
+    values, _ = _merged(path, settings)
+    return LogSettings(
+        **{setting.name: values[setting.name] for setting in fields(LogSettings) if setting.name in values}
+    )
 
 
 def load_saved_config(path: Path) -> TrainConfig | EmbeddingTrainConfig:

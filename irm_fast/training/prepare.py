@@ -14,7 +14,7 @@ import numpy as np
 
 from irm_fast.data.log import Log
 from irm_fast.data.pairs import Pairs, read_pairs
-from irm_fast.data.read import read_log
+from irm_fast.data.read import read_declared
 from irm_fast.data.signals import (
     RewardSpec,
     align,
@@ -77,7 +77,7 @@ def read_data(config: RunConfig) -> Log:
     if not config.data:
         raise ValueError("data: none given; expected the path of a log")
     misclick = bool(config.misclick_rate) or config.contradictions == "drop"
-    return read_log(config.data, absent=config.absent, polarity=config.polarity, misclick=misclick)
+    return read_declared(config.data, replace(config.declared, misclick=misclick))
 
 
 def prepare_run(log: Log, config: RunConfig, heldout: Log | None = None) -> Prepared:

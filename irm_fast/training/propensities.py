@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from irm_fast.data.log import Log, hold_out
-from irm_fast.data.rows import Messages
+from irm_fast.data.messages import Messages
 from irm_fast.data.signals import RewardSpec
 from irm_fast.embeddings.embedder import Embedder, write_embeddings
 from irm_fast.embeddings.store import read_embeddings, read_source

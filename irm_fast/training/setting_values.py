@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -9,6 +10,12 @@ from typing import Any, Literal, get_args, get_origin
 # What errors say that they expected: of settings that are read in a way of their own, and of types
 _EXPECTED_OF = {
     "polarity": "NAME=1 or NAME=-1",
+    "map": "FIELD=PATH, such as prompt=input.messages,feedback.copy=n_copies>0",
+    "absent": "error, silent or missing, or NAME=silent,...",
+    "null": "missing or silent, or NAME=silent,...",
+    "signals": "names of signals, such as copy,share",
+    "counts": "names of signals, such as copy,share, or all",
+    "max_errors": "a number of rows, or a share such as 5%",
     "misclick_rate": "a number, or NAME=RATE",
     "lora_targets": "names of linear layers, such as q_proj,v_proj",
     "hidden_layers": "auto, linear, or widths such as 128 or 128,64",
@@ -101,8 +108,12 @@ def convert(name: str, value: Any, kind: Any) -> Any:
             return _by_name(value, float) if named else _number(value, float)
         if name == "hidden_layers":
             return _widths(value)
-        if name == "lora_targets":
+        if name in ("lora_targets", "signals", "counts"):
             return _names(value)
+        if name in ("map", "absent", "null"):
+            return _texts_by_name(value) if name == "map" or not isinstance(value, str) or "=" in value else value
+        if name == "max_errors" and isinstance(value, str) and value.strip().endswith("%"):
+            return float(value.strip()[:-1]) / 100
         if float in kinds or int in kinds:
             return _number(value, float if float in kinds else int)
         if kind is str and isinstance(value, (str, Path)):
@@ -163,6 +174,14 @@ def _by_name(value: Any, kind: type) -> dict[str, Any]:
     if isinstance(value, str):
         value = dict(part.split("=", 1) for part in value.split(","))
     return {str(name).strip(): _number(entry, kind) for name, entry in value.items()}
+
+
+def _texts_by_name(value: Any) -> dict[str, str]:
+    """A mapping from names to texts, perhaps given as text: NAME=TEXT,NAME=TEXT, where a comma parts before NAME=."""
+    if isinstance(value, str):
+        parts = re.split(r",(?=\s*[^,=<>!]+=(?!=))", value)
+        value = dict(part.split("=", 1) for part in parts)
+    return {str(name).strip(): str(entry).strip() for name, entry in value.items()}
 
 
 def _number(value: Any, kind: type) -> Any:

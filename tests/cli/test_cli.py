@@ -130,7 +130,7 @@ def test_validate_reports_problems(tmp_path):
     (tmp_path / "log.jsonl").write_text('{"prompt": "a", "completion": "b", "feedback": {"copy": 3}}\n')
     assert "feedback.copy" in run("validate", tmp_path / "log.jsonl", code=1).stdout
     result = run("validate", tmp_path / "log.jsonl", "--absent", "perhaps", code=2)
-    assert "--absent" in result.stderr and "'perhaps' is not one of 'error', 'silent', 'missing'" in result.stderr
+    assert "absent: got 'perhaps'; expected 'error', 'silent', 'missing'" in result.stderr
 
 
 def test_version_names_the_backends():

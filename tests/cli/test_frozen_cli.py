@@ -8,9 +8,11 @@ from typer.testing import CliRunner
 from irm_fast.cli.commands import app
 
 SHARED = (
-    "output data propensity-design estimator misclick-rate polarity absent contradictions labels-ignorable "
+    "output data propensity-design estimator misclick-rate contradictions labels-ignorable "
     "validation-fraction seed progress overwrite"
 )
+TEXTS = "map fold-system join-turns on-error max-errors"
+LOG = f"{TEXTS} signals polarity absent null counts"
 TEXT = (
     "model propensity-rows pairs pairs-weight objective stratification ema-decay epochs batch-size token-budget "
     "gradient-accumulation learning-rate head-learning-rate weight-decay warmup-ratio max-length overlong eval-steps "
@@ -18,25 +20,26 @@ TEXT = (
     "gradient-checkpointing optim trainer report-to resume"
 )
 OPTIONS = {
-    "validate": "data absent polarity misclick json",
+    "validate": f"data misclick json config {LOG}",
     "simulate": "rated out protocol alpha target signals seed test-fraction overwrite",
-    "train": f"config dry-run {SHARED} {TEXT} embeddings hidden-layers",
-    "evaluate": "model data batch-size token-budget precision base progress json",
-    "diagnose": (
-        "data model propensity-design absent polarity labels-ignorable batch-size token-budget precision base json"
+    "train": f"config dry-run {LOG} {SHARED} {TEXT} embeddings hidden-layers",
+    "evaluate": f"model data batch-size token-budget precision base progress json {LOG}",
+    "diagnose": (f"data model propensity-design labels-ignorable batch-size token-budget precision base json {LOG}"),
+    "mask": f"what data out overwrite {LOG}",
+    "score": f"model data out batch-size token-budget precision lower resume overwrite progress {TEXTS}",
+    "label": f"next merge data model out seed batch-size token-budget precision overwrite {LOG}",
+    "embed": (
+        f"data model out pooling batch-size token-budget max-length precision dtype resume overwrite progress {TEXTS}"
     ),
-    "mask": "what data out absent overwrite",
-    "score": "model data out batch-size token-budget precision lower resume overwrite progress",
-    "label": "next merge data model out seed batch-size token-budget precision overwrite",
-    "embed": ("data model out pooling batch-size token-budget max-length precision dtype resume overwrite progress"),
     "reproduce": ("data output model protocol redraws alpha target limit max-length noise processes resume overwrite"),
     "demo": "output seeds processes",
 }
 CHOICES = {
     ("train", "propensity-design"): "auto constant hidden features known",
+    ("train", "on-error"): "fail skip quarantine",
+    ("validate", "on-error"): "fail skip quarantine",
     ("train", "objective"): "marginal stratified",
     ("train", "stratification"): "current ema frozen",
-    ("train", "absent"): "error silent missing",
     ("train", "overlong"): "truncate drop",
     ("train", "precision"): "auto float32 bfloat16",
     ("score", "precision"): "auto float32 bfloat16",
@@ -48,9 +51,6 @@ CHOICES = {
     ("train", "contradictions"): "error drop",
     ("train", "estimator"): "auto two-step joint",
     ("diagnose", "propensity-design"): "auto constant hidden features known",
-    ("diagnose", "absent"): "error silent missing",
-    ("mask", "absent"): "error silent missing",
-    ("validate", "absent"): "error silent missing",
 }
 
 

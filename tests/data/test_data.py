@@ -9,10 +9,10 @@ import pytest
 from typer.testing import CliRunner
 
 from irm_fast.cli.commands import app
-from irm_fast.data.files import read_file
 from irm_fast.data.log import group_rows, hold_out, numbered
 from irm_fast.data.read import DataError, read_log, signal_notes
 from irm_fast.data.signals import check_design, keep_signals
+from irm_fast.data.sources import Source
 from irm_fast.data.validation import format_validation, validate
 from irm_fast.evaluation import rewards_file
 
@@ -74,11 +74,12 @@ BAD = {
         with_row(prompt=[USER, {"role": "assistant", "content": "y"}]),
         3, "prompt", ["beside a completion"],
     ),
-    "role": (with_row(prompt=[{"role": "human", "content": "x"}]), 3, "prompt[0].role", ["'human'", "user"]),
+    "role": (with_row(prompt=[{"role": "narrator", "content": "x"}]), 3, "prompt[0].role", ["'narrator'", "user"]),
     "content": (with_row(prompt=[{"role": "user"}]), 3, "prompt[0].content", ["null"]),
     "message": (with_row(prompt=["hi"]), 3, "prompt[0]", ["'hi'"]),
-    "message field": (
-        with_row(prompt=[{"role": "user", "content": "x", "tool": "y"}]), 3, "prompt[0].tool", ["unknown"],
+    "an image": (
+        with_row(prompt=[{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]),
+        3, "prompt[0].content[0]", ["'image_url'", "expected text"],
     ),
     "lone surrogate": ([row(1), row(2), LONE_SURROGATE], 3, "completion", ["surrogate"]),
     "two aliases": (with_row(response="x"), 3, "response", ["'completion'", "one of them"]),
@@ -97,9 +98,10 @@ BAD = {
         [row(1, feedback={"click": 1, "copy": 1}), row(2, feedback={"click": 0, "copy": None})],
         None, "feedback.copy", ["not a single 0", "only the actions that happened"],
     ),
-    "deep feedback": ([row(1), '{"feedback": ' + "[" * 500 + "]" * 500 + "}"], 2, "feedback", ["got [["]),
+    "deep feedback": ([row(1), '{"feedback": ' + "[" * 50 + "]" * 50 + "}"], 2, "feedback", ["got [["]),
+    "very deep feedback": ([row(1), '{"feedback": ' + "[" * 500 + "]" * 500 + "}"], 2, "json", ["501", "at most 64"]),
     "two sides": (
-        with_row(feedback={"click": 1, "dislike": 1}), 3, "feedback", ["click, dislike", "misclick"],
+        with_row(feedback={"click": 1, "copy": 0, "regenerate": 1}), 3, "feedback", ["click, regenerate", "misclick"],
     ),
     "against the preference": (
         with_row(feedback={"click": 1, "copy": 0}, preference=0), 3, "feedback", ["click, preference 0"],
@@ -208,10 +210,16 @@ def test_problems_are_capped_and_cut(tmp_path):
     ("name", "content", "fragment"),
     [
         ("absent.jsonl", None, "not found"),
-        ("log.csv", b"a,b", ".jsonl"),
-        ("log.json", b"[]", ".jsonl"),
-        ("log.parquet", b"nothing of that kind", "Parquet"),
-        ("log.jsonl.gz", b"no gzip", "cannot be read"),
+        ("log.csv", b"a,b", "empty"),
+        ("log.json", b"[]", "empty"),
+        ("log.json", b"[{}", "no whole JSON array.*or Parquet"),
+        (
+            "log.parquet",
+            b"nothing of that kind" * 30,
+            "file: got text that begins 'nothing .*expected JSON Lines.*Parquet",
+        ),
+        ("log.jsonl", b"PK\x03\x04", "a ZIP archive"),
+        ("log.jsonl", b"\x00\x01" * 9, "no text"),
         ("log.jsonl.gz", gzip.compress(json.dumps(row()).encode() * 50)[:-12], "cannot be read"),
         ("log.jsonl", b"", "empty"),
         ("log.jsonl", b'{"id": "a\xff"}', "byte 10 is not UTF-8"),
@@ -226,22 +234,23 @@ def test_bad_files_are_named(tmp_path, name, content, fragment):
     assert str(path) in str(raised.value)
 
 
-def test_a_folder_is_an_error(tmp_path):
+def test_an_empty_folder_is_an_error(tmp_path):
     (tmp_path / "log.jsonl").mkdir()
-    with pytest.raises(DataError, match="folder"):
+    (tmp_path / "log.jsonl" / "_SUCCESS").touch()
+    with pytest.raises(DataError, match="a folder without files"):
         read_log(tmp_path / "log.jsonl")
 
 
 def test_arrays(log_of):
     both, other = {"a": 0, "b": 0}, {"b": 2, "a": 3}
     log = log_of(
-        row(1, feedback={"click": True, "dislike": 0}, weight=2, user_id=7, features={"a": 1, "b": -0.5}),
-        row(2, feedback={"dislike": 1.0, "click": None}, propensity={"click": 0.25}, features=other),
+        row(1, feedback={"click": True, "thumbs_down": 0}, weight=2, user_id=7, features={"a": 1, "b": -0.5}),
+        row(2, feedback={"thumbs_down": 1.0, "click": None}, propensity={"click": 0.25}, features=other),
         row(3, feedback=..., preference=1, id=..., features=both, timestamp="2026-01-01"),
-        row(4, feedback={"click": 0, "dislike": 0}, preference=None, features=both, session_id=3),
+        row(4, feedback={"click": 0, "thumbs_down": 0}, preference=None, features=both, session_id=3),
     )
     assert len(log) == 4 and log.ids == ["r1", "r2", "row-3", "r4"]
-    assert log.signals == ("click", "dislike") and log.polarity == (1, -1)
+    assert log.signals == ("click", "thumbs_down") and log.polarity == (1, -1)
     assert log.feedback.dtype == np.int8 and log.feedback.tolist() == [[1, 0], [-1, 1], [-1, -1], [0, 0]]
     assert log.preference.dtype == np.int8 and log.preference.tolist() == [-1, -1, 1, -1]
     assert log.weight.dtype == np.float32 and log.weight.tolist() == [2, 1, 1, 1]
@@ -329,9 +338,31 @@ def test_absent_is_checked(log_of):
 
 def test_polarity(log_of):
     names = ["thumbs_down", "regenerate", "dislike", "downvote", "report", "Thumbs-Down", "like", "reports"]
-    declared = {"report": 1, "like": -1}
+    declared = {"dislike": -1, "downvote": -1, "report": 1, "Thumbs-Down": -1, "like": -1}
     log = log_of(row(1, feedback=dict.fromkeys(names, 0), preference=1), polarity=declared)
     assert log.polarity == (-1, -1, -1, -1, 1, -1, -1, 1)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "thumbsDown",
+        "Thumbs Down",
+        "THUMBS_DOWN",
+        "disliked",
+        "bad_response",
+        "negative_feedback",
+        "downvoted",
+        "\U0001f44e",
+        "-1",
+    ],
+)
+def test_names_of_displeasure_have_to_be_declared(log_of, tmp_path, name):
+    rows = [row(i, feedback={"click": i % 2, name: 0 if i < 3 else i % 2}) for i in range(4)]
+    with pytest.raises(DataError, match=r"speaks of displeasure.*--polarity"):
+        log_of(*rows, misclick=True)
+    assert validate(tmp_path / "log.jsonl", misclick=True)["signals"][name]["acted"] == 1
+    assert log_of(*rows, polarity={name: 1}).polarity == (1, 1)
 
 
 def test_polarity_is_checked(log_of):
@@ -352,22 +383,25 @@ def test_misclick_allows_contradictions(log_of):
 
 def test_contradictions_are_left_out_with_the_rate_that_they_imply(log_of):
     """Two of five labels speak against a click that was recorded, one of two against a dislike."""
-    labels = [{"preference": 0, "feedback": {"click": i % 2, "dislike": None}} for i in range(5)]
-    labels += [{"preference": 1, "feedback": {"click": None, "dislike": i}} for i in range(2)]
-    silent = [{"preference": 0, "feedback": {"click": None, "dislike": 1}}, {"feedback": {"click": 1, "dislike": 1}}]
+    labels = [{"preference": 0, "feedback": {"click": i % 2, "regenerate": None}} for i in range(5)]
+    labels += [{"preference": 1, "feedback": {"click": None, "regenerate": i}} for i in range(2)]
+    silent = [
+        {"preference": 0, "feedback": {"click": None, "regenerate": 1}},
+        {"feedback": {"click": 1, "regenerate": 1}},
+    ]
     rows = [row(i, **fields) for i, fields in enumerate(labels + silent)]
     with pytest.warns(UserWarning) as said:
         log = log_of(*rows, drop_contradictions=True)
     assert log.ids == ["r0", "r2", "r4", "r5", "r7"]
     assert [str(warning.message) for warning in said] == [
         "left out 4 of 9 rows that contradict themselves; if the labels are right, misclick rates are: "
-        "click at least 0.4 (2 of 5 labels against it), dislike at least 0.5 (1 of 2 labels against it)"
+        "click at least 0.4 (2 of 5 labels against it), regenerate at least 0.5 (1 of 2 labels against it)"
     ]
     assert said[0].filename == __file__
 
 
 def test_contradictions_without_labels_imply_no_rate(log_of):
-    rows = [row(i, feedback={"click": i % 2, "dislike": int(i == 1)}) for i in range(4)]
+    rows = [row(i, feedback={"click": i % 2, "regenerate": int(i == 1)}) for i in range(4)]
     with pytest.warns(UserWarning, match=r"^left out 1 of 4 rows that contradict themselves$"):
         assert log_of(*rows, drop_contradictions=True).ids == ["r0", "r2", "r3"]
 
@@ -396,7 +430,7 @@ def test_parquet_is_read_as_jsonl_is(tmp_path):
     ]
     path = tmp_path / "log[1].parquet"
     pyarrow.parquet.write_table(pa.Table.from_pylist([{"preference": None} | entry for entry in rows]), path)
-    one, other = read_log(path), read_log(write(tmp_path / "log.jsonl", rows))
+    one, other = read_log(path, absent="missing"), read_log(write(tmp_path / "log.jsonl", rows))
     assert one.messages == other.messages and one.ids == other.ids and one.user_ids == other.user_ids
     for name in ("feedback", "preference", "weight", "propensity"):
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
@@ -431,20 +465,20 @@ def test_parquet_times_need_no_pandas(tmp_path):
     nanoseconds = pa.array([1_769_860_800_000_001_001, None], pa.timestamp("ns", "UTC"))
     table = pa.table({"time": nanoseconds, "acted_at": pa.StructArray.from_arrays([nanoseconds], ["click"])})
     pyarrow.parquet.write_table(table, tmp_path / "log.parquet")
-    first, second = (entry.content for entry in read_file(tmp_path / "log.parquet"))
+    first, second = (entry.content for entry in Source(tmp_path / "log.parquet"))
     for value in (first["time"], first["acted_at"]["click"]):
         assert type(value) is datetime and value.timestamp() == 1769860800.000001
-    assert second == {"time": None, "acted_at": {"click": None}}
+    assert second == {"acted_at": {}}
 
 
 def test_parquet_errors_name_the_row(tmp_path):
     pa = pytest.importorskip("pyarrow")
     import pyarrow.parquet
 
-    rows = [row(1, weight=1.0), row(2, weight=math.nan), row(3, weight=1.0)]
+    rows = [row(1, weight=1.0), row(2, weight=-2.0), row(3, weight=1.0)]
     path = tmp_path / "log.parquet"
     pyarrow.parquet.write_table(pa.Table.from_pylist(rows), path)
-    with pytest.raises(DataError, match=r"log\.parquet:2: weight: got nan"):
+    with pytest.raises(DataError, match=r"log\.parquet:2: weight: got -2.0"):
         read_log(path)
     pyarrow.parquet.write_table(pa.Table.from_pylist(rows).slice(0, 0), path)
     with pytest.raises(DataError, match=r"log\.parquet: file: empty"):
@@ -453,7 +487,7 @@ def test_parquet_errors_name_the_row(tmp_path):
 
 def test_parquet_without_pyarrow(tmp_path, monkeypatch):
     path = tmp_path / "log.parquet"
-    path.touch()
+    path.write_bytes(b"PAR1")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(DataError, match="read by pyarrow, which is not installed"):
         read_log(path)
@@ -599,7 +633,7 @@ def test_validate(tmp_path):
         row(1, user_id="u"),
         row(2, user_id="u", prompt="question 1", completion="answer 1"),
         row(3, id="r1", user_id="v"),
-        row(4, feedback={"click": None, "copy": 1, "dislike": 1}),
+        row(4, feedback={"click": None, "copy": 1, "regenerate": 1}),
         row(5, weight=-1),
         row(6, feedback={"click": 0}, preference=1),
     ]
@@ -607,16 +641,16 @@ def test_validate(tmp_path):
     assert json.loads(json.dumps(report)) == report
     assert report["rows"] == 6 and report["valid_rows"] == 5
     assert report["signals"]["click"] == {
-        "polarity": 1, "acted": 2, "silent": 2, "missing": 1, "absent": 0, "rate": 0.5,
+        "polarity": 1, "declared": False, "acted": 2, "silent": 2, "missing": 1, "absent": 0, "rate": 0.5,
     }  # fmt: skip
     assert report["signals"]["copy"]["absent"] == 1
-    assert report["signals"]["dislike"]["polarity"] == -1
+    assert report["signals"]["regenerate"]["polarity"] == -1
     assert report["rows_with_preference"] == report["preferred"] == 1
     assert report["contradictions"] == report["duplicate_ids"] == report["duplicate_texts"] == 1
     assert report["users"] == 2 and report["rows_per_user"] == {"min": 1, "median": 1.5, "max": 2}
     fields = [problem.split(": ")[1] for problem in report["problems"]]
     assert sorted(fields) == [
-        "feedback", "feedback.copy", "feedback.dislike", "feedback.dislike", "id", "weight",
+        "feedback", "feedback.copy", "feedback.regenerate", "feedback.regenerate", "id", "weight",
     ]  # fmt: skip
     text = format_validation(report)
     assert "click" in text and "50.00%" in text and "problems: 6" in text
@@ -703,6 +737,7 @@ def test_score_checks_its_output_first(tmp_path):
 def test_score_writes_null_for_nan(tmp_path, monkeypatch):
     monkeypatch.setattr(rewards_file, "load", lambda *_, **__: None)
     monkeypatch.setattr(rewards_file, "folder_fingerprint", lambda folder: "none")
+    monkeypatch.setattr(rewards_file, "declared_for", lambda folder, declared: None)
     monkeypatch.setattr(rewards_file, "_precision_of", lambda model: "float32")
     monkeypatch.setattr(rewards_file, "rewards", lambda *_: {"reward": np.array([math.nan, 0.5], np.float32)})
     out = tmp_path / "out.jsonl"

@@ -65,7 +65,7 @@ def test_errors_name_the_line(pairs_of):
         ":2: chosen: missing; expected the other response",
         ":3: chosen: got 'So.'; expected messages, or, without a prompt, text that begins",
         ":4: magin: unknown field; did you mean 'margin'?",
-        ":5: completion: unknown field",
+        ":5: chosen: missing; expected the other response",
         ":7: id: 'x' is also in line 6",
     ):
         assert any(text in problem for problem in found), (text, found)

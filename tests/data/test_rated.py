@@ -45,8 +45,9 @@ def test_users_and_models(rated_of, tmp_path):
     assert rated_of(rating(1), rating(2)).user_ids is None and rated_of(rating(1), rating(2)).models is None
     pairs = rated_of({"chosen": [Q, A], "rejected": [Q, OTHER], "user_id": "u"})
     assert pairs.user_ids == ["u", "u"] and pairs.models is None
-    with pytest.raises(DataError, match="jsonl:1: user_id: got ''"):
-        rated_of(rating(1, user_id=""))
+    assert rated_of(rating(1, user_id=""), rating(2, user_id="u")).user_ids == [None, "u"]  # not known
+    with pytest.raises(DataError, match=r"jsonl:1: user_id: got \[\]"):
+        rated_of(rating(1, user_id=[]))
 
     path = tmp_path / "labels.jsonl"  # labels of users are ratings, not a log without signals
     path.write_text(json.dumps(rating(1, rating=..., preference=1, user_id="u")) + "\n")
@@ -136,17 +137,16 @@ def test_pairs_with_an_empty_response_are_left_out(rated_of):
 BAD = {
     "nothing rated": ([rating(1, rating=...)], ":1: rating: ", "missing"),
     "rating NaN": ([rating(1, rating="nan")], ":1: rating: ", "'nan'"),
-    "rating true": ([rating(1, rating=True)], ":1: rating: ", "true"),
+    "rating a text": ([rating(1, rating="good")], ":1: rating: ", "'good'"),
     "ratings in some": ([rating(1), rating(2, rating=..., preference=1)], ":2: rating: ", "all or none"),
     "preference 2": ([rating(1, preference=2)], ":1: preference: ", "got 2"),
-    "feedback": ([rating(1, feedback={"click": 1})], ":1: feedback: ", "unknown"),
+    "feedback alone": ([rating(1, rating=..., feedback={"click": 1})], ":1: rating: ", "missing"),
     "completion empty": ([rating(1), rating(2, completion="")], ":2: completion: ", "empty"),
     "id twice": ([rating(1), rating(1)], ":2: id: ", "line 1"),
     "pair of one": ([rating(1, pair=4), rating(2)], ":1: pair: ", "pair 4 has 1 row"),
     "pair 1.5": ([rating(1, pair=1.5)], ":1: pair: ", "whole number"),
     "propensity 0": ([rating(1, propensity={"click": 0})], ":1: propensity.click: ", "above 0"),
     "half a pair": ([{"chosen": TEXT + " x"}], ":1: rejected: ", "missing"),
-    "rated pair": ([PAIRS["texts"] | {"rating": 1}], ":1: rating: ", "unknown"),
     "plain text": ([{"chosen": "x", "rejected": "y"}], ":1: chosen: ", "Human:"),
     "other prompt": (
         [{"prompt": "x", "chosen": [Q, A], "rejected": [OTHER]}],

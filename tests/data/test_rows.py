@@ -1,7 +1,8 @@
 import pytest
 
-from irm_fast.data.files import Problems
+from irm_fast.data.declarations import Declarations
 from irm_fast.data.log_rows import log_row
+from irm_fast.data.problems import Problems
 from irm_fast.data.rows import LOG_FIELDS
 
 GOOD = {"id": "a", "prompt": "why", "completion": "because", "feedback": {"click": 1}}
@@ -24,7 +25,7 @@ VALUES = GOOD | {
 
 def parse(raw):
     problems = Problems("log.jsonl")
-    return log_row(7, raw, problems), problems.kept
+    return log_row(7, raw, Declarations(), problems), problems.kept
 
 
 @pytest.mark.parametrize(("alias", "name"), sorted(LOG_FIELDS.items()))
@@ -73,8 +74,8 @@ def test_a_line_names_a_row_without_an_id():
 
 
 def test_strange_names_are_shown_safely():
-    _, problems = parse(GOOD | {"a\nb\ud800": 1})
-    assert len(problems) == 1
+    _, problems = parse(GOOD | {"weigh\n\ud800t": -1, "weight\n\ud800": -1})
+    assert len(problems) == 2
     assert "\n" not in problems[0] and problems[0].encode()
     _, problems = parse(GOOD | {"x" * 10_000: 1, "id": ["y" * 10_000]})
     assert all(len(problem) < 300 for problem in problems)

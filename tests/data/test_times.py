@@ -5,7 +5,7 @@ from datetime import date, datetime, timedelta, timezone
 
 import pytest
 
-from irm_fast.data.files import FieldError
+from irm_fast.data.problems import FieldError
 from irm_fast.data.times import shown_time, time_of
 
 NOON = 1769860800.0  # 2026-01-31 12:00 UTC

@@ -9,7 +9,7 @@ from sklearn import metrics as judge
 from typer.testing import CliRunner
 
 from irm_fast.cli.commands import app
-from irm_fast.data import read
+from irm_fast.data import sources
 from irm_fast.data.rated import read_conversations
 from irm_fast.data.read import DataError, Rated
 from irm_fast.data.signals import RewardSpec, align
@@ -88,12 +88,12 @@ def test_evaluate_tells_logs_from_ratings(saved, make_log, tmp_path):
 
 
 def test_evaluate_reads_a_file_once(saved, make_log, tmp_path, monkeypatch):
-    opened, read_file = [], read.read_file
-    monkeypatch.setattr(read, "read_file", lambda path: opened.append(path) or read_file(path))
+    opened, read_stream = [], sources.read_stream
+    monkeypatch.setattr(sources, "read_stream", lambda file, size: opened.append(file.name) or read_stream(file, size))
     rows = [row | {"rating": i % 5} for i, row in enumerate(rows_of(make_log(6)))]
     path = write(tmp_path / "rated.jsonl", rows)
     assert evaluate(saved, path)["n"] == 6
-    assert opened == [path]
+    assert opened == [str(path)]
 
 
 def test_align_leaves_out_further_signals(make_log):

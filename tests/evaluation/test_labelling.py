@@ -14,13 +14,13 @@ from typer.testing import CliRunner
 
 from irm_fast.cli.commands import app
 from irm_fast.data import read
+from irm_fast.data.declarations import Declarations
 from irm_fast.data.log import Log
 from irm_fast.data.read import DataError, read_log
 from irm_fast.data.signals import RewardSpec
 from irm_fast.embeddings.text_model import EmbeddedRewardModel
 from irm_fast.evaluation import scoring
 from irm_fast.evaluation.labelling import draw, inclusion_probabilities, rows_to_label, write_labels
-from irm_fast.models import record
 from irm_fast.models.passes import Passes
 from irm_fast.models.reward_model import ImplicitRewardModel
 
@@ -95,8 +95,9 @@ def test_passes_are_as_the_command_says(log: Log, tmp_path: Path, monkeypatch: p
     embed = model.embedder.embed
     monkeypatch.setattr(model.embedder, "embed", lambda rows, passes: seen.append(passes) or embed(rows, passes))
     monkeypatch.setattr(scoring, "load", lambda path, *, precision: precisions.append(precision) or model)
-    monkeypatch.setattr(record, "read_record", lambda path: {})
-    monkeypatch.setattr(read, "read_log", lambda path, **how: log)
+    monkeypatch.setattr(scoring, "declared_for", lambda path, declared: Declarations())
+    monkeypatch.setattr(read, "read_declared", lambda path, declared: log)
+    (tmp_path / "log.jsonl").touch()
     where = ["--data", str(tmp_path / "log.jsonl"), "--model", str(tmp_path), "--out", str(tmp_path / "out.jsonl")]
     how = ["--batch-size", "3", "--token-budget", "99", "--precision", "bfloat16"]
     assert CliRunner().invoke(app, ["label", "--next", "2", *where, *how]).exit_code == 0

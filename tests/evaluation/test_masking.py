@@ -14,6 +14,7 @@ from sklearn.metrics import roc_auc_score
 from typer.testing import CliRunner
 
 from irm_fast.cli.commands import app
+from irm_fast.data.declarations import Declarations
 from irm_fast.data.read import read_log
 from irm_fast.embeddings.estimator import EmbeddingRewardModel
 from irm_fast.evaluation.masking import Masked, mask_log
@@ -135,13 +136,27 @@ def test_rows_that_record_nothing_any_more_are_left_out_unless_labelled(tmp_path
         dict(zip(phrases, [3, 1], strict=True)),
     )
     assert found.left_out == 2
-    log = read_log(out)
+    log = read_log(out, absent="missing")
     assert log.ids == ["1", "3", "4", "5"]
     assert log.feedback.tolist() == [[-1, -1], [0, 1], [0, -1], [1, 0]]
     old, new = (
         parquet.read_table(tmp_path / name).drop(["feedback", "acted_at"]) for name in ("log.parquet", out.name)
     )
     assert new.equals(old.take([1, 3, 4, 5]))
+
+
+def test_a_mask_that_would_be_silence_is_refused(tmp_path: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.Table.from_pylist(LOG), tmp_path / "log.parquet")
+    data, out = write(tmp_path / "log.jsonl", LOG), tmp_path / "masked.jsonl"
+    silent = Declarations(absent="silent")
+    with pytest.raises(ValueError, match="null of copy is silence here"):
+        mask_log(tmp_path / "log.parquet", tmp_path / "masked.parquet", ["share where theme=dark"], declared=silent)
+    with pytest.raises(ValueError, match="null of copy is silence here"):
+        mask_log(data, out, ["share where theme=dark"], declared=Declarations(null="silent"))
+    assert mask_log(data, out, ["share where theme=dark"], declared=silent).rows == len(LOG)
 
 
 def test_what_is_refused_leaves_no_file(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from irm_fast.data.files import closest
+from irm_fast.data.problems import closest
 from irm_fast.data.rated import Rated, read_rated
 from irm_fast.data.simulation import check_ratings
 from irm_fast.experiments.reproduce.population import Population, embedded, of_rated, semi_synthetic

@@ -1,0 +1,134 @@
+"""What rows are read from: a file, several, a folder of parts, a pattern, standard input, or rows in memory."""
+
+from __future__ import annotations
+
+import bisect
+import glob
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Union
+
+from irm_fast.data.columns import frame_rows, plain
+from irm_fast.data.formats import KINDS, RawRow, read_stream
+from irm_fast.data.problems import DataError, FieldError, Problems, shown
+
+Given = Union[str, Path, "Source", Iterable[Any]]  # what a source can be made of; see `Source`
+NO_ROWS = ("_", ".")  # beginnings of names in a folder that hold no rows, such as _SUCCESS
+
+
+class Source:
+    """Rows of one or several files, numbered through, or of memory; iterating reads them.
+
+    Args:
+        given: The path of a file, of a folder (all files in it, in the order of their names), or a pattern such as
+            "log/*.parquet"; "-" for standard input; a list of such; or rows in memory: an iterable of mappings, such as
+            a list or a `datasets.Dataset`, or a data frame of pandas or polars.
+
+    Attributes:
+        parts: The files, or the one kind of memory, by name.
+
+    Raises:
+        DataError: There is no such file, or nothing of which rows can be read.
+    """
+
+    def __init__(self, given: Given) -> None:
+        self.rows: Iterable[Any] | None = None
+        if isinstance(given, (str, Path)):
+            self.name, self.parts = str(given), _files(given)
+        elif hasattr(given, "columns") and (hasattr(given, "iter_rows") or hasattr(given, "iloc")):
+            self.name, self.parts, self.rows = "data frame", ["data frame"], frame_rows(given)
+        else:
+            entries: Any = given if hasattr(given, "__len__") else list(given)  # type: ignore[arg-type]
+            if len(entries) and all(isinstance(entry, (str, Path)) for entry in entries):
+                self.parts = [part for entry in entries for part in _files(entry)]
+                self.name = ", ".join(map(str, entries))
+            else:
+                self.name, self.parts, self.rows = "rows", ["rows"], entries
+        self._starts: list[int] = []
+
+    @classmethod
+    def of(cls, given: Given) -> Source:
+        """Return a source of what is given, which may be one."""
+        return given if isinstance(given, Source) else cls(given)
+
+    def __str__(self) -> str:
+        return self.name
+
+    def __iter__(self) -> Iterator[RawRow]:
+        self._starts, last = [], 0
+        for part in self.parts:
+            start = last
+            self._starts.append(start)
+            for line, content in self._rows(part):
+                last = start + (line or 0) if line is not None else last
+                whole = line is None and len(self.parts) > 1  # of a part, which its first line stands for
+                yield RawRow(start + 1 if whole else line if line is None else start + line, content)
+
+    def _rows(self, part: str) -> Iterator[RawRow]:
+        if self.rows is not None:
+            yield from (RawRow(number, _in_memory(row)) for number, row in enumerate(self.rows, 1))
+        elif part == "-":
+            yield from read_stream(sys.stdin.buffer)
+        else:
+            try:
+                with open(part, "rb") as file:
+                    yield from read_stream(file, Path(part).stat().st_size)
+            except OSError as error:
+                yield RawRow(None, FieldError("file", f"cannot be read: {error}; expected a file that may be read"))
+
+    def place(self, line: int) -> str:
+        """Return where a row stands, by its number: as FILE:LINE."""
+        part = bisect.bisect_left(self._starts, line) - 1 if self._starts else 0
+        start = self._starts[part] if self._starts else 0
+        return f"{self.parts[part]}:{line - start}"
+
+
+def _files(given: str | Path) -> list[str]:
+    """Return the paths that a path, a folder or a pattern stands for."""
+    path = Path(given).expanduser()
+    if str(given) == "-":
+        return ["-"]
+    if path.is_dir():
+        within = (part for part in path.rglob("*") if part.is_file())
+        found = sorted(str(p) for p in within if not any(n.startswith(NO_ROWS) for n in p.relative_to(path).parts))
+        if not found:
+            raise DataError([f"{given}: file: got a folder without files; expected parts of a log: {KINDS}"])
+        return found
+    if path.exists():
+        return [str(path)]
+    found = sorted(glob.glob(str(path), recursive=True))
+    if not found:
+        raise DataError([f"{given}: file: not found; expected a file, a folder or a pattern: {KINDS}"])
+    return [part for match in found for part in _files(match)]
+
+
+def _in_memory(row: object) -> dict[str, Any] | FieldError:
+    if not isinstance(row, Mapping):
+        return FieldError("row", f"got {shown(row)}; expected a mapping of fields, or a path")
+    return {str(name): plain(value) for name, value in row.items()}
+
+
+def read_rows(given: Given, problems: Problems) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Read a source: yield each row with its number, and add what cannot be read to the problems.
+
+    Raises:
+        DataError: As `Source`.
+    """
+    return rows_of(Source.of(given), problems)
+
+
+def rows_of(raw: Iterable[RawRow], problems: Problems) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield each row with its number, and add those without an object to the problems."""
+    for line, content in raw:
+        if isinstance(content, FieldError):
+            problems.add(line, content.field, content.text)
+        elif line is not None:
+            yield line, content
+
+
+def check_not_input(out: Path, source: Given) -> None:
+    """Raise ValueError if writing `out` would replace a file that is read, by whatever name."""
+    for part in Source.of(source).parts:
+        if out.exists() and Path(part).exists() and out.samefile(part):
+            raise ValueError(f"out: {out} is the input; expected another name")
