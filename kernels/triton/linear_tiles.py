@@ -78,9 +78,9 @@ def one_read_tile(hidden: Tensor, n_heads: int, n_signals: int, has_options: boo
 
 
 def two_reads_tile(hidden: Tensor, n_heads: int, n_signals: int, has_options: bool, shared: int) -> Tile:
-    """A piece of the heads for 8 rows or more; a thread holds 64 sums of products."""
+    """A piece of the heads for 8 rows; a thread holds 64 sums of products. From 16 heads on, for fewer rows."""
     block_m, block_k = triton.next_power_of_2(n_heads), triton.next_power_of_2(n_signals + 1)
-    block_h = max(1, min(triton.next_power_of_2(hidden.shape[1]), 2048, 16384 // block_m))
+    block_h = min(triton.next_power_of_2(hidden.shape[1]), max(256, 2048 // block_m))
     block_n = max(1, min(16384 // (block_m * block_h), 1024 // block_k)) * (8 if INTERPRETED else 1)
     stages = n_stages(shared, block_n * block_h * hidden.element_size() + block_m * block_h * 4)
     return Tile(False, block_n, block_h, block_m, block_k, stages, 0, 8, 1)
