@@ -15,7 +15,7 @@ from irm_fast.cli.options import Commands
 from irm_fast.models.threads import sleep_while_waiting
 
 COMMANDS = (  # in the order of the help
-    *(data.validate, data.simulate),
+    *(data.validate, data.import_log, data.simulate),
     training.train,
     *(evaluation.evaluate, evaluation.diagnose, evaluation.mask, evaluation.score, evaluation.label),
     embeddings.embed,
@@ -30,7 +30,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # its tables cut names at 80 columns
 )
 for command in COMMANDS:
-    app.command()(command)
+    app.command("import" if command is data.import_log else None)(command)
 
 
 def _print_version(wanted: bool) -> None:

@@ -1,11 +1,11 @@
-"""Commands that read and make logs: `validate`, `simulate`."""
+"""Commands that read and make logs: `validate`, `import`, `simulate`."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args
 
 import typer
 
@@ -33,6 +33,22 @@ def validate(
     report = check(data[0] if len(data) == 1 else data, declared=declared)
     typer.echo(json.dumps(report, indent=2) if as_json else format_validation(report))
     raise typer.Exit(bool(report["problem_count"]))
+
+
+Product = Literal["open-webui", "librechat", "sharegpt", "oasst", "label-studio", "argilla", "kto"]
+
+
+def import_log(
+    product: Annotated[Product, typer.Argument(metavar="SOURCE", help=" ".join(get_args(Product)))],
+    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="What it exported: files, folders, patterns.")],
+    out: Annotated[Path, typer.Option(help="The log to write, NAME.jsonl or NAME.parquet.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the log if it exists.")] = False,
+) -> None:
+    """Turn what a product exported into a log, with an account of what was kept and left out."""
+    from irm_fast.data.importing.records import import_records
+
+    account = import_records(product, files, out, overwrite=overwrite)
+    typer.echo("\n".join([*account.lines(), f"wrote {out}; irm-fast validate {out} says what it holds"]))
 
 
 def simulate(

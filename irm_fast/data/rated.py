@@ -10,12 +10,13 @@ import numpy as np
 
 from irm_fast.data.declarations import Declarations
 from irm_fast.data.formats import RawRow
+from irm_fast.data.importing.layouts import in_log_layout
 from irm_fast.data.mapping import FieldMap
 from irm_fast.data.messages import Messages
 from irm_fast.data.problems import FieldError, Problems
 from irm_fast.data.ratings import RatedRow, is_pair, rated_rows
 from irm_fast.data.rows import TEXT_FIELDS, FieldNames, Fields, check_ids, name_of, plain_name
-from irm_fast.data.sources import Given, Source, read_rows, rows_of
+from irm_fast.data.sources import Given, Source, rows_of
 from irm_fast.data.warning import warn_caller
 
 
@@ -100,7 +101,7 @@ def parse_rated(source: Source, raw: Iterable[RawRow]) -> tuple[Rated, Problems]
     problems = Problems(source)
     rows: list[RatedRow] = []
     layouts = set()
-    for line, content in rows_of(raw, problems):
+    for line, content in rows_of(in_log_layout(raw, problems.noted, lambda layout: layout.labels), problems):
         layouts.add(is_pair(content))
         rows += rated_rows(line, content, problems)
     if len(layouts) > 1:
@@ -148,7 +149,8 @@ def read_conversations(source: Given, declared: Declarations | None = None) -> t
     source, declared = Source.of(source), declared or Declarations()
     problems, seen = Problems(source), 0
     found: list[tuple[int, str, Messages]] = []
-    for line, raw in read_rows(source, problems):
+    records = source if declared.map else in_log_layout(source, problems.noted)
+    for line, raw in rows_of(records, problems):
         seen += 1
         found += [(line, *row) for row in _conversations(line, raw, declared, problems)]
     if not found and not problems.total:

@@ -20,6 +20,7 @@ import numpy as np
 
 from irm_fast.data.declarations import ALL, Declarations, Null, OnError
 from irm_fast.data.formats import RawRow
+from irm_fast.data.importing.layouts import LAYOUTS, in_log_layout, layout_of
 from irm_fast.data.log import Log
 from irm_fast.data.log_rows import LogRow, feature_kinds, log_of_rows, log_row
 from irm_fast.data.outputs import whole_file
@@ -169,6 +170,9 @@ def _sign_of_a_log(raw: Iterable[RawRow]) -> str | None:
         given = {key for key, value in content.items() if value is not None}
         if "feedback" in given:
             return f"row {line} has 'feedback'"
+        layout = layout_of(content)
+        if layout not in (None, "kto") and not LAYOUTS[layout].labels:  # KTO's are rated responses as they are
+            return f"row {line} is a record of {LAYOUTS[layout].title}"
         if sign is None and given & _ONLY_LOGS and not given & _ONLY_RATED:
             sign = f"row {line} has {min(given & _ONLY_LOGS)!r} and no rating"
     return sign
@@ -219,7 +223,7 @@ def scan_log(source: Source, raw: Iterable[RawRow], declared: Declarations) -> S
         declared: How the log is to be read.
     """
     problems = Problems(source)
-    rows, seen, wrong = _parsed(raw, declared, problems)
+    rows, seen, wrong = _parsed(raw if declared.map else in_log_layout(raw, problems.noted), declared, problems)
     names = declared.signals or tuple(dict.fromkeys(name for row in rows for name in row.feedback or ()))
     log = log_of_rows(rows, names[:MAX_SIGNALS], declared)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from irm_fast.data.columns import parquet_library
 from irm_fast.data.formats import json_lines, open_bytes
+from irm_fast.data.importing.layouts import LAYOUTS, layout_of
 from irm_fast.data.outputs import whole_path
 from irm_fast.data.problems import DataError, Problems
 from irm_fast.data.sources import rows_of
@@ -65,6 +66,12 @@ def _write_json(data: Path, unfinished: Path, out: Path, change: Change, problem
     with open_bytes(unfinished, "wb", out) as file:
         for raw, row in json_lines(data):
             for line, content in rows_of([] if row is None else [row], problems):
+                if name := layout_of(content):
+                    text = (
+                        f"is one of {LAYOUTS[name].title}; expected one of a log, which irm-fast import {name} writes"
+                    )
+                    problems.add(line, "row", text)
+                    continue
                 new = change(line, content)
                 if new is None:
                     raw = b""

@@ -1,0 +1,1 @@
+"""Reading what products export: records of other layouts, and tables that belong together."""
