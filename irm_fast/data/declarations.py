@@ -148,8 +148,27 @@ class Declarations:
         messages = fold_system(messages) if self.fold_system else messages
         return join_turns(messages) if self.join_turns else messages
 
+    def told(self) -> dict[str, str]:
+        """Return what is declared, in words: what absent and null mean, and all else that is not the default."""
+        words = {}
+        for entry in fields(self):
+            value, name = getattr(self, entry.name), entry.name
+            default = entry.default_factory() if callable(entry.default_factory) else entry.default
+            if name != "of_model" and (value != default or name in ("absent", "null", "on_error")):
+                words[name] = _in_words(value)
+        return words
+
     def allowed_errors(self, rows: int) -> int:
         """Return how many of so many rows may be wrong."""
         if self.on_error == "fail":
             return 0
         return int(self.max_errors * rows if self.max_errors < 1 else self.max_errors)
+
+
+def _in_words(value: object) -> str:
+    """Return a declaration in the words of the command line."""
+    if isinstance(value, Mapping):
+        return ",".join(f"{name}={entry}" for name, entry in value.items())
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return "yes" if value is True else str(value)

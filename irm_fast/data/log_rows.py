@@ -124,13 +124,19 @@ def _signal_columns(
     """Part a row into its fields and the signals that are columns of their own: those declared, or known actions."""
     if declared.signals is not None:
         columns = {name: raw[name] for name in declared.signals if name in raw}
-    elif any(LOG_FIELDS.plain.get(plain_name(name)) == "feedback" for name in raw):
-        columns = {}
     else:
-        columns = {name: value for name, value in raw.items() if plain_name(name) in ACTIONS and value in (0, 1, None)}
+        columns = action_columns(raw)
         for name in columns:
             problems.noted[f"{name}: a column that is read as a signal; --signals chooses"] += 1
     return ({key: value for key, value in raw.items() if key not in columns} if columns else raw), columns
+
+
+def action_columns(raw: Mapping[str, object]) -> dict[str, object]:
+    """Return the columns of a row that are well-known actions, and hold 1, 0 or null; none of one with feedback."""
+    columns = {name: value for name, value in raw.items() if plain_name(name) in ACTIONS}
+    if not columns or any(LOG_FIELDS.plain.get(plain_name(name)) == "feedback" for name in raw):
+        return {}
+    return {name: value for name, value in columns.items() if value is None or value in (0, 1)}
 
 
 def _as_it_is(value: object, field: str) -> object:

@@ -22,14 +22,14 @@ from irm_fast.data.declarations import ALL, Declarations, Null, OnError
 from irm_fast.data.formats import RawRow
 from irm_fast.data.importing.layouts import LAYOUTS, in_log_layout, layout_of
 from irm_fast.data.log import Log
-from irm_fast.data.log_rows import LogRow, feature_kinds, log_of_rows, log_row
+from irm_fast.data.log_rows import LogRow, action_columns, feature_kinds, log_of_rows, log_row
 from irm_fast.data.outputs import whole_file
 from irm_fast.data.problems import DataError, FieldError, Problems, closest, shown
 from irm_fast.data.rated import Rated, parse_rated, read_rated, warn_of_left_out
 from irm_fast.data.ratings import PAIR_FIELDS, RATED_FIELDS
 from irm_fast.data.rows import LOG_FIELDS, check_ids
 from irm_fast.data.signals import Absent, contradictions, signal_notes, without_contradictions
-from irm_fast.data.sources import Given, Source
+from irm_fast.data.sources import QUARANTINE, Given, Source
 from irm_fast.data.warning import warn_caller
 from irm_fast.losses import MAX_SIGNALS
 
@@ -173,6 +173,8 @@ def _sign_of_a_log(raw: Iterable[RawRow]) -> str | None:
         layout = layout_of(content)
         if layout not in (None, "kto") and not LAYOUTS[layout].labels:  # KTO's are rated responses as they are
             return f"row {line} is a record of {LAYOUTS[layout].title}"
+        if actions := action_columns(content):
+            return f"row {line} has the column {next(iter(actions))!r}"
         if sign is None and given & _ONLY_LOGS and not given & _ONLY_RATED:
             sign = f"row {line} has {min(given & _ONLY_LOGS)!r} and no rating"
     return sign
@@ -282,14 +284,15 @@ def _contradiction(log: Log, i: int) -> str:
 
 
 def quarantine_path(problems: Problems, declared: Declarations) -> Path:
-    """Return the file for the rows of a source that are wrong: what is declared, or one beside the first file."""
+    """Return the file for the rows of a source that are wrong: what is declared, or one beside the source."""
     if declared.quarantine is not None:
         return declared.quarantine
     assert isinstance(problems.source, Source)
-    first = Path(problems.source.parts[0])
-    if not first.exists():
+    named, first = Path(str(problems.source)), Path(problems.source.parts[0])
+    beside = named if named.exists() else first
+    if not beside.exists():
         raise ValueError(f"quarantine: none given; expected the path of a file, since {problems.source} is none")
-    return first.with_name(f"{first.name}.quarantine.jsonl")
+    return beside.with_name(f"{beside.name}{QUARANTINE}")
 
 
 def _write_quarantine(

@@ -15,6 +15,7 @@ from irm_fast.data.problems import DataError, FieldError, Problems, shown
 
 Given = Union[str, Path, "Source", Iterable[Any]]  # what a source can be made of; see `Source`
 NO_ROWS = ("_", ".")  # beginnings of names in a folder that hold no rows, such as _SUCCESS
+QUARANTINE = ".quarantine.jsonl"  # the end of the name of a file of rows that are wrong, which is no part of a log
 
 
 class Source:
@@ -90,14 +91,14 @@ def _files(given: str | Path) -> list[str]:
     if str(given) == "-":
         return ["-"]
     if path.is_dir():
-        within = (part for part in path.rglob("*") if part.is_file())
+        within = (part for part in path.rglob("*") if part.is_file() and not part.name.endswith(QUARANTINE))
         found = sorted(str(p) for p in within if not any(n.startswith(NO_ROWS) for n in p.relative_to(path).parts))
         if not found:
             raise DataError([f"{given}: file: got a folder without files; expected parts of a log: {KINDS}"])
         return found
     if path.exists():
         return [str(path)]
-    found = sorted(glob.glob(str(path), recursive=True))
+    found = sorted(match for match in glob.glob(str(path), recursive=True) if not match.endswith(QUARANTINE))
     if not found:
         raise DataError([f"{given}: file: not found; expected a file, a folder or a pattern: {KINDS}"])
     return [part for match in found for part in _files(match)]

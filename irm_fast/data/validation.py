@@ -35,8 +35,8 @@ def validate(
 
     Returns:
         A mapping of plain JSON values. Its counts are over the "valid_rows", those of all "rows" that can be read;
-        "problems" holds at most the first 1000 of "problem_count"; "notes" are those of `signal_notes` and what else
-        should be known; "skipped" has the rows that were left out, by reason.
+        "declared" is how it was read; "problems" holds at most the first 1000 of "problem_count"; "notes" are those of
+        `signal_notes` and what else should be known; "skipped" has the rows that were left out, by reason.
 
     Raises:
         DataError: The file does not exist.
@@ -77,6 +77,7 @@ def validate(
         "rows_per_session": _spread(sessions),
         "times": {"rows": len(times), "first": float(times.min()), "last": float(times.max())} if len(times) else None,
         "segments": {name: {"values": len(c), "rows_per_value": _spread(c)} for name, c in segments.items()},
+        "declared": declared.told(),
         "notes": [*_polarity_notes(log.signals, declared), *signal_notes(log), *scan.problems.notes()],
         "skipped": scan.reasons(),
         "problem_count": scan.problems.total,
@@ -113,7 +114,9 @@ def _named(what: str, number: int, spread: Mapping[str, float] | None) -> list[s
 
 def format_validation(report: Mapping[str, Any]) -> str:
     """Format the report of `validate` as text: a table of the signals, then counts, notes and problems."""
-    lines = [f"{report['file']}: {report['rows']:,} rows, {report['valid_rows']:,} of them readable", ""]
+    told = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in report["declared"].items())
+    counted = f"{report['file']}: {report['rows']:,} rows, {report['valid_rows']:,} of them readable"
+    lines = [f"read with: {told}", counted, ""]
     width = max([len("signal"), *map(len, report["signals"])])
     lines.append(f"{'signal':<{width}}  polarity      acted     silent    missing     rate")
     for name, counts in report["signals"].items():
