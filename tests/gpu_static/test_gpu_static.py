@@ -32,7 +32,7 @@ KERNELS = {
 }
 # Bytes of stack a thread, where registers that do not suffice are spilled to. The tiles are made for sm_90 and nearly
 # fill its registers; for sm_100 and gfx942 the compilers need more of them where heads are wide.
-STACK = {"sm_80": 0, "sm_90": 8, "sm_100": 192, "gfx942": 400}
+STACK = {"sm_80": 0, "sm_90": 0, "sm_100": 192, "gfx942": 400}
 TOLERANCE = 0.02  # of every number in the table
 # Errors beyond rounding to the dtype of the result, relative to the greatest value; approximate functions of the
 # emulator err as those of the hardware may.
