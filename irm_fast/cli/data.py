@@ -35,19 +35,52 @@ def validate(
     raise typer.Exit(bool(report["problem_count"]))
 
 
-Product = Literal["open-webui", "librechat", "sharegpt", "oasst", "label-studio", "argilla", "kto"]
+Product = Literal["open-webui", "librechat", "sharegpt", "oasst", "label-studio", "argilla", "kto", "events"]
 
 
 def import_log(
     product: Annotated[Product, typer.Argument(metavar="SOURCE", help=" ".join(get_args(Product)))],
-    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="What it exported: files, folders, patterns.")],
     out: Annotated[Path, typer.Option(help="The log to write, NAME.jsonl or NAME.parquet.")],
+    files: Annotated[
+        list[str] | None, typer.Argument(metavar="FILE...", help="What it exported: files, folders, patterns.")
+    ] = None,
+    impressions: Annotated[
+        list[str] | None, typer.Option(help="Of events: the responses that were shown. Give it again for more files.")
+    ] = None,
+    actions: Annotated[list[str] | None, typer.Option(help="Of events: what users did.")] = None,
+    on: Annotated[str, typer.Option(help="Of events: the column that names the response in both.")] = "response_id",
+    window: Annotated[str, typer.Option(help="How long after a response actions count: 24h,share=7d; none.")] = "24h",
+    instrumented_since: Annotated[
+        str | None, typer.Option(help="Since when a button exists: copy=2026-01-01,...; before, null.")
+    ] = None,
+    until: Annotated[str | None, typer.Option(help="Up to when actions are recorded; the newest event.")] = None,
+    signals: Annotated[str | None, typer.Option(help="The actions to keep, comma separated; all by default.")] = None,
+    memory: Annotated[str, typer.Option(help="Memory of a join; the rest spills to disk.")] = "3GB",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the log if it exists.")] = False,
 ) -> None:
-    """Turn what a product exported into a log, with an account of what was kept and left out."""
+    """Turn what a product exported into a log, or join impressions and actions, with an account of what it did."""
+    from irm_fast.data.importing.events import import_events
     from irm_fast.data.importing.records import import_records
+    from irm_fast.data.importing.windows import Windows
 
-    account = import_records(product, files, out, overwrite=overwrite)
+    if (product == "events") != bool(impressions and actions) or (product == "events") == bool(files):
+        raise ValueError(
+            f"import {product}: expected "
+            + ("--impressions A --actions B and no other file" if product == "events" else "FILE..., its export")
+        )
+    if product == "events":
+        account = import_events(
+            impressions or [],
+            actions or [],
+            out,
+            on=on,
+            windows=Windows.parse(window, instrumented_since, until),
+            signals=None if signals is None else [name.strip() for name in signals.split(",")],
+            memory=memory,
+            overwrite=overwrite,
+        )
+    else:
+        account = import_records(product, files or [], out, overwrite=overwrite)
     typer.echo("\n".join([*account.lines(), f"wrote {out}; irm-fast validate {out} says what it holds"]))
 
 

@@ -21,7 +21,7 @@ TEXT = (
 )
 OPTIONS = {
     "validate": f"data misclick json config {LOG}",
-    "import": "product files out overwrite",
+    "import": "product files out impressions actions on window instrumented-since until signals memory overwrite",
     "simulate": "rated out protocol alpha target signals seed test-fraction overwrite",
     "train": f"config dry-run {LOG} {SHARED} {TEXT} embeddings hidden-layers",
     "evaluate": f"model data batch-size token-budget precision base progress json {LOG}",
