@@ -24,6 +24,7 @@ from irm_fast.models.packed import packed_attention
 from irm_fast.models.parts import Work, check_target, write_in_parts
 from irm_fast.models.passes import Passes, default_device, place, resolve_precision
 from irm_fast.models.processes import from_main_process
+from irm_fast.models.rendering import check_rendering
 from irm_fast.models.reward_model import ImplicitRewardModel
 from irm_fast.models.threads import threads_for
 from irm_fast.models.tokens import tokenise
@@ -114,6 +115,11 @@ class Embedder:
             collate = Collator(self.tokenizer.pad_token_id, packed=packed)
             (vectors,) = passes.run(TokenizedRows(ids), collate, self.device, lambda batch: [self._pool(**batch)])
         return torch.from_numpy(vectors), truncated
+
+    def check(self, ids: Sequence[str], conversations: Sequence[Messages]) -> None:
+        """Check that the chat template of a decoder takes all conversations: `check_rendering`."""
+        if self.reward_model:
+            check_rendering(self.tokenizer, ids, conversations)
 
     @contextmanager
     def _attention(self) -> Iterator[bool]:
@@ -219,6 +225,7 @@ def write_embeddings(
     out, source, truncated = Path(out), replace(embedder.source, dtype=dtype), 0
     check = partial(check_embeddings_file, out, resume=resume, overwrite=overwrite)
     from_main_process(check, distributed=distributed)
+    embedder.check(ids, messages)
 
     def compute(rows: slice, passes: Passes) -> dict[str, Tensor]:
         nonlocal truncated

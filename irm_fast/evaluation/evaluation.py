@@ -18,7 +18,7 @@ from irm_fast.diagnostics.intervals import ranking_intervals
 from irm_fast.diagnostics.metrics import operating_points, reward_metrics
 from irm_fast.diagnostics.within import alone_metrics, within_auroc
 from irm_fast.evaluation.propensities import with_propensities
-from irm_fast.evaluation.scoring import RewardModel, declared_for, load, predict_log, rewards
+from irm_fast.evaluation.scoring import RewardModel, check_texts, declared_for, load, predict_log, rewards
 from irm_fast.models.heldout import HeldOut
 from irm_fast.models.passes import Passes
 
@@ -72,6 +72,7 @@ def evaluate_rated(model: RewardModel, rated: Rated, passes: Passes | None = Non
         rated: N rated responses.
         passes: How they go through the model. None: `Passes()`.
     """
+    check_texts(model, rated.ids, rated.messages)
     logit = rewards(model, rated.messages, passes or Passes())["reward"] + float(model.reward_bias.detach())
     return rated_metrics(logit, rated)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from irm_fast.data.outputs import whole_file
 from irm_fast.data.rated import read_conversations
 from irm_fast.embeddings.text_model import EmbeddedRewardModel
-from irm_fast.evaluation.scoring import RewardModel, check_lower, declared_for, load, rewards
+from irm_fast.evaluation.scoring import RewardModel, check_lower, check_texts, declared_for, load, rewards
 from irm_fast.models.parts import Work, check_target, opened, write_in_parts
 from irm_fast.models.passes import Passes
 from irm_fast.models.processes import from_main_process
@@ -69,6 +69,7 @@ def score_file(
     ids, conversations = read_conversations(data, declared_for(model_dir, declared))
     model = load(model_dir, precision=precision)
     check_lower(model, lower)
+    check_texts(model, ids, conversations)
     if not ordinary:
         columns = rewards(model, conversations, passes, lower)
         from_main_process(lambda: _write_lines(out, ids, [columns]), distributed=passes.distributed)

@@ -20,6 +20,7 @@ from irm_fast.models.heldout import HeldOut
 from irm_fast.models.packed import packed_attention
 from irm_fast.models.passes import Passes, default_device, resolve_precision
 from irm_fast.models.record import read_record
+from irm_fast.models.rendering import check_rendering
 from irm_fast.models.reward_model import ImplicitRewardModel
 from irm_fast.models.tokens import tokenise
 
@@ -145,8 +146,17 @@ def rewards(
     return {"reward": found}
 
 
+def check_texts(model: RewardModel, ids: Sequence[str], conversations: Sequence[Messages]) -> None:
+    """Check that the chat template of a model takes all conversations: `check_rendering`."""
+    if isinstance(model, EmbeddedRewardModel):
+        model.embedder.check(ids, conversations)
+    else:
+        check_rendering(model.tokenizer, ids, conversations)
+
+
 def predict_log(model: RewardModel, log: Log, passes: Passes) -> HeldOut:
     """Predictions of a model for a log as `align` returns it."""
+    check_texts(model, log.ids, log.messages)
     if isinstance(model, EmbeddedRewardModel):
         return model.predict_log(log, passes)
     rows = TokenizedRows.from_log(log, _tokenised(model, log.messages, passes))

@@ -14,28 +14,37 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
-from irm_fast.models.tokens import CHUNK, encode, set_padding, template_ending_in_eos
+from irm_fast.models.template import set_template
+from irm_fast.models.tokens import CHUNK, encode, set_padding
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from irm_fast.data.messages import Messages
 
 _REWARD = {"num_labels": 1, "problem_type": "regression", "id2label": {0: "reward"}, "label2id": {"reward": 0}}
 
 
 def load_backbone(
-    model: str | Path, dtype: torch.dtype = torch.float32, *, four_bits: bool = False, weights: bool = True
+    model: str | Path,
+    dtype: torch.dtype = torch.float32,
+    *,
+    four_bits: bool = False,
+    weights: bool = True,
+    date: str | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a pretrained decoder as a `*ForSequenceClassification` with one output; the score is float32.
 
     The tokenizer gets what a reward model needs: a padding token that is not the final one, padding on the
-    right, truncation on the left, a chat template whose text ends in EOS. A new `score` head is drawn from
-    torch's global generator; one that the checkpoint already has is kept.
+    right, truncation on the left, a chat template whose text ends in EOS and that prints one date on all days. A new
+    `score` head is drawn from torch's global generator; one that the checkpoint already has is kept.
 
     Args:
         model: A folder or hub id.
         dtype: The precision of the weights but for the score.
         four_bits: Load the linear layers in 4 bits, which compute in `dtype`; on the current CUDA device.
         weights: Whether to read its weights; without them it holds anything, see `load_classifier`.
+        date: The date that its chat template prints, as of `template.set_template`.
 
     Raises:
         ValueError: The model is unknown, an adapter, or has no linear score, its files lack weights, or no tokenizer
@@ -47,13 +56,11 @@ def load_backbone(
     classifier = load_classifier(name, dtype, weights=weights, **_REWARD, **how)
     classifier.score.float()
     set_padding(classifier, tokenizer)
-    tokenizer.chat_template = template_ending_in_eos(tokenizer)
+    set_template(tokenizer, date)
     return classifier, tokenizer
 
 
-def count_tokens(
-    model: str | Path, conversations: Sequence[list[dict[str, str]]], max_length: int
-) -> tuple[np.ndarray, int]:
+def count_tokens(model: str | Path, conversations: Sequence[Messages], max_length: int) -> tuple[np.ndarray, int]:
     """Count the tokens of conversations without loading the weights of the model.
 
     Args:
@@ -67,15 +74,24 @@ def count_tokens(
     Raises:
         ValueError: As `load_backbone`.
     """
-    name = _resolved(model)
-    tokenizer = load_tokenizer(name)
-    tokenizer.chat_template = template_ending_in_eos(tokenizer)
+    tokenizer = ready_tokenizer(model)
     lengths = [
         len(row)
         for start in range(0, len(conversations), CHUNK)  # lists of numbers are large
         for row in encode(tokenizer, conversations[start : start + CHUNK], sys.maxsize)[0]
     ]
-    return np.array(lengths), token_limit(model_config(name), max_length)
+    return np.array(lengths), token_limit(model_config(_resolved(model)), max_length)
+
+
+def ready_tokenizer(model: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or hub id with the chat template that `load_backbone` gives it.
+
+    Raises:
+        ValueError: As `load_backbone`.
+    """
+    tokenizer = load_tokenizer(_resolved(model))
+    set_template(tokenizer)
+    return tokenizer
 
 
 def token_limit(config: Any, max_length: int) -> int:

@@ -26,6 +26,7 @@ from irm_fast.models.record import (
     spec_of_record,
     write_record,
 )
+from irm_fast.models.template import warn_of_dates
 from irm_fast.models.tokens import check_padding
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ class ImplicitRewardModel(nn.Module):
         *,
         four_bits: bool = False,
         weights: bool = True,
+        date: str | None = None,
     ) -> ImplicitRewardModel:
         """New heads on a pretrained model.
 
@@ -92,11 +94,12 @@ class ImplicitRewardModel(nn.Module):
             dtype: The precision of the backbone's weights; the heads are float32.
             four_bits: As of `load_backbone`.
             weights: Whether to read the weights of the backbone; see `load_classifier`.
+            date: As of `load_backbone`.
 
         Raises:
             ValueError: As `load_backbone`.
         """
-        classifier, tokenizer = load_backbone(name, dtype, four_bits=four_bits, weights=weights)
+        classifier, tokenizer = load_backbone(name, dtype, four_bits=four_bits, weights=weights, date=date)
         limit = token_limit(classifier.config, spec.max_length)
         tokenizer.model_max_length = limit  # for those who load the tokenizer later
         model = cls(classifier, tokenizer, replace(spec, max_length=limit))
@@ -339,7 +342,9 @@ class ImplicitRewardModel(nn.Module):
         classifier: Any = load_classifier(str(directory), dtype)
         if dtype != torch.float32:
             classifier.score.weight = nn.Parameter(read_tensor(directory, "score.weight").float())
-        model = cls(classifier, load_tokenizer(str(directory)), spec_of_record(record))
+        tokenizer = load_tokenizer(str(directory))
+        warn_of_dates(tokenizer, directory)
+        model = cls(classifier, tokenizer, spec_of_record(record))
         path = Path(directory) / PROPENSITY_FILE
         try:
             model.propensity_design.load_state_dict(load_file(path))

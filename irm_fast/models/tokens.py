@@ -10,34 +10,28 @@ import numpy as np
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# For tokenizers without a chat template. Ends in EOS, as every template must: the reward is read there.
-DEFAULT_TEMPLATE = (
-    "{%- if bos_token and bos_token != eos_token -%}{{ bos_token }}{%- endif -%}"
-    "{%- for message in messages -%}"
-    "{{- message['role'] | capitalize + ': ' + message['content'] + ('' if loop.last else '\\n\\n') -}}"
-    "{%- endfor -%}{{- eos_token -}}"
-)
+    from irm_fast.data.messages import Messages
+
 CHUNK = 1000  # conversations rendered and tokenised at a time
-_SAMPLE = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
 
 
-def render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> str:
+def render(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> str:
     """The text of a conversation by the tokenizer's chat template.
 
     Raises:
-        ValueError: The template rejects the conversation.
+        ValueError: The template refuses the conversation.
     """
     from jinja2 import TemplateError
 
     try:
         return str(tokenizer.apply_chat_template(messages, tokenize=False))
-    except TemplateError as error:
+    except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
         roles = ", ".join(message["role"] for message in messages)
-        raise ValueError(f"the model's chat template rejects the roles {roles}: {error}") from error
+        raise ValueError(f"the model's chat template refuses the roles {roles}: {error}") from error
 
 
 def encode(
-    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[list[dict[str, str]]], max_length: int
+    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Messages], max_length: int
 ) -> tuple[list[list[int]], int]:
     """Tokenise conversations, as `tokenizer.apply_chat_template(messages, tokenize=True)` does.
 
@@ -96,24 +90,8 @@ def set_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> N
         config.pad_token_id = tokenizer.pad_token_id
 
 
-def template_ending_in_eos(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The tokenizer's chat template, or the default one, changed where a text would not end in EOS.
-
-    Raises:
-        ValueError: The tokenizer does not read its EOS token as one token.
-    """
-    own = tokenizer.get_chat_template() if tokenizer.chat_template else DEFAULT_TEMPLATE
-    trimmed = "{%- filter trim -%}" + own + "{%- endfilter -%}"
-    for template in (own, trimmed, trimmed + "{{- eos_token -}}"):
-        tokenizer.chat_template = template
-        ids = tokenizer(render(tokenizer, _SAMPLE), add_special_tokens=False)["input_ids"]
-        if ids and ids[-1] == tokenizer.eos_token_id:
-            return template
-    raise ValueError(f"the tokenizer does not read its EOS token {tokenizer.eos_token!r} as one token")
-
-
 def tokenise(
-    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[list[dict[str, str]]], max_length: int
+    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Messages], max_length: int
 ) -> tuple[list[np.ndarray], int]:
     """Tokenise conversations in chunks; as `encode`, but the token ids of each are an array (T,) int32."""
     rows, truncated = [], 0

@@ -26,7 +26,8 @@ from irm_fast.data.signals import (
 )
 from irm_fast.data.warning import warn_caller
 from irm_fast.models.adapters import check_four_bits, check_installed, target_names
-from irm_fast.models.backbone import count_tokens, skeleton
+from irm_fast.models.backbone import count_tokens, ready_tokenizer, skeleton
+from irm_fast.models.rendering import check_rendering
 from irm_fast.training.arguments import training_arguments
 from irm_fast.training.config import RunConfig, TrainConfig
 from irm_fast.training.distributed import check_same_log
@@ -103,6 +104,8 @@ def prepare_run(log: Log, config: RunConfig, heldout: Log | None = None) -> Prep
         check_adapters(config)
 
     # Rows, then signals: a signal may act in rows alone that are too long
+    if isinstance(config, TrainConfig):
+        check_texts(log, heldout, pairs, config)
     rows = len(log)
     if isinstance(config, TrainConfig) and config.overlong == "drop":
         log = without_overlong(log, config)
@@ -191,6 +194,16 @@ def check_adapters(config: TrainConfig) -> None:
     if config.load_in_4bit:
         check_four_bits()
     target_names(skeleton(config.model).base_model, config.targets)
+
+
+def check_texts(log: Log, heldout: Log | None, pairs: Pairs | None, config: TrainConfig) -> None:
+    """Check that the model's chat template takes all rows and shows their responses: `check_rendering`."""
+    tokenizer = ready_tokenizer(config.model)
+    for part in (log, heldout):
+        if part is not None:
+            check_rendering(tokenizer, part.ids, part.messages)
+    if pairs is not None:
+        check_rendering(tokenizer, [name for name in pairs.ids for _ in range(2)], pairs.sides)
 
 
 def live_signals(log: Log, heldout: Log | None) -> tuple[Log, Log | None]:
