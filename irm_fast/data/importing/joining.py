@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from irm_fast.data.importing.account import Account
+from irm_fast.data.importing.joined import TIME, write_joined
 from irm_fast.data.importing.tables import Table, literal, quoted
 from irm_fast.data.importing.windows import Windows
 from irm_fast.data.outputs import whole_path
 from irm_fast.data.problems import DataError
-from irm_fast.data.rows import LOG_FIELDS, SEGMENTS
+from irm_fast.data.rows import SEGMENTS
 from irm_fast.data.times import shown_time
 from irm_fast.losses import MAX_SIGNALS
 
 SIGNAL = ("signal", "action", "event", "event_type", "event_name", "type", "name")
-TIME = ("timestamp", "created_at", "time", "shown_at", "acted_at", "event_time", "occurred_at", "ts")
-NUMBERS = ("weight", "sample_weight", "position", "preference", "label_probability")
 _NOTHING = "impressions of which nothing is known: younger than the windows, or older than the buttons"
 FEW = 10  # actions that are to be expected, from which on none is remarkable
 
@@ -62,8 +60,11 @@ def join(
     _join(connection, chosen, account)
     states = {signal.name: _state(k, signal, until) for k, signal in enumerate(chosen)}
     _count(connection, chosen, states, account)
+    parquet = out.suffix == ".parquet"
     with whole_path(out) as unfinished:
-        kept = _write(connection, shown, on, states, unfinished, repeats=repeats, parquet=out.suffix == ".parquet")
+        kept = write_joined(
+            connection, shown, on, states, unfinished, repeats=repeats, parquet=out.suffix == ".parquet"
+        )
         if not kept:
             reasons = "; ".join([*account.notes, "--window and --until say what is known"])
             raise DataError([f"impressions: nothing is known of any of {account.kept:,}: {reasons}"])
@@ -205,8 +206,8 @@ def _count(connection: Any, signals: Sequence[Signal], states: Mapping[str, str]
     firsts = connection.execute(f"SELECT {', '.join(f'min(t{k})' for k in range(len(signals)))} FROM acted").fetchone()
     columns = []
     for k, first in enumerate(firsts):
-        before = "false" if first is None else f"f{k} = 0 AND irm_time < {first}"
-        columns += [f"count(*) FILTER (f{k} = 1), count(f{k}), count(*) FILTER ({before})"]
+        earlier = "false" if first is None else f"f{k} = 0 AND irm_time < {first}"
+        columns += [f"count(*) FILTER (f{k} = 1), count(f{k}), count(*) FILTER ({earlier})"]
     names = [quoted(name) for name in there]
     judged = ", ".join([*(f"{state} AS f{k}" for k, state in enumerate(states.values())), "s.*"])
     sets = ", ".join(["()", *(f"({name})" for name in names)])
@@ -217,7 +218,7 @@ def _count(connection: Any, signals: Sequence[Signal], states: Mapping[str, str]
     parts = [_part(row, there) for row in rows]
     whole = next(counts for name, _, counts in parts if name is None)
     for k, signal in enumerate(signals):
-        acted, known, before = (int(count) for count in whole[k])
+        acted, known, before = whole[k]
         text = f"{signal.name}: {acted:,} acted, {known - acted:,} silent, {account.kept - known:,} not known"
         account.notes.append(text)
         if before and acted and before * acted / max(known - before, 1) >= FEW:
@@ -226,85 +227,34 @@ def _count(connection: Any, signals: Sequence[Signal], states: Mapping[str, str]
                 f"{signal.name}: the first action is of {since}, after {before:,} impressions: if its button came "
                 f"then, say --instrumented-since {signal.name}={since}"
             )
-        for name, value, counts in parts:
-            if name is None or value is None or counts[k][0] or not acted:
-                continue
-            expected: float = counts[k][1] * acted / max(known - counts[k][1], 1)
-            if expected >= FEW:
-                account.notes.append(
-                    f"{signal.name} never acts where {name}={value}, in {counts[k][1]:,} impressions ({expected:,.0f} "
-                    f"to be expected): if its button is missing there, irm-fast mask "
-                    f'"{signal.name} where {name}={value}" says so'
-                )
+        account.notes += [
+            _never(signal.name, f"{name}={value}", counts[k].known, expected)
+            for name, value, counts in parts
+            if name is not None and value is not None and not counts[k].acted
+            if (expected := counts[k].known * acted / max(known - counts[k].known, 1)) >= FEW
+        ]
 
 
-def _part(row: Sequence[Any], names: Sequence[str]) -> tuple[str | None, Any, list[tuple[int, int, int]]]:
+def _never(signal: str, part: str, known: int, expected: float) -> str:
+    return (
+        f"{signal} never acts where {part}, in {known:,} impressions ({expected:,.0f} to be expected): if its button "
+        f'is missing there, irm-fast mask "{signal} where {part}" says so'
+    )
+
+
+class Counts(NamedTuple):
+    """How often a signal acted, of how many impressions it is known, and how many of these are before its first."""
+
+    acted: int
+    known: int
+    before: int
+
+
+def _part(row: Sequence[Any], names: Sequence[str]) -> tuple[str | None, Any, list[Counts]]:
     """Return the segment of a row of counts, its value, and by signal what acted, what is known, what was earlier."""
     head, rest = row[: 2 * len(names)], row[2 * len(names) :]
-    counts = [tuple(rest[i : i + 3]) for i in range(0, len(rest), 3)]
+    counts = [Counts(*rest[i : i + 3]) for i in range(0, len(rest), 3)]
     for i, name in enumerate(names):
         if head[2 * i] == 0:
-            return name, head[2 * i + 1], counts  # type: ignore[return-value]
-    return None, None, counts  # type: ignore[return-value]
-
-
-def _write(
-    connection: Any, table: Table, on: str, states: Mapping[str, str], path: Path, *, repeats: bool, parquet: bool
-) -> int:
-    """Write the impressions with their feedback, all else of them as it is; return how many something is known of."""
-    time, lines = table.has(TIME), table.columns is None and not parquet
-    table = table if lines else table.as_columns()
-    moment = table.time(time) if time else "NULL::DOUBLE"
-    once = " QUALIFY row_number() OVER (PARTITION BY irm_key ORDER BY irm_time) = 1" if repeats else ""
-    rows = (
-        f"(SELECT *, {table.text(on)} AS irm_key, {moment} AS irm_time FROM {table.rows} "
-        f"WHERE irm_key IS NOT NULL{once}) s LEFT JOIN acted ON s.irm_key = acted.key"
-    )
-    added = {
-        "feedback": _named({name: f"CAST({state} AS TINYINT)" for name, state in states.items()}, as_map=parquet),
-        "acted_at": _named({name: f"CASE WHEN {s} = 1 THEN t{k} END" for k, (name, s) in enumerate(states.items())}),
-    }
-    if "id" not in table.fields:
-        added["id"] = "irm_key"
-    if time and time not in LOG_FIELDS:
-        added["timestamp"] = "irm_time"
-    if lines:
-        written = _lines(table, added)
-        form = "FORMAT csv, HEADER false, QUOTE '', ESCAPE '', DELIMITER e'\\x01'"
-    else:
-        written = _columns(table, added, time, moment)
-        form = "FORMAT parquet, COMPRESSION zstd" if parquet else "FORMAT json"
-    known = f"coalesce({', '.join(states.values())})"
-    if "preference" in table.fields:
-        known = f"coalesce(CAST({known} AS VARCHAR), {table.text('preference')})"
-    copy = f"COPY (SELECT {written} FROM {rows} WHERE {known} IS NOT NULL) TO {literal(str(path))} ({form})"
-    return int(connection.execute(copy).fetchall()[0][0])
-
-
-def _named(values: Mapping[str, str], *, as_map: bool = False) -> str:
-    """Return SQL of values by name: of a struct, or of a map, in which null is not absent."""
-    if as_map:
-        return f"MAP([{', '.join(map(literal, values))}], [{', '.join(values.values())}])"
-    return "{" + ", ".join(f"{literal(name)}: {value}" for name, value in values.items()) + "}"
-
-
-def _lines(table: Table, added: Mapping[str, str]) -> str:
-    """Return SQL of the lines of rows of JSON, which keep their text."""
-    replaced = {name: None for name in added if name in table.fields}
-    held = f"json_merge_patch(json, {literal(json.dumps(replaced))})" if replaced else "json"
-    held = f"trim(CAST({held} AS VARCHAR))"
-    more = " || ',' || ".join(f"{literal(json.dumps(name) + ':')} || to_json({sql})" for name, sql in added.items())
-    return f"left({held}, length({held}) - 1) || ',' || {more} || '}}'"
-
-
-def _columns(table: Table, added: Mapping[str, str], time: str | None, moment: str) -> str:
-    """Return SQL of the columns of a table; numbers that are texts, as in CSV, become numbers."""
-    kinds = table.columns or {}
-    out = ["irm_key", "irm_time", *(name for name in added if name in kinds)]
-    texts = [name for name, kind in kinds.items() if kind == "VARCHAR" and name not in out]
-    changed = {name: f"try_cast({quoted(name)} AS DOUBLE)" for name in texts if name in NUMBERS}
-    if time in texts:
-        changed[time] = moment
-    replace = ", ".join(f"{sql} AS {quoted(name)}" for name, sql in changed.items())
-    more = ", ".join(f"{sql} AS {quoted(name)}" for name, sql in added.items())
-    return f"s.* EXCLUDE ({', '.join(map(quoted, out))}){f' REPLACE ({replace})' if replace else ''}, {more}"
+            return name, head[2 * i + 1], counts
+    return None, None, counts
