@@ -145,7 +145,7 @@ def _leaves(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _results(returned: Tensor | tuple[Tensor, Tensor], learned: dict[str, Tensor]) -> Results:
     loss, *groups = returned if isinstance(returned, tuple) else (returned,)
-    upstream = torch.linspace(0.5, 1.5, loss.numel()).to(loss.dtype).reshape(loss.shape)
+    upstream = torch.linspace(0.5, 1.5, loss.numel(), device=loss.device).to(loss.dtype).reshape(loss.shape)
     gradients: Sequence[Tensor] = torch.autograd.grad(loss, list(learned.values()), upstream)
     results = {"loss": loss.detach()} | {f"d {name}": x for name, x in zip(learned, gradients, strict=True)}
     return results | ({"groups": groups[0]} if groups else {})
