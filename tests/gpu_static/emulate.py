@@ -46,7 +46,11 @@ def check(name: str, rows: int) -> dict[str, Any]:
 
 
 def check_tails(k: int) -> dict[str, Any]:
-    """Greatest relative error of any loss or gradient of a row above 1e-30, for logits as far as 10,000 from 0."""
+    """Errors of losses and gradients of rows above 1e-30, for logits as far as 10,000 from 0.
+
+    They are relative to each, beyond what float32 loses of the power of e that it takes out of a row: the sum of as many
+    positive parts of logits, each addition rounded (docs/numerics.md). Of one signal that is exact.
+    """
     import torch
 
     from tests.gpu_static.cases import Case, Inputs
@@ -57,6 +61,8 @@ def check_tails(k: int) -> dict[str, Any]:
     drawn = torch.randn(512 - len(corners), 2, generator=torch.Generator().manual_seed(k)) * 30
     logits = torch.cat([corners, drawn])
     propensity = torch.stack([logits[:, 1], *[logits[:, 0] / 3 + 1] * (k - 1)], 1)
+    power = propensity.clamp(min=0).sum(1) + logits[:, 0].abs()
+    lost = ((k - 1) * 2.0**-24 * power).double().numpy()[:, None]
     found: dict[str, Any] = {"signals": k, "errors": {}, "finite": True}
     for feedback in ([0] * k, [1] + [0] * (k - 1), [0] * (k - 1) + [-1]):
         codes = torch.tensor([feedback] * len(logits), dtype=torch.int8)
@@ -69,7 +75,7 @@ def check_tails(k: int) -> dict[str, Any]:
             x = got[name].double().numpy().reshape(len(logits), -1)
             found["finite"] &= bool(np.isfinite(x).all())
             large = np.abs(want[:, columns]) > 1e-30
-            errors = np.abs(x - want[:, columns])[large] / np.abs(want[:, columns])[large]
+            errors = (np.abs(x - want[:, columns]) / np.maximum(np.abs(want[:, columns]), 1e-30) - lost)[large]
             found["errors"][name] = max(errors.max(initial=0.0), found["errors"].get(name, 0.0))
     return found
 

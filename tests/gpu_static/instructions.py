@@ -115,16 +115,18 @@ def unary(block: Emulator, ins: Instruction) -> None:
         counts = [d.count("1") if ins.name == "popc" else len(d) - len(d.lstrip("0")) for d in digits]
         result = np.array(counts, np.uint32)
     elif kind.startswith(("bf16", "f16")):
-        sign = x.dtype.type(0x80008000 if kind.endswith("x2") else 0x8000)
         x = x.view(f"u{x.dtype.itemsize}")
+        sign = x.dtype.type(0x80008000 if kind.endswith("x2") else 0x8000)
         result = x ^ sign if ins.name == "neg" else x & ~sign
     else:
         result = flushed(ins, -x if ins.name == "neg" else np.abs(x))
     block.write(ins.operands[0], result)
 
 
-# Greatest relative errors of the hardware's approximate functions, from the PTX manual (ISA 8.7, section 9.7.3). lg2
-# has that error absolutely in (1/2, 2).
+# Greatest relative errors of the hardware's approximate functions of float32, before a rounding to float32, as the PTX
+# manual bounds them (ISA 9.1, sections 9.7.3.8 to 9.7.3.22). rcp: 1 ulp. ex2: 2 ulp from the result rounded correctly.
+# lg2: 2^-22, absolutely where the operand is in (1/2, 2). sqrt, rsqrt, tanh: relative, as here. div: 2 ulp, and zero
+# for div.approx by more than 2^126. An ulp is at most 2^-23 of its number, so that these bounds allow up to twice of it.
 ERRORS = {"rcp": 2.0**-23, "ex2": 2.0**-22, "lg2": 2.0**-22, "sqrt": 2.0**-23, "rsqrt": 2.0**-22.9, "tanh": 2.0**-11}
 DIVISION_ERROR = 2.0**-22  # 2 ulp
 FUNCTIONS: dict[str, Callable[[Array], Array]] = {
@@ -151,6 +153,9 @@ def divide(block: Emulator, ins: Instruction) -> None:
         return integer(block, ins, 2)
     x, y = floats(block, ins, 2)
     exact = x.astype(np.float64) / y
+    if "approx" in ins:
+        far = np.isfinite(y) & (np.abs(y) > np.float32(2.0**126))
+        exact = np.where(far, np.where(np.isinf(x), np.nan, np.copysign(0.0, exact)), exact)
     result = exact.astype(x.dtype) if "rn" in ins else block.approximate(exact, DIVISION_ERROR)
     block.write(ins.operands[0], flushed(ins, result))
 
