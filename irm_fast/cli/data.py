@@ -35,7 +35,10 @@ def validate(
     raise typer.Exit(bool(report["problem_count"]))
 
 
-Product = Literal["open-webui", "librechat", "sharegpt", "oasst", "label-studio", "argilla", "kto", "events"]
+Product = Literal[
+    "langfuse", "langsmith", "phoenix", "posthog", "open-webui", "librechat", "sharegpt", "oasst", "label-studio",
+    "argilla", "kto", "events",
+]  # fmt: skip
 
 
 def import_log(
@@ -60,27 +63,23 @@ def import_log(
 ) -> None:
     """Turn what a product exported into a log, or join impressions and actions, with an account of what it did."""
     from irm_fast.data.importing.events import import_events
+    from irm_fast.data.importing.exports import import_traces
+    from irm_fast.data.importing.layouts import LAYOUTS
     from irm_fast.data.importing.records import import_records
     from irm_fast.data.importing.windows import Windows
 
     if (product == "events") != bool(impressions and actions) or (product == "events") == bool(files):
-        raise ValueError(
-            f"import {product}: expected "
-            + ("--impressions A --actions B and no other file" if product == "events" else "FILE..., its export")
-        )
-    if product == "events":
-        account = import_events(
-            impressions or [],
-            actions or [],
-            out,
-            on=on,
-            windows=Windows.parse(window, instrumented_since, until),
-            signals=None if signals is None else [name.strip() for name in signals.split(",")],
-            memory=memory,
-            overwrite=overwrite,
-        )
-    else:
+        needed = "--impressions A --actions B and no other file" if product == "events" else "FILE..., its export"
+        raise ValueError(f"import {product}: expected {needed}")
+    windows = Windows.parse(window, instrumented_since, until)
+    chosen = None if signals is None else [name.strip() for name in signals.split(",")]
+    joined: dict[str, Any] = {"windows": windows, "signals": chosen, "memory": memory, "overwrite": overwrite}
+    if product in LAYOUTS:
         account = import_records(product, files or [], out, overwrite=overwrite)
+    elif product == "events":
+        account = import_events(impressions or [], actions or [], out, on=on, **joined)
+    else:
+        account = import_traces(product, files or [], out, **joined)
     typer.echo("\n".join([*account.lines(), f"wrote {out}; irm-fast validate {out} says what it holds"]))
 
 

@@ -5,20 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from irm_fast.data.importing.tables import Table, literal, quoted
 from irm_fast.data.rows import LOG_FIELDS
 
+Form = Literal["jsonl", "parquet"]
 TIME = ("timestamp", "created_at", "time", "shown_at", "acted_at", "event_time", "occurred_at", "ts")
 NUMBERS = ("weight", "sample_weight", "position", "preference", "label_probability")
 
 
 def write_joined(
-    connection: Any, table: Table, on: str, states: Mapping[str, str], path: Path, *, repeats: bool, parquet: bool
+    connection: Any, table: Table, on: str, states: Mapping[str, str], path: Path, form: Form, *, repeats: bool
 ) -> int:
     """Write the impressions with their feedback, all else of them as it is; return how many something is known of."""
-    time, lines = table.has(TIME), table.columns is None and not parquet
+    time, lines, parquet = table.has(TIME), table.columns is None and form == "jsonl", form == "parquet"
     table = table if lines else table.as_columns()
     moment = table.time(time) if time else "NULL::DOUBLE"
     once = " QUALIFY row_number() OVER (PARTITION BY irm_key ORDER BY irm_time) = 1" if repeats else ""
@@ -36,14 +37,14 @@ def write_joined(
         added["timestamp"] = "irm_time"
     if lines:
         written = _lines(table, added)
-        form = "FORMAT csv, HEADER false, QUOTE '', ESCAPE '', DELIMITER e'\\x01'"
+        options = "FORMAT csv, HEADER false, QUOTE '', ESCAPE '', DELIMITER e'\\x01'"
     else:
         written = _columns(table, added, time, moment)
-        form = "FORMAT parquet, COMPRESSION zstd" if parquet else "FORMAT json"
+        options = "FORMAT parquet, COMPRESSION zstd" if parquet else "FORMAT json"
     known = f"coalesce({', '.join(states.values())})"
     if "preference" in table.fields:
         known = f"coalesce(CAST({known} AS VARCHAR), {table.text('preference')})"
-    copy = f"COPY (SELECT {written} FROM {rows} WHERE {known} IS NOT NULL) TO {literal(str(path))} ({form})"
+    copy = f"COPY (SELECT {written} FROM {rows} WHERE {known} IS NOT NULL) TO {literal(str(path))} ({options})"
     return int(connection.execute(copy).fetchall()[0][0])
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from irm_fast.data.importing.account import Account
-from irm_fast.data.importing.joined import TIME, write_joined
+from irm_fast.data.importing.joined import TIME, Form, write_joined
 from irm_fast.data.importing.tables import Table, literal, quoted
 from irm_fast.data.importing.windows import Windows
 from irm_fast.data.outputs import whole_path
@@ -60,11 +60,9 @@ def join(
     _join(connection, chosen, account)
     states = {signal.name: _state(k, signal, until) for k, signal in enumerate(chosen)}
     _count(connection, chosen, states, account)
-    parquet = out.suffix == ".parquet"
     with whole_path(out) as unfinished:
-        kept = write_joined(
-            connection, shown, on, states, unfinished, repeats=repeats, parquet=out.suffix == ".parquet"
-        )
+        form: Form = "parquet" if out.suffix == ".parquet" else "jsonl"
+        kept = write_joined(connection, shown, on, states, unfinished, form, repeats=repeats)
         if not kept:
             reasons = "; ".join([*account.notes, "--window and --until say what is known"])
             raise DataError([f"impressions: nothing is known of any of {account.kept:,}: {reasons}"])
