@@ -220,7 +220,7 @@ def _count(connection: Any, signals: Sequence[Signal], states: Mapping[str, str]
         text = f"{signal.name}: {acted:,} acted, {known - acted:,} silent, {account.kept - known:,} not known"
         account.notes.append(text)
         if before and acted and before * acted / max(known - before, 1) >= FEW:
-            since = shown_time(firsts[k])[:10]
+            since = f"{shown_time(firsts[k]).replace(' ', 'T')}Z"
             account.notes.append(
                 f"{signal.name}: the first action is of {since}, after {before:,} impressions: if its button came "
                 f"then, say --instrumented-since {signal.name}={since}"

@@ -198,3 +198,21 @@ def test_tables_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
 def test_a_window_is_a_length(text: str) -> None:
     with pytest.raises(ValueError, match="30min, 24h or 7d, or none"):
         Windows.parse(text)
+
+
+def test_the_query_for_warehouses_joins_alike(tmp_path: Path) -> None:
+    import duckdb
+
+    log, _ = log_of(tmp_path, IMPRESSIONS, ACTIONS)
+    page = (Path(__file__).parents[3] / "docs" / "importing.md").read_text()
+    query = page.partition("```sql")[2].partition("```")[0]
+    with duckdb.connect() as connection:
+        for name, file in (("impressions", "i"), ("actions", "a")):
+            rows = f"read_json('{tmp_path / file}.jsonl')"
+            made = f"SELECT * EXCLUDE (timestamp), make_timestamp(CAST(timestamp * 1e6 AS BIGINT)) AS time FROM {rows}"
+            connection.execute(f"CREATE TABLE {name} AS {made}")
+        (tmp_path / "parts").mkdir()
+        connection.execute(f"COPY ({query}) TO '{tmp_path}/parts/1.parquet' (FORMAT parquet)")
+    other = read_log(tmp_path / "parts", signals=("copy", "share"), absent="missing")
+    place = np.argsort([m[-1]["content"] for m in other.messages])
+    assert np.array_equal(other.feedback[place], log.feedback)
