@@ -34,7 +34,7 @@ from irm_fast.data.times import time_of
 from irm_fast.data.warning import warn_caller
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class LogRow:
     """An impression as it was read from a file.
 
@@ -84,9 +84,9 @@ def log_row(line: int, raw: Mapping[str, object], declared: Declarations, proble
     raw, columns = _signal_columns(raw, declared, problems)
     fields = Fields(line, raw, LOG_FIELDS, problems)
     if columns:
-        fields.values["feedback"] = {**fields.get("feedback", mapping_of(_as_it_is), {}), **columns}
+        fields.values["feedback"] = {**fields.get("feedback", _FEEDBACK, {}), **columns}
         fields.spelled.setdefault("feedback", "feedback")
-    features = fields.get("features", mapping_of(feature_of), None)
+    features = fields.get("features", _FEATURES, None)
     texts = {name: value for name, value in (features or {}).items() if isinstance(value, str)}
     own = {name: value for name in SEGMENTS if (value := fields.get(name, name_of, None)) is not None}
     for name in own.keys() & texts.keys():
@@ -98,7 +98,7 @@ def log_row(line: int, raw: Mapping[str, object], declared: Declarations, proble
         feedback=_feedback(fields, declared),
         preference=fields.get("preference", level_of, -1),
         weight=fields.get("weight", weight_of, None),
-        propensity=fields.get("propensity", mapping_of(propensity_of), None),
+        propensity=fields.get("propensity", _PROPENSITIES, None),
         features=features,
         user_id=_name(fields, "user_id"),
         session_id=_name(fields, "session_id"),
@@ -133,6 +133,8 @@ def _signal_columns(
 
 def action_columns(raw: Mapping[str, object]) -> dict[str, object]:
     """Return the columns of a row that are well-known actions, and hold 1, 0 or null; none of one with feedback."""
+    if "feedback" in raw:
+        return {}
     columns = {name: value for name, value in raw.items() if plain_name(name) in ACTIONS}
     if not columns or any(LOG_FIELDS.plain.get(plain_name(name)) == "feedback" for name in raw):
         return {}
@@ -141,6 +143,9 @@ def action_columns(raw: Mapping[str, object]) -> dict[str, object]:
 
 def _as_it_is(value: object, field: str) -> object:
     return value
+
+
+_FEEDBACK, _FEATURES, _PROPENSITIES = mapping_of(_as_it_is), mapping_of(feature_of), mapping_of(propensity_of)
 
 
 def _name(fields: Fields, name: str) -> str | None:
@@ -153,11 +158,15 @@ def _name(fields: Fields, name: str) -> str | None:
 
 def _feedback(fields: Fields, declared: Declarations) -> dict[str, int] | None:
     """Return the feedback of a row by signal, as it is declared, or None."""
-    held = fields.get("feedback", mapping_of(_as_it_is), None)
+    held = fields.get("feedback", _FEEDBACK, None)
     if held is None:
         return None
     found: dict[str, int] = {}
+    plainly = declared.signals is None and not declared.counts
     for name, value in held.items():
+        if plainly and type(value) is int and 0 <= value <= 1:
+            found[name] = value
+            continue
         if declared.signals is not None and name not in declared.signals:
             fields.problems.ignored[f"feedback.{name}"] += 1
             continue

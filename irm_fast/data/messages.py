@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -25,6 +26,7 @@ OTHER_ROLES = {
     "function_response": "tool",
 }
 KEPT = ("name", "tool_calls", "tool_call_id", "reasoning_content", "thinking")  # templates may show them
+_JSON = re.compile(r"\s*[\[{]")
 _ROLE, _CONTENT = ("role", "from"), ("content", "value", "text")
 
 
@@ -41,7 +43,7 @@ def text_of(value: object, field: str) -> str:
 
 def as_json(value: object) -> object:
     """Return what a text holds that is a list or an object in JSON, as warehouses write them; else the value itself."""
-    if not isinstance(value, str) or value.strip()[:1] not in ("[", "{"):
+    if not isinstance(value, str) or not _JSON.match(value):
         return value
     try:
         return parse_json(value)
@@ -55,7 +57,8 @@ def prompt_of(value: object, field: str) -> Messages:
         return messages_of(value, field)
     if not value.strip():
         raise FieldError(field, "empty; expected the text that the response answers")
-    if is_messages(held := as_json(value)):
+    held = as_json(value)
+    if held is not value and is_messages(held):
         return messages_of(held, field)
     return [{"role": "user", "content": text_of(value, field)}]
 
@@ -63,7 +66,7 @@ def prompt_of(value: object, field: str) -> Messages:
 def completion_of(value: object, field: str) -> Messages:
     """Parse a completion: a text of the assistant, or messages that end with the assistant's turn, also as JSON."""
     held = as_json(value)
-    if isinstance(value, str) and not is_messages(held):
+    if isinstance(value, str) and (held is value or not is_messages(held)):
         turns = [{"role": "assistant", "content": text_of(value, field)}]
     else:
         turns = messages_of(held, field)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from typing import TypeVar
 
 from irm_fast.data.messages import Messages, as_json, completion_of, note_unread, prompt_of, says_something, text_of
@@ -87,6 +88,14 @@ def index_of(value: object, field: str) -> int:
     raise FieldError(field, f"got {shown(value)}; expected a whole number from 0")
 
 
+_NAMES: set[str] = set()  # names of signals and features that have been checked
+
+
+def _remember(name: str) -> None:
+    if len(_NAMES) < 10_000:
+        _NAMES.add(name)
+
+
 def mapping_of(parse: Callable[[object, str], T]) -> Callable[[object, str], dict[str, T]]:
     """Return a parser of an object whose values `parse` reads."""
 
@@ -94,9 +103,12 @@ def mapping_of(parse: Callable[[object, str], T]) -> Callable[[object, str], dic
         value = as_json(value)
         if not isinstance(value, dict):
             raise FieldError(field, f"got {shown(value)}; expected an object such as {{name: value}}")
-        for key in value:
-            name_of(key, field)
-        return {key: parse(unwrapped(entry), f"{field}.{key}") for key, entry in value.items()}
+        found = {}
+        for key, entry in value.items():
+            if key not in _NAMES:
+                _remember(name_of(key, field))
+            found[key] = parse(unwrapped(entry) if type(entry) is dict else entry, f"{field}.{key}")
+        return found
 
     return parse_mapping
 
@@ -131,6 +143,7 @@ def as_number(text: str) -> object:
     return text
 
 
+@lru_cache(10_000)
 def plain_name(name: str) -> str:
     """Return a name without capitals and separators: `userId` and `User ID` are spellings of `user_id`."""
     return re.sub(r"[\W_]", "", name).lower()
@@ -206,17 +219,20 @@ class Fields:
         for key, value in raw.items():
             if value is None:
                 continue
-            try:
-                name = known.canonical(key)
-            except FieldError as error:
-                self.fail(error.field, error.text)
-                continue
+            name = known.found.get(key)
+            if name is None:  # of another spelling, or not ours
+                try:
+                    name = known.canonical(key)
+                except FieldError as error:
+                    self.fail(error.field, error.text)
+                    continue
             if name is None:
                 problems.ignored[key] += 1
             elif name in self.values:
                 self._second(name, key, value)
             else:
-                self.values[name], self.spelled[name] = unwrapped(value), key
+                self.values[name] = unwrapped(value) if type(value) is dict else value
+                self.spelled[name] = key
 
     def _second(self, name: str, key: str, value: object) -> None:
         """Take another field of one meaning: instruction and input (the Alpaca layout) are a prompt together."""
@@ -245,7 +261,8 @@ class Fields:
     def conversation(self) -> Messages:
         """Return prompt and completion joined; `messages` alone, ending with the assistant's turn, holds both."""
         for name in ("prompt", "completion"):
-            note_unread(self.values.get(name), self.problems)
+            if type(value := self.values.get(name)) is list:
+                note_unread(value, self.problems)
         prompt = self.get("prompt", prompt_of, None) or []
         completion = self.get("completion", completion_of, None) or []
         spelled = self.spelled.get("prompt", "prompt")
