@@ -87,7 +87,7 @@ def read_stream(file: IO[bytes], size: int | None = None) -> Iterator[RawRow]:
 def _rows_of(file: Any, size: int | None) -> Iterator[RawRow]:
     kind = packing(file.peek(8)[:8])
     if kind:
-        file = io.BufferedReader(cast(io.RawIOBase, _Bounded(_unpacked(file, kind), size)))
+        file = io.BufferedReader(cast(io.RawIOBase, _Bounded(unpacked(file, kind), size)))
     head = file.peek(2**16)[: 2**16]
     if head.startswith(b"PAR1"):
         if kind:
@@ -116,7 +116,7 @@ def packing(head: bytes) -> str | None:
     return next((name for magic, name in _PACKED.items() if head.startswith(magic)), None)
 
 
-def _unpacked(file: IO[bytes], kind: str) -> Any:
+def unpacked(file: IO[bytes], kind: str) -> Any:
     """Open a packed file."""
     if kind == "zstd":
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,12 +11,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from irm_fast.data.formats import packing
+from irm_fast.data.formats import MAX_LINE, packing, unpacked
 from irm_fast.data.problems import DataError, closest
 from irm_fast.data.sources import Given, Source
 
 HEAD, MEMORY = 1000, "3GB"
-_PACKED = {None: "none", "gzip": "gzip", "zstd": "zstd"}
+_UNPACKS = {None: "", "gzip": ", compression = 'gzip'", "zstd": ", compression = 'zstd'"}  # options of a reader
 _SECONDS = """CREATE MACRO seconds(value) AS coalesce(
     CASE WHEN try_cast(value AS DOUBLE) > 1e17 THEN try_cast(value AS DOUBLE) / 1e9
          WHEN try_cast(value AS DOUBLE) > 1e14 THEN try_cast(value AS DOUBLE) / 1e6
@@ -90,18 +91,16 @@ class Table:
         source = Source.of(given)
         kinds = {_kind(part) for part in source.parts}
         if len(kinds) > 1:
-            raise DataError([f"{source}: file: got {_listed(sorted(map(str, kinds)))}; expected files of one kind"])
+            listed = ", ".join(sorted(f"{kind}{f' packed by {packed}' if packed else ''}" for kind, packed in kinds))
+            raise DataError([f"{source}: file: got {listed}; expected files of one kind"])
         [(kind, packed)] = kinds
         files = f"[{', '.join(literal(part) for part in source.parts)}]"
         if kind == "json":
-            rows = (
-                f"read_json_objects({files}, format = 'auto', compression = '{packed}', maximum_object_size = 16777216)"
-            )
-            return cls.of_json(connection, name, rows)
+            options = f"format = 'auto', maximum_object_size = {MAX_LINE}{_UNPACKS[packed]}"
+            return cls.of_json(connection, name, f"read_json_objects({files}, {options})")
         if kind == "csv":
-            rows = (
-                f"read_csv({files}, all_varchar = true, header = true, compression = '{packed}', union_by_name = true)"
-            )
+            options = f"all_varchar = true, header = true, union_by_name = true{_UNPACKS[packed]}"
+            rows = f"read_csv({files}, {options})"
         else:
             rows = f"read_parquet({files}, union_by_name = true)"
         columns = {row[0]: row[1] for row in connection.execute(f"DESCRIBE SELECT * FROM {rows}").fetchall()}
@@ -157,21 +156,23 @@ class Table:
         )
 
 
-def _kind(part: str) -> tuple[str, str]:
+def _kind(part: str) -> tuple[str, str | None]:
     """Return the kind of a file, "json", "csv" or "parquet", and how it is packed."""
     if part == "-" or not Path(part).is_file():
         raise DataError([f"{part}: file: got no file; expected files, which are read more than once"])
     with open(part, "rb") as file:
-        head = file.read(HEAD)
-    packed = packing(head)
-    if packed not in _PACKED:
-        raise DataError([f"{part}: file: packed by {packed}; expected gzip, zstd, or an unpacked file"])
+        packed = packing(file.read(HEAD))
+        file.seek(0)
+        if packed not in _UNPACKS:
+            raise DataError([f"{part}: file: packed by {packed}; expected gzip, zstd, or an unpacked file"])
+        head: bytes = (unpacked(file, packed) if packed else file).read(HEAD)
     if head.startswith(b"PAR1"):
-        return "parquet", "none"
-    if packed is None and head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"["):
-        return "json", "none"
-    name = Path(part).name.lower()
-    return "json" if packed and ".json" in name else "csv", _PACKED[packed]
+        return "parquet", packed
+    if b"\x00" in head or not head.strip():
+        kinds = "JSON Lines, a JSON array or CSV, in UTF-8, or Parquet"
+        raise DataError([f"{part}: file: {'no text of UTF-8' if head.strip() else 'empty'}; expected {kinds}"])
+    is_json = head.removeprefix(codecs.BOM_UTF8).lstrip()[:1] in (b"{", b"[")
+    return "json" if is_json else "csv", packed
 
 
 def _listed(names: Sequence[str]) -> str:

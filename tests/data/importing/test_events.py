@@ -216,3 +216,65 @@ def test_the_query_for_warehouses_joins_alike(tmp_path: Path) -> None:
     other = read_log(tmp_path / "parts", signals=("copy", "share"), absent="missing")
     place = np.argsort([m[-1]["content"] for m in other.messages])
     assert np.array_equal(other.feedback[place], log.feedback)
+
+
+@pytest.mark.parametrize("packed", ["gzip", "zstd"])
+def test_packed_files_are_told_by_what_they_hold(tmp_path: Path, packed: str) -> None:
+    pa = pytest.importorskip("pyarrow")
+    given = []
+    for name, rows in (("i", IMPRESSIONS), ("a", ACTIONS)):
+        text = lines(tmp_path / f"{name}.txt", rows).read_bytes()
+        with pa.output_stream(str(tmp_path / name), compression=packed) as file:
+            file.write(text)
+        given.append(tmp_path / name)
+    import_events(*given, tmp_path / "log.jsonl")
+    assert in_order(tmp_path / "log.jsonl").feedback[:, 0].tolist() == COPY
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "empty; expected JSON Lines"),
+        ('{"response_id": "1"}'.encode("utf-16"), "no text of UTF-8"),
+        (b'{"response_id": "1", "timestamp": 1}\n{"response_id": \n', "Malformed JSON"),
+    ],
+)
+def test_a_file_of_another_kind_is_named(tmp_path: Path, content: bytes, said: str) -> None:
+    (tmp_path / "i").write_bytes(content)
+    with pytest.raises(ValueError, match=said) as raised:
+        import_events(tmp_path / "i", lines(tmp_path / "a", ACTIONS), tmp_path / "log.jsonl")
+    assert str(tmp_path / "i") in str(raised.value)
+
+
+def test_files_of_a_table_are_of_one_kind(tmp_path: Path) -> None:
+    given = [str(lines(tmp_path / "i", IMPRESSIONS)), str(csv(tmp_path / "j", IMPRESSIONS))]
+    with pytest.raises(DataError, match="got csv, json; expected files of one kind"):
+        import_events(given, lines(tmp_path / "a", ACTIONS), tmp_path / "log.jsonl")
+
+
+def test_the_join_is_what_its_words_say(tmp_path: Path) -> None:
+    """On random tables, against the rules said row by row."""
+    rng = np.random.default_rng(0)
+    impressions = [shown(i, float(rng.integers(0, 240))) for i in range(300)]
+    names = [str(name) for name in rng.choice(["copy", "share"], 600)]
+    actions = [acted(int(rng.integers(0, 330)), name, float(rng.integers(0, 260))) for name in names]
+    windows = Windows.parse("48h,share=12h", "share=2026-01-03", "2026-01-10T12:00:00Z")
+    log, account = log_of(tmp_path, impressions, actions, windows=windows)
+
+    def feedback(row: dict[str, Any], signal: str) -> tuple[int, float]:
+        start, window = row["timestamp"], {"copy": 48 * HOUR, "share": 12 * HOUR}[signal]
+        times = [a["timestamp"] for a in actions if (a["response_id"], a["action"]) == (row["response_id"], signal)]
+        within = [time for time in times if start <= time <= start + window]
+        if start + window > START + 9.5 * DAY or (signal == "share" and start < START + 2 * DAY):
+            return -1, np.nan
+        early = any(time < start for time in times)
+        return (1, min(within)) if within else (-1 if early else 0, np.nan)
+
+    known = {row["response_id"]: [feedback(row, signal) for signal in ("copy", "share")] for row in impressions}
+    expected = {name: pair for name, pair in known.items() if any(value >= 0 for value, _ in pair)}
+    assert log.ids == list(expected) and 0 < len(log) < 300
+    assert log.feedback.tolist() == [[value for value, _ in pair] for pair in expected.values()]
+    assert np.array_equal(log.acted_at, [[t for _, t in pair] for pair in expected.values()], equal_nan=True)
+    assert all((log.feedback == value).sum() > 20 for value in (1, 0, -1))
+    orphans = sum(int(a["response_id"][1:]) >= 300 for a in actions)
+    assert account.dropped["actions that name no impression (orphans)"] == orphans > 0

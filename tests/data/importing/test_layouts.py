@@ -67,14 +67,17 @@ def oasst(i: int, rating: object) -> dict[str, Any]:
 
 
 def label_studio(i: int, rating: object) -> dict[str, Any]:
-    side = "good" if rating in (1, "thumbsUp") else "bad"
-    results = [{"result": [{"type": "choices", "value": {"choices": [side]}}]}, {"was_cancelled": True, "result": []}]
+    side, other = ("good", "bad") if rating in (1, "thumbsUp") else ("bad", "good")
+    given = {"result": [{"type": "choices", "value": {"choices": [side]}}]}
+    taken_back = {"was_cancelled": True, "result": [{"type": "choices", "value": {"choices": [other]}}]}
+    results = [given, taken_back, taken_back]
     return {"id": i, "data": {"prompt": f"question {i}", "response": f"answer {i}"}, "annotations": results}
 
 
 def argilla(i: int, rating: object) -> dict[str, Any]:
-    side = "yes" if rating in (1, "thumbsUp") else "no"
-    answers = {"helpful": [{"value": side, "user_id": "a"}]}
+    side, other = ("yes", "no") if rating in (1, "thumbsUp") else ("no", "yes")
+    draft = {"value": other, "user_id": "b", "status": "draft"}
+    answers = {"helpful": [{"value": side, "user_id": "a", "status": "submitted"}, draft, draft]}
     return {"id": f"r{i}", "fields": {"prompt": f"question {i}", "response": f"answer {i}"}, "responses": answers}
 
 
