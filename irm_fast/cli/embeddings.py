@@ -17,7 +17,12 @@ def embed(
     data: Data,
     model: Annotated[str, typer.Option(help="Folder or hub id of a decoder or an encoder with its tokenizer.")],
     out: Annotated[Path, typer.Option(help="The file to write, NAME.safetensors.")],
-    pooling: Annotated[str, typer.Option(help="last (token), mean, or auto: last for decoders, else mean.")] = "auto",
+    pooling: Annotated[
+        str,
+        typer.Option(
+            help="last (token), cls (first), mean, or auto: as the model's files say, else last for decoders."
+        ),
+    ] = "auto",
     batch_size: BatchSize = None,
     token_budget: TokenBudget = None,
     max_length: Annotated[int, typer.Option(min=1, help="Tokens per row; longer rows lose their beginning.")] = 1024,
@@ -34,6 +39,7 @@ def embed(
 
     check_not_input(out, data)
     from irm_fast.embeddings.embedder import Embedder, check_embeddings_file, write_embeddings
+    from irm_fast.embeddings.store import date_of_parts
     from irm_fast.models.processes import from_main_process, is_first, launched
 
     how = {"batch_size": batch_size, "token_budget": token_budget, "dtype": dtype, "progress": progress}
@@ -42,7 +48,8 @@ def embed(
         check = partial(check_embeddings_file, out, resume=resume, overwrite=overwrite)
         from_main_process(check, distributed=distributed)  # before the work, not after it
         ids, conversations = read_conversations(data, log_settings(None, settings).declared)
-        embedder = Embedder(model, pooling=pooling, max_length=max_length, precision=precision)
+        date = date_of_parts(out) if resume else None
+        embedder = Embedder(model, pooling=pooling, max_length=max_length, precision=precision, date=date)
         source = embedder.source
         if is_first():
             typer.echo(f"{source.kind} {model}: {source.pooling} pooling, at most {source.max_length} tokens", err=True)

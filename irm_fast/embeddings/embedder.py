@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from irm_fast.data.outputs import check_suffix
 from irm_fast.data.signals import RewardSpec
+from irm_fast.embeddings.sentence_files import SentenceFiles, read_sentence_files
 from irm_fast.embeddings.store import Source, about, merge_parts
 from irm_fast.models.backbone import check_weights, first_line, is_stored_in, model_config, quiet_transformers
 from irm_fast.models.batches import Collator, TokenizedRows
@@ -26,15 +28,18 @@ from irm_fast.models.passes import Passes, default_device, place, resolve_precis
 from irm_fast.models.processes import from_main_process
 from irm_fast.models.rendering import check_rendering
 from irm_fast.models.reward_model import ImplicitRewardModel
+from irm_fast.models.template import date_of
 from irm_fast.models.threads import threads_for
 from irm_fast.models.tokens import tokenise
 
 if TYPE_CHECKING:
     from irm_fast.data.messages import Messages
 
-POOLINGS = ("auto", "last", "mean")
+POOLINGS = ("auto", "last", "mean", "cls")
 DTYPES = ("float32", "bfloat16")
 _SAMPLE = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "It depends."}]
+_TEXT = "It depends: 3.14 \N{GREEK SMALL LETTER PI}, caf\u00e9\n\n\tdef f(x): return x  # \u4f60\u597d \U0001f642"
+_WITH_TOKENIZER = "2:"  # begins fingerprints of weights and tokenizer; without it they are of earlier versions
 
 
 class Embedder:
@@ -44,10 +49,13 @@ class Embedder:
         model: A folder or hub id. A decoder reads conversations through its chat template, as in training; an encoder
             reads plain text, "User: ...\\n\\nAssistant: ...".
         pooling: "last", the state at the last token, which `ImplicitRewardModel` reads (decoders only); "mean", the
-            mean over all tokens that are not padding; "auto", "last" for decoders and "mean" for encoders.
+            mean over all tokens that are not padding; "cls", the state at the first token (encoders only); "auto", what
+            the files of sentence-transformers in the folder ask for, else "last" for decoders and "mean" for encoders.
         max_length: The largest number of tokens; longer conversations lose their beginning. The model's own limit may
             reduce it.
         precision: The dtype of weights and states: "float32", "bfloat16", or "auto", bfloat16 on a GPU.
+        files: What files of sentence-transformers say. None: those of the folder.
+        date: The date that a chat template prints, as of `template.set_template`.
 
     Attributes:
         reward_model: The decoder as a reward model; None for an encoder.
@@ -55,14 +63,22 @@ class Embedder:
         tokenizer: The tokenizer of the model.
         source: How the embeddings are made, for the file that holds them.
         device: Where the model runs.
+        earlier_fingerprint: The `source.fingerprint` that earlier versions gave it.
 
     Raises:
         ValueError: `pooling` or `precision` is unknown, the model or its tokenizer cannot be loaded, the model is an
-            encoder-decoder, or it is an encoder and `pooling` is "last".
+            encoder-decoder, or `pooling` or what the folder asks for does not go with it.
     """
 
     def __init__(
-        self, model: str | Path, *, pooling: str = "auto", max_length: int = 1024, precision: str = "auto"
+        self,
+        model: str | Path,
+        *,
+        pooling: str = "auto",
+        max_length: int = 1024,
+        precision: str = "auto",
+        files: SentenceFiles | None = None,
+        date: str | None = None,
     ) -> None:
         _check_choice("pooling", pooling, POOLINGS)
         self.device = default_device()
@@ -70,23 +86,32 @@ class Embedder:
         name = str(Path(model).expanduser().resolve()) if Path(model).expanduser().is_dir() else str(model)
         self.reward_model: ImplicitRewardModel | None = None  # of a decoder
         computed = getattr(torch, precision)
-        if _scores_its_last_token(name):
+        decodes, files = _scores_its_last_token(name), read_sentence_files(name) if files is None else files
+        pooling = _pooling(name, pooling, files, decodes=decodes)
+        max_length = min(max_length, files.max_length or max_length)
+        if decodes:
             spec = RewardSpec("constant", max_length=max_length)
-            self.reward_model = ImplicitRewardModel.from_backbone(name, spec, _exact_dtype(name, computed))
+            self.reward_model = ImplicitRewardModel.from_backbone(name, spec, _exact_dtype(name, computed), date=date)
             self.body: Any = self.reward_model.classifier.base_model
             self.tokenizer, max_length = self.reward_model.tokenizer, self.reward_model.spec.max_length
-        elif pooling == "last":
-            raise ValueError(
-                f"pooling: got 'last'; {name!r} is an encoder: no token stands for its text; expected mean"
-            )
         else:
             self.body, self.tokenizer = _load_encoder(name, _exact_dtype(name, computed))
-            max_length = min(max_length, _position_limit(self.body.config), self.tokenizer.model_max_length)
-        pooling = ("last" if self.reward_model else "mean") if pooling == "auto" else pooling
-        kind = "decoder" if self.reward_model else "encoder"
-        ids, _ = self._tokenise([_SAMPLE], max_length)
-        mark = fingerprint(self.body, ids[0])
-        self.source = Source(name, kind, pooling, max_length, precision, "float32", mark)
+            max_length = min(max_length, _position_limit(self.body), self.tokenizer.model_max_length)
+        template = self.tokenizer.get_chat_template() if decodes else ""
+        self.source = Source(
+            model=name,
+            kind="decoder" if decodes else "encoder",
+            pooling=pooling,
+            max_length=max_length,
+            precision=precision,
+            dtype="float32",
+            fingerprint=fingerprint(self.body, self.tokenizer, template),
+            normalize=files.normalize,
+            prompt="" if decodes else files.prompt,
+            lower_case=not decodes and files.lower_case,
+            date=date_of(template),
+        )
+        self.earlier_fingerprint = _earlier_fingerprint(self.body, self._tokenise([_SAMPLE], max_length)[0][0])
         place(self.body, self.device, computed)
         (self.reward_model or self.body).to(self.device).eval()
 
@@ -134,6 +159,11 @@ class Embedder:
 
     def _pool(self, input_ids: Tensor, attention_mask: Tensor | None = None, **packed: Any) -> Tensor:
         """Return embeddings (n, D), float32, of a batch of `Collator`."""
+        vectors = self._pooled(input_ids, attention_mask, **packed)
+        return nn.functional.normalize(vectors) if self.source.normalize else vectors
+
+    def _pooled(self, input_ids: Tensor, attention_mask: Tensor | None, **packed: Any) -> Tensor:
+        """Return what `_pool` does, before it is normalised."""
         if self.reward_model and self.source.pooling == "last":
             return self.reward_model.pool(input_ids, attention_mask, **packed)
         cache = {"use_cache": False} if self.reward_model else {}
@@ -143,6 +173,9 @@ class Embedder:
         if attention_mask is None:
             lengths = packed["cu_seq_lens_q"].diff()
             return torch.segment_reduce(states[0], "mean", lengths=lengths, unsafe=True)
+        if self.source.pooling in ("cls", "last"):  # padding is on the right
+            at = attention_mask.sum(1) - 1 if self.source.pooling == "last" else torch.zeros_like(attention_mask[:, 0])
+            return states[torch.arange(len(states), device=at.device), at]
         weight = (attention_mask / attention_mask.sum(1, keepdim=True))[:, None]
         return (weight @ states).squeeze(1)
 
@@ -150,9 +183,9 @@ class Embedder:
         """Return the token ids (int32) of each conversation, and how many of them lost their beginning."""
         if self.reward_model:
             return tokenise(self.tokenizer, conversations, max_length)
-        texts = [
-            "\n\n".join(f"{turn['role'].capitalize()}: {turn['content']}" for turn in row) for row in conversations
-        ]
+        texts = [self.source.prompt + "\n\n".join(map(_plain, row)) for row in conversations]
+        if self.source.lower_case:
+            texts = [text.lower() for text in texts]
         rows = self.tokenizer(texts, verbose=False)["input_ids"] if texts else []
         long = [i for i, row in enumerate(rows) if len(row) > max_length]
         if long:  # cut by the tokenizer, which keeps the special tokens at both ends
@@ -162,25 +195,46 @@ class Embedder:
         return [np.array(row, dtype=np.int32) for row in rows], len(long)
 
 
-def fingerprint(model: nn.Module, ids: np.ndarray) -> str:
-    """Hash 64 numbers of every weight tensor of a model, together with the token ids of a sample.
+def _plain(turn: Mapping[str, Any]) -> str:
+    """A turn as an encoder reads it."""
+    calls = json.dumps(turn["tool_calls"], ensure_ascii=False) if turn.get("tool_calls") else ""
+    return f"{turn['role'].capitalize()}: {turn['content']}{calls}"
+
+
+def fingerprint(model: nn.Module, tokenizer: Any, template: str = "") -> str:
+    """Hash 64 numbers of every weight tensor of a model, together with what its tokenizer does.
 
     The hash is cheap, and it depends neither on where the model is stored nor on how its files are split. Fine-tuning
-    changes every tensor, and so the hash.
+    changes every tensor, and so the hash; another day does not.
 
     Args:
         model: The model.
-        ids: Token ids (int32) of a sample text, of shape (T,), as the tokenizer of the model gives them.
+        tokenizer: Its tokenizer: the hash is of the vocabulary, and of the token ids of a text.
+        template: The chat template, with the date that it prints; "" if it is not read.
 
     Returns:
-        32 hexadecimal digits.
+        "2:" and 32 hexadecimal digits.
     """
+    vocabulary = sorted(tokenizer.get_vocab().items())
+    ids = [tokenizer(_TEXT, add_special_tokens=special)["input_ids"] for special in (False, True)]
+    digest = hashlib.blake2b(json.dumps([vocabulary, ids, template]).encode(), digest_size=16)
+    _add_weights(digest, model)
+    return _WITH_TOKENIZER + digest.hexdigest()
+
+
+def _earlier_fingerprint(model: nn.Module, ids: np.ndarray) -> str:
+    """The fingerprint of versions that hashed the token ids (T,) int32 of a conversation in place of the tokenizer."""
     digest = hashlib.blake2b(ids.tobytes(), digest_size=16)
+    _add_weights(digest, model)
+    return digest.hexdigest()
+
+
+def _add_weights(digest: Any, model: nn.Module) -> None:
+    """Add 64 numbers of every weight tensor of a model to a hash."""
     for name, weight in model.named_parameters():
         flat = weight.detach().flatten()
         some = flat[:: max(1, len(flat) // 64)][:64]  # not the last ones: a new padding token has random weights
         digest.update(f"{name} {tuple(weight.shape)}".encode() + some.float().cpu().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def write_embeddings(
@@ -239,7 +293,7 @@ def write_embeddings(
             )
         return {"embeddings": vectors.to(getattr(torch, dtype))}
 
-    work = Work(out, ids, messages, about(source), compute, partial(merge_parts, out=out, source=source))
+    work = Work(out, ids, messages, about(source), compute, partial(merge_parts, out=out, source=source), by_text=True)
     passes = Passes(batch_size, token_budget, distributed, progress)
     write_in_parts(work, passes, resume=resume, overwrite=overwrite)
     return truncated
@@ -309,6 +363,37 @@ def _load_encoder(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def _position_limit(config: Any) -> int:
-    """Return the largest number of positions that the configuration of a model allows."""
-    return int(getattr(config.get_text_config(), "max_position_embeddings", None) or sys.maxsize)
+def _position_limit(body: Any) -> int:
+    """Return the largest number of tokens for which a model has positions.
+
+    Where positions are numbered from behind that of the padding, as in RoBERTa, there are fewer than rows of them.
+    """
+    limit = int(getattr(body.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize)
+    for name, module in body.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            limit = min(limit, module.num_embeddings - module.padding_idx - 1)
+    return limit
+
+
+def _pooling(name: str, pooling: str, files: SentenceFiles, *, decodes: bool) -> str:
+    """The pooling of a model, given what is asked for and what its files say.
+
+    Raises:
+        ValueError: It does not go with the model, or is not available.
+    """
+    asked = files.pooling if pooling == "auto" else ""
+    chosen = (asked or ("last" if decodes else "mean")) if pooling == "auto" else pooling
+    if chosen not in POOLINGS:
+        raise ValueError(
+            f"pooling: the files of {name!r} ask for {chosen!r}, which is not available; expected one of "
+            f"{', '.join(POOLINGS[1:])}, by --pooling"
+        )
+    if decodes and chosen == "cls":
+        raise ValueError(
+            f"pooling: got 'cls'; {name!r} is a decoder: its first token sees no text; expected last or mean"
+        )
+    if not decodes and chosen == "last" and not asked and files.pooling != "last":
+        raise ValueError(
+            f"pooling: got 'last'; {name!r} is an encoder: no token stands for its text; expected mean or cls"
+        )
+    return chosen

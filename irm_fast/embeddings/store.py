@@ -1,4 +1,4 @@
-"""Embeddings on disk: one vector for every row of a data file, found by a hash of the row's id and text.
+"""Embeddings on disk: one vector for every row of a data file, found by a hash of the row's text.
 
 A file is in the safetensors format, with `embeddings` (N, D), float32 or bfloat16, and `row_hash` (N,), int64; its
 metadata say how the embeddings were made. While a file is being written, its rows are in parts of the same format
@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from irm_fast.models.parts import opened, row_hash
+from irm_fast.models.parts import opened, parts_folder, row_hash
 
 if TYPE_CHECKING:
     from irm_fast.data.messages import Messages
 
-FORMAT = "1"  # of the metadata entry "irm_fast_embeddings"
+FORMAT = "2"  # of the metadata entry "irm_fast_embeddings"
+_WITH_IDS = "1"  # the format whose hashes are of ids, too
 _DTYPES = {"float32": "F32", "bfloat16": "BF16"}  # safetensors' names
 
 
@@ -32,11 +33,15 @@ class Source:
     Attributes:
         model: The folder or hub id of the language model.
         kind: "decoder" or "encoder".
-        pooling: "last" or "mean".
+        pooling: "last", "mean" or "cls".
         max_length: The largest number of tokens of a conversation.
         precision: The dtype of the forward pass, "float32" or "bfloat16".
         dtype: The dtype of the file, "float32" or "bfloat16".
         fingerprint: The `embedder.fingerprint` of the model and its tokenizer, which does not depend on where they are.
+        normalize: Whether the embeddings are divided by their length.
+        prompt: The text that was put before every text.
+        lower_case: Whether texts were read in lower case.
+        date: The date that the chat template printed; "" if it prints none.
     """
 
     model: str
@@ -46,6 +51,10 @@ class Source:
     precision: str
     dtype: str
     fingerprint: str
+    normalize: bool = False
+    prompt: str = ""
+    lower_case: bool = False
+    date: str = ""
 
     def difference(self, other: Source) -> str:
         """Return the name of the first setting that differs, or "" if none does.
@@ -77,7 +86,7 @@ def read_embeddings(path: str | Path, ids: Sequence[str], messages: Sequence[Mes
 
     Args:
         path: A file that `irm-fast embed` wrote.
-        ids: The ids of the N rows.
+        ids: The ids of the N rows, for errors; in files of earlier versions rows are found by id and text.
         messages: The conversations of the N rows.
 
     Returns:
@@ -88,26 +97,46 @@ def read_embeddings(path: str | Path, ids: Sequence[str], messages: Sequence[Mes
         ValueError: The file is missing, damaged, of another format or not written by `irm-fast embed`; or rows have no
             embedding there, and the message says how many and names the first.
     """
-    wanted = row_hash(ids, messages)
     with opened(path) as file:
         _source(path, file)
+        with_ids = file.metadata()["irm_fast_embeddings"] == _WITH_IDS
         vectors, held = file.get_tensor("embeddings"), file.get_tensor("row_hash").numpy()
+    wanted = row_hash(ids if with_ids else None, messages)
     if not np.array_equal(held, wanted):
-        vectors = vectors[_places(path, ids, wanted, held)]
+        vectors = vectors[_places(path, ids, wanted, held, with_ids=with_ids)]
     return vectors.float().numpy()
 
 
-def _places(path: str | Path, ids: Sequence[str], wanted: np.ndarray, held: np.ndarray) -> np.ndarray:
+def _places(
+    path: str | Path, ids: Sequence[str], wanted: np.ndarray, held: np.ndarray, *, with_ids: bool
+) -> np.ndarray:
     """Return the positions (N,) of the wanted hashes among those held; raise ValueError if one is missing."""
     order = np.argsort(held, kind="stable")
     places = order[np.searchsorted(held, wanted, sorter=order).clip(max=len(held) - 1)]
     lacking = np.flatnonzero(held[places] != wanted)
     if len(lacking):
+        ids_too = " id or" if with_ids else ""
+        unnamed = with_ids and ids[lacking[0]].rpartition("/")[2].startswith("row-")
+        numbers = "; where a log has no ids, line numbers stand for them, and files of this version hold them"
         raise ValueError(
             f"{path}: no embedding of row {ids[lacking[0]]!r} with its present text ({len(lacking)} of {len(ids)} rows "
-            "lack one); the data have new rows, or rows of another id or text: run irm-fast embed on them"
+            f"lack one); the data have new rows, or rows of another{ids_too} text{numbers if unnamed else ''}: run "
+            "irm-fast embed on them"
         )
     return places
+
+
+def date_of_parts(out: Path) -> str | None:
+    """Return the date that a chat template printed for the parts of an interrupted run, or None if there are none.
+
+    Args:
+        out: The file that the run was to write.
+
+    Raises:
+        ValueError: The first part is damaged.
+    """
+    first = next(iter(sorted(parts_folder(out).glob("part-*.safetensors"))), None)
+    return None if first is None else read_source(first).date
 
 
 def merge_parts(parts: Sequence[Path], *, out: Path, source: Source) -> None:
@@ -161,10 +190,11 @@ def _source(path: str | Path, file: Any) -> Source:
     """Return the source that the metadata of an open file name; raise ValueError if they name none."""
     metadata = file.metadata() or {}
     version = metadata.pop("irm_fast_embeddings", None)
-    if version != FORMAT:
+    if version not in (FORMAT, _WITH_IDS):
         hint = "upgrade irm-fast" if version else "not written by irm-fast embed"
         raise ValueError(f"{path}: format: got {version}; expected {FORMAT}: {hint}")
     try:
-        return Source(**{**metadata, "max_length": int(metadata["max_length"])})
+        flags = {name: metadata[name] == "True" for name in ("normalize", "lower_case") if name in metadata}
+        return Source(**{**metadata, **flags, "max_length": int(metadata["max_length"])})
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: damaged metadata ({error}); expected those that irm-fast embed wrote") from error

@@ -16,6 +16,7 @@ from irm_fast.data.features import text_features
 from irm_fast.data.signals import RewardSpec, known_logits
 from irm_fast.data.warning import warn_caller
 from irm_fast.embeddings.embedder import Embedder
+from irm_fast.embeddings.sentence_files import SentenceFiles
 from irm_fast.embeddings.store import Source
 from irm_fast.losses.implicit import implicit_rm_loss
 from irm_fast.models.backbone import quiet_transformers
@@ -54,7 +55,8 @@ class EmbeddedRewardModel:
     @property
     def is_checkpoint(self) -> bool:
         """Whether a sequence classifier can hold the reward: it is linear in the state of a decoder's last token."""
-        return self.estimator.is_linear_ and (self.source.kind, self.source.pooling) == ("decoder", "last")
+        last = (self.source.kind, self.source.pooling, self.source.normalize) == ("decoder", "last", False)
+        return self.estimator.is_linear_ and last
 
     @property
     def context(self) -> tuple[str, ...]:
@@ -302,9 +304,21 @@ def open_source(source: Source) -> Embedder:
     Raises:
         ValueError: The model cannot be loaded, or its weights or tokenizer are not those that made the embeddings.
     """
-    embedder = Embedder(source.model, pooling=source.pooling, max_length=source.max_length, precision=source.precision)
-    if embedder.source.fingerprint != source.fingerprint:
-        raise ValueError(
-            f"model {source.model!r}: its weights or tokenizer are not those that made the embeddings; expected those"
-        )
+    embedder = Embedder(
+        source.model,
+        pooling=source.pooling,
+        max_length=source.max_length,
+        precision=source.precision,
+        files=SentenceFiles(source.pooling, source.normalize, source.prompt, source.lower_case),
+        date=source.date,
+    )
+    if source.fingerprint not in (embedder.source.fingerprint, embedder.earlier_fingerprint):
+        if embedder.source.date and not source.date:
+            why = (
+                "the embeddings are of an earlier version, which did not keep the date that the chat template printed; "
+                "make them anew by irm-fast embed, and the model by irm-fast train --embeddings"
+            )
+        else:
+            why = "its weights or tokenizer are not those that made the embeddings; expected those"
+        raise ValueError(f"model {source.model!r}: {why}")
     return embedder

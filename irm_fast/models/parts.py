@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -46,6 +46,7 @@ class Work:
             says where the model is; "fingerprint" tells whether it is the same.
         compute: A function that returns the columns of the rows of a slice, each of shape (n, ...).
         merge: A function that writes the parts, in their order, as one file.
+        by_text: Whether a row is one of the same text, whatever its id.
     """
 
     out: Path
@@ -54,6 +55,7 @@ class Work:
     about: Mapping[str, str]
     compute: Callable[[slice, Passes], Mapping[str, Tensor]]
     merge: Callable[[Sequence[Path]], None]
+    by_text: bool = False
 
 
 def write_in_parts(work: Work, passes: Passes, *, resume: bool = False, overwrite: bool = False) -> None:
@@ -72,7 +74,7 @@ def write_in_parts(work: Work, passes: Passes, *, resume: bool = False, overwrit
         ValueError: A part was made from other rows or otherwise.
         KeyboardInterrupt: The run was interrupted; its text says how to go on.
     """
-    hashes = row_hash(work.ids, work.messages)
+    hashes = row_hash(None if work.by_text else work.ids, work.messages)
     if passes.distributed:
         check_same("rows", len(hashes), int(np.bitwise_xor.reduce(hashes * np.arange(1, len(hashes) + 1))))
     slices = [slice(start, start + PART_ROWS) for start in range(0, len(work.ids), PART_ROWS)]
@@ -112,14 +114,14 @@ def write_in_parts(work: Work, passes: Passes, *, resume: bool = False, overwrit
                 folder.rmdir()
 
 
-def row_hash(ids: Sequence[str], messages: Sequence[Messages]) -> np.ndarray:
+def row_hash(ids: Sequence[str] | None, messages: Sequence[Messages]) -> np.ndarray:
     """Return a hash (int64) of each row, of shape (N,): 8 bytes of BLAKE2b over its id, roles and texts.
 
     Args:
-        ids: The ids of the N rows.
+        ids: The ids of the N rows. None leaves them out.
         messages: The conversations of the N rows.
     """
-    rows = zip(ids, messages, strict=True)
+    rows: Iterable[object] = messages if ids is None else zip(ids, messages, strict=True)
     digests = (hashlib.blake2b(json.dumps(row).encode(), digest_size=8).digest() for row in rows)
     return np.frombuffer(b"".join(digests), "<i8").astype(np.int64)
 

@@ -22,7 +22,7 @@ from irm_fast.data.log import Log, hold_out
 from irm_fast.data.messages import Messages
 from irm_fast.data.signals import RewardSpec
 from irm_fast.embeddings.embedder import Embedder, write_embeddings
-from irm_fast.embeddings.store import read_embeddings, read_source
+from irm_fast.embeddings.store import date_of_parts, read_embeddings, read_source
 from irm_fast.embeddings.text_model import EmbeddedRewardModel
 from irm_fast.models.processes import from_main_process, is_first
 from irm_fast.models.record import PROPENSITIES, RECORD
@@ -153,7 +153,8 @@ def _write_states(parts: Sequence[Log], path: Path, config: TrainConfig) -> None
     if config.progress and is_first():
         tell("propensities first: one pass of the untrained model over the log, then a fit to its states")
     from_main_process(lambda: path.unlink(missing_ok=True))
-    embedder = Embedder(config.model, pooling="last", max_length=config.max_length)
+    date = date_of_parts(path) if config.resume else None
+    embedder = Embedder(config.model, pooling="last", max_length=config.max_length, date=date)
     ids, messages = _rows(parts)
     how = {"token_budget": config.token_budget, "resume": config.resume, "progress": config.progress}
     write_embeddings(ids, messages, embedder, path, distributed=True, **how)  # type: ignore[arg-type]

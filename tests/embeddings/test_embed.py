@@ -159,7 +159,7 @@ def test_file_holds_every_row_in_its_order(tiny_model, rows, tmp_path, small_par
     assert (read_source(out).model, read_source(out).dtype) == (tiny_model, dtype)
 
 
-def test_rows_are_found_by_id_and_text(tiny_encoder, rows, tmp_path, small_parts):
+def test_rows_are_found_by_text(tiny_encoder, rows, tmp_path, small_parts):
     ids, messages = rows
     out = tmp_path / "e.safetensors"
     write_embeddings(ids, messages, Embedder(tiny_encoder), out)
@@ -171,8 +171,27 @@ def test_rows_are_found_by_id_and_text(tiny_encoder, rows, tmp_path, small_parts
     edited = [*messages[:7], [*messages[7][:1], {"role": "assistant", "content": "another"}], *messages[8:]]
     with pytest.raises(ValueError, match=r"e\.safetensors: no embedding of row 'row-7'.*1 of 20 rows"):
         read_embeddings(out, ids, edited)
-    with pytest.raises(ValueError, match=r"row 'new'.*2 of 20 rows"):
-        read_embeddings(out, ["new", *ids[1:19], "newer"], messages)
+    named_anew = [f"row-{number}" for number in range(1, 14)]  # as where a log without ids was shortened
+    np.testing.assert_array_equal(read_embeddings(out, named_anew, [messages[i] for i in some]), found)
+
+
+def test_files_of_the_first_format_are_read_by_id_and_text(tiny_encoder, rows, tmp_path):
+    from safetensors.torch import save_file
+
+    ids, messages = rows
+    out, old = tmp_path / "e.safetensors", tmp_path / "old.safetensors"
+    write_embeddings(ids, messages, Embedder(tiny_encoder), out)
+    with safe_open(out, "pt") as file:
+        later = {"normalize", "prompt", "lower_case", "date"}
+        metadata = {key: value for key, value in file.metadata().items() if key not in later}
+    content = load_file(out) | {"row_hash": torch.from_numpy(parts.row_hash(ids, messages))}
+    save_file(content, old, metadata=metadata | {"irm_fast_embeddings": "1"})
+    np.testing.assert_array_equal(read_embeddings(old, ids[::-1], messages[::-1]), content["embeddings"].flip(0))
+    assert read_source(old) == read_source(out)
+    with pytest.raises(ValueError, match=r"row 'new'.*2 of 20 rows.*another id or text: run"):
+        read_embeddings(old, ["new", *ids[1:19], "newer"], messages)
+    with pytest.raises(ValueError, match=r"row 'row-7'.*no ids, line numbers stand for them"):
+        read_embeddings(old, [f"row-{number + 7}" for number in range(20)], messages)
 
 
 class Interrupted(Exception):
@@ -276,10 +295,12 @@ def test_files_of_others(tiny_encoder, rows, tmp_path):
         read_source(f"{tiny_encoder}/model.safetensors")
 
 
-def test_models_that_cannot_be_pooled(tiny_encoder, tmp_path):
-    with pytest.raises(ValueError, match=r"is an encoder.*expected mean"):
+def test_models_that_cannot_be_pooled(tiny_encoder, tiny_model, tmp_path):
+    with pytest.raises(ValueError, match=r"is an encoder.*expected mean or cls"):
         Embedder(tiny_encoder, pooling="last")
-    with pytest.raises(ValueError, match=r"pooling: got 'max'; expected one of auto, last, mean"):
+    with pytest.raises(ValueError, match=r"is a decoder.*expected last or mean"):
+        Embedder(tiny_model, pooling="cls")
+    with pytest.raises(ValueError, match=r"pooling: got 'max'; expected one of auto, last, mean, cls"):
         Embedder(tiny_encoder, pooling="max")
     with pytest.raises(ValueError, match="'nobody/nothing': no such folder, and not found"):
         Embedder("nobody/nothing")
