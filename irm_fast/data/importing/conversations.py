@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from irm_fast.data.importing.thumbs import is_liked, thumb_signals
+from irm_fast.data.importing.thumbs import thumb_of, thumb_signals
 from irm_fast.data.messages import OTHER_ROLES
 from irm_fast.data.problems import FieldError, shown
 
@@ -45,9 +45,9 @@ def open_webui_rows(record: Record, name: str) -> Iterator[Row]:
         yield from _chat_rows(record, name)
         return
     data, meta = record["data"], record["meta"]
-    liked = is_liked(data.get("rating"))
-    if liked is None:
-        raise FieldError("data.rating", f"got {shown(data.get('rating'))}; expected 1 or -1")
+    liked = thumb_of(data.get("rating"), "data.rating")
+    if liked is None:  # a comment alone
+        return
     messages = held(record, "snapshot", "chat", "chat", "history", "messages")
     if not isinstance(messages, Mapping):
         raise FieldError("snapshot", "holds no chat; expected snapshot.chat.chat.history.messages, of a full export")
@@ -75,7 +75,7 @@ def _chat_rows(record: Record, name: str) -> Iterator[Row]:
                 id=f"{record.get('id', name)}.{key}",
                 prompt=[_turn(entry) for entry in chain[:-1]],
                 completion=[_turn(message)],
-                feedback=thumb_signals(is_liked(held(message, "annotation", "rating"))),
+                feedback=thumb_signals(thumb_of(held(message, "annotation", "rating"), "annotation.rating")),
                 user_id=record.get("user_id"),
                 session_id=record.get("id"),
                 timestamp=message.get("timestamp"),
@@ -123,7 +123,7 @@ def librechat_rows(record: Record, name: str) -> Iterator[Row]:
             id=key,
             prompt=turns[:-1],
             completion=turns[-1:],
-            feedback=thumb_signals(is_liked(held(message, "feedback", "rating"))),
+            feedback=thumb_signals(thumb_of(held(message, "feedback", "rating"), "feedback.rating")),
             user_id=message.get("user", record.get("user")),
             session_id=record.get("conversationId"),
             timestamp=message.get("createdAt"),
@@ -193,7 +193,8 @@ def _rated(turn: Record) -> bool | None:
     """Return whether a turn is rated up or down, None if it is not rated."""
     for name in _RATINGS:
         value = turn.get(name)
-        for rating in (value, held(value, "rating"), held(value, "value")):
-            if (liked := is_liked(rating)) is not None:
-                return liked
+        if isinstance(value, Mapping):
+            value = value.get("rating", value.get("value"))
+        if (liked := thumb_of(value, name)) is not None:
+            return liked
     return None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from irm_fast.data.problems import FieldError, shown
+
 UP, DOWN = "thumbs_up", "thumbs_down"
 _LIKED = {
     "1", "+1", "up", "thumbsup", "thumbup", "upvote", "upvoted", "like", "liked", "positive", "good", "yes", "true",
@@ -42,6 +44,20 @@ def is_liked(value: object, *, zero: bool | None = None) -> bool | None:
     plain = re.sub(r"\.0$", "", plain)
     plain = plain if plain in ("+1", "-1") else re.sub(r"[\s_-]", "", plain)
     return True if plain in _LIKED else False if plain in _DISLIKED else None
+
+
+def thumb_of(value: object, field: str) -> bool | None:
+    """Return whether a rating says that a response pleased, None where there is no rating.
+
+    Raises:
+        FieldError: It says neither; 0 does not say which of both it is.
+    """
+    if value is None or value == "":
+        return None
+    liked = is_liked(value)
+    if liked is None:
+        raise FieldError(field, f"got {shown(value)}; expected 1 or -1, true or false, or a text such as thumbsUp")
+    return liked
 
 
 def thumb_signals(liked: bool | None) -> dict[str, int]:

@@ -125,13 +125,11 @@ def langfuse(record: Record) -> Span | Action | str:
     """Read a trace, an observation or a score of Langfuse, of the API, the interface or a blob storage."""
     kind = str(_any(record, "type") or "").upper()
     trace = _any(record, "trace_id", "traceId")
-    if "name" in record and "value" in record and ("data_type" in record or "dataType" in record or not kind):
-        values = (_any(record, "string_value", "stringValue"), record["value"])
-        key, time = (
-            _any(record, "observation_id", "observationId"),
-            _any(record, "timestamp", "created_at", "createdAt"),
-        )
-        return _score(record, record["name"], values, key, trace, time, record.get("source"))
+    said = _any(record, "string_value", "stringValue"), record.get("value")
+    if "name" in record and not {"input", "output"} & set(record) and any(value is not None for value in said):
+        key = _any(record, "observation_id", "observationId")
+        time = _any(record, "timestamp", "created_at", "createdAt")
+        return _score(record, record["name"], said, key, trace, time, record.get("source"))
     if record.get("id") is None or not ({"input", "output"} & set(record) or kind):
         return "records that are no trace, observation or score"
     own = trace is None  # a trace itself

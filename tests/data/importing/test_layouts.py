@@ -178,6 +178,18 @@ def test_what_is_wrong_with_a_record_is_a_problem_of_its_line(tmp_path: Path) ->
     assert "snapshot: holds no chat" in told and "'gone'" in told
 
 
+@pytest.mark.parametrize("rating", [0, 4, "meh"])
+@pytest.mark.parametrize("make", [open_webui, open_webui_chat, librechat, sharegpt])
+def test_a_rating_that_cannot_be_read_is_not_silence(make: Any, rating: object) -> None:
+    report = validate([make(0, rating), make(1, 1), make(2, -1)])
+    assert report["problem_count"] and f"got {rating!r}; expected 1 or -1" in report["problems"][0]
+
+
+@pytest.mark.filterwarnings("ignore:.*records read as")
+def test_a_comment_without_a_rating_is_no_row() -> None:
+    assert len(read_log([open_webui(0, None), open_webui(1, 1), open_webui(2, -1)])) == 2
+
+
 def test_an_import_says_what_it_left_out(tmp_path: Path) -> None:
     path = tmp_path / "mixed.jsonl"
     lines = [json.dumps(librechat(0, "thumbsUp")), json.dumps(sharegpt(1, "thumbsUp")), json.dumps({"a": 1}), "{"]
