@@ -59,9 +59,19 @@ def check_codes(name: str, x: Tensor, shape: torch.Size | None, device: torch.de
 
 
 def _check_tensor(name: str, x: Tensor) -> None:
-    """Check that `x`, called `name` in the error, is a dense tensor without a negation bit; else raise TypeError."""
+    """Check that `x`, called `name` in the error, is a dense tensor without a negation bit, with values of its own.
+
+    Raises:
+        TypeError: It is none.
+    """
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
+    if type(x).__name__ == "DTensor":  # by name: its module need not be loaded
+        raise TypeError(
+            f"{name} must be a tensor of this process, got a DTensor: use {name}.to_local() or .full_tensor()"
+        )
+    if x.is_meta:
+        raise TypeError(f"{name} must have values, got a meta tensor, which has none: make it on a device")
     # Dynamo cannot ask for the negation bit, and resolves it by itself.
     if x.layout != torch.strided or (not torch.compiler.is_compiling() and x.is_neg()):
         raise TypeError(f"{name} must be an ordinary dense tensor (to_dense(), resolve_neg())")

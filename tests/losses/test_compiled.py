@@ -164,11 +164,12 @@ def test_opcheck(per_row: bool, scale: float | None, backend: str) -> None:
     (s, t), feedback = loss_inputs(9)
     torch.library.opcheck(torch.ops.irm_fast.implicit_rm.default, (s, t, feedback, *rest, True, True))
     (hidden, *_), feedback = linear_inputs(9)
-    heads, bias = torch.randn(3, 24, requires_grad=True), torch.randn(3, requires_grad=True)
-    arguments = (hidden, heads, bias, None, feedback, *rest, True, True, True, False)
-    torch.library.opcheck(torch.ops.irm_fast.linear_implicit_rm.default, arguments)
-    one = (hidden, heads[:1].detach().requires_grad_(), bias[:1].detach().requires_grad_(), t, feedback, *rest)
-    torch.library.opcheck(torch.ops.irm_fast.linear_implicit_rm.default, (*one, True, True, True, True))
+    linear = torch.ops.irm_fast.linear_implicit_rm.default
+    for heads, biases in ((3, 3), (1, 3)):  # of three logits; of the reward, with constant propensities
+        parameters = torch.randn(heads * 24 + biases, requires_grad=True)
+        torch.library.opcheck(linear, (hidden, parameters, None, feedback, *rest, True, True, False))
+    parameters = torch.randn(24 + 1, requires_grad=True)  # of the reward, where propensity logits are given
+    torch.library.opcheck(linear, (hidden, parameters, t, feedback, *rest, True, True, True))
 
 
 def test_opcheck_of_the_backward_operators(backend: str) -> None:

@@ -298,3 +298,18 @@ def test_refused_arguments(case: str, backend: str) -> None:
     if set(changed) <= accepted:
         with pytest.raises(error, match=message):
             irm_fast.stratify(**{**sound, **changed})
+
+
+def test_tensors_without_values_of_their_own_are_refused() -> None:
+    """Those of a mesh of processes, and those without data, each with what to do instead."""
+    s, t, f = make(8, 1)
+    with pytest.raises(TypeError, match="feedback must have values, got a meta tensor"):
+        irm_fast.implicit_rm_loss(s, t, f.to("meta"))
+
+    class DTensor(Tensor):
+        """Of the name by which the real ones are known."""
+
+    with pytest.raises(TypeError, match=r"got a DTensor: use propensity_logits.to_local\(\) or .full_tensor\(\)"):
+        irm_fast.implicit_rm_loss(s, t.as_subclass(DTensor), f)
+    with pytest.raises(TypeError, match="hidden must have values"):
+        irm_fast.linear_implicit_rm_loss(torch.zeros(8, 4, device="meta"), torch.zeros(4), f)
