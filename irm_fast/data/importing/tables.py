@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -94,7 +95,8 @@ class Table:
             listed = ", ".join(sorted(f"{kind}{f' packed by {packed}' if packed else ''}" for kind, packed in kinds))
             raise DataError([f"{source}: file: got {listed}; expected files of one kind"])
         [(kind, packed)] = kinds
-        files = f"[{', '.join(literal(part) for part in source.parts)}]"
+        names = [re.sub(r"([*?[])", r"[\1]", part) for part in source.parts]  # which are no patterns
+        files = f"[{', '.join(map(literal, names))}]"
         if kind == "json":
             options = f"format = 'auto', maximum_object_size = {MAX_LINE}{_UNPACKS[packed]}"
             return cls.of_json(connection, name, f"read_json_objects({files}, {options})")

@@ -246,6 +246,12 @@ def test_a_file_of_another_kind_is_named(tmp_path: Path, content: bytes, said: s
     assert str(tmp_path / "i") in str(raised.value)
 
 
+def test_a_name_is_no_pattern(tmp_path: Path) -> None:
+    given = lines(tmp_path / "i[1]*'.jsonl", IMPRESSIONS), lines(tmp_path / "a?.jsonl", ACTIONS)
+    lines(tmp_path / "i1.jsonl", IMPRESSIONS[:1])
+    assert import_events(*given, tmp_path / "log.jsonl").read == {"impressions": 8, "actions": 9}
+
+
 def test_files_of_a_table_are_of_one_kind(tmp_path: Path) -> None:
     given = [str(lines(tmp_path / "i", IMPRESSIONS)), str(csv(tmp_path / "j", IMPRESSIONS))]
     with pytest.raises(DataError, match="got csv, json; expected files of one kind"):
