@@ -105,8 +105,9 @@ class Log:
         Rows of one conversation are in one group, those of one session and those of one user: rows of one prompt, and
         of a prompt with which another row's messages begin, as at an earlier turn. A session's name counts within its
         user where several users have it. Popular prompts can tie most rows together in that way. Where fewer than
-        `apart` of the rows lie outside the largest group, a user may be in several groups; if that is not enough, so
-        may a session, and then a conversation, but never a prompt.
+        `apart` of the rows lie outside the largest group, a user may be in several groups, which a warning says; if
+        that is not enough, so may a session, and then a conversation, but never a prompt, but for an instruction that
+        nearly all rows have, see `prompt_keys`.
 
         Args:
             apart: The share of the rows, in [0, 1], that must lie outside the largest group.
@@ -114,11 +115,14 @@ class Log:
         Returns:
             Group numbers from 0, of shape (N,).
         """
-        return self._grouped(apart)[0]
+        groups, parted = self._grouped(apart)
+        if parted:
+            _warn_of_parted(parted, "groups")
+        return groups
 
     def _grouped(self, apart: float) -> tuple[np.ndarray, list[str]]:
         """Return the numbers of `groups`, and what may be in several of them: users, sessions, conversations."""
-        prompts = [prompt_key(messages) for messages in self.messages]
+        prompts = prompt_keys(self.messages)
         conversations = conversation_keys(prompts)
         known = {"conversations": conversations, "users": self.user_ids, "sessions": self._sessions()}
         ties: dict[str, Sequence[Hashable | None]] = {name: names for name, names in known.items() if names}
@@ -147,8 +151,9 @@ class Log:
 
         No conversation, no session and no user is in both parts, see `groups`. Where shared prompts tie so many rows
         together that less than half of the held-out rows could be found in that way, users may be in both parts, then
-        sessions, then conversations, but never a prompt: a warning says so. Another says if the held-out part is less
-        than half or more than twice as large as it was to be, because of groups that are too large.
+        sessions, then conversations, but never a prompt: a warning says so. Others say if nearly all rows have one
+        prompt, so that its rows are in both parts (`prompt_keys`), and if the held-out part is less than half or more
+        than twice as large as it was to be, because of groups that are too large.
 
         Args:
             fraction: The share of the rows to hold out, about, in (0, 1).
@@ -158,16 +163,19 @@ class Log:
             The training part and the held-out part, each with its rows in the order of the log.
 
         Raises:
-            ValueError: The fraction is out of range, or all rows share one prompt.
+            ValueError: The fraction is out of range, or all rows belong together.
         """
         groups, parted = self._grouped(apart=fraction / 2)
         held = hold_out(groups, fraction, seed)
         if not held.any():
-            raise ValueError(f"cannot split {len(self)} rows: they share one prompt; expected two or more")
+            raise ValueError(
+                f"cannot split {len(self)} rows: all belong together, as of one text; expected two or more groups; "
+                "--validation-fraction 0 trains on all rows, without held-out ones to judge by"
+            )
         remedy = "in Python, train_log(log, config, heldout=...) takes held-out rows of your choice"
         if parted:
-            text = f"{' and '.join(parted)} share too many prompts to be parted: they may be in both parts; {remedy}"
-            warn_caller(text)
+            _warn_of_parted(parted, f"parts; {remedy}")
+        _warn_of_instruction(self.messages, remedy)
         if not 0.5 <= held.sum() / max(1, round(fraction * len(self))) <= 2:
             text = (
                 f"held out {held.sum()} of {len(self)} rows, where {fraction:.0%} were asked for: rows that must stay "
@@ -175,6 +183,48 @@ class Log:
             )
             warn_caller(text)
         return self.subset(~held), self.subset(held)
+
+
+def _warn_of_parted(parted: Sequence[str], where: str) -> None:
+    warn_caller(f"{' and '.join(parted)} share too many prompts to be parted: they may be in both {where}")
+
+
+def _warn_of_instruction(conversations: Sequence[Messages], remedy: str) -> None:
+    """Warn if nearly all rows of a log that is split have one prompt."""
+    prompt, count = Counter(map(prompt_key, conversations)).most_common(1)[0]
+    if is_instruction(count, len(conversations)):
+        shown = prompt[-1][1][:40] if prompt else ""
+        warn_caller(
+            f"{count} of {len(conversations)} rows have one prompt, {shown!r}: they are split by their responses, and "
+            f"what is held out tells of other responses to this prompt; {remedy}"
+        )
+
+
+INSTRUCTION = 0.9  # a prompt of more rows than this share is an instruction
+
+
+def is_instruction(count: int, rows: int) -> bool:
+    """Return whether a prompt is one that nearly all rows have: the fixed instruction of a product with one task."""
+    return rows > 1 and count > INSTRUCTION * rows
+
+
+def prompt_keys(conversations: Sequence[Messages]) -> list[tuple[tuple[str, str], ...]]:
+    """Return what rows that belong together have in common: the prompt, but for an instruction the whole text.
+
+    An instruction that nearly all rows have (`is_instruction`) says nothing of the response, and would leave no rows to
+    hold out.
+
+    Args:
+        conversations: N conversations.
+    """
+    prompts = [prompt_key(messages) for messages in conversations]
+    counts = Counter(prompts)
+    return [
+        (*prompt, (messages[-1]["role"], messages[-1]["content"]))
+        if is_instruction(counts[prompt], len(prompts))
+        else prompt
+        for prompt, messages in zip(prompts, conversations, strict=True)
+    ]
 
 
 def conversation_keys(prompts: Sequence[tuple[tuple[str, str], ...]]) -> list[tuple[tuple[str, str], ...]]:

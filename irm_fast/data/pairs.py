@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from irm_fast.data.log import Log, conversation_keys, group_rows, hold_out, prompt_key
+from irm_fast.data.log import Log, conversation_keys, group_rows, hold_out, prompt_keys
 from irm_fast.data.messages import Messages
 from irm_fast.data.problems import Problems
 from irm_fast.data.rated import warn_of_left_out
@@ -65,9 +65,8 @@ class Pairs:
         Returns:
             The pairs to train on, and the pairs that are held out, each in their order; either may be empty.
         """
-        rows = [prompt_key(messages) for part in (log, heldout) for messages in part.messages]
-        sides = [prompt_key(messages) for part in (self.chosen, self.rejected) for messages in part]
-        keys = conversation_keys([*rows, *sides])
+        rows = [messages for part in (log, heldout) for messages in part.messages]
+        keys = conversation_keys(prompt_keys([*rows, *self.chosen, *self.rejected]))
         first, second = keys[: len(rows) + len(self)], keys[len(rows) + len(self) :]
         groups = group_rows(first, [*[None] * len(rows), *second])
         training, held_out, own = np.split(groups, [len(log), len(rows)])

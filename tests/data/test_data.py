@@ -529,9 +529,26 @@ def test_split_keeps_prompts_and_users_together(log_of):
     assert held.ids == log.split(0.2, seed=1)[1].ids != log.split(0.2, seed=2)[1].ids
 
 
+def test_an_instruction_that_nearly_all_rows_have_ties_none_of_them(log_of):
+    rows = [row(i, prompt="Summarise.", completion=f"text {i // 2}", user_id=i // 6) for i in range(60)]
+    for log in (log_of(*rows), log_of(*rows, row(60, prompt="Translate."), row(61, prompt="Translate."))):
+        with pytest.warns(UserWarning, match=r"60 of 6. rows have one prompt, 'Summarise\.'.*heldout=") as given:
+            train, held = log.split(0.2, seed=0)
+        assert len(given) == 1 and 6 <= len(held) <= 14
+        assert not set(train.user_ids) & set(held.user_ids)
+        assert log.groups().tolist() == log.groups(0.9).tolist() and log.groups().max() >= 9
+    nine_in_ten = log_of(*rows[:54], *[row(i, prompt=f"q{i}") for i in range(54, 60)])
+    assert (nine_in_ten.groups(apart=0)[:54] == 0).all()
+
+
+def test_rows_of_one_instruction_and_one_text_stay_together(log_of):
+    log = log_of(*[row(i, prompt="Summarise.", completion=f"text {i // 4}") for i in range(40)])
+    assert np.array_equal(log.groups(), np.arange(40) // 4)
+
+
 def test_split_that_cannot_be(log_of):
-    log = log_of(*[row(i, prompt="the same") for i in range(10)])
-    with pytest.raises(ValueError, match="one prompt"):
+    log = log_of(*[row(i, prompt="the same", completion="the same") for i in range(10)])
+    with pytest.raises(ValueError, match=r"all belong together.*--validation-fraction 0 trains on all rows"):
         log.split(0.1, seed=0)
     with pytest.raises(ValueError, match="fraction"):
         log.split(1.5, seed=0)
@@ -539,7 +556,8 @@ def test_split_that_cannot_be(log_of):
 
 def test_groups_keep_users_together_where_enough_rows_lie_outside_the_largest(log_of):
     log = log_of(*[row(i, prompt=f"q{i}", user_id="often" if i < 6 else i) for i in range(10)])
-    assert len(set(log.groups().tolist())) == 10  # 4 of 10 rows lie outside the largest group
+    with pytest.warns(UserWarning, match="^users share too many prompts to be parted: they may be in both groups"):
+        assert len(set(log.groups().tolist())) == 10  # 4 of 10 rows lie outside the largest group
     assert len(set(log.groups(apart=0.4).tolist())) == 5
     _, held = log.split(0.4, seed=0)
     assert len(held) == 4 and "often" not in held.user_ids
@@ -601,9 +619,9 @@ def test_split_parts_conversations_that_begin_alike_only_if_it_has_to(log_of):
 
 
 def test_split_says_if_the_held_out_part_has_another_size_than_it_was_to_have(log_of):
-    log = log_of(*[row(i, prompt="popular" if i < 98 else f"q{i}") for i in range(100)])
-    with pytest.warns(UserWarning, match=r"held out 2 of 100 rows, where 10% were asked for.*up to 98.*heldout="):
-        assert len(log.split(0.1, seed=0)[1]) == 2
+    log = log_of(*[row(i, prompt="popular" if i < 90 else f"q{i}") for i in range(100)])
+    with pytest.warns(UserWarning, match=r"held out 10 of 100 rows, where 30% were asked for.*up to 90.*heldout="):
+        assert len(log.split(0.3, seed=0)[1]) == 10
     with pytest.warns(UserWarning, match=r"held out 50 of 100 rows, where 10%"):
         log_of(*[row(i, prompt=f"q{i % 2}") for i in range(100)]).split(0.1, seed=0)
 
@@ -736,6 +754,7 @@ def test_score_checks_its_output_first(tmp_path):
 
 def test_score_writes_null_for_nan(tmp_path, monkeypatch):
     monkeypatch.setattr(rewards_file, "load", lambda *_, **__: None)
+    monkeypatch.setattr(rewards_file, "check_texts", lambda *_: None)
     monkeypatch.setattr(rewards_file, "folder_fingerprint", lambda folder: "none")
     monkeypatch.setattr(rewards_file, "declared_for", lambda folder, declared: None)
     monkeypatch.setattr(rewards_file, "_precision_of", lambda model: "float32")
