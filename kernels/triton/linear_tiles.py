@@ -55,7 +55,7 @@ def one_read_tile(hidden: Tensor, n_heads: int, n_signals: int, has_options: boo
     """A tile that fills a processor: 8 warps with up to 255 registers a thread, in one program or several.
 
     A thread holds a piece of the heads, its gradient and `states` hidden states, as many as registers last for: with
-    more of them, or wider heads, they spill (tests/kernels/test_triton_compile.py). Options of the loss take some of
+    more of them, or wider heads, they spill (tests/gpu_static). Options of the loss take some of
     their own, and so do narrow loads where rows are not aligned to 16 elements. A thread reads 8 neighbours at once,
     so that narrow hidden states take fewer threads. While a tile is computed the next ones are on their way into
     shared memory, whose size bounds the number of stages.

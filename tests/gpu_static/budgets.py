@@ -3,6 +3,7 @@
     python -m tests.gpu_static.budgets --write            compile everything, write the table
     python -m tests.gpu_static.budgets --write linear     the same for cases whose names contain a text
     python -m tests.gpu_static.budgets sm_90 "loss K=1"   print the records of some cases as JSON
+    python -m tests.gpu_static.budgets sm_90 --quick      likewise of those that the tests compile by default
 
 A record is one launch of a step on many rows:
 
@@ -34,6 +35,12 @@ ROWS = 2**13
 # Compiled for these targets: every case for the first, some for the others.
 TARGETS = ("sm_90", "sm_80", "sm_100", "gfx942")
 SOME = re.compile(r"loss K=1 float32|loss K=3 float16, e|linear K=[14] H=4096 bfl|linear K=1 H=16384|pointwise float32")
+# What the tests compile by default: a case of every kernel and of every form of the arithmetic.
+QUICK = {"sm_90": re.compile(
+    r"loss K=1 (float32|bfloat16)$|loss K=[234] float32($|, disp)|loss K=3 float16, e|linear K=[14] H=4096 bfl|"
+    r"linear K=3 H=1000|linear K=1 H=1000|linear K=2 H=1024|linear K=16 H=1024 float16|pointwise"
+)}  # fmt: skip
+QUICK |= dict.fromkeys(TARGETS[1:], re.compile(r"loss K=1 float32|linear K=1 H=4096 bfl|pointwise float32"))
 WARPS = {"sm_80": 64, "sm_89": 48, "sm_90": 64, "sm_100": 64}  # that a processor holds
 REGISTERS = 65536  # likewise; and half as many programs as warps
 SHARED = {"sm_80": 167936, "sm_89": 102400, "sm_90": 233472, "sm_100": 233472}  # bytes; each program takes 1,024 more
@@ -41,14 +48,17 @@ Record = dict[str, Any]
 
 
 def records(target: str, part: str = "") -> dict[str, list[Record]]:
-    """The records of the cases whose name contains `part`, compiled for the target.
+    """The records of the cases whose name contains `part` (see `chosen`), compiled for the target."""
+    return {name: step_records(target, name) for name in chosen(target, part)}
 
-    They are those in the table of this target, or, if it has none, all.
-    """
+
+def chosen(target: str, part: str = "") -> list[str]:
+    """Cases for the target whose name contains `part`, or, for --quick, those of `QUICK`."""
     from tests.gpu_static.cases import CASES
 
-    some = target in TARGETS[1:]
-    return {name: step_records(target, name) for name in CASES if part in name and (not some or SOME.match(name))}
+    if part == "--quick":
+        return [name for name in CASES if QUICK[target].match(name)]
+    return [name for name in CASES if part in name and (target not in TARGETS[1:] or SOME.match(name))]
 
 
 def step_records(target: str, name: str) -> list[Record]:

@@ -126,7 +126,7 @@ def unary(block: Emulator, ins: Instruction) -> None:
 # Greatest relative errors of the hardware's approximate functions of float32, before a rounding to float32, as the PTX
 # manual bounds them (ISA 9.1, sections 9.7.3.8 to 9.7.3.22). rcp: 1 ulp. ex2: 2 ulp from the correctly rounded one.
 # lg2: 2^-22, absolutely where the operand is in (1/2, 2). sqrt, rsqrt, tanh: relative, as here. div: 2 ulp, and zero
-# for div.approx by more than 2^126. An ulp is at most 2^-23 of its number, so that these bounds allow up to twice of it.
+# for div.approx by more than 2^126. An ulp is at most 2^-23 of its number, so that these bounds allow up to twice it.
 ERRORS = {"rcp": 2.0**-23, "ex2": 2.0**-22, "lg2": 2.0**-22, "sqrt": 2.0**-23, "rsqrt": 2.0**-22.9, "tanh": 2.0**-11}
 DIVISION_ERROR = 2.0**-22  # 2 ulp
 FUNCTIONS: dict[str, Callable[[Array], Array]] = {

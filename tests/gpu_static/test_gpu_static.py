@@ -20,6 +20,8 @@ import triton
 from tests.gpu_static.budgets import TABLE, TARGETS
 
 ROOT = Path(__file__).parents[2]
+# All cases take four minutes of a processor, those that run by default one and a half.
+QUICK = () if os.environ.get("IRM_FAST_ALL_GPU_CODE") == "1" else ("--quick",)
 TABLED: dict[str, Any] = json.loads(TABLE.read_text())
 KERNELS = {
     "implicit_rm_kernel",
@@ -58,16 +60,16 @@ def without_interpreter(folder: Path, *arguments: str) -> Any:
 @pytest.mark.parametrize("target", TARGETS)
 def test_budgets(folder: Path, target: str) -> None:
     """Every kernel compiles, spills nothing that it need not, and takes what the table says."""
-    found = without_interpreter(folder, "-m", "tests.gpu_static.budgets", target)
+    found = without_interpreter(folder, "-m", "tests.gpu_static.budgets", target, *QUICK)
     launches = [(name, record) for name, records in found.items() for record in records]
-    assert {record["kernel"] for _, record in launches} == KERNELS
+    assert {record["kernel"] for _, record in launches} == KERNELS or (QUICK and target != "sm_90")
     for name, record in launches:
         assert record["stack"] <= STACK[target], (name, record)
     if triton.__version__ != TABLED["triton"]:
         pytest.skip(f"the table is of Triton {TABLED['triton']}, this is {triton.__version__}")
     wrong = [
         f"{name}, {a['kernel']}: {key} is {a[key]}, in the table {b.get(key)}"
-        for name in found.keys() | TABLED[target].keys()
+        for name in found.keys() | (TABLED[target].keys() if not QUICK else ())
         for a, b in zip(found.get(name, []), TABLED[target].get(name, []), strict=False)
         for key in a
         if not same(a[key], b.get(key))
@@ -89,10 +91,9 @@ def same_launches(found: dict[str, Any], target: str, name: str) -> bool:
 @pytest.mark.parametrize("part", ["loss", "linear", "pointwise"])
 def test_compiled_kernels_are_right(folder: Path, part: str) -> None:
     """The code for sm_90 agrees with the float64 reference, and reads and writes inside of its tensors."""
-    for found in without_interpreter(folder, "-m", "tests.gpu_static.emulate", part):
+    for found in without_interpreter(folder, "-m", "tests.gpu_static.emulate", part, *QUICK):
         for result, error in found["errors"].items():
-            bound = 2 * ERROR if "bias" in result else ERROR  # one number: a sum over rows, most of which cancels
-            assert error <= bound, (found["case"], found["rows"], result, error)
+            assert error <= ERROR, (found["case"], found["rows"], result, error)
         assert found["kernels"], found
         for kernel in found["kernels"]:
             for kind in ("load", "store"):
