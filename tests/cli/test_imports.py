@@ -12,6 +12,9 @@ import pytest
 from typer.testing import CliRunner
 
 from irm_fast.cli.commands import app
+from irm_fast.data.importing.layouts import LAYOUTS
+from irm_fast.data.importing.traces import READERS
+from tests.data.importing import test_exports, test_layouts
 
 Rows = list[dict[str, Any]]
 GOOD = [bool(i % 2) for i in range(64)]
@@ -87,3 +90,18 @@ def test_from_an_export_to_scores(export: Any, tiny_model: str, tmp_path: Path, 
     rewards = {row["id"].split(".")[0]: row["reward"] for row in rows}
     by_side = [np.array([rewards[f"t{i}"] for i in range(64) if GOOD[i] is side]) for side in (True, False)]
     assert by_side[0].mean() > by_side[1].mean() + by_side[1].std()  # it learned what pleases
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("product", [*LAYOUTS, *READERS])
+def test_a_small_export_of_every_product_trains(product: str, tiny_model: str, tmp_path: Path) -> None:
+    if product in READERS:
+        pytest.importorskip("duckdb")
+        files = [*test_exports.written(tmp_path, product), *test_exports.END]
+    else:
+        files = [str(test_layouts.export(tmp_path / "export.json", product))]
+    log, model = tmp_path / "log.parquet", tmp_path / "model"
+    run("import", product, *files, "--out", log)
+    how = ["--epochs", 1, "--batch-size", 8, "--validation-fraction", 0, "--propensity-design", "constant"]
+    run("train", "--data", log, "--model", tiny_model, "--output", model, "--no-progress", *how)
+    assert (model / "model.safetensors").exists()

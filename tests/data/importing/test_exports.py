@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from irm_fast.data.importing.texts import conversation
 from irm_fast.data.importing.traces import signal_of
 from irm_fast.data.read import read_log
 
-pytest.importorskip("duckdb")
-pytestmark = pytest.mark.filterwarnings("ignore:.*fields that are not read")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*fields that are not read"),
+    pytest.mark.skipif(find_spec("duckdb") is None, reason="the join needs duckdb"),
+]
 N = 8
 UP, DOWN, COPIED = (0, 1), (2, 7), (0, 3)  # traces; the last is rated up first, then down
 END = ["--until", "2026-01-20"]
