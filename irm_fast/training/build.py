@@ -29,6 +29,7 @@ from irm_fast.models.liger import liger_kernels, liger_obstacle
 from irm_fast.models.packed import packed_attention
 from irm_fast.models.processes import joined
 from irm_fast.models.reward_model import ImplicitRewardModel
+from irm_fast.models.template import date_of
 from irm_fast.models.tokens import tokenise
 from irm_fast.training.arguments import training_arguments
 from irm_fast.training.callbacks import MetricsFile
@@ -71,7 +72,8 @@ def training_loop(prepared: Prepared, spec: RewardSpec, config: TrainConfig, fol
     """
     args = training_arguments(config, folder, evaluate=prepared.heldout is not None)
     set_seed(config.seed)
-    model = new_model(prepared.log, config, spec, weights=not config.sharded or joined().is_main_process)
+    whole, date = not config.sharded or joined().is_main_process, prepared.fingerprint.get("date")
+    model = new_model(prepared.log, config, spec, weights=whole, date=date)
     if config.sharded:
         try_packing_once(model)
     with restored_environment(), computing_as_set(model, config, args.device) as attention:
@@ -150,11 +152,15 @@ def computing_as_set(model: ImplicitRewardModel, config: TrainConfig, device: to
         raise RuntimeError(f"compile: torch.compile failed; use --no-compile: {first_line(error)}") from error
 
 
-def new_model(log: Log, config: TrainConfig, spec: RewardSpec, *, weights: bool = True) -> ImplicitRewardModel:
+def new_model(
+    log: Log, config: TrainConfig, spec: RewardSpec, *, weights: bool = True, date: str | None = None
+) -> ImplicitRewardModel:
     """A language model, perhaps without its weights, with new heads at the rates and the features of the log."""
     frozen = config.lora_rank is not None and config.precision == "bfloat16"  # else the weights are masters
     dtype = torch.bfloat16 if frozen else torch.float32
-    model = ImplicitRewardModel.from_backbone(config.model, spec, dtype, four_bits=config.load_in_4bit, weights=weights)
+    model = ImplicitRewardModel.from_backbone(
+        config.model, spec, dtype, four_bits=config.load_in_4bit, weights=weights, date=date
+    )
     if config.lora_rank:
         model.add_adapters(Lora(config.lora_rank, config.lora_alpha, config.targets), config.model)
     recorded, acted = (log.feedback >= 0).sum(axis=0), (log.feedback == 1).sum(axis=0)
@@ -199,7 +205,8 @@ def unwrapped_model(trainer: ImplicitTrainer, log: Log, config: TrainConfig) -> 
         state = whole_state(model, keep=trainer.is_world_process_zero())
         if not state:
             return model  # its own part: no room for a whole one on every process
-        model = new_model(log, config, model.spec, weights=model.adapted)  # of adapters, the state has no others
+        date = date_of(model.tokenizer.get_chat_template())
+        model = new_model(log, config, model.spec, weights=model.adapted, date=date)  # of adapters, it has no others
         model.load_state_dict(state, assign=True)
     model.cpu().merge_adapters(keep=config.lora_keep_adapter)
     return model.eval()

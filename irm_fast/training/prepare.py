@@ -31,7 +31,7 @@ from irm_fast.models.rendering import check_rendering
 from irm_fast.training.arguments import training_arguments
 from irm_fast.training.config import RunConfig, TrainConfig
 from irm_fast.training.distributed import check_same_log
-from irm_fast.training.run_folder import check_output, describe
+from irm_fast.training.run_folder import check_output, date_of_run, describe
 from irm_fast.training.specs import check_co_actions, specs_to_try, warn_of_identification
 
 
@@ -44,7 +44,8 @@ class Prepared:
         heldout: The part to evaluate on, with the same signals in the same order, or None.
         specs: What a model is to explain, one for each propensity design to try; never empty.
         dropped: The number of rows that were left out as too long.
-        fingerprint: The number of rows and the hash of the whole log, see `run_folder.describe`.
+        fingerprint: The number of rows and the hash of the whole log, see `run_folder.describe`, and the `date` that
+            chat templates print.
         pairs: The pairs to train on beside the log, or None.
         heldout_pairs: The pairs to evaluate on, or None.
     """
@@ -95,7 +96,7 @@ def prepare_run(log: Log, config: RunConfig, heldout: Log | None = None) -> Prep
     """
     # The log as it was read. First of all: a process that refused its own log would leave the others waiting.
     pairs = read_pairs(config.pairs) if isinstance(config, TrainConfig) and config.pairs else None
-    fingerprint = describe(log, heldout, pairs)
+    fingerprint = describe(log, heldout, pairs) | {"date": date_of_run(config)}
     if isinstance(config, TrainConfig):
         check_same_log(fingerprint)
         training_arguments(replace(config, fsdp=False), Path(config.output), evaluate=False)  # refused before the work

@@ -11,6 +11,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import fields
+from datetime import date
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,23 @@ def check_output(config: RunConfig, fingerprint: Mapping[str, Any]) -> None:
     _check_log(fingerprint, folder)
 
 
+def date_of_run(config: RunConfig) -> str:
+    """The date that a chat template prints in a run: that of an interrupted run that goes on, or today.
+
+    Args:
+        config: The settings.
+    """
+    try:
+        earlier = (
+            json.loads((Path(config.output) / DATA).read_text(encoding="utf-8"))
+            if getattr(config, "resume", False)
+            else {}
+        )
+    except (OSError, ValueError):  # which `check_output` refuses, or there is nothing to go on with
+        earlier = {}
+    return str(earlier.get("date") or date.today().isoformat())
+
+
 def begin_run(config: RunConfig, fingerprint: Mapping[str, Any]) -> None:
     """Make the folder that `check_output` has passed, and write the settings and the fingerprint of the log there.
 
@@ -191,7 +209,7 @@ def _check_log(fingerprint: Mapping[str, Any], folder: Path) -> None:
         earlier = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: not readable, so the log cannot be compared: {error}; use --overwrite") from error
-    if earlier != fingerprint:
+    if {**earlier, "date": ""} != {**fingerprint, "date": ""}:
         counts = [name for name in ("rows", "pairs") if name in fingerprint]
         other = [name for name in counts if earlier.get(name) != fingerprint[name]]
         change = ", ".join(f"{fingerprint[name]} {name} instead of {earlier.get(name)}" for name in other)

@@ -1,18 +1,23 @@
 """A resumed run goes on as if it had not been interrupted, or is refused."""
 
+import datetime
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from transformers import AutoTokenizer
 
 from irm_fast.models import attention
+from irm_fast.models.tokens import render
 from irm_fast.training import run_folder
 from irm_fast.training.config import TrainConfig
 from irm_fast.training.run import train_log
 from irm_fast.training.trainer import ImplicitTrainer
 from tests.training.training_cases import Interrupted, interrupt, largest_difference, metrics_of, train_until
+
+DATED = "{{ strftime_now('%d.%m.%Y') }}{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}"
 
 
 @pytest.mark.parametrize(
@@ -172,3 +177,21 @@ def test_resume_takes_the_rows_in_the_same_order(make_log, make_config, monkeypa
         with pytest.raises(ValueError, match=r"resume: rows: got padded; the interrupted run had packed"):
             train_log(make_log(), replace(config, resume=True))
     assert train_log(make_log(), replace(config, resume=True)).metrics
+
+
+def test_a_resumed_run_prints_the_date_of_its_first_day(make_log, make_config, tmp_path):
+    """A template that asks for the date makes the same tokens after a night as before it."""
+    config = make_config(epochs=1, precision="float32")
+    begun = run_folder.describe(make_log(), None) | {"date": "2026-01-05"}
+    run_folder.begin_run(config, begun)
+    assert run_folder.date_of_run(replace(config, resume=True)) == "2026-01-05"
+    assert run_folder.date_of_run(config) == datetime.date.today().isoformat()
+    run_folder.check_output(replace(config, resume=True), begun | {"date": "2026-01-06"})
+    tokenizer = AutoTokenizer.from_pretrained(config.model)
+    tokenizer.chat_template = DATED
+    model = shutil.copytree(config.model, tmp_path / "dated")
+    tokenizer.save_pretrained(model)
+    dated = replace(config, model=str(model), resume=True, output=str(tmp_path / "dated_run"))
+    run_folder.begin_run(dated, begun)
+    result = train_log(make_log(), dated)
+    assert "05.01.2026" in render(result.model.tokenizer, [{"role": "user", "content": "Hi"}])
