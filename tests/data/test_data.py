@@ -754,7 +754,6 @@ def test_score_checks_its_output_first(tmp_path):
 
 def test_score_writes_null_for_nan(tmp_path, monkeypatch):
     monkeypatch.setattr(rewards_file, "load", lambda *_, **__: None)
-    monkeypatch.setattr(rewards_file, "check_texts", lambda *_: None)
     monkeypatch.setattr(rewards_file, "folder_fingerprint", lambda folder: "none")
     monkeypatch.setattr(rewards_file, "declared_for", lambda folder, declared: None)
     monkeypatch.setattr(rewards_file, "check_texts", lambda *_: None)
