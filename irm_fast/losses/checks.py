@@ -59,7 +59,7 @@ def check_codes(name: str, x: Tensor, shape: torch.Size | None, device: torch.de
 
 
 def _check_tensor(name: str, x: Tensor) -> None:
-    """Check that `x`, called `name` in the error, is a dense tensor without a negation bit, with values of its own.
+    """Check that `x`, called `name` in the error, is a dense tensor of this process without a negation bit.
 
     Raises:
         TypeError: It is none.
@@ -70,8 +70,6 @@ def _check_tensor(name: str, x: Tensor) -> None:
         raise TypeError(
             f"{name} must be a tensor of this process, got a DTensor: use {name}.to_local() or .full_tensor()"
         )
-    if x.is_meta:
-        raise TypeError(f"{name} must have values, got a meta tensor, which has none: make it on a device")
     # Dynamo cannot ask for the negation bit, and resolves it by itself.
     if x.layout != torch.strided or (not torch.compiler.is_compiling() and x.is_neg()):
         raise TypeError(f"{name} must be an ordinary dense tensor (to_dense(), resolve_neg())")
@@ -287,7 +285,7 @@ def check_options(
         The weights as `check_weight` returns them, or None.
 
     Raises:
-        TypeError: As `check_weight` and `check_normalizer`.
+        TypeError: As `check_weight` and `check_reduction`.
         ValueError: As `check_weight` and `check_reduction`.
     """
     check_reduction(first.shape[0], first.device, reduction, normalizer)
@@ -308,6 +306,8 @@ def check_reduction(n: int, device: torch.device, reduction: str, normalizer: fl
         ValueError: As `check_normalizer`; the reduction is unknown, a normalizer is given without "mean", or "mean" is
             taken over no rows without a normalizer.
     """
+    if device.type == "meta":
+        raise TypeError("the tensors are meta tensors, which have no values: make them on a device")
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction must be one of {REDUCTIONS}, got {reduction!r}")
     if normalizer is not None:

@@ -303,13 +303,14 @@ def test_refused_arguments(case: str, backend: str) -> None:
 def test_tensors_without_values_of_their_own_are_refused() -> None:
     """Those of a mesh of processes, and those without data, each with what to do instead."""
     s, t, f = make(8, 1)
-    with pytest.raises(TypeError, match="feedback must have values, got a meta tensor"):
-        irm_fast.implicit_rm_loss(s, t, f.to("meta"))
+    with pytest.raises(TypeError, match="the tensors are meta tensors, which have no values: make them on a device"):
+        irm_fast.implicit_rm_loss(s.to("meta"), t.to("meta"), f.to("meta"))
 
     class DTensor(Tensor):
         """Of the name by which the real ones are known."""
 
     with pytest.raises(TypeError, match=r"got a DTensor: use propensity_logits.to_local\(\) or .full_tensor\(\)"):
         irm_fast.implicit_rm_loss(s, t.as_subclass(DTensor), f)
-    with pytest.raises(TypeError, match="hidden must have values"):
-        irm_fast.linear_implicit_rm_loss(torch.zeros(8, 4, device="meta"), torch.zeros(4), f)
+    with pytest.raises(TypeError, match="the tensors are meta tensors"), torch.device("meta"):
+        hidden, weight, feedback = torch.zeros(8, 4), torch.zeros(4), torch.zeros(8, dtype=torch.int8)
+        irm_fast.linear_implicit_rm_loss(hidden, weight, feedback, propensity_weight=torch.zeros(1, 4))

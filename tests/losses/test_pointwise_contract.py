@@ -95,7 +95,7 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "integers": ({"negative_weight": FOUR.int()}, TypeError, "negative_weight must be float32"),
     "one for all": ({"positive_weight": torch.tensor(1.0)}, ValueError, r"positive_weight must have shape \(4,\)"),
     "one too few": ({"negative_weight": FOUR[:3]}, ValueError, r"negative_weight must have shape \(4,\), got \(3,\)"),
-    "without data": ({"positive_weight": FOUR.to("meta")}, TypeError, "positive_weight must have values, got a meta tensor"),
+    "elsewhere": ({"positive_weight": FOUR.to("meta")}, ValueError, "positive_weight is on meta"),
     "a parameter": ({"negative_weight": FOUR.clone().requires_grad_()}, ValueError, "negative_weight must not require"),
     "no reduction": ({"reduction": "max"}, ValueError, "reduction must be one of"),
     "two of them": ({"reduction": "sum", "normalizer": 2}, ValueError, "normalizer replaces N"),
