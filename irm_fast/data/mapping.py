@@ -15,6 +15,7 @@ from typing import Any
 
 from irm_fast.data.messages import as_json
 from irm_fast.data.problems import FieldError, shown
+from irm_fast.data.rows import as_number
 
 OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "==": operator.eq, "!=": operator.ne, ">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt,
@@ -117,12 +118,7 @@ def _constant(text: str) -> Any:
         return text[1:-1]
     if text.lower() in _CONSTANTS:
         return _CONSTANTS[text.lower()]
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
+    return as_number(text)
 
 
 @dataclass(frozen=True)

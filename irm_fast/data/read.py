@@ -122,10 +122,7 @@ def read_declared(source: Given, declared: Declarations) -> Log:
     """Read a log as it is declared; `read_log` says how, and what is raised."""
     source = Source.of(source)
     scan = scan_log(source, source, declared)
-    scan.problems.raise_if_any()
-    scan.problems.warn_of_notes()
-    scan.warn_of_skipped(declared)
-    return scan.log
+    return scan.accepted(declared)
 
 
 def read_log_or_rated(source: Given, declared: Declarations | None = None) -> Log | Rated:
@@ -148,10 +145,7 @@ def read_log_or_rated(source: Given, declared: Declarations | None = None) -> Lo
     try:
         if sign is not None:
             scan = scan_log(source, raw, declared)
-            scan.problems.raise_if_any()
-            scan.problems.warn_of_notes()
-            scan.warn_of_skipped(declared)
-            return scan.log
+            return scan.accepted(declared)
         rated, problems = parse_rated(source, raw)
     except DataError as error:
         how = "rated responses, as no row has feedback" if sign is None else f"a log, as {sign}"
@@ -205,6 +199,17 @@ class Scan:
     def reasons(self) -> dict[str, int]:
         """Return why rows were left out, each with their number, the most frequent first."""
         return dict(Counter(self.skipped.values()).most_common())
+
+    def accepted(self, declared: Declarations) -> Log:
+        """Return the log, and warn of what should be known.
+
+        Raises:
+            DataError: There are problems.
+        """
+        self.problems.raise_if_any()
+        self.problems.warn_of_notes()
+        self.warn_of_skipped(declared)
+        return self.log
 
     def warn_of_skipped(self, declared: Declarations) -> None:
         """Warn of rows that were left out."""

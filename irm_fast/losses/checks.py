@@ -212,7 +212,7 @@ def check_given_propensity(logits: Tensor, hidden: Tensor, feedback: Tensor) -> 
     n_signals = feedback.shape[1] if feedback.dim() == 2 else 1
     if logits.shape == feedback.shape:
         return logits.reshape(feedback.shape[0], n_signals)
-    if logits.shape == (n_signals,):  # widened first: the gradient of a constant is a long sum
+    if logits.shape == (n_signals,):
         return logits
     raise ValueError(
         f"propensity_logits must have shape {tuple(feedback.shape)} or ({n_signals},), got {tuple(logits.shape)}"
