@@ -12,7 +12,6 @@ from numpy.typing import DTypeLike
 
 from irm_fast.data.declarations import Declarations
 from irm_fast.data.log import Log
-from irm_fast.data.mapping import FieldMap
 from irm_fast.data.messages import Messages
 from irm_fast.data.problems import FieldError, Problems, shown
 from irm_fast.data.rows import (
@@ -76,11 +75,6 @@ class LogRow:
 
 def log_row(line: int, raw: Mapping[str, object], declared: Declarations, problems: Problems) -> LogRow | None:
     """Parse one row of a log, or return None and report the problems if anything is wrong with it."""
-    try:
-        raw = FieldMap.of(declared.map).apply(raw) if declared.map else raw
-    except FieldError as error:
-        problems.add(line, error.field, error.text)
-        return None
     raw, columns = _signal_columns(raw, declared, problems)
     fields = Fields(line, raw, LOG_FIELDS, problems)
     if columns:

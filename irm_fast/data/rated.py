@@ -11,10 +11,10 @@ import numpy as np
 from irm_fast.data.declarations import Declarations
 from irm_fast.data.formats import RawRow
 from irm_fast.data.importing.layouts import in_log_layout
-from irm_fast.data.mapping import FieldMap
 from irm_fast.data.messages import Messages
-from irm_fast.data.problems import FieldError, Problems
+from irm_fast.data.problems import Problems
 from irm_fast.data.ratings import RatedRow, is_pair, rated_rows
+from irm_fast.data.row_stream import RowStream, warn_of_skipped
 from irm_fast.data.rows import TEXT_FIELDS, FieldNames, Fields, check_ids, name_of, plain_name
 from irm_fast.data.sources import Given, Source, rows_of
 from irm_fast.data.warning import warn_caller
@@ -147,21 +147,18 @@ def read_conversations(source: Given, declared: Declarations | None = None) -> t
         DataError: All that is wrong with the file, by line and field.
     """
     source, declared = Source.of(source), declared or Declarations()
-    problems, seen = Problems(source), 0
+    problems = Problems(source)
+    stream = RowStream(source, declared, problems)
     found: list[tuple[int, str, Messages]] = []
-    records = source if declared.map else in_log_layout(source, problems.noted)
-    for line, raw in rows_of(records, problems):
-        seen += 1
+    for line, raw in stream:
         found += [(line, *row) for row in _conversations(line, raw, declared, problems)]
     if not found and not problems.total:
         problems.add(None, "file", "empty; expected at least one row")
     check_ids(((line, name) for line, name, _ in found), problems)
-    if declared.on_error != "fail":
-        skipped = problems.skip(declared.allowed_errors(seen), seen)
-        found = [row for row in found if row[0] not in skipped]
-        if skipped:
-            warn_caller(f"{source}: left out {len(skipped)} of {seen} rows, as {next(iter(skipped.values()))}")
+    skipped = stream.leave_out()
+    found = [row for row in found if row[0] not in skipped]
     problems.raise_if_any()
+    warn_of_skipped(skipped, stream.seen, problems, declared)
     warn_of_left_out(problems)
     return [name for _, name, _ in found], [messages for *_, messages in found]
 
@@ -170,11 +167,6 @@ def _conversations(
     line: int, raw: Mapping[str, object], declared: Declarations, problems: Problems
 ) -> list[tuple[str, Messages]]:
     """Return the conversations of a row, each with its id: one, or the two of a pair."""
-    try:
-        raw = FieldMap.of(declared.map).apply(raw) if declared.map else raw
-    except FieldError as error:
-        problems.add(line, error.field, error.text)
-        return []
     raw = {key: value for key, value in raw.items() if plain_name(key) in _CONVERSATIONS.plain}
     if is_pair(raw):
         return [(row.id, row.messages) for row in rated_rows(line, raw, problems)]

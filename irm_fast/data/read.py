@@ -10,8 +10,6 @@ which says nothing. The fields are those of `Log`; `docs/log.md` describes them 
 
 from __future__ import annotations
 
-import json
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,17 +18,16 @@ import numpy as np
 
 from irm_fast.data.declarations import ALL, Declarations, Null, OnError
 from irm_fast.data.formats import RawRow
-from irm_fast.data.importing.layouts import LAYOUTS, in_log_layout, layout_of
+from irm_fast.data.importing.layouts import LAYOUTS, layout_of
 from irm_fast.data.log import Log
 from irm_fast.data.log_rows import LogRow, action_columns, feature_kinds, log_of_rows, log_row
-from irm_fast.data.outputs import whole_file
-from irm_fast.data.problems import DataError, FieldError, Problems, closest, shown
+from irm_fast.data.problems import DataError, Problems, closest, shown
 from irm_fast.data.rated import Rated, parse_rated, read_rated, warn_of_left_out
 from irm_fast.data.ratings import PAIR_FIELDS, RATED_FIELDS
+from irm_fast.data.row_stream import RowStream, warn_of_skipped
 from irm_fast.data.rows import LOG_FIELDS, check_ids
 from irm_fast.data.signals import Absent, contradictions, signal_notes, without_contradictions
-from irm_fast.data.sources import QUARANTINE, Given, Source
-from irm_fast.data.warning import warn_caller
+from irm_fast.data.sources import Given, Source
 from irm_fast.losses import MAX_SIGNALS
 
 __all__ = ["DataError", "Log", "Rated", "read_log", "read_log_or_rated", "read_rated", "signal_notes"]
@@ -196,10 +193,6 @@ class Scan:
     duplicate_ids: int
     skipped: dict[int, str]
 
-    def reasons(self) -> dict[str, int]:
-        """Return why rows were left out, each with their number, the most frequent first."""
-        return dict(Counter(self.skipped.values()).most_common())
-
     def accepted(self, declared: Declarations) -> Log:
         """Return the log, and warn of what should be known.
 
@@ -208,17 +201,8 @@ class Scan:
         """
         self.problems.raise_if_any()
         self.problems.warn_of_notes()
-        self.warn_of_skipped(declared)
+        warn_of_skipped(self.skipped, self.rows, self.problems, declared)
         return self.log
-
-    def warn_of_skipped(self, declared: Declarations) -> None:
-        """Warn of rows that were left out."""
-        if not self.skipped:
-            return
-        reasons = "; ".join(f"{count} x {reason}" for reason, count in list(self.reasons().items())[:5])
-        kept = f"; they are in {quarantine_path(self.problems, declared)}" if declared.on_error == "quarantine" else ""
-        text = f"{self.problems.source}: left out {len(self.skipped)} of {self.rows} rows: {reasons}{kept}"
-        warn_caller(text)
 
 
 def scan_log(source: Source, raw: Iterable[RawRow], declared: Declarations) -> Scan:
@@ -230,7 +214,8 @@ def scan_log(source: Source, raw: Iterable[RawRow], declared: Declarations) -> S
         declared: How the log is to be read.
     """
     problems = Problems(source)
-    rows, seen, wrong = _parsed(raw if declared.map else in_log_layout(raw, problems.noted), declared, problems)
+    stream = RowStream(raw, declared, problems)
+    rows = [row for line, content in stream if (row := log_row(line, content, declared, problems))]
     names = declared.signals or tuple(dict.fromkeys(name for row in rows for name in row.feedback or ()))
     log = log_of_rows(rows, names[:MAX_SIGNALS], declared)
 
@@ -242,11 +227,7 @@ def scan_log(source: Source, raw: Iterable[RawRow], declared: Declarations) -> S
         problems.add(rows[i].line, "feedback", _contradiction(log, i))
 
     # Rows that are wrong, if there are few
-    skipped = dict[int, str]()
-    if declared.on_error != "fail":
-        skipped = problems.skip(declared.allowed_errors(seen), seen)
-        if skipped and declared.on_error == "quarantine":
-            _write_quarantine(problems, declared, skipped, wrong)
+    if skipped := stream.leave_out():
         kept = [i for i, row in enumerate(rows) if row.line not in skipped]
         rows, log = [rows[i] for i in kept], log.subset(np.array(kept, int))
 
@@ -259,23 +240,7 @@ def scan_log(source: Source, raw: Iterable[RawRow], declared: Declarations) -> S
     elif rows or not problems.total:
         _check_log(log, lacking, declared, problems)
     absences = {name: len(lines) for name, lines in lacking.items()}
-    return Scan(log, problems, seen, absences, len(contradictory), duplicate_ids, skipped)
-
-
-def _parsed(
-    raw: Iterable[RawRow], declared: Declarations, problems: Problems
-) -> tuple[list[LogRow], int, dict[int, object]]:
-    """Parse rows: those that can be used, the number of all, and, for a quarantine, all as they were."""
-    rows, seen, wrong = list[LogRow](), 0, dict[int, object]()
-    for line, content in raw:
-        seen += line is not None
-        if isinstance(content, FieldError):
-            problems.add(line, content.field, content.text)
-        elif line is not None and (row := log_row(line, content, declared, problems)):
-            rows.append(row)
-        if declared.on_error == "quarantine" and line is not None:
-            wrong[line] = None if isinstance(content, FieldError) else content
-    return rows, seen, wrong
+    return Scan(log, problems, stream.seen, absences, len(contradictory), duplicate_ids, skipped)
 
 
 def _contradiction(log: Log, i: int) -> str:
@@ -286,28 +251,6 @@ def _contradiction(log: Log, i: int) -> str:
         f"{', '.join(acted + stated)} contradict each other; expected one side, or a misclick rate; "
         "train --contradictions drop, in Python read_log(..., drop_contradictions=True), leaves such rows out"
     )
-
-
-def quarantine_path(problems: Problems, declared: Declarations) -> Path:
-    """Return the file for the rows of a source that are wrong: what is declared, or one beside the source."""
-    if declared.quarantine is not None:
-        return declared.quarantine
-    assert isinstance(problems.source, Source)
-    named, first = Path(str(problems.source)), Path(problems.source.parts[0])
-    beside = named if named.exists() else first
-    if not beside.exists():
-        raise ValueError(f"quarantine: none given; expected the path of a file, since {problems.source} is none")
-    return beside.with_name(f"{beside.name}{QUARANTINE}")
-
-
-def _write_quarantine(
-    problems: Problems, declared: Declarations, skipped: Mapping[int, str], rows: Mapping[int, object]
-) -> None:
-    """Write rows that are wrong, each with its place and reason."""
-    with whole_file(quarantine_path(problems, declared)) as file:
-        for line, reason in skipped.items():
-            entry = {"place": problems.place(line), "reason": reason, "row": rows[line]}
-            file.write(json.dumps(entry, default=str) + "\n")
 
 
 def _check_log(log: Log, lacking: Mapping[str, list[int]], declared: Declarations, problems: Problems) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from irm_fast.data.declarations import NEGATIVE_SIGNALS, Declarations
 from irm_fast.data.log import turn_key
 from irm_fast.data.read import scan_log
+from irm_fast.data.row_stream import counted
 from irm_fast.data.signals import Absent, signal_notes
 from irm_fast.data.sources import Given, Source
 from irm_fast.data.times import shown_time
@@ -79,7 +80,7 @@ def validate(
         "segments": {name: {"values": len(c), "rows_per_value": _spread(c)} for name, c in segments.items()},
         "declared": declared.told(),
         "notes": [*_polarity_notes(log.signals, declared), *signal_notes(log), *scan.problems.notes()],
-        "skipped": scan.reasons(),
+        "skipped": counted(scan.skipped),
         "problem_count": scan.problems.total,
         "problems": scan.problems.kept,
     }

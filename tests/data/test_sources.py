@@ -219,6 +219,10 @@ def test_rows_that_are_wrong_are_left_out_or_put_apart(tmp_path: Path) -> None:
     places = {entry["place"].removeprefix(str(folder)): entry["reason"].split(":")[0] for entry in found}
     assert places == {"/a.jsonl:4": "completion", "/a.jsonl:8": "id", "/b.jsonl:31": "json"}
     assert [entry["row"] and entry["row"]["id"] for entry in found] == ["r3", None, "r1"]
+    (tmp_path / "log.quarantine.jsonl").unlink()  # conversations alone are left out and put apart alike
+    with pytest.warns(UserWarning, match="left out 3 of 61 rows"):
+        assert len(read_conversations(folder, Declarations(on_error="quarantine"))[0]) == 58
+    assert len((tmp_path / "log.quarantine.jsonl").read_text().splitlines()) == 3
     report = validate(folder, declared=Declarations(on_error="skip"))
     assert sum(report["skipped"].values()) == 3 and report["problem_count"] == 0
     assert "on error skip" in format_validation(report).splitlines()[0]

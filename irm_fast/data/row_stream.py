@@ -1,0 +1,105 @@
+"""The rows of a source on their way to a log or to conversations, and what becomes of those that are wrong."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from irm_fast.data.declarations import Declarations
+from irm_fast.data.formats import RawRow
+from irm_fast.data.importing.layouts import in_log_layout
+from irm_fast.data.mapping import FieldMap
+from irm_fast.data.outputs import whole_file
+from irm_fast.data.problems import FieldError, Problems
+from irm_fast.data.sources import QUARANTINE, Source
+from irm_fast.data.warning import warn_caller
+
+SHOWN_REASONS = 5
+
+
+class RowStream:
+    """Rows with their numbers, from records of any known layout, with the fields that are mapped.
+
+    Args:
+        raw: The rows as they were read.
+        declared: How they are to be read.
+        problems: Gets what cannot be read or mapped.
+
+    Attributes:
+        seen: The number of rows so far, wrong ones too.
+    """
+
+    def __init__(self, raw: Iterable[RawRow], declared: Declarations, problems: Problems) -> None:
+        self.declared, self.problems, self.seen = declared, problems, 0
+        self._raw = raw if declared.map else in_log_layout(raw, problems.noted)
+        self._as_read: dict[int, object] = {}  # for a quarantine
+
+    def __iter__(self) -> Iterator[tuple[int, Mapping[str, Any]]]:
+        fields = FieldMap.of(self.declared.map) if self.declared.map else None
+        for line, content in self._raw:
+            if line is not None:
+                self.seen += 1
+                if self.declared.on_error == "quarantine":
+                    self._as_read[line] = None if isinstance(content, FieldError) else content
+            if isinstance(content, FieldError):
+                self.problems.add(line, content.field, content.text)
+                continue
+            assert line is not None  # which stands for a whole file that cannot be read
+            try:
+                row = content if fields is None else fields.apply(content)
+            except FieldError as error:
+                self.problems.add(line, error.field, error.text)
+                continue
+            yield line, row
+
+    def leave_out(self) -> dict[int, str]:
+        """Take wrong rows out of the problems where that is declared and they are few, and write a quarantine.
+
+        Returns:
+            Why each row is left out, by its number.
+        """
+        if self.declared.on_error == "fail":
+            return {}
+        skipped = self.problems.skip(self.declared.allowed_errors(self.seen), self.seen)
+        if skipped and self.declared.on_error == "quarantine":
+            with whole_file(quarantine_path(self.problems, self.declared)) as file:
+                for line, reason in skipped.items():
+                    entry = {"place": self.problems.place(line), "reason": reason, "row": self._as_read[line]}
+                    file.write(json.dumps(entry, default=str) + "\n")
+        return skipped
+
+
+def quarantine_path(problems: Problems, declared: Declarations) -> Path:
+    """Return the file for the rows of a source that are wrong: what is declared, or one beside the source."""
+    if declared.quarantine is not None:
+        return declared.quarantine
+    assert isinstance(problems.source, Source)
+    named, first = Path(str(problems.source)), Path(problems.source.parts[0])
+    beside = named if named.exists() else first
+    if not beside.exists():
+        raise ValueError(f"quarantine: none given; expected the path of a file, since {problems.source} is none")
+    return beside.with_name(f"{beside.name}{QUARANTINE}")
+
+
+def counted(skipped: Mapping[int, str]) -> dict[str, int]:
+    """Return why rows were left out, each reason with their number, the most frequent first."""
+    return dict(Counter(skipped.values()).most_common())
+
+
+def warn_of_skipped(skipped: Mapping[int, str], rows: int, problems: Problems, declared: Declarations) -> None:
+    """Warn of rows that were left out.
+
+    Args:
+        skipped: What `RowStream.leave_out` returns.
+        rows: The number of all rows.
+        problems: The problems of the source.
+        declared: How it was read.
+    """
+    if not skipped:
+        return
+    reasons = "; ".join(f"{count} x {reason}" for reason, count in list(counted(skipped).items())[:SHOWN_REASONS])
+    kept = f"; they are in {quarantine_path(problems, declared)}" if declared.on_error == "quarantine" else ""
+    warn_caller(f"{problems.source}: left out {len(skipped)} of {rows} rows: {reasons}{kept}")
