@@ -39,12 +39,12 @@ def check_rendering(tokenizer: PreTrainedTokenizerBase, ids: Sequence[str], rows
     Raises:
         ValueError: The template refuses a row, with its id and what would help; or most rows are as above.
     """
-    hashes, refused, hidden = np.empty(len(rows), np.int64), list[int](), list[int]()
+    hashes, refused, hidden = np.empty(len(rows), np.int64), dict[int, str](), list[int]()
     for number, messages in enumerate(rows):
         try:
             text = render(tokenizer, messages)
-        except ValueError:
-            refused.append(number)
+        except ValueError as error:
+            refused[number] = str(error)
             continue
         hashes[number] = hash(text)
         if not _is_shown(tokenizer, messages, text):
@@ -84,15 +84,10 @@ def _response(messages: Messages) -> tuple[str, object]:
 
 
 def _refusal(
-    tokenizer: PreTrainedTokenizerBase, ids: Sequence[str], rows: Sequence[Messages], refused: Sequence[int]
+    tokenizer: PreTrainedTokenizerBase, ids: Sequence[str], rows: Sequence[Messages], refused: Mapping[int, str]
 ) -> str:
     """Say which rows a template refuses, why the first, and which form of all of them it would take."""
-    first = refused[0]
-    try:
-        render(tokenizer, rows[first])
-        why = ""
-    except ValueError as error:
-        why = str(error)
+    first, why = next(iter(refused.items()))
     forms = (option for option, form in _FORMS.items() if all(_takes(tokenizer, form(rows[row])) for row in refused))
     option = next(forms, None)
     remedy = (
