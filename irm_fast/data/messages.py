@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from irm_fast.data.formats import parse_json
+from irm_fast.data.json_rows import parse_json
 from irm_fast.data.problems import FieldError, Problems, shown
 
 Messages = list[dict[str, Any]]  # role and content, which is text; perhaps some of `KEPT`

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import codecs
+import gzip
 import json
+import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Literal, cast
 
 from irm_fast.data.columns import parquet_library
-from irm_fast.data.formats import json_lines, open_bytes
+from irm_fast.data.formats import RawRow
 from irm_fast.data.importing.layouts import LAYOUTS, layout_of
+from irm_fast.data.json_rows import object_of
 from irm_fast.data.outputs import whole_path
-from irm_fast.data.problems import DataError, Problems
+from irm_fast.data.problems import DataError, FieldError, Problems
 from irm_fast.data.sources import rows_of
 
 Fields = Mapping[str, object]
@@ -63,8 +67,8 @@ def spelled(names: Collection[str], group: Sequence[str]) -> str:
 
 
 def _write_json(data: Path, unfinished: Path, out: Path, change: Change, problems: Problems) -> None:
-    with open_bytes(unfinished, "wb", out) as file:
-        for raw, row in json_lines(data):
+    with _open_bytes(unfinished, "wb", out) as file:
+        for raw, row in _json_lines(data):
             for line, content in rows_of([] if row is None else [row], problems):
                 if name := layout_of(content):
                     text = (
@@ -145,3 +149,25 @@ def is_parquet(path: Path) -> bool:
     if path.suffix != ".parquet" and not path.name.endswith(LINES):
         raise DataError([f"{path}: file: got the name {path.name!r}; {expected}, which can be written anew row by row"])
     return path.suffix == ".parquet"
+
+
+def _json_lines(path: Path) -> Iterator[tuple[bytes, RawRow | None]]:
+    """Read JSON Lines of UTF-8, packed by gzip or not: yield each line with the row it holds, or None if it is blank.
+
+    Args:
+        path: The path of the file, which exists. Where it cannot be read on, the last row says why.
+    """
+    number = 0
+    try:
+        with _open_bytes(path, "rb") as file:
+            for number, raw in enumerate(file, 1):
+                held = raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw
+                yield raw, RawRow(number, object_of(held)) if raw.strip() else None
+    except (OSError, EOFError, zlib.error) as error:
+        text = f"cannot be read: {error}; expected a whole file that may be read"
+        yield b"", RawRow(number + 1, FieldError("file", text))
+
+
+def _open_bytes(path: Path, mode: Literal["rb", "wb"], name: Path | None = None) -> IO[bytes]:
+    """Open a file in binary mode, through gzip if its name (or the one that it is to have) ends in .gz."""
+    return cast(IO[bytes], gzip.open(path, mode) if (name or path).suffix == ".gz" else open(path, mode))

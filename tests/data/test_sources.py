@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from irm_fast.data import formats
+from irm_fast.data import compression, formats
 from irm_fast.data.declarations import Declarations
 from irm_fast.data.pairs import read_pairs
 from irm_fast.data.rated import read_conversations, read_rated
@@ -306,8 +306,8 @@ def test_limits_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(DataError, match=r"log.jsonl:2: row: longer than 500 bytes") as error:
         read_log(tmp_path / "log.jsonl")
     assert error.value.total == 1  # the rows after it are read
-    monkeypatch.setattr(formats, "ALWAYS_ALLOWED", 0)
-    monkeypatch.setattr(formats, "MAX_GROWTH", 2)
+    monkeypatch.setattr(compression, "ALWAYS_ALLOWED", 0)
+    monkeypatch.setattr(compression, "MAX_GROWTH", 2)
     (tmp_path / "log.jsonl").write_bytes(gzip.compress(TEXT.encode() * 100))
     with pytest.raises(DataError, match=r"unpacks to more than .* bytes, 2 times its size; unpack it first"):
         read_log(tmp_path / "log.jsonl")

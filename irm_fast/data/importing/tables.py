@@ -12,7 +12,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from irm_fast.data.formats import MAX_LINE, packing, unpacked
+from irm_fast.data.compression import packing, unpacked
+from irm_fast.data.json_rows import MAX_LINE
 from irm_fast.data.problems import DataError, closest
 from irm_fast.data.sources import Given, Source
 
