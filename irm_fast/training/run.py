@@ -54,7 +54,7 @@ def train(config: TrainConfig | EmbeddingTrainConfig) -> TrainResult:
 
 @warned_once()
 def train_log(log: Log, config: TrainConfig, *, heldout: Log | None = None) -> TrainResult:
-    """`train` on a log in memory; `config.data`, `absent` and `polarity` have no effect.
+    """`train` on a log in memory; `config.data` and the settings by which a log is read have no effect.
 
     The output folder gets the checkpoint of the best evaluation, `irm_fast.json`, `propensity.safetensors`,
     `metrics.jsonl`, `train.yaml` and `train_data.json`, by which a resumed run knows its log. A signal that never acts

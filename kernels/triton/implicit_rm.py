@@ -13,7 +13,7 @@ from irm_fast.kernels.batch import Batch
 from irm_fast.kernels.triton.four_groups import four_groups_tile, load_logits, widen
 from irm_fast.kernels.triton.launch import INTERPRETED, as_codes, on_device_of, strides
 from irm_fast.kernels.triton.one_sided import one_sided_rows
-from irm_fast.kernels.triton.tiles import load_rows, load_signals, store, store_signals
+from irm_fast.kernels.triton.tiles import load_rows, load_signals, store_rows, store_signals
 from torch import Tensor
 
 
@@ -220,14 +220,14 @@ def one_sided_tile(
     b_factor += b_poison
     b_loss *= b_factor
     if loss_ptr is not None and PER_ROW:
-        store(loss_ptr, b_loss, row, n_rows, FULL)
+        store_rows(loss_ptr, b_loss, row, n_rows, FULL)
     if upstream_ptr is not None:
         if UPSTREAM_PER_ROW:
             b_factor *= load_rows(upstream_ptr, row, n_rows, stride_upstream, 0.0, BLOCK_N, FULL)
         else:
             b_factor *= tl.load(upstream_ptr)
     if grad_reward_ptr is not None:
-        store(grad_reward_ptr, b_ds * b_factor, row, n_rows, FULL)
+        store_rows(grad_reward_ptr, b_ds * b_factor, row, n_rows, FULL)
     if grad_propensity_ptr is not None:
         b_dt, b_silent = (), b_q * b_factor
         for k in tl.static_range(K):

@@ -10,7 +10,7 @@ from irm_fast.kernels.batch import PointwiseBatch
 from irm_fast.kernels.triton.four_groups import not_finite
 from irm_fast.kernels.triton.launch import INTERPRETED, on_device_of
 from irm_fast.kernels.triton.math import sigmoid_softplus
-from irm_fast.kernels.triton.tiles import load_rows, store
+from irm_fast.kernels.triton.tiles import load_rows, store_rows
 from torch import Tensor
 
 BLOCK_N = 8192 if INTERPRETED else 512  # rows, 4 a thread; the interpreter pays per program, not per row
@@ -62,9 +62,9 @@ def pointwise_tile(
     b_loss = tl.where(dropped, 0.0, (b_w1 * softplus_minus + b_w0 * softplus + b_poison) * scale)
     if grad_reward_ptr is not None:
         b_ds = tl.where(dropped, 0.0, (b_w0 * plus - b_w1 * minus + b_poison) * scale)
-        store(grad_reward_ptr, b_ds, row, n_rows, FULL)
+        store_rows(grad_reward_ptr, b_ds, row, n_rows, FULL)
     if PER_ROW:
-        store(loss_ptr, b_loss, row, n_rows, FULL)
+        store_rows(loss_ptr, b_loss, row, n_rows, FULL)
     return b_loss
 
 

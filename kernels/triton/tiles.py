@@ -24,13 +24,19 @@ def load_rows(ptr, row, n_rows, stride, other, BLOCK_N: tl.constexpr, FULL: tl.c
 
 
 @triton.jit
-def store(ptr, x, row, n_rows, FULL: tl.constexpr):
+def store(ptrs, x, offset, end, FULL: tl.constexpr):
+    """Store entries at `ptrs`, which have the number `offset`; none from `end` on."""
+    if FULL:
+        tl.store(ptrs, x)
+    else:
+        tl.store(ptrs, x, mask=offset < end)
+
+
+@triton.jit
+def store_rows(ptr, x, row, n_rows, FULL: tl.constexpr):
     """Store the entries of the rows from `row` on, contiguous; none past the end."""
     o_n = tl.arange(0, x.shape[0])
-    if FULL:
-        tl.store(ptr + row + o_n, x)
-    else:
-        tl.store(ptr + row + o_n, x, mask=o_n < n_rows - row)
+    store(ptr + row + o_n, x, o_n, n_rows - row, FULL)
 
 
 @triton.jit
@@ -70,17 +76,13 @@ def store_signals(ptr, columns, row, n_rows, K: tl.constexpr, FULL: tl.constexpr
         for level in tl.static_range(4):
             if 2**level < K:
                 columns = interleave(columns)
-        store(ptr, columns[0], row * K, n_rows * K, FULL)
+        store_rows(ptr, columns[0], row * K, n_rows * K, FULL)
     elif K == 3:
         store_threes(ptr + row * 3, columns, (n_rows - row) * 3, FULL)
     else:
         o_n = tl.arange(0, columns[0].shape[0])
         for k in tl.static_range(K):
-            ptrs = ptr + row * K + (o_n * K + k)
-            if FULL:
-                tl.store(ptrs, columns[k])
-            else:
-                tl.store(ptrs, columns[k], mask=o_n < n_rows - row)
+            store(ptr + row * K + (o_n * K + k), columns[k], o_n, n_rows - row, FULL)
 
 
 @triton.jit
@@ -109,10 +111,7 @@ def store_threes(ptr, columns, end, FULL: tl.constexpr):
         for i in tl.static_range(4):
             entries += (rows[(4 * c + i) % 3 * 4 + (4 * c + i) // 3],)
         chunk = tl.reshape(interleave(interleave(entries))[0], [columns[0].shape[0] // 4, 4])
-        if FULL:
-            tl.store(ptr + 4 * c + o, chunk)
-        else:
-            tl.store(ptr + 4 * c + o, chunk, mask=4 * c + o < end)
+        store(ptr + 4 * c + o, chunk, 4 * c + o, end, FULL)
 
 
 @triton.jit
