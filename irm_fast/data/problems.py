@@ -5,9 +5,12 @@ from __future__ import annotations
 import difflib
 import functools
 import json
+import os
+import re
 import reprlib
+import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -154,14 +157,68 @@ class Problems:
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = 60
+REDACT = "IRM_FAST_REDACT"  # the environment variable that keeps texts and ids out of messages; processes inherit it
+_SEEN = "\u200c\u200d"  # joiners within words and emoji: of the category of what steers a terminal, and harmless
+_MAY_STEER = re.compile(r"[^\n\t -~]")  # anything but plain ASCII has to be looked at
+
+
+def is_plain(text: str) -> bool:
+    """Return whether a text is one line that prints as itself: nothing in it steers a terminal or turns its order."""
+    return "\n" not in text and "\t" not in text and printable(text) == text
+
+
+def printable(text: str) -> str:
+    """Return a text as it may be printed: what would steer a terminal, or turn the order of its letters, is escaped.
+
+    Line breaks and tabs stay: whoever prints names of others on lines of their own sees to it by `is_plain`.
+
+    Examples:
+        >>> printable("copy\\x1b[2J")
+        'copy\\\\u001b[2J'
+    """
+    return _MAY_STEER.sub(_escaped, text)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    letter = found[0]
+    kind = unicodedata.category(letter)
+    if kind in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp") and letter not in _SEEN:
+        return f"\\u{ord(letter):04x}" if ord(letter) < 2**16 else f"\\U{ord(letter):08x}"
+    return letter
+
+
+def redacting() -> bool:
+    """Return whether messages show neither texts of users nor ids, which `REDACT` asks for."""
+    return os.environ.get(REDACT, "0") not in ("", "0")
+
+
+def row_named(ids: Sequence[str], row: int) -> str:
+    """Return a row of a log in the words of a message: by its id, or by its number from 1 where ids are redacted."""
+    return f"row number {row + 1:,}" if redacting() else f"row {shown(ids[row])}"
 
 
 def shown(value: object) -> str:
-    """Return a value as a message shows it: in the words of JSON for constants, at most 60 characters long."""
+    """Return a value as a message shows it: in the words of JSON for constants, at most 60 characters long.
+
+    Where messages are redacted it is said what kind of value it is, and how long.
+    """
     if value is None or isinstance(value, bool):
         return json.dumps(value)
+    if redacting():
+        return _redacted(value)
     text = _SHORT.repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _redacted(value: object) -> str:
+    """Return what kind of value it is, and how long."""
+    if isinstance(value, str):
+        return f"a text of {len(value)} characters"
+    if isinstance(value, Mapping):
+        return f"an object of {len(value)} fields"
+    if isinstance(value, (list, tuple)):
+        return f"a list of {len(value)}"
+    return "a number" if isinstance(value, (int, float)) else f"a {type(value).__name__}"
 
 
 @functools.lru_cache

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -14,6 +15,8 @@ from irm_fast.diagnostics.cross_row import CrossRow
 from irm_fast.diagnostics.ranges import Sensitivity
 from irm_fast.diagnostics.sensitivity import Misclicks, SharedActivity
 from irm_fast.diagnostics.subject import Check
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -59,17 +62,17 @@ class Diagnosis:
         sensitivity, cross = dict(content["sensitivity"]), content.get("cross_row")
         span = sensitivity["mean_g_range"]
         sensitivity["mean_g_range"] = None if span is None else tuple(span)
-        sensitivity["shared_activity"] = tuple(SharedActivity(**entry) for entry in sensitivity["shared_activity"])
-        sensitivity["misclick"] = tuple(Misclicks(**entry) for entry in sensitivity.get("misclick", ()))
+        sensitivity["shared_activity"] = tuple(_made(SharedActivity, entry) for entry in sensitivity["shared_activity"])
+        sensitivity["misclick"] = tuple(_made(Misclicks, entry) for entry in sensitivity.get("misclick", ()))
         if cross is not None:
             arrays = {name: np.array(cross[name], float) for name in ("rho", "interval")}
-            cross = CrossRow(**{**cross, **arrays})
+            cross = _made(CrossRow, {**cross, **arrays})
         return cls(
             kind=content["kind"],
             verdict=content["verdict"],
             assumed=tuple(content["assumed"]),
-            tests=tuple(Check(**entry) for entry in content["tests"]),
-            sensitivity=Sensitivity(**sensitivity),
+            tests=tuple(_made(Check, entry) for entry in content["tests"]),
+            sensitivity=_made(Sensitivity, sensitivity),
             remedies=tuple(content["remedies"]),
             cross_row=cross,
             ranking=content.get("ranking", content["kind"]),
@@ -87,6 +90,11 @@ class Diagnosis:
     def _repr_html_(self) -> str:
         """Return HTML, which notebooks show."""
         return page.as_html(self.to_dict())
+
+
+def _made(kind: Callable[..., Made], content: Mapping[str, Any]) -> Made:
+    """Return an object of its fields, of which newer versions may have written more."""
+    return kind(**{name: value for name, value in content.items() if name in inspect.signature(kind).parameters})
 
 
 def _plain(value: Any) -> Any:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from irm_fast.data import schema
+from irm_fast.data.signals import DESIGN_CHOICES, DESIGNS
 from irm_fast.diagnostics import Diagnosis
 from irm_fast.embeddings.context import Bins
 from irm_fast.embeddings.context_layer import ContextLayer
@@ -23,13 +26,82 @@ from irm_fast.embeddings.declared import Signals, declare
 from irm_fast.embeddings.fitted import Fitted
 from irm_fast.embeddings.optimize import choose_device
 from irm_fast.embeddings.parts import Network, Propensities, Reward, Scaler
-from irm_fast.models.record import frozen, read_json, save_tensors
+from irm_fast.models.record import SIGNALS, frozen, save_tensors
 
 FORMAT = 1
 PAIRS = "pairs"  # of a mapping by number
 TENSORS, RECORD = "embedding_model.safetensors", "embedding_model.json"
 CANDIDATE = "candidate."  # and the name of the candidate
 WRITER = "EmbeddingRewardModel.save"
+
+_WIDTH = schema.whole(1, 2**24)
+_NUMBERS = schema.either(schema.number(), schema.list_of(schema.number()))
+_BY_SIGNAL = schema.optional(schema.either(_NUMBERS, schema.mapping))
+_SETTINGS: dict[str, schema.Rule] = {
+    "hidden_layers": schema.either(schema.choice("auto"), schema.list_of(_WIDTH)),
+    **dict.fromkeys(
+        ("propensity_design", "propensity"),  # the second is what earlier versions called it
+        schema.either(schema.choice(*DESIGN_CHOICES), schema.list_of(schema.choice(*DESIGN_CHOICES)), schema.mapping),
+    ),
+    "estimator": schema.choice("auto", "two-step", "joint"),
+    "polarity": _BY_SIGNAL,
+    "misclick_rate": _BY_SIGNAL,
+    "after": schema.optional(schema.mapping),
+    "labels_ignorable": schema.flag,
+    "contradictions": schema.choice("error", "drop"),
+    "n_folds": schema.whole(2),
+    "batch_size": schema.whole(1),
+    "learning_rate": schema.number(0),
+    "weight_decay": schema.number(0),
+    "max_epochs": schema.whole(1),
+    "patience": schema.whole(1),
+    "propensity_sd": _NUMBERS,
+    "device": schema.text(),
+    "random_state": schema.optional(schema.whole(0, 2**63)),
+    "verbose": schema.whole(),
+}
+_NETWORKS = schema.list_of(schema.list_of(_WIDTH))
+_LAYOUT = schema.fields(
+    {
+        "settings": schema.fields({"device": schema.text()}, _SETTINGS),
+        "fitted": schema.fields(
+            {
+                "n_features_in_": _WIDTH,
+                "n_propensity_features_": schema.whole(0, 2**24),
+                "propensity_designs_": schema.list_of(schema.choice(*DESIGNS)),
+                "is_linear_": schema.flag,
+                "held_out_nll_": schema.optional(schema.number()),
+            },
+            {"after": schema.list_of(schema.whole(-1))},
+        ),
+        "networks": schema.fields({"reward": _NETWORKS, "propensity": _NETWORKS}),
+        "diagnosis": schema.fields(
+            {
+                "kind": schema.text(),
+                "verdict": schema.text(),
+                "assumed": schema.list_of(schema.text()),
+                "tests": schema.list_of(schema.fields(dict.fromkeys(("name", "result", "text"), schema.text()))),
+                "sensitivity": schema.fields({"shared_activity": schema.list_of(schema.mapping)}),
+                "remedies": schema.list_of(schema.text()),
+            },
+        ),
+    },
+    {
+        "context": schema.optional(
+            schema.fields({"parts": schema.names(), "who": schema.choice("user", "session")}),
+        ),
+        "signals": schema.fields({"names": schema.names(), **SIGNALS}),
+    },
+)
+
+
+def _rule(name: str, record: Any) -> None:
+    """Check `embedding_model.json`."""
+    _LAYOUT(name, record)
+    if "signals" in record:
+        lists = {f"signals.{field}": record["signals"][field] for field in ("names", *SIGNALS)}
+        designs = record["fitted"]["propensity_designs_"]
+        schema.check_alike(**lists, **{"fitted.propensity_designs_": designs})
 
 
 def write(folder: Path, settings: Mapping[str, Any], fitted: Fitted) -> None:
@@ -94,7 +166,7 @@ def read(folder: Path) -> tuple[dict[str, Any], Fitted]:
     Raises:
         ValueError: The folder holds no saved model, one of a newer format, or a damaged one.
     """
-    record = read_json(folder / RECORD, FORMAT, WRITER)
+    record = schema.read_record(folder / RECORD, FORMAT, WRITER, _rule)
     try:
         settings = {name: frozen(value) for name, value in record["settings"].items()}
         settings = {
@@ -106,7 +178,7 @@ def read(folder: Path) -> tuple[dict[str, Any], Fitted]:
         device = choose_device(settings["device"])
         tensors = {name: value.to(device) for name, value in load_file(folder / TENSORS).items()}
         return settings, _restored(record, tensors)
-    except (OSError, SafetensorError, KeyError, TypeError, RuntimeError) as error:
+    except (OSError, SafetensorError, LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{folder}: damaged: {error}; expected what {WRITER} wrote") from error
 
 
@@ -169,8 +241,13 @@ def _widths(network: Network) -> list[int]:
 
 def _network(widths: list[int], prefix: str, tensors: Mapping[str, Tensor]) -> Network:
     """Return the network of these widths whose tensors have names with this prefix."""
-    network = Network(widths[0], widths[1:-1], widths[-1])
     state = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    numbers = sum(value.numel() for value in state.values())
+    if len(widths) < 2 or sum(one * other for one, other in pairwise(widths)) > numbers:
+        raise ValueError(
+            f"networks.{prefix[:-1]}: got the widths {widths}; expected those of its {numbers} numbers in {TENSORS}"
+        )
+    network = Network(widths[0], widths[1:-1], widths[-1])
     network.load_state_dict(state)
     return network.to(tensors["reward.bias"].device)
 

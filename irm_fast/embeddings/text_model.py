@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -244,7 +244,9 @@ class EmbeddedRewardModel:
         from irm_fast.embeddings.estimator import EmbeddingRewardModel
 
         record = read_record(directory)
-        estimator, source = EmbeddingRewardModel.load(directory), Source(**record[SOURCE])
+        known = {field.name for field in fields(Source)}
+        source = Source(**{name: value for name, value in record[SOURCE].items() if name in known})
+        estimator = EmbeddingRewardModel.load(directory)
         model = cls(estimator, spec_of_record(record), source, record.get("position"))
         if model.is_checkpoint and (Path(directory) / "config.json").is_file():  # it brings its language model along
             model.source = replace(model.source, model=str(directory))

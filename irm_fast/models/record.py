@@ -15,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from irm_fast.data import schema
 from irm_fast.data.signals import DESIGNS, RewardSpec
 
 FORMAT = 1  # of irm_fast.json
@@ -24,21 +25,63 @@ _FINGERPRINTED = ("*.safetensors", "*.json", "*.jinja", "*.model")  # weights, s
 _PIECE = 4096  # bytes
 CHECKPOINT_WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors")  # the names that transformers gives them
 
+SIGNALS: dict[str, schema.Rule] = {  # one entry a signal
+    "polarity": schema.list_of(schema.choice(1, -1)),
+    "misclick_rate": schema.list_of(schema.number(0, 1)),
+}
+_DECLARED = {  # of the settings of the run: how its log was read
+    **dict.fromkeys(
+        ("map", "absent", "null", "signals", "counts"),
+        schema.optional(schema.either(schema.text(), schema.mapping, schema.names())),
+    ),
+    **dict.fromkeys(("fold_system", "join_turns"), schema.optional(schema.flag)),
+    "max_errors": schema.optional(schema.number(0)),
+}
+SOURCE = schema.fields(  # how embeddings are made
+    {
+        "model": schema.text(),
+        "kind": schema.choice("decoder", "encoder"),
+        "pooling": schema.choice("last", "mean", "cls"),
+        "max_length": schema.whole(1),
+        "precision": schema.choice("float32", "bfloat16"),
+        "dtype": schema.choice("float32", "bfloat16"),
+        "fingerprint": schema.text(),
+    },
+    {"normalize": schema.flag, "prompt": schema.text(), "lower_case": schema.flag, "date": schema.text()},
+)
+_LAYOUT = schema.fields(
+    {
+        "design": schema.choice(*DESIGNS),
+        "signals": schema.names(),
+        **SIGNALS,
+        "feature_names": schema.names(),
+        "max_length": schema.whole(1),
+        "reward_bias": schema.number(),
+    },
+    {
+        "estimator": schema.choice("two-step", "joint"),
+        "diagnosis": schema.optional(schema.mapping),
+        "training": schema.optional(schema.fields({}, _DECLARED)),
+        "embeddings": SOURCE,
+        "position": schema.optional(schema.number()),
+    },
+)
+
+
+def _rule(name: str, record: Any) -> None:
+    """Check `irm_fast.json`."""
+    _LAYOUT(name, record)
+    schema.check_alike(**{field: record[field] for field in ("signals", *SIGNALS)})
+
 
 def read_record(directory: str | Path) -> dict[str, Any]:
-    """The content of a saved model's `irm_fast.json`.
+    """The content of a saved model's `irm_fast.json`, checked field by field.
 
     Raises:
         ValueError: The file is missing, of a newer format, or damaged.
     """
-    path = Path(directory) / RECORD
-    record = read_json(path, FORMAT, "irm-fast train")
+    record = schema.read_record(Path(directory) / RECORD, FORMAT, "irm-fast train", _rule)
     record.setdefault("estimator", "joint")  # which earlier versions had alone
-    lacking = [name for name in (*(f.name for f in fields(RewardSpec)), "reward_bias") if name not in record]
-    if lacking:
-        raise ValueError(f"{path}: damaged: no {', '.join(lacking)}; expected what irm-fast train wrote")
-    if record["design"] not in DESIGNS:
-        raise ValueError(f"{path}: design: got {record['design']!r}; expected one of {', '.join(DESIGNS)}")
     return record
 
 
@@ -80,30 +123,6 @@ def folder_fingerprint(directory: str | Path) -> str:
 def spec_of_record(record: Mapping[str, Any]) -> RewardSpec:
     """The spec that `write_record` wrote."""
     return RewardSpec(**{f.name: frozen(record[f.name]) for f in fields(RewardSpec)})
-
-
-def read_json(path: Path, version: int, writer: str) -> dict[str, Any]:
-    """Read a JSON object whose entry `format` is the version of its layout.
-
-    Args:
-        path: The file.
-        version: The version that is read here.
-        writer: The command or method that writes such files, for errors.
-
-    Raises:
-        ValueError: The file is missing, of a newer format, or damaged.
-    """
-    if not path.is_file():
-        raise ValueError(f"{path}: not found; expected a folder that {writer} wrote to its end")
-    try:
-        record: Any = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # cut short, or no text at all
-        raise ValueError(f"{path}: damaged, not readable as JSON: {error}") from error
-    if not isinstance(record, dict):
-        raise ValueError(f"{path}: damaged: got a {type(record).__name__}; expected an object, as {writer} wrote it")
-    if record.get("format") != version:
-        raise ValueError(f"{path}: format: got {record.get('format')}; expected {version}; upgrade irm-fast")
-    return record
 
 
 def frozen(value: Any) -> Any:
