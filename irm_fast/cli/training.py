@@ -53,6 +53,8 @@ def train(
         typer.echo(f"  {result.truncated} rows were longer than {length} tokens and lost their beginning")
     if result.dropped:
         typer.echo(f"  {result.dropped} rows were longer than {result.model.spec.max_length} tokens and were left out")
+    if result.skipped_steps:
+        typer.echo(f"  {result.skipped_steps} steps were left out, as their loss or gradient was not finite")
     if result.trained:
         from irm_fast.training.memory import parameters_in_words
 

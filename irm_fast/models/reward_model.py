@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from irm_fast.data.signals import RewardSpec
 from irm_fast.models.adapters import ADAPTER, Adapter, Lora, add_adapters, is_of_adapter, merge_adapters
 from irm_fast.models.backbone import load_backbone, load_classifier, load_tokenizer, quiet_transformers, token_limit
+from irm_fast.models.finite import check_finite
 from irm_fast.models.heads import Heads, Logits, PropensityDesign
 from irm_fast.models.record import (
     CHECKPOINT_WEIGHTS,
@@ -48,6 +49,7 @@ class ImplicitRewardModel(nn.Module):
         packed: Whether it takes packed rows, and no padded ones: see `packed.packed_attention`.
         pools_early: Whether the backbone gives, of packed rows, the states of the last tokens alone: likewise.
         adapter: The adapter that was merged into the backbone, if it is to be kept beside it, or None.
+        witness: Is shown the hidden states (N, H) of every `loss`, if it is not None.
 
     Raises:
         ValueError: The tokenizer has no padding token, or pads with the token that ends a text.
@@ -69,6 +71,7 @@ class ImplicitRewardModel(nn.Module):
         self._no_split_modules = sorted(kinds & set(classifier._no_split_modules or ()))
         self.packed = self.pools_early = False
         self.adapter: Adapter | None = None
+        self.witness: Callable[[Tensor], None] | None = None
         self._tuner: Any = None  # of peft, while there are adapters in the backbone
         self._states_whole = False
         self.register_state_dict_post_hook(_leave_frozen_out)
@@ -159,6 +162,8 @@ class ImplicitRewardModel(nn.Module):
             ValueError: The propensity design reads something that is not given.
         """
         hidden = self.pool(**tokens)
+        if self.witness is not None:
+            self.witness(hidden.detach())
         loss = self.heads.loss(
             hidden,
             feedback,
@@ -311,8 +316,12 @@ class ImplicitRewardModel(nn.Module):
         Args:
             directory: The folder, which is made where there is none.
             record: Further entries of `irm_fast.json`.
+
+        Raises:
+            RuntimeError: A weight is not finite; nothing is written.
         """
         directory = Path(directory)
+        check_finite([*self.backbone.named_parameters(), *self.heads.named_parameters()], "weights")
         directory.mkdir(parents=True, exist_ok=True)
         with quiet_transformers():
             self.classifier.save_pretrained(directory)

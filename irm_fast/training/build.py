@@ -40,6 +40,7 @@ from irm_fast.training.progress import TrainingProgress
 from irm_fast.training.propensities import with_propensities_of_half
 from irm_fast.training.run_folder import CHECKPOINTS, METRICS
 from irm_fast.training.trainer import ImplicitTrainer
+from irm_fast.training.watch import row_names
 
 
 class Loop(NamedTuple):
@@ -194,7 +195,9 @@ def _trainer(
             callbacks.append(EarlyStoppingCallback(config.patience))
     if config.progress:
         callbacks.append(TrainingProgress(f"design {model.spec.design}"))
-    trainer = ImplicitTrainer(model, config, args, rows, evaluation, callbacks)
+    held = None if prepared.heldout is None else row_names(prepared.heldout, prepared.heldout_pairs)
+    names = (row_names(prepared.log, prepared.pairs), held)
+    trainer = ImplicitTrainer(model, config, args, rows, evaluation, callbacks, names)
     return trainer, truncated
 
 

@@ -187,6 +187,10 @@ class TrainConfig(RunConfig):
     trainer: Mapping[str, Any] | None = option(
         None, "KEY=VALUE, any other of transformers' TrainingArguments, such as max_grad_norm=0.5; may be repeated."
     )
+    on_nonfinite: Literal["stop", "skip"] = option(
+        "stop", "A step whose loss or gradient is NaN or inf changes nothing: end the run, or go on without it."
+    )
+    max_skipped_steps: int = option(10, "Steps that skip leaves out, at most, before the run ends.", at_least=0)
     report_to: str = option("none", "Tracker known to transformers: none, tensorboard, wandb, ...")
     resume: bool = option(False, "Go on with the interrupted run in the output folder.")
 

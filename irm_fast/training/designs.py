@@ -24,7 +24,13 @@ from irm_fast.training.run_folder import CHECKPOINTS, begin_run, check_plan, kee
 from irm_fast.training.throughput import typical
 from irm_fast.training.trainer import ImplicitTrainer
 
-_KEPT = ("truncated", "attention", "throughput", "trained")  # of the result of a design, for a run that is resumed
+_KEPT = (
+    "truncated",
+    "attention",
+    "throughput",
+    "trained",
+    "skipped_steps",
+)  # of the result of a design, for a run that is resumed
 
 
 class TrainedDesign(NamedTuple):
@@ -79,7 +85,16 @@ def train_design(prepared: Prepared, spec: RewardSpec, config: TrainConfig, *, b
         parts = trainer.what_is_trained()
     speed = typical(trainer.state.log_history)
     model = unwrapped_model(trainer, prepared.log, config)
-    result = TrainResult(model, spec.design, metrics, truncated, attention=attention, throughput=speed, trained=parts)
+    result = TrainResult(
+        model,
+        spec.design,
+        metrics,
+        truncated,
+        attention=attention,
+        throughput=speed,
+        trained=parts,
+        skipped_steps=trainer.watch.skipped,
+    )
     return TrainedDesign(result, model, heldout)
 
 
@@ -130,19 +145,10 @@ def _model_folder(config: TrainConfig, spec: RewardSpec) -> Path:
 
 
 def _best_metrics(trainer: ImplicitTrainer) -> dict[str, float]:
-    """The metrics of the evaluation whose weights were kept.
-
-    Raises:
-        RuntimeError: The training diverged.
-    """
-    best = trainer.state.best_global_step  # None if no evaluation was finite, or none came before the end
+    """The metrics of the evaluation whose weights were kept."""
+    best = trainer.state.best_global_step  # None if no evaluation came before the end
     entries = [e for e in trainer.state.log_history if "eval_nll" in e and e["step"] == best]
     entry = entries[0] if entries else trainer.evaluate()
-    if not np.isfinite(entry["eval_nll"]):
-        raise RuntimeError(
-            f"training diverged: the held-out likelihood is {entry['eval_nll']}; lower learning_rate or "
-            "head_learning_rate, and start anew with --overwrite"
-        )
     signals = trainer.core.spec.signals
     names = ["nll", *(f"{name}_{kind}" for name in signals for kind in ("observed", "predicted")), "pairs_accuracy"]
     return {name: entry[f"eval_{name}"] for name in names if f"eval_{name}" in entry}

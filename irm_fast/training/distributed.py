@@ -180,6 +180,13 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """The whole of a perhaps sharded tensor. Every process has to call this."""
+    from torch.distributed.tensor import DTensor
+
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
 def whole_state(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:
     """The whole state of a perhaps sharded model, on the CPU. Every process has to call this.
 
@@ -187,11 +194,9 @@ def whole_state(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:
         model: The model, or this process's part of it.
         keep: Whether this process wants the state; else its result is empty.
     """
-    from torch.distributed.tensor import DTensor
-
     state = {}
     for name, part in model.state_dict().items():
-        whole = part.full_tensor() if isinstance(part, DTensor) else part
+        gathered = whole(part)
         if keep:
-            state[name] = whole.cpu()
+            state[name] = gathered.cpu()
     return state

@@ -30,6 +30,7 @@ class TrainResult:
         attention: The attention that the backbone ran with.
         throughput: Medians of the run, with the keys of `Throughput.report`.
         trained: The numbers of `trained_parameters` and of all `parameters`, and the `optimizer_bytes` of a device.
+        skipped_steps: The number of steps that were left out, as their loss or gradient was not finite.
         diagnosis: What the reward rests on: counts of the whole log, predictions for the held-out part.
     """
 
@@ -43,6 +44,7 @@ class TrainResult:
     attention: str | None = None
     throughput: Mapping[str, float] = field(default_factory=dict)
     trained: Mapping[str, int] = field(default_factory=dict)
+    skipped_steps: int = 0
     diagnosis: Diagnosis | None = None
 
     def record(self, config: RunConfig) -> dict[str, Any]:
@@ -57,5 +59,6 @@ class TrainResult:
             "attention": self.attention,
             "throughput": dict(self.throughput),
             "trained": dict(self.trained),
+            "skipped_steps": self.skipped_steps,
             "training": config.to_dict(),
         }

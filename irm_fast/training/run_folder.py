@@ -32,6 +32,7 @@ _NO_RESULT = {  # may differ when a run goes on: none changes the model by more 
     *NOT_KEPT,
     *("report_to", "output", "lora_keep_adapter"),
     *("gradient_checkpointing", "compile", "liger"),  # a run that ran out of memory goes on with less
+    *("on_nonfinite", "max_skipped_steps"),  # one that ended at a step that is not finite goes on without it
 }
 _WHOLE = "checkpoint-*/trainer_state.json"  # the last file of a checkpoint: it was written to its end
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +33,7 @@ from irm_fast.training.distributed import (
     sharding,
 )
 from irm_fast.training.throughput import Throughput, flops_of
+from irm_fast.training.watch import NumericalWatch, ids_in_words
 
 STRATIFICATION_FILE = "stratification.safetensors"
 
@@ -51,6 +52,7 @@ class ImplicitTrainer(Trainer):
         train_dataset: The training rows.
         eval_dataset: The held-out rows, or None.
         callbacks: Callbacks besides those of the trainer itself, or None.
+        names: The ids of the training rows and of the held-out rows, by their numbers; None: the numbers.
 
     Raises:
         RuntimeError: One process sees several GPUs (`nn.DataParallel` would split batches and their mean), or the
@@ -69,6 +71,7 @@ class ImplicitTrainer(Trainer):
         train_dataset: TokenizedRows,
         eval_dataset: TokenizedRows | None = None,
         callbacks: list[TrainerCallback] | None = None,
+        names: tuple[Sequence[str] | None, Sequence[str] | None] = (None, None),
     ) -> None:
         check_one_gpu(args)
         check_fsdp(config, args.world_size)
@@ -109,6 +112,9 @@ class ImplicitTrainer(Trainer):
 
         # What happens beside the steps
         self.throughput = Throughput(self.accelerator, flops)
+        names_of_training, self.heldout_names = names
+        self.watch = NumericalWatch(model, config, self.accelerator, names_of_training, self.log)
+        self.add_callback(self.watch)
         self.stratifier: StratificationModel | None = None
         if config.stratification != "current":
             self.stratifier = StratificationModel(model, config)
@@ -141,7 +147,7 @@ class ImplicitTrainer(Trainer):
         if num_items_in_batch is not None:
             rows, pairs = num_items_in_batch.unbind()
             arguments |= {"normalizer": rows, "pair_weight": (self.config.pairs_weight or 1) / pairs}
-        loss = model(**arguments, stratification=self._stratification(inputs))
+        loss = self.watch.guard(model(**arguments, stratification=self._stratification(inputs)))
         return (loss, {}) if return_outputs else loss
 
     def _stratification(self, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor] | Literal["current"] | None:
@@ -152,6 +158,12 @@ class ImplicitTrainer(Trainer):
             return "current"
         with torch.no_grad():
             return self.stratifier.average("logits", **logit_inputs(inputs))
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """Return the norm of the gradient as transformers does; where it is not finite, the step changes nothing."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        self.watch.mask(norm, self.optimizer, self.state.global_step + 1)  # type: ignore[arg-type]
+        return norm
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         """Prepare as transformers does, with our way to shard in the place of accelerate's."""
@@ -201,6 +213,7 @@ class ImplicitTrainer(Trainer):
         """
         self.throughput.begin()
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.watch.begin(batches)
         counts = [batch.pop("counts") for batch in batches]
         for count in counts:
             self.throughput.add(count)
@@ -214,15 +227,23 @@ class ImplicitTrainer(Trainer):
         """Log as transformers does, with the throughput since the last entry."""
         if "loss" in logs:
             logs |= self.throughput.report()
+            self._tr_loss.zero_()  # which transformers takes from itself: NaN would stay NaN
         super().log(logs, start_time)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Evaluate as transformers does; the time does not count in the throughput of training."""
+        """Evaluate as transformers does; the time does not count in the throughput of training.
+
+        Raises:
+            RuntimeError: A step before, or a held-out row, is not finite.
+        """
+        self.watch.settle()
         with self.throughput.paused():
             return super().evaluate(*args, **kwargs)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         """Save as transformers does; the time does not count in the throughput of training."""
+        self.watch.settle()
+        self.watch.check_weights()
         # Each process asks whether the folder is there, to know the best checkpoint, before one has to make it.
         Path(str(self.args.output_dir), f"checkpoint-{self.state.global_step}").mkdir(parents=True, exist_ok=True)
         with self.throughput.paused():
@@ -270,6 +291,7 @@ class ImplicitTrainer(Trainer):
         order, sides = np.split(order, [len(order) - self.eval_dataset.sides])  # type: ignore[union-attr]
         heldout = HeldOut(*(table[name][order] for name in HeldOut._fields))
         feedback = table["feedback"][order]
+        self._check_heldout(heldout)
 
         # Metrics
         metrics = heldout_metrics(self.core.spec, heldout, feedback)
@@ -278,6 +300,16 @@ class ImplicitTrainer(Trainer):
             metrics["pairs_accuracy"] = float(np.mean((lead > 0) + 0.5 * (lead == 0)))
         named = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         return EvalLoopOutput(predictions=heldout, label_ids=feedback, metrics=named, num_samples=len(order))  # type: ignore[arg-type]
+
+    def _check_heldout(self, heldout: HeldOut) -> None:
+        """Raise RuntimeError if the loss of a held-out row is not finite."""
+        rows = np.flatnonzero(~np.isfinite(heldout.loss + heldout.reward))
+        if len(rows):
+            raise RuntimeError(
+                f"training diverged: after step {self.state.global_step} the held-out loss of {len(rows)} of "
+                f"{len(heldout.loss)} rows is not finite: {ids_in_words(rows, self.heldout_names)}; lower "
+                "learning_rate or head_learning_rate, and start anew with --overwrite"
+            )
 
     def heldout_predictions(self) -> HeldOut:
         """Return the predictions of the current weights for the held-out rows, in the order of the data set."""

@@ -17,7 +17,7 @@ TEXT = (
     "model propensity-rows pairs pairs-weight objective stratification ema-decay epochs batch-size token-budget "
     "gradient-accumulation learning-rate head-learning-rate weight-decay warmup-ratio max-length overlong eval-steps "
     "patience precision attn compile liger lora-rank lora-alpha lora-targets lora-keep-adapter load-in-4bit fsdp "
-    "gradient-checkpointing optim trainer report-to resume"
+    "gradient-checkpointing optim trainer on-nonfinite max-skipped-steps report-to resume"
 )
 OPTIONS = {
     "validate": f"data misclick json config {LOG}",
@@ -42,6 +42,7 @@ CHOICES = {
     ("train", "objective"): "marginal stratified",
     ("train", "stratification"): "current ema frozen",
     ("train", "overlong"): "truncate drop",
+    ("train", "on-nonfinite"): "stop skip",
     ("train", "precision"): "auto float32 bfloat16",
     ("score", "precision"): "auto float32 bfloat16",
     ("diagnose", "precision"): "auto float32 bfloat16",
