@@ -15,20 +15,6 @@ from irm_fast.data.problems import FieldError
 BATCH = 1000  # rows that are objects of Python at a time
 
 
-def parquet_library() -> Any:
-    """Return the module `pyarrow.parquet`.
-
-    Raises:
-        FieldError: pyarrow is not installed.
-    """
-    try:
-        from pyarrow import parquet
-    except ImportError:
-        text = "a Parquet file is read by pyarrow, which is not installed; pip install pyarrow, or give a .jsonl file"
-        raise FieldError("file", text) from None
-    return parquet
-
-
 def parquet_rows(file: IO[bytes] | Any) -> Iterator[tuple[int | None, dict[str, Any] | FieldError]]:
     """Read the rows of a Parquet file, a batch at a time, with the number of each from 1.
 
@@ -37,12 +23,8 @@ def parquet_rows(file: IO[bytes] | Any) -> Iterator[tuple[int | None, dict[str, 
     Args:
         file: The file, or its path.
     """
-    try:
-        parquet = parquet_library()
-    except FieldError as error:
-        yield None, error
-        return
     import pyarrow
+    from pyarrow import parquet
 
     try:
         opened = parquet.ParquetFile(file, memory_map=True)

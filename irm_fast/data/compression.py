@@ -22,17 +22,10 @@ def packing(head: bytes) -> str | None:
 
 
 def unpacked(file: IO[bytes], kind: str) -> Any:
-    """Open a packed file.
-
-    Raises:
-        FieldError: What unpacks it is not installed.
-    """
+    """Open a packed file."""
     if kind == "zstd":
-        try:
-            import pyarrow
-        except ImportError:
-            text = "zstd is unpacked by pyarrow, which is not installed; pip install pyarrow, or unpack the file"
-            raise FieldError("file", text) from None
+        import pyarrow
+
         return pyarrow.CompressedInputStream(file, "zstd")
     return _OPEN[kind](file)
 

@@ -18,6 +18,9 @@ from irm_fast.data.warning import warn_caller
 class Log:
     """N impressions, each a response that was shown to a user, with the feedback of K signals.
 
+    What `read_log` returns holds its names and conversations in Arrow, as sequences that are equal to lists of the same
+    values and make these when they are asked for (`data.texts`); a log that is put together may hold lists.
+
     Attributes:
         ids: N unique names.
         messages: N conversations; the last turn of each is the assistant's response.
@@ -52,8 +55,8 @@ class Log:
         >>> train, held_out = log.split(0.1, seed=0)  # doctest: +SKIP
     """
 
-    ids: list[str]
-    messages: list[Messages]
+    ids: Sequence[str]
+    messages: Sequence[Messages]
     signals: tuple[str, ...]
     polarity: tuple[int, ...]
     feedback: np.ndarray
@@ -62,13 +65,13 @@ class Log:
     propensity: np.ndarray | None
     features: np.ndarray | None
     feature_names: tuple[str, ...]
-    user_ids: list[str | None] | None
-    session_ids: list[str | None] | None = None
+    user_ids: Sequence[str | None] | None
+    session_ids: Sequence[str | None] | None = None
     times: np.ndarray | None = None
     positions: np.ndarray | None = None
     label_probability: np.ndarray | None = None
     acted_at: np.ndarray | None = None
-    segments: dict[str, list[str | None]] = field(default_factory=dict)
+    segments: dict[str, Sequence[str | None]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -29,6 +29,7 @@ from irm_fast.data.rows import (
     user_of,
     weight_of,
 )
+from irm_fast.data.texts import Conversations, Names
 from irm_fast.data.times import time_of
 from irm_fast.data.warning import warn_caller
 
@@ -233,8 +234,8 @@ def log_of_rows(rows: list[LogRow], signals: tuple[str, ...], declared: Declarat
     fills = [(name, 0 if declared.fill(name) == "silent" else -1) for name in signals]
     feedback = [[-1 if r.feedback is None else r.feedback.get(name, fill) for name, fill in fills] for r in rows]
     return Log(
-        ids=[row.id for row in rows],
-        messages=[row.messages for row in rows],
+        ids=Names.of([row.id for row in rows]),
+        messages=Conversations.of([row.messages for row in rows]),
         signals=signals,
         polarity=tuple(declared.sign(name) for name in signals),
         feedback=np.array(feedback, np.int8).reshape(len(rows), len(signals)),
@@ -249,7 +250,7 @@ def log_of_rows(rows: list[LogRow], signals: tuple[str, ...], declared: Declarat
         positions=_column([row.position for row in rows]),
         label_probability=_column([row.label_probability for row in rows]),
         acted_at=_matrix([row.acted_at for row in rows], signals, np.float64),
-        segments={name: [row.segments.get(name) for row in rows] for name in segment_names},
+        segments={name: Names.of([row.segments.get(name) for row in rows]) for name in segment_names},
     )
 
 
@@ -258,9 +259,9 @@ def _numbers(row: LogRow) -> dict[str, float]:
     return {name: value for name, value in (row.features or {}).items() if isinstance(value, float)}
 
 
-def _names(values: list[str | None]) -> list[str | None] | None:
+def _names(values: list[str | None]) -> Names | None:
     """Return names, None where not given; None if no row has one."""
-    return values if any(value is not None for value in values) else None
+    return Names.of(values) if any(value is not None for value in values) else None
 
 
 def _column(values: list[float | None], fill: float = math.nan, dtype: DTypeLike = np.float64) -> np.ndarray | None:

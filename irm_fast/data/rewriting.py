@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Literal, cast
 
-from irm_fast.data.columns import parquet_library
 from irm_fast.data.formats import RawRow
 from irm_fast.data.importing.layouts import LAYOUTS, layout_of
 from irm_fast.data.json_rows import object_of
@@ -87,8 +86,8 @@ def _write_json(data: Path, unfinished: Path, out: Path, change: Change, problem
 
 
 def _write_parquet(data: Path, unfinished: Path, change: Change, kinds: Kinds, read: Collection[str]) -> None:
-    parquet = parquet_library()
     import pyarrow
+    from pyarrow import parquet
 
     try:
         source = parquet.ParquetFile(data, memory_map=True)

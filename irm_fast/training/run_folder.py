@@ -66,13 +66,13 @@ def describe(log: Log, heldout: Log | None, pairs: Pairs | None = None) -> dict[
     for part in logs:
         head = (part.signals, part.polarity, part.feature_names, part.user_ids)
         for entry in (head, *zip(part.ids, part.messages, strict=True)):
-            digest.update(json.dumps(entry).encode() + b"\n")
+            digest.update(json.dumps(entry, default=list).encode() + b"\n")
         for values in (part.feedback, part.preference, part.weight, part.propensity, part.features):
             digest.update(b"none" if values is None else values.tobytes())
         # A log without these keeps the fingerprint that it had before they were read
         for name in ("session_ids", "segments"):
             if names := getattr(part, name):
-                digest.update(json.dumps([name, names]).encode() + b"\n")
+                digest.update(json.dumps([name, names], default=list).encode() + b"\n")
         for name in ("times", "positions", "label_probability", "acted_at"):
             if (values := getattr(part, name)) is not None:
                 digest.update(name.encode() + values.tobytes())

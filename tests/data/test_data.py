@@ -1,7 +1,6 @@
 import gzip
 import json
 import math
-import sys
 from datetime import datetime, timezone
 
 import numpy as np
@@ -482,14 +481,6 @@ def test_parquet_errors_name_the_row(tmp_path):
         read_log(path)
     pyarrow.parquet.write_table(pa.Table.from_pylist(rows).slice(0, 0), path)
     with pytest.raises(DataError, match=r"log\.parquet: file: empty"):
-        read_log(path)
-
-
-def test_parquet_without_pyarrow(tmp_path, monkeypatch):
-    path = tmp_path / "log.parquet"
-    path.write_bytes(b"PAR1")
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(DataError, match="read by pyarrow, which is not installed"):
         read_log(path)
 
 

@@ -8,7 +8,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from irm_fast.data.columns import parquet_library
 from irm_fast.data.formats import RawRow
 from irm_fast.data.importing.account import Account
 from irm_fast.data.importing.layouts import LAYOUTS, layout_of, rows_of_record
@@ -95,8 +94,8 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]], *, parquet: bool) -> 
             for row in rows:
                 file.write(json.dumps(row, default=str) + "\n")
         return
-    library = parquet_library()
     import pyarrow as pa
+    from pyarrow import parquet as library
 
     schema = pa.schema(
         [(name, pa.string()) for name in ("id", "prompt", "completion", "user_id", "session_id", "model")]
