@@ -34,7 +34,7 @@ def embed(
     **settings: Any,
 ) -> None:
     """Write an embedding of every row: logs, ratings or pairs. `train --embeddings` learns from it."""
-    from irm_fast.data.rated import read_conversations
+    from irm_fast.data.conversations import read_conversations
     from irm_fast.data.sources import check_not_input
 
     check_not_input(out, data)

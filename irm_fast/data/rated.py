@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
-from irm_fast.data.declarations import Declarations
 from irm_fast.data.formats import RawRow
 from irm_fast.data.importing.layouts import in_log_layout
 from irm_fast.data.messages import Messages
 from irm_fast.data.problems import Problems
 from irm_fast.data.ratings import RatedRow, is_pair, rated_rows
-from irm_fast.data.row_stream import RowStream, warn_of_skipped
-from irm_fast.data.rows import TEXT_FIELDS, FieldNames, Fields, check_ids, name_of, plain_name
+from irm_fast.data.rows import check_ids
 from irm_fast.data.sources import Given, Source, rows_of
 from irm_fast.data.warning import warn_caller
 
@@ -129,54 +127,6 @@ def warn_of_left_out(problems: Problems, why: str = "a response is empty") -> No
         lines = ", ".join(map(str, problems.left_out[:10])) + (", ..." if len(problems.left_out) > 10 else "")
         text = f"{problems.source}: {len(problems.left_out)} pairs left out because {why}: lines {lines}"
         warn_caller(text)
-
-
-def read_conversations(source: Given, declared: Declarations | None = None) -> tuple[list[str], list[Messages]]:
-    """Read the conversations of any data that holds them: of a log, of rated responses, of pairs, or of nothing else.
-
-    Fields other than id, prompt, completion, chosen and rejected are ignored.
-
-    Args:
-        source: A file, several, or rows in memory, as of `read_log`.
-        declared: How the rows are to be read.
-
-    Returns:
-        The ids, and the conversations, the last turn of each the assistant's.
-
-    Raises:
-        DataError: All that is wrong with the file, by line and field.
-    """
-    source, declared = Source.of(source), declared or Declarations()
-    problems = Problems(source)
-    stream = RowStream(source, declared, problems)
-    found: list[tuple[int, str, Messages]] = []
-    for line, raw in stream:
-        found += [(line, *row) for row in _conversations(line, raw, declared, problems)]
-    if not found and not problems.total:
-        problems.add(None, "file", "empty; expected at least one row")
-    check_ids(((line, name) for line, name, _ in found), problems)
-    skipped = stream.leave_out()
-    found = [row for row in found if row[0] not in skipped]
-    problems.raise_if_any()
-    warn_of_skipped(skipped, stream.seen, problems, declared)
-    warn_of_left_out(problems)
-    return [name for _, name, _ in found], [messages for *_, messages in found]
-
-
-def _conversations(
-    line: int, raw: Mapping[str, object], declared: Declarations, problems: Problems
-) -> list[tuple[str, Messages]]:
-    """Return the conversations of a row, each with its id: one, or the two of a pair."""
-    raw = {key: value for key, value in raw.items() if plain_name(key) in _CONVERSATIONS.plain}
-    if is_pair(raw):
-        return [(row.id, row.messages) for row in rated_rows(line, raw, problems)]
-    raw = {key: value for key, value in raw.items() if key not in ("chosen", "rejected")}
-    row = Fields(line, raw, _TEXTS, problems)
-    return [(row.get("id", name_of, f"row-{line}"), declared.formed(row.conversation()))]
-
-
-_TEXTS = FieldNames(TEXT_FIELDS)
-_CONVERSATIONS = FieldNames({**TEXT_FIELDS, "chosen": ("chosen",), "rejected": ("rejected",)})
 
 
 def _names(values: list[str | None]) -> list[str | None] | None:

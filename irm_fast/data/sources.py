@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import bisect
 import glob
+import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Union
+from tempfile import TemporaryFile
+from typing import IO, Any, Union
 
 from irm_fast.data.columns import frame_rows, plain
 from irm_fast.data.formats import KINDS, RawRow, read_stream
@@ -47,6 +50,7 @@ class Source:
             else:
                 self.name, self.parts, self.rows = "rows", ["rows"], entries
         self._starts: list[int] = []
+        self._kept: dict[str, IO[bytes]] = {}  # of parts that can be read once
 
     @classmethod
     def of(cls, given: Given) -> Source:
@@ -55,6 +59,20 @@ class Source:
 
     def __str__(self) -> str:
         return self.name
+
+    def repeatable(self) -> Source:
+        """Return this source, which can be read as often as is wanted from now on.
+
+        What standard input and pipes give is kept in temporary files, which have no name and end with the source.
+        """
+        if isinstance(self.rows, Iterator):
+            self.rows = list(self.rows)
+        for part in self.parts if self.rows is None else ():
+            if part not in self._kept and not (part != "-" and Path(part).is_file()):
+                with nullcontext(sys.stdin.buffer) if part == "-" else open(part, "rb") as file:
+                    self._kept[part] = TemporaryFile()  # noqa: SIM115  # open as long as the source
+                    shutil.copyfileobj(file, self._kept[part])
+        return self
 
     def __iter__(self) -> Iterator[RawRow]:
         self._starts, last = [], 0
@@ -69,6 +87,9 @@ class Source:
     def _rows(self, part: str) -> Iterator[RawRow]:
         if self.rows is not None:
             yield from (RawRow(number, _in_memory(row)) for number, row in enumerate(self.rows, 1))
+        elif part in self._kept:
+            self._kept[part].seek(0)
+            yield from read_stream(self._kept[part])
         elif part == "-":
             yield from read_stream(sys.stdin.buffer)
         else:

@@ -26,7 +26,7 @@ from irm_fast.models.packed import packed_attention
 from irm_fast.models.parts import Work, check_target, write_in_parts
 from irm_fast.models.passes import Passes, default_device, place, resolve_precision
 from irm_fast.models.processes import from_main_process
-from irm_fast.models.rendering import check_rendering
+from irm_fast.models.rendering import RenderingCheck
 from irm_fast.models.reward_model import ImplicitRewardModel
 from irm_fast.models.template import date_of
 from irm_fast.models.threads import threads_for
@@ -141,10 +141,9 @@ class Embedder:
             (vectors,) = passes.run(TokenizedRows(ids), collate, self.device, lambda batch: [self._pool(**batch)])
         return torch.from_numpy(vectors), truncated
 
-    def check(self, ids: Sequence[str], conversations: Sequence[Messages]) -> None:
-        """Check that the chat template of a decoder takes all conversations: `check_rendering`."""
-        if self.reward_model:
-            check_rendering(self.tokenizer, ids, conversations)
+    def rendering(self) -> RenderingCheck | None:
+        """A check that the chat template of a decoder takes conversations; None of an encoder, which has none."""
+        return RenderingCheck(self.tokenizer) if self.reward_model else None
 
     @contextmanager
     def _attention(self) -> Iterator[bool]:
@@ -256,8 +255,8 @@ def write_embeddings(
     An interrupted run leaves its finished parts in the folder `out` + ".parts".
 
     Args:
-        ids: The ids of the N rows.
-        messages: The conversations of the N rows.
+        ids: The ids of the N rows, of which slices are read.
+        messages: The conversations of the N rows, likewise.
         embedder: The model that embeds them.
         out: The file to write; its name ends in ".safetensors".
         batch_size: The number of conversations per forward pass, at most. None: no limit.
@@ -279,21 +278,21 @@ def write_embeddings(
     out, source, truncated = Path(out), replace(embedder.source, dtype=dtype), 0
     check = partial(check_embeddings_file, out, resume=resume, overwrite=overwrite)
     from_main_process(check, distributed=distributed)
-    embedder.check(ids, messages)
 
-    def compute(rows: slice, passes: Passes) -> dict[str, Tensor]:
+    def compute(names: Sequence[str], some: Sequence[Messages], passes: Passes) -> dict[str, Tensor]:
         nonlocal truncated
-        vectors, longer = embedder.embed(messages[rows], passes)
+        vectors, longer = embedder.embed(some, passes)
         truncated += longer
         bad = torch.nonzero(~vectors.isfinite().all(1))
         if len(bad):
             raise ValueError(
-                f"row {ids[rows][int(bad[0])]!r}: its embedding is not finite (nor those of {len(bad) - 1} more "
+                f"row {names[int(bad[0])]!r}: its embedding is not finite (nor those of {len(bad) - 1} more "
                 f"rows); expected numbers; the model may be too imprecise in {source.precision}"
             )
         return {"embeddings": vectors.to(getattr(torch, dtype))}
 
-    work = Work(out, ids, messages, about(source), compute, partial(merge_parts, out=out, source=source), by_text=True)
+    merge, rendering = partial(merge_parts, out=out, source=source), embedder.rendering()
+    work = Work(out, ids, messages, about(source), compute, merge, rendering, by_text=True)
     passes = Passes(batch_size, token_budget, distributed, progress)
     write_in_parts(work, passes, resume=resume, overwrite=overwrite)
     return truncated

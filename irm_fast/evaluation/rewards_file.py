@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from irm_fast.data.conversations import read_conversations
+from irm_fast.data.messages import Messages
 from irm_fast.data.outputs import whole_file
-from irm_fast.data.rated import read_conversations
 from irm_fast.embeddings.text_model import EmbeddedRewardModel
-from irm_fast.evaluation.scoring import RewardModel, check_lower, check_texts, declared_for, load, rewards
+from irm_fast.evaluation.scoring import RewardModel, check_lower, declared_for, load, rendering_of, rewards
 from irm_fast.models.parts import Work, check_target, opened, write_in_parts
-from irm_fast.models.passes import Passes
+from irm_fast.models.passes import Passes, rows_bar
 from irm_fast.models.processes import from_main_process
 from irm_fast.models.record import folder_fingerprint
 
-FORMAT = "1"  # of the metadata entry "irm_fast_rewards" of parts
+FORMAT = "2"  # of the metadata entry "irm_fast_rewards" of parts
+_IDS = "ids"  # the column of a part that holds the ids of its rows, a list in JSON
 
 
 def score_file(
@@ -40,8 +44,9 @@ def score_file(
     """Write the reward of every response, a line each, in the order of the rows: id, reward, perhaps reward_lower.
 
     The file takes its name when it is whole. An interrupted run leaves its finished parts, of 4,096 rows each, in the
-    folder NAME.parts beside it, and `resume` goes on with them. What is no ordinary file, such as /dev/stdout, is
-    written at once.
+    folder NAME.parts beside it, and `resume` goes on with them. What is no ordinary file, such as /dev/stdout, gets
+    the lines of each part as soon as they are computed. All rows are checked before the first part, and no more than
+    a part of them is in memory.
 
     Args:
         model_dir: The folder of a saved model.
@@ -69,11 +74,6 @@ def score_file(
     ids, conversations = read_conversations(data, declared_for(model_dir, declared))
     model = load(model_dir, precision=precision)
     check_lower(model, lower)
-    check_texts(model, ids, conversations)
-    if not ordinary:
-        columns = rewards(model, conversations, passes, lower)
-        from_main_process(lambda: _write_lines(out, ids, [columns]), distributed=passes.distributed)
-        return len(ids)
     about = {
         "irm_fast_rewards": FORMAT,
         "model": str(model_dir),
@@ -82,16 +82,38 @@ def score_file(
         "lower": str(lower),
     }
 
-    def compute(rows: slice, passes: Passes) -> dict[str, Tensor]:
-        found = rewards(model, conversations[rows], passes, lower)
-        return {name: torch.from_numpy(values) for name, values in found.items()}
+    def compute(names: Sequence[str], some: Sequence[Messages], passes: Passes) -> dict[str, Tensor]:
+        found = rewards(model, some, passes, lower)
+        named = np.frombuffer(json.dumps(names).encode(), np.uint8)
+        return {_IDS: torch.from_numpy(named.copy())} | {name: torch.from_numpy(found[name]) for name in found}
 
     def merge(parts: Sequence[Path]) -> None:
-        _write_lines(out, ids, map(_columns, parts))
+        with whole_file(out) as file:
+            for part in parts:
+                file.writelines(_lines(_columns(part)))
 
-    work = Work(out, ids, conversations, about, compute, merge)
-    write_in_parts(work, passes, resume=resume, overwrite=overwrite)
+    work = Work(out, ids, conversations, about, compute, merge, rendering_of(model))
+    if ordinary:
+        write_in_parts(work, passes, resume=resume, overwrite=overwrite)
+    else:
+        _write_at_once(work, passes)
     return len(ids)
+
+
+def _write_at_once(work: Work, passes: Passes) -> None:
+    """Write the lines of each part as soon as they are computed, to what is no ordinary file."""
+    with ExitStack() as opened_files, rows_bar(len(work.ids), passes.progress) as bar:
+        files: list[TextIO] = []
+
+        def write(columns: Mapping[str, Tensor]) -> None:
+            if not files:
+                files.append(opened_files.enter_context(whole_file(work.out)))
+            files[0].writelines(_lines(columns))
+
+        hashes = work.checked()
+        for rows in work.slices:
+            columns = work.columns(rows, hashes, replace(passes, done=bar.update))
+            from_main_process(partial(write, columns), distributed=passes.distributed)
 
 
 def _precision_of(model: RewardModel) -> str:
@@ -101,17 +123,20 @@ def _precision_of(model: RewardModel) -> str:
     return str(model.classifier.dtype).removeprefix("torch.")
 
 
-def _columns(part: Path) -> dict[str, np.ndarray]:
-    """The columns of a part, each (n,)."""
+def _columns(part: Path) -> dict[str, Tensor]:
+    """The columns of a part, as `_lines` takes them."""
     with opened(part) as file:
-        return {name: file.get_tensor(name).numpy() for name in sorted(file.keys()) if name != "row_hash"}
+        return {name: file.get_tensor(name) for name in sorted(file.keys()) if name != "row_hash"}
 
 
-def _write_lines(out: Path, ids: Sequence[str], parts: Iterable[Mapping[str, np.ndarray]]) -> None:
-    """Write the lines of N rows whose columns come in parts; a number that is not finite becomes null."""
-    names = iter(ids)
-    with whole_file(out) as file:
-        for columns in parts:
-            for numbers in zip(*(values.tolist() for values in columns.values()), strict=True):
-                finite = (number if math.isfinite(number) else None for number in numbers)  # JSON has no NaN
-                file.write(json.dumps({"id": next(names), **dict(zip(columns, finite, strict=True))}) + "\n")
+def _lines(columns: Mapping[str, Tensor]) -> Iterator[str]:
+    """The lines of the rows of a part; a number that is not finite becomes null.
+
+    Args:
+        columns: The ids as JSON, uint8, and the numbers of the n rows, each (n,), by name.
+    """
+    values = {name: column.tolist() for name, column in columns.items() if name != _IDS}
+    ids = json.loads(columns[_IDS].numpy().tobytes())
+    for name, *numbers in zip(ids, *values.values(), strict=True):
+        finite = (number if math.isfinite(number) else None for number in numbers)  # JSON has no NaN
+        yield json.dumps({"id": name, **dict(zip(values, finite, strict=True))}) + "\n"

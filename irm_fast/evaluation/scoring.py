@@ -20,7 +20,7 @@ from irm_fast.models.heldout import HeldOut
 from irm_fast.models.packed import packed_attention
 from irm_fast.models.passes import Passes, default_device, resolve_precision
 from irm_fast.models.record import read_record
-from irm_fast.models.rendering import check_rendering
+from irm_fast.models.rendering import RenderingCheck
 from irm_fast.models.reward_model import ImplicitRewardModel
 from irm_fast.models.tokens import tokenise
 
@@ -146,12 +146,15 @@ def rewards(
     return {"reward": found}
 
 
+def rendering_of(model: RewardModel) -> RenderingCheck | None:
+    """A check that the chat template of a model takes conversations; None if it has none."""
+    return model.embedder.rendering() if isinstance(model, EmbeddedRewardModel) else RenderingCheck(model.tokenizer)
+
+
 def check_texts(model: RewardModel, ids: Sequence[str], conversations: Sequence[Messages]) -> None:
-    """Check that the chat template of a model takes all conversations: `check_rendering`."""
-    if isinstance(model, EmbeddedRewardModel):
-        model.embedder.check(ids, conversations)
-    else:
-        check_rendering(model.tokenizer, ids, conversations)
+    """Check that the chat template of a model takes all conversations: `RenderingCheck`."""
+    if check := rendering_of(model):
+        check.check(ids, conversations)
 
 
 def predict_log(model: RewardModel, log: Log, passes: Passes) -> HeldOut:

@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from irm_fast.data.outputs import check_choice, check_folder_of
 from irm_fast.models.passes import Passes, rows_bar
 from irm_fast.models.processes import check_same, from_main_process, is_first
+from irm_fast.models.rendering import RenderingCheck
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,12 +41,13 @@ class Work:
 
     Attributes:
         out: The file to write.
-        ids: The ids of N rows.
-        messages: The conversations of the N rows.
+        ids: The ids of N rows; slices of them are read as they are needed.
+        messages: The conversations of the N rows, likewise.
         about: How the columns are made, by name. A resumed run has to make them alike, but for the entry "model", which
             says where the model is; "fingerprint" tells whether it is the same.
-        compute: A function that returns the columns of the rows of a slice, each of shape (n, ...).
+        compute: A function that returns columns of n rows, given their ids and conversations, each of shape (n, ...).
         merge: A function that writes the parts, in their order, as one file.
+        rendering: Gets all conversations before the work begins. None: nothing is checked.
         by_text: Whether a row is one of the same text, whatever its id.
     """
 
@@ -53,9 +55,50 @@ class Work:
     ids: Sequence[str]
     messages: Sequence[Messages]
     about: Mapping[str, str]
-    compute: Callable[[slice, Passes], Mapping[str, Tensor]]
+    compute: Callable[[Sequence[str], Sequence[Messages], Passes], Mapping[str, Tensor]]
     merge: Callable[[Sequence[Path]], None]
+    rendering: RenderingCheck | None = None
     by_text: bool = False
+
+    @property
+    def slices(self) -> list[slice]:
+        """The rows of each part."""
+        return [slice(start, start + PART_ROWS) for start in range(0, len(self.ids), PART_ROWS)]
+
+    def checked(self) -> np.ndarray:
+        """Check that the chat template takes all rows, and return a hash (int64) of each, of shape (N,).
+
+        Raises:
+            ValueError: As `RenderingCheck.report`.
+        """
+        hashes = [np.empty(0, np.int64)]
+        for rows in self.slices:
+            messages = self.messages[rows]
+            hashes.append(self._hashes(self.ids[rows], messages))
+            if self.rendering is not None:
+                self.rendering.add(messages)
+        if self.rendering is not None:
+            self.rendering.report(self.ids)
+        return np.concatenate(hashes)
+
+    def columns(self, rows: slice, hashes: np.ndarray, passes: Passes) -> Mapping[str, Tensor]:
+        """Compute the columns of a part.
+
+        Args:
+            rows: The rows of the part.
+            hashes: What `checked` returned.
+            passes: How rows go through the model.
+
+        Raises:
+            ValueError: The rows are others than those that were checked.
+        """
+        ids, messages = self.ids[rows], self.messages[rows]
+        if not np.array_equal(self._hashes(ids, messages), hashes[rows]):
+            raise ValueError(f"data: rows {rows.start + 1} and on have changed since they were checked; start anew")
+        return self.compute(ids, messages, passes)
+
+    def _hashes(self, ids: Sequence[str], messages: Sequence[Messages]) -> np.ndarray:
+        return row_hash(None if self.by_text else ids, messages)
 
 
 def write_in_parts(work: Work, passes: Passes, *, resume: bool = False, overwrite: bool = False) -> None:
@@ -74,10 +117,9 @@ def write_in_parts(work: Work, passes: Passes, *, resume: bool = False, overwrit
         ValueError: A part was made from other rows or otherwise.
         KeyboardInterrupt: The run was interrupted; its text says how to go on.
     """
-    hashes = row_hash(None if work.by_text else work.ids, work.messages)
+    hashes, slices = work.checked(), work.slices
     if passes.distributed:
         check_same("rows", len(hashes), int(np.bitwise_xor.reduce(hashes * np.arange(1, len(hashes) + 1))))
-    slices = [slice(start, start + PART_ROWS) for start in range(0, len(work.ids), PART_ROWS)]
     folder = parts_folder(work.out)
     paths = [folder / f"part-{number:05}.safetensors" for number in range(len(slices))]
     from_main = partial(from_main_process, distributed=passes.distributed)
@@ -86,7 +128,7 @@ def write_in_parts(work: Work, passes: Passes, *, resume: bool = False, overwrit
         finished = {path for path in paths if path.exists()} if resume else set()
         for path, rows in zip(paths, slices, strict=True):  # all of them before the work begins
             if path in finished:
-                check_part(path, work.ids[rows], hashes[rows], work.about)
+                check_part(path, work.ids, rows, hashes, work.about)
         if overwrite and folder.is_dir():
             shutil.rmtree(folder)
         if overwrite:
@@ -99,7 +141,7 @@ def write_in_parts(work: Work, passes: Passes, *, resume: bool = False, overwrit
         with rows_bar(len(work.ids), passes.progress) as bar:
             for path, rows in zip(paths, slices, strict=True):
                 if path not in finished:
-                    columns = work.compute(rows, replace(passes, done=bar.update))
+                    columns = work.columns(rows, hashes, replace(passes, done=bar.update))
                     from_main(partial(write_part, path, columns, hashes[rows], work.about))
                 bar.update(min(rows.stop, len(work.ids)) - bar.n)
         from_main(partial(work.merge, paths))
@@ -176,13 +218,14 @@ def write_part(path: Path, columns: Mapping[str, Tensor], hashes: np.ndarray, ab
     os.replace(unfinished, path)
 
 
-def check_part(path: Path, ids: Sequence[str], hashes: np.ndarray, about: Mapping[str, str]) -> None:
+def check_part(path: Path, ids: Sequence[str], rows: slice, hashes: np.ndarray, about: Mapping[str, str]) -> None:
     """Check that a part holds the expected rows, computed as expected.
 
     Args:
         path: The file of the part.
-        ids: The ids of the n rows, for the message.
-        hashes: The expected row hashes (int64) of shape (n,).
+        ids: The ids of the N rows of all parts, for the message.
+        rows: The rows of this part.
+        hashes: The expected row hashes (int64) of all rows, of shape (N,).
         about: How the columns are expected to be made.
 
     Raises:
@@ -198,9 +241,10 @@ def check_part(path: Path, ids: Sequence[str], hashes: np.ndarray, about: Mappin
         other = f"{name}: got {now} instead of {was}"
         got = "model: other weights or tokenizer" if name == "fingerprint" else other
         raise ValueError(f"{got}: {path} was written otherwise; {choice}")
-    if not np.array_equal(held, hashes):
-        shared = min(len(held), len(hashes))
-        first = ids[min(int((held[:shared] == hashes[:shared]).cumprod().sum()), len(ids) - 1)]
+    expected = hashes[rows]
+    if not np.array_equal(held, expected):
+        shared = min(len(held), len(expected))
+        first = ids[rows.start + min(int((held[:shared] == expected[:shared]).cumprod().sum()), len(expected) - 1)]
         raise ValueError(f"data: row {first!r} is not what {path} was written from, in that place; {choice}")
 
 

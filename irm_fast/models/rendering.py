@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from irm_fast.data.log import prompt_key
 from irm_fast.data.messages import fold_system, join_turns
 from irm_fast.data.warning import warn_caller
 from irm_fast.models.processes import is_first
-from irm_fast.models.tokens import render
+from irm_fast.models.tokens import CHUNK, render
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -25,35 +28,80 @@ _FORMS: Mapping[str, Callable[[Messages], Messages]] = {
 }
 
 
-def check_rendering(tokenizer: PreTrainedTokenizerBase, ids: Sequence[str], rows: Sequence[Messages]) -> None:
-    """Check that a chat template takes all rows and shows their responses, and tells different ones apart.
+class RenderingCheck:
+    """A check that a chat template takes rows and shows their responses, and tells different ones apart.
 
-    A warning counts the rows whose response it does not show, or which it makes the same text of as of a row with the
-    same prompt and another response, and names one, if they are not most.
+    Of the rows it keeps two numbers each.
 
     Args:
         tokenizer: The tokenizer, whose template `set_template` has made ready.
-        ids: The ids of N rows.
-        rows: Their conversations.
-
-    Raises:
-        ValueError: The template refuses a row, with its id and what would help; or most rows are as above.
     """
-    hashes, refused, hidden = np.empty(len(rows), np.int64), dict[int, str](), list[int]()
-    for number, messages in enumerate(rows):
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        self._texts, self._responses, self._hidden = array("q"), array("q"), array("q")
+        self._refused: list[tuple[int, str]] = []  # the first row that is refused, and why
+        self._refusals, self._forms = 0, dict(_FORMS)
+
+    def add(self, rows: Sequence[Messages]) -> list[str]:
+        """Render further rows, and return the text of each; "" where the template refuses it."""
+        return [self._added(messages) for messages in rows]
+
+    def _added(self, messages: Messages) -> str:
+        number = len(self._texts)
         try:
-            text = render(tokenizer, messages)
+            text = render(self.tokenizer, messages)
         except ValueError as error:
-            refused[number] = str(error)
-            continue
-        hashes[number] = hash(text)
-        if not _is_shown(tokenizer, messages, text):
-            hidden.append(number)
-    if refused:
-        raise ValueError(_refusal(tokenizer, ids, rows, refused))
-    _report(ids, hidden, "its response is not in the text that the model's chat template makes of it")
-    alike = np.setdiff1d(_alike(hashes, rows), hidden).tolist()
-    _report(ids, alike, "the model's chat template makes the same text of it and of another response to its prompt")
+            self._refused = self._refused or [(number, str(error))]
+            self._refusals += 1
+            self._forms = {name: form for name, form in self._forms.items() if _takes(self.tokenizer, form(messages))}
+            text = ""
+        else:
+            if not _is_shown(self.tokenizer, messages, text):
+                self._hidden.append(number)
+        self._texts.append(hash((text, prompt_key(messages))))
+        self._responses.append(hash(_response(messages)))
+        return text
+
+    def report(self, ids: Sequence[str]) -> None:
+        """Say what is wrong with the rows.
+
+        A warning counts the rows whose response the template does not show, or which it makes the same text of as of
+        a row with the same prompt and another response, and names one, if they are not most.
+
+        Args:
+            ids: The ids of all N rows.
+
+        Raises:
+            ValueError: The template refuses a row, with its id and what would help; or most rows are as above.
+        """
+        if self._refused:
+            raise ValueError(self._refusal(ids))
+        hidden = np.asarray(self._hidden, np.int64)
+        _report(ids, hidden, "its response is not in the text that the model's chat template makes of it")
+        alike = np.setdiff1d(_alike(np.asarray(self._texts), np.asarray(self._responses)), hidden)
+        _report(ids, alike, "the model's chat template makes the same text of it and of another response to its prompt")
+
+    def check(self, ids: Sequence[str], rows: Sequence[Messages]) -> None:
+        """Add all N rows, of which slices are read, and report.
+
+        Raises:
+            ValueError: As `report`.
+        """
+        for start in range(0, len(rows), CHUNK):
+            self.add(rows[start : start + CHUNK])
+        self.report(ids)
+
+    def _refusal(self, ids: Sequence[str]) -> str:
+        """Say which rows a template refuses, why the first, and which form of all of them it would take."""
+        [(first, why)] = self._refused
+        option = next(iter(self._forms), None)
+        remedy = (
+            f"{option} makes them what it takes (in Python an argument of read_log, or a setting of the config)"
+            if option is not None
+            else "leave such rows out, or give the model's folder a chat_template.jinja that takes them"
+        )
+        return f"row {ids[first]!r}: {why} ({self._refusals} of {len(ids)} rows are refused); {remedy}"
 
 
 def _is_shown(tokenizer: PreTrainedTokenizerBase, messages: Messages, text: str) -> bool:
@@ -69,33 +117,20 @@ def _is_shown(tokenizer: PreTrainedTokenizerBase, messages: Messages, text: str)
         return True
 
 
-def _alike(hashes: np.ndarray, rows: Sequence[Messages]) -> list[int]:
-    """The rows with the same text, by its hash, as an earlier row of another response to the same prompt, and that."""
-    order = np.argsort(hashes, kind="stable")
-    found = []
-    for one, other in zip(order[:-1].tolist(), order[1:].tolist(), strict=True):
-        if hashes[one] == hashes[other] and rows[one][:-1] == rows[other][:-1]:
-            found += [one, other] if _response(rows[one]) != _response(rows[other]) else []
-    return found
+def _alike(texts: np.ndarray, responses: np.ndarray) -> np.ndarray:
+    """The rows of a text and prompt that rows of another response have, too, by hashes (N,) of these."""
+    order = np.sort(texts)
+    rows = np.flatnonzero(np.isin(texts, order[1:][order[1:] == order[:-1]]))  # few of a log, as a rule
+    group = np.unique(texts[rows], return_inverse=True)[1]
+    pairs = np.unique(np.column_stack([group, responses[rows]]), axis=0)
+    alike: np.ndarray = rows[np.bincount(pairs[:, 0])[group] > 1] if len(rows) else rows
+    return alike
 
 
-def _response(messages: Messages) -> tuple[str, object]:
-    return messages[-1]["content"].strip(), messages[-1].get("tool_calls")
-
-
-def _refusal(
-    tokenizer: PreTrainedTokenizerBase, ids: Sequence[str], rows: Sequence[Messages], refused: Mapping[int, str]
-) -> str:
-    """Say which rows a template refuses, why the first, and which form of all of them it would take."""
-    first, why = next(iter(refused.items()))
-    forms = (option for option, form in _FORMS.items() if all(_takes(tokenizer, form(rows[row])) for row in refused))
-    option = next(forms, None)
-    remedy = (
-        f"{option} makes them what it takes (in Python an argument of read_log, or a setting of the config)"
-        if option is not None
-        else "leave such rows out, or give the model's folder a chat_template.jinja that takes them"
-    )
-    return f"row {ids[first]!r}: {why} ({len(refused)} of {len(rows)} rows are refused); {remedy}"
+def _response(messages: Messages) -> tuple[str, str]:
+    """What a response says: its text, and its calls of tools."""
+    calls = messages[-1].get("tool_calls")
+    return messages[-1]["content"].strip(), json.dumps(calls, sort_keys=True) if calls else ""
 
 
 def _takes(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> bool:
@@ -106,14 +141,14 @@ def _takes(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> bool:
     return True
 
 
-def _report(ids: Sequence[str], wrong: Sequence[int], what: str) -> None:
+def _report(ids: Sequence[str], wrong: np.ndarray, what: str) -> None:
     """Raise ValueError if most rows are wrong in some way, and warn if there are some."""
-    if not wrong:
+    if not len(wrong):
         return
     text = (
-        f"row {ids[wrong[0]]!r}: {what} ({len(wrong)} of {len(ids)} rows are such): a reward of it says nothing of the "
-        "response; leave such rows out, or put a chat_template.jinja that shows all of a response into the model's "
-        "folder"
+        f"row {ids[int(wrong[0])]!r}: {what} ({len(wrong)} of {len(ids)} rows are such): a reward of it says nothing "
+        "of the response; leave such rows out, or put a chat_template.jinja that shows all of a response into the "
+        "model's folder"
     )
     if 2 * len(wrong) > len(ids):
         raise ValueError(text)

@@ -27,7 +27,7 @@ from irm_fast.data.signals import (
 from irm_fast.data.warning import warn_caller
 from irm_fast.models.adapters import check_four_bits, check_installed, target_names
 from irm_fast.models.backbone import count_tokens, ready_tokenizer, skeleton
-from irm_fast.models.rendering import check_rendering
+from irm_fast.models.rendering import RenderingCheck
 from irm_fast.training.arguments import training_arguments
 from irm_fast.training.config import RunConfig, TrainConfig
 from irm_fast.training.distributed import check_same_log
@@ -198,13 +198,13 @@ def check_adapters(config: TrainConfig) -> None:
 
 
 def check_texts(log: Log, heldout: Log | None, pairs: Pairs | None, config: TrainConfig) -> None:
-    """Check that the model's chat template takes all rows and shows their responses: `check_rendering`."""
+    """Check that the model's chat template takes all rows and shows their responses: `RenderingCheck`."""
     tokenizer = ready_tokenizer(config.model)
     for part in (log, heldout):
         if part is not None:
-            check_rendering(tokenizer, part.ids, part.messages)
+            RenderingCheck(tokenizer).check(part.ids, part.messages)
     if pairs is not None:
-        check_rendering(tokenizer, [name for name in pairs.ids for _ in range(2)], pairs.sides)
+        RenderingCheck(tokenizer).check([name for name in pairs.ids for _ in range(2)], pairs.sides)
 
 
 def live_signals(log: Log, heldout: Log | None) -> tuple[Log, Log | None]:

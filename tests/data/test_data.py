@@ -747,7 +747,7 @@ def test_score_writes_null_for_nan(tmp_path, monkeypatch):
     monkeypatch.setattr(rewards_file, "load", lambda *_, **__: None)
     monkeypatch.setattr(rewards_file, "folder_fingerprint", lambda folder: "none")
     monkeypatch.setattr(rewards_file, "declared_for", lambda folder, declared: None)
-    monkeypatch.setattr(rewards_file, "check_texts", lambda *_: None)
+    monkeypatch.setattr(rewards_file, "rendering_of", lambda model: None)
     monkeypatch.setattr(rewards_file, "_precision_of", lambda model: "float32")
     monkeypatch.setattr(rewards_file, "rewards", lambda *_: {"reward": np.array([math.nan, 0.5], np.float32)})
     out = tmp_path / "out.jsonl"

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
+from irm_fast.data.conversations import read_conversations
 from irm_fast.data.declarations import Declarations
 from irm_fast.data.mapping import Expression, FieldMap
-from irm_fast.data.rated import read_conversations
 from irm_fast.data.read import DataError, read_log
 from irm_fast.training.log_settings import LogSettings
 
@@ -75,7 +75,7 @@ def test_a_log_of_another_layout() -> None:
     assert log.signals == ("copy", "share") and log.feedback[:3].tolist() == [[0, 0], [1, 1], [1, 0]]
     text = ",".join(f"{name}={path}" for name, path in given.items())
     assert LogSettings(map=text).map == given  # as the command line has it
-    assert read_conversations(rows, Declarations(map=given))[1] == log.messages
+    assert list(read_conversations(rows, Declarations(map=given))[1]) == log.messages
 
 
 def test_what_cannot_be_compared_is_a_problem_of_the_row() -> None:

@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 
 from irm_fast.data import compression, formats
+from irm_fast.data.conversations import read_conversations
 from irm_fast.data.declarations import Declarations
 from irm_fast.data.pairs import read_pairs
-from irm_fast.data.rated import read_conversations, read_rated
+from irm_fast.data.rated import read_rated
 from irm_fast.data.read import DataError, read_log
 from irm_fast.data.sources import Source, check_not_input
 from irm_fast.data.validation import format_validation, validate
@@ -272,7 +273,7 @@ def test_ratings_pairs_and_conversations_are_read_from_the_same_sources(tmp_path
     (tmp_path / "pairs").write_bytes(gzip.compress(json.dumps(pairs).encode()))
     with pytest.warns(UserWarning, match="fields that are not read: source"):
         assert len(read_pairs(tmp_path / "pairs")) == 1
-    assert read_conversations(tmp_path / "pairs")[0] == ["row-1-chosen", "row-1-rejected"]
+    assert list(read_conversations(tmp_path / "pairs")[0]) == ["row-1-chosen", "row-1-rejected"]
     assert len(read_rated([{"prompt": "q", "completion": "a", "rating": i} for i in range(3)])) == 3
 
 

@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 import sys
+import tracemalloc
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -340,14 +341,59 @@ def test_nothing_is_left_where_nothing_was_done(saved, data, tmp_path, monkeypat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["rows.jsonl"]
 
 
-def test_what_is_no_file_is_written_at_once(saved, data, tmp_path):
+def test_what_is_no_file_is_written_at_once(saved, data, tmp_path, small_parts):
     target, link = tmp_path / "target.jsonl", tmp_path / "link.jsonl"
     target.write_text("")
     link.symlink_to(target)
     assert run("score", saved, data, link).exit_code == 0
     assert link.is_symlink() and len(read(target)[0]) == ROWS
+    assert run("score", saved, data, tmp_path / "file.jsonl").exit_code == 0
+    assert (tmp_path / "file.jsonl").read_bytes() == target.read_bytes()
     folder = run("score", saved, data, tmp_path)
     assert "is a folder; expected the name of a file" in folder.stderr
+
+
+def test_no_more_than_a_part_is_in_memory(saved, tmp_path, small_parts, monkeypatch):
+    texts = ({"prompt": f"why {number}", "completion": "so " * 10_000} for number in range(400))
+    data = tmp_path / "long.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in texts))
+    sizes = []
+
+    def rewards(model, some, *rest):
+        sizes.append(len(some))
+        return {"reward": np.full(len(some), len(sizes), np.float32)}
+
+    monkeypatch.setattr(rewards_file, "rewards", rewards)
+    assert run("score", saved, data, tmp_path / "first.jsonl").exit_code == 0  # what is imported stays
+    tracemalloc.start()
+    assert run("score", saved, data, tmp_path / "out.jsonl").exit_code == 0
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert sizes == [8] * 100
+    assert peak < 5e6 < data.stat().st_size / 2
+    assert read(tmp_path / "out.jsonl")[0] == [f"row-{number + 1}" for number in range(400)]
+
+
+def test_standard_input_is_read_as_a_file_is(saved, data, tmp_path, small_parts):
+    one, other = tmp_path / "one.jsonl", tmp_path / "other.jsonl"
+    assert run("score", saved, data, one).exit_code == 0
+    command = ["score", "--model", str(saved), "--data", "-", "--out", str(other)]
+    assert CliRunner().invoke(app, command, input=data.read_bytes()).exit_code == 0
+    assert one.read_bytes() == other.read_bytes()
+
+
+def test_rows_that_change_while_they_are_scored_are_an_error(saved, tmp_path, small_parts, monkeypatch):
+    data, rewards = tmp_path / "long.jsonl", rewards_file.rewards
+    row = {"prompt": "why", "completion": "good " * 5_000}  # longer than what is read ahead
+    data.write_text(f"{json.dumps(row)}\n" * 20)
+
+    def change(*arguments):
+        data.write_text(data.read_text().replace("good", "bad."))
+        return rewards(*arguments)
+
+    monkeypatch.setattr(rewards_file, "rewards", change)
+    result = run("score", saved, data, tmp_path / "out.jsonl")
+    assert (result.exit_code, "data: rows 9 and on have changed since they were checked" in result.stderr) == (2, True)
 
 
 # Several processes

@@ -5,7 +5,7 @@ import warnings
 import pytest
 
 from irm_fast.models.backbone import ready_tokenizer
-from irm_fast.models.rendering import check_rendering
+from irm_fast.models.rendering import RenderingCheck
 
 TURNS = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] | trim }}{{ eos_token }}{% endfor %}"
 STRICT = (
@@ -37,7 +37,7 @@ def row(answer, *before, **more):
 
 
 def check(tokenizer, rows):
-    check_rendering(tokenizer, [f"id {number}" for number in range(len(rows))], rows)
+    RenderingCheck(tokenizer).check([f"id {number}" for number in range(len(rows))], rows)
 
 
 @pytest.mark.parametrize(

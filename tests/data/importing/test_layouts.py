@@ -10,8 +10,9 @@ import pytest
 from typer.testing import CliRunner
 
 from irm_fast.cli.commands import app
+from irm_fast.data.conversations import read_conversations
 from irm_fast.data.importing.layouts import layout_of
-from irm_fast.data.rated import Rated, read_conversations
+from irm_fast.data.rated import Rated
 from irm_fast.data.read import read_log, read_log_or_rated, read_rated
 from irm_fast.data.validation import validate
 
@@ -149,7 +150,7 @@ def test_all_readers_take_a_record_apart_alike(tmp_path: Path) -> None:
     ids, conversations = read_conversations(path)
     log = read_log_or_rated(path)
     assert not isinstance(log, Rated)
-    assert ids == log.ids and conversations == log.messages
+    assert list(ids) == log.ids and list(conversations) == log.messages
     labelled = export(tmp_path / "tree.json", "oasst")
     assert read_rated(labelled).preference.tolist() == UP
     assert isinstance(read_log_or_rated(labelled), Rated)
