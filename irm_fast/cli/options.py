@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import typer
 from typer.core import TyperGroup
 
+from irm_fast.data.whole import UnwrittenError, disk_words
 from irm_fast.models import Precision
 from irm_fast.training.config import MISSING, PROGRAMS, EmbeddingTrainConfig, RunConfig, TrainConfig
 from irm_fast.training.log_settings import LogSettings, TextSettings
@@ -41,6 +42,10 @@ def _former_switches(args: list[str]) -> list[str]:
     return result
 
 
+_IN_WORDS = (ValueError, OSError, RuntimeError)  # whose texts are for people
+_OUT_OF_PYTHON = (UnicodeError, RecursionError, NotImplementedError)  # are such by descent, and speak to programmers
+
+
 class Commands(TyperGroup):
     """Turns expected errors into their message and exit code 2; `--debug` lets the traceback through."""
 
@@ -55,10 +60,23 @@ class Commands(TyperGroup):
         except KeyboardInterrupt as interrupt:
             typer.echo("; ".join(["interrupted", *map(str, interrupt.args)]), err=True)
             raise typer.Exit(130) from None
-        except (ValueError, OSError, RuntimeError) as error:
-            if ctx.params.get("debug"):
+        except Exception as error:
+            if ctx.params.get("debug") or hasattr(error, "exit_code"):  # of the command line itself
                 raise
             raise typer.Exit(_report(error)) from None
+
+
+def _in_words(error: Exception) -> str:
+    """What an error says; one that no part of the package has put into words gets its kind, and what to do about it."""
+    kind, text = type(error).__name__, str(error)
+    if not isinstance(error, UnwrittenError) and (full := disk_words(error)):
+        return f"a file {full} ({kind}: {text})"
+    if isinstance(error, MemoryError):
+        return f"out of memory ({text or kind}); expected a smaller file, batch or model, or more memory"
+    if isinstance(error, _IN_WORDS) and not isinstance(error, _OUT_OF_PYTHON):
+        return text
+    said = text.strip().partition("\n")[0]
+    return f"not foreseen: {kind}: {said}; irm-fast --debug before the command shows where, for a report"
 
 
 def _report(error: Exception) -> int:
@@ -68,7 +86,7 @@ def _report(error: Exception) -> int:
     """
     if getattr(error, "said_by_main_process", False):
         return 0
-    first, text = os.environ.get("RANK", "0") == "0", f"error: {error}"
+    first, text = os.environ.get("RANK", "0") == "0", f"error: {_in_words(error)}"
     if first:
         typer.echo(text, err=True)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:

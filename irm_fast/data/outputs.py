@@ -1,19 +1,20 @@
 """One guard for everything that a command writes: its own earlier output may be replaced, anything else stays.
 
 A command that writes a folder describes it with an `OutputFolder`; one that writes single files calls `check_file`.
-Nothing in this module follows a symbolic link or deletes what the command did not write itself.
+Nothing in this module follows a symbolic link or deletes what the command did not write itself. Files are written by
+`irm_fast.data.whole`, so that each is whole or absent.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Literal, TextIO
+from typing import Literal
+
+from irm_fast.data.whole import is_unfinished
 
 State = Literal["new", "empty", "ours", "foreign"]
 
@@ -118,9 +119,14 @@ class OutputFolder:
         return ValueError(f"{self.argument}: {folder} is not empty: it holds {what}; {choice}")
 
     def is_own(self, entry: Path) -> bool:
-        """Whether an entry of the folder has a name that a run writes, and is of that kind; no symbolic link is."""
+        """Whether an entry of the folder has a name that a run writes, and is of that kind; no symbolic link is.
+
+        What a killed run left of a file that it was writing is its own, too.
+        """
         if entry.is_symlink():
             return False
+        if is_unfinished(entry, (*self.files, *self.folders)):
+            return True
         patterns = self.folders if entry.is_dir() else self.files
         return any(fnmatch(entry.name, pattern) for pattern in patterns)
 
@@ -190,34 +196,3 @@ def check_file(path: Path, *, overwrite: bool, argument: str = "out") -> None:
         raise ValueError(f"{argument}: {path} is a folder; expected the name of a file")
     if path.exists() and not overwrite:
         raise OutputExistsError(f"{argument}: {path} exists already; --overwrite replaces it")
-
-
-@contextmanager
-def whole_path(path: Path) -> Iterator[Path]:
-    """Lend the path of a file to write, which takes its name only when it is whole.
-
-    Until then it is `NAME.unfinished`, and after an error nothing is left of it. A link and what is no ordinary file,
-    such as /dev/stdout, are written to directly.
-
-    Args:
-        path: The file. One of this name is replaced.
-
-    Raises:
-        OSError: The file cannot be written.
-    """
-    if path.is_symlink() or (path.exists() and not path.is_file()):
-        yield path
-        return
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    try:
-        yield unfinished
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[TextIO]:
-    """Open a text file to write, which takes its name only when it is whole, as of `whole_path`."""
-    with whole_path(path) as unfinished, unfinished.open("w", encoding="utf-8") as file:
-        yield file

@@ -14,9 +14,9 @@ from typing import IO, Any, Literal, cast
 from irm_fast.data.formats import RawRow
 from irm_fast.data.importing.layouts import LAYOUTS, layout_of
 from irm_fast.data.json_rows import object_of
-from irm_fast.data.outputs import whole_path
 from irm_fast.data.problems import DataError, FieldError, Problems
 from irm_fast.data.sources import rows_of
+from irm_fast.data.whole import whole_path
 
 Fields = Mapping[str, object]
 Kinds = Mapping[tuple[str, ...], str | None]

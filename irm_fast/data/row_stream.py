@@ -12,10 +12,10 @@ from irm_fast.data.declarations import Declarations
 from irm_fast.data.formats import RawRow
 from irm_fast.data.importing.layouts import in_log_layout
 from irm_fast.data.mapping import FieldMap
-from irm_fast.data.outputs import whole_file
 from irm_fast.data.problems import FieldError, Problems
 from irm_fast.data.sources import QUARANTINE, Source
 from irm_fast.data.warning import warn_caller
+from irm_fast.data.whole import whole_file
 
 SHOWN_REASONS = 5
 

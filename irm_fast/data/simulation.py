@@ -28,6 +28,7 @@ from irm_fast.data.log import Log, group_rows, hold_out, prompt_keys
 from irm_fast.data.messages import Messages
 from irm_fast.data.outputs import check_file, check_suffix
 from irm_fast.data.rated import Rated, check_both
+from irm_fast.data.whole import whole_file
 
 SIGNALS = ("click", "copy", "share", "save")
 # What moves users to act differs much between responses (by about 1.5 on the logit) and between signals: long answers
@@ -262,7 +263,7 @@ def write_simulation(sim: Simulation, out: Path | str, *, overwrite: bool = Fals
 
 def _write(path: Path, rows: Iterable[dict[str, object]]) -> None:
     """Write rows as JSONL."""
-    with open(path, "w", encoding="utf-8", newline="\n") as handle:
+    with whole_file(path, newline="\n") as handle:
         for row in rows:
             handle.write(json.dumps(row, ensure_ascii=False) + "\n")
 

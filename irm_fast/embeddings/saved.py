@@ -18,6 +18,7 @@ from torch import Tensor
 
 from irm_fast.data import schema
 from irm_fast.data.signals import DESIGN_CHOICES, DESIGNS
+from irm_fast.data.whole import write_whole
 from irm_fast.diagnostics import Diagnosis
 from irm_fast.embeddings.context import Bins
 from irm_fast.embeddings.context_layer import ContextLayer
@@ -151,7 +152,7 @@ def write(folder: Path, settings: Mapping[str, Any], fitted: Fitted) -> None:
         "networks": widths,
         "diagnosis": fitted.diagnosis.to_dict(),
     }
-    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_whole(folder / RECORD, json.dumps(record, indent=2) + "\n")
 
 
 def read(folder: Path) -> tuple[dict[str, Any], Fitted]:

@@ -8,7 +8,6 @@ metadata say how the embeddings were made. While a file is being written, its ro
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from irm_fast.data.whole import whole_path
 from irm_fast.models.parts import opened, parts_folder, row_hash
 
 if TYPE_CHECKING:
@@ -157,14 +157,12 @@ def merge_parts(parts: Sequence[Path], *, out: Path, source: Source) -> None:
         with opened(path) as file:
             sizes.append(tuple(file.get_slice("embeddings").get_shape()))
     rows, width = sum(size[0] for size in sizes), sizes[0][1]
-    unfinished = out.with_name(out.name + ".unfinished")
-    with unfinished.open("wb") as file:
+    with whole_path(out) as unfinished, unfinished.open("wb") as file:
         file.write(_header(rows, width, source))
         for name in ("row_hash", "embeddings"):
             for path in parts:
                 with opened(path) as part:
                     part.get_tensor(name).view(torch.uint8).numpy().tofile(file)
-    os.replace(unfinished, out)
 
 
 def _header(rows: int, width: int, source: Source) -> bytes:

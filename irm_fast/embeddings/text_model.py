@@ -19,10 +19,10 @@ from irm_fast.embeddings.embedder import Embedder
 from irm_fast.embeddings.sentence_files import SentenceFiles
 from irm_fast.embeddings.store import Source
 from irm_fast.losses.implicit import implicit_rm_loss
-from irm_fast.models.backbone import quiet_transformers
+from irm_fast.models.backbone import save_checkpoint
 from irm_fast.models.heldout import HeldOut
 from irm_fast.models.passes import Passes
-from irm_fast.models.record import CHECKPOINT_WEIGHTS, give_usual_mode, read_record, spec_of_record, write_record
+from irm_fast.models.record import read_record, spec_of_record, write_record
 from irm_fast.models.reward_model import ImplicitRewardModel
 
 if TYPE_CHECKING:
@@ -200,10 +200,7 @@ class EmbeddedRewardModel:
         """
         self.estimator.save(directory)
         if classifier and self.checkpoint is not None:
-            with quiet_transformers():
-                self.checkpoint.classifier.save_pretrained(directory)
-                self.checkpoint.tokenizer.save_pretrained(directory)
-        give_usual_mode(Path(directory), *CHECKPOINT_WEIGHTS)
+            save_checkpoint(self.checkpoint.classifier, self.checkpoint.tokenizer, Path(directory))
         more = {**(record or {}), SOURCE: asdict(self.source), "position": self.position}
         write_record(Path(directory), self.spec, float(self.reward_bias), more)
 

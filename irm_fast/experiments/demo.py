@@ -21,6 +21,7 @@ from irm_fast.data.log import Log
 from irm_fast.data.outputs import OutputFolder
 from irm_fast.data.rated import Rated
 from irm_fast.data.simulation import Simulation, simulate, write_simulation
+from irm_fast.data.whole import whole_files, write_whole
 from irm_fast.experiments.processes import side_by_side
 
 KEPT = "implicit, 2 signals"  # the method whose model stays in the folder
@@ -124,10 +125,10 @@ def run_demo(output: str | Path, seeds: int = 1, processes: int | None = None) -
     _prepare(output)
     with tempfile.TemporaryDirectory() as scratch:
         results = _train_all(_worlds(seeds, output, Path(scratch)), processes)
-        shutil.copytree(Path(scratch) / "0" / KEPT, output / "model")
-    (output / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        _copy_model(Path(scratch) / "0" / KEPT, output / "model")
+    write_whole(output / "results.json", json.dumps(results, indent=2) + "\n")
     table = comparison_table(results)
-    (output / "table.md").write_text(table + "\n", encoding="utf-8")
+    write_whole(output / "table.md", table + "\n")
     print(f"\n{table}\n")
     _show_scores(output / "model", output / "log.test.jsonl")
     picture = draw_comparison(results, output / "comparison.png")
@@ -221,8 +222,16 @@ def compare(
     with tempfile.TemporaryDirectory() as scratch:
         [metrics] = _train_all(trainings(simulation, decoder, settings, Path(scratch)), processes)
         if keep is not None:
-            shutil.copytree(Path(scratch) / KEPT, keep)
+            _copy_model(Path(scratch) / KEPT, keep)
     return metrics
+
+
+def _copy_model(model: Path, folder: Path) -> None:
+    """Copy the folder of a saved model."""
+    from irm_fast.models.record import RECORD
+
+    with whole_files(folder, last=RECORD) as unfinished:
+        shutil.copytree(model, unfinished, dirs_exist_ok=True)
 
 
 def trainings(simulation: Simulation, decoder: Path, settings: Mapping[str, Any], folder: Path) -> Iterator[Training]:
@@ -306,4 +315,4 @@ def _prepare(output: Path) -> None:
         FOLDER.check_replaceable(output)
         FOLDER.clear_own(output)
     output.mkdir(parents=True, exist_ok=True)
-    (output / "README.txt").write_text(NOTE, encoding="utf-8")
+    write_whole(output / "README.txt", NOTE)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from irm_fast.data.whole import whole_path
+
 Results = Sequence[Mapping[str, Mapping[str, float]]]  # seed -> method -> metric -> value
 ByMethod = Mapping[str, Sequence[Mapping[str, float]]]  # method -> seed -> metric -> value
 COLUMNS = {
@@ -128,5 +130,6 @@ def draw_comparison(results: Results, path: Path) -> Path | None:
         axes.set_yticks(range(len(methods)), methods)
         axes.margins(x=0.12, y=0.12)
     figure.axes[0].invert_yaxis()
-    figure.savefig(path, dpi=150)
+    with whole_path(path) as unfinished:
+        figure.savefig(unfinished, dpi=150)
     return path

@@ -41,7 +41,7 @@ def make_tiny_decoder(
     from tokenizers import ByteLevelBPETokenizer
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    from irm_fast.models.backbone import quiet_transformers
+    from irm_fast.models.backbone import save_checkpoint
 
     bpe = ByteLevelBPETokenizer()
     bpe.train_from_iterator(texts, vocab_size, special_tokens=list(SPECIAL.values()), show_progress=False)
@@ -57,8 +57,7 @@ def make_tiny_decoder(
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    with torch.random.fork_rng(devices=[]), quiet_transformers():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        LlamaForCausalLM(config).save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        save_checkpoint(LlamaForCausalLM(config), tokenizer, Path(folder))
     return Path(folder)

@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from irm_fast.data.whole import write_whole
 from irm_fast.models.backbone import quiet_transformers
 from irm_fast.models.record import save_tensors
 
@@ -55,7 +56,7 @@ class Adapter(NamedTuple):
         """Write the files that `peft.PeftModel.from_pretrained` reads."""
         directory.mkdir(parents=True, exist_ok=True)
         save_tensors(self.weights, directory / _WEIGHTS)
-        (directory / _CONFIG).write_text(json.dumps(self.config, indent=2) + "\n", encoding="utf-8")
+        write_whole(directory / _CONFIG, json.dumps(self.config, indent=2) + "\n")
 
     @classmethod
     def load(cls, directory: Path) -> Adapter | None:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
+from irm_fast.data.whole import whole_files
 from irm_fast.models.template import set_template
 from irm_fast.models.tokens import CHUNK, encode, set_padding
 
@@ -166,6 +167,19 @@ def quiet_transformers() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
+
+
+def save_checkpoint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write a language model and its tokenizer as transformers does, each file whole or absent.
+
+    Args:
+        model: The model.
+        tokenizer: The tokenizer.
+        folder: The folder, which is made where there is none.
+    """
+    with quiet_transformers(), whole_files(folder) as unfinished:
+        model.save_pretrained(unfinished)
+        tokenizer.save_pretrained(unfinished)
 
 
 def _four_bits(dtype: torch.dtype) -> Any:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from irm_fast.data.outputs import check_choice, check_folder_of
+from irm_fast.data.whole import is_unfinished
 from irm_fast.models.passes import Passes, rows_bar
 from irm_fast.models.processes import check_same, from_main_process, is_first
 from irm_fast.models.rendering import RenderingCheck
@@ -196,9 +197,14 @@ def check_target(out: Path, *, resume: bool = False, overwrite: bool = False, re
         raise ValueError(f"out: {out} exists already; --overwrite replaces it")
     if folder.exists() and not (resume or overwrite):
         raise ValueError(f"out: {folder} holds an interrupted run; --resume goes on with it, --overwrite starts anew")
-    foreign = [path.name for path in folder.iterdir() if not path.match("part-*")] if folder.is_dir() else []
+    foreign = [path.name for path in folder.iterdir() if not _is_of_parts(path)] if folder.is_dir() else []
     if foreign:
         raise ValueError(f"out: {folder} holds {foreign[0]!r}, not of an interrupted run; move it elsewhere")
+
+
+def _is_of_parts(entry: Path) -> bool:
+    """Whether an entry of the folder of parts is a part, or what a killed run left of one."""
+    return fnmatch(entry.name, "part-*") or is_unfinished(entry)
 
 
 def write_part(path: Path, columns: Mapping[str, Tensor], hashes: np.ndarray, about: Mapping[str, str]) -> None:
@@ -211,11 +217,10 @@ def write_part(path: Path, columns: Mapping[str, Tensor], hashes: np.ndarray, ab
         about: How the columns were made.
     """
     import torch
-    from safetensors.torch import save_file
 
-    unfinished = path.with_suffix(".unfinished")
-    save_file({**columns, "row_hash": torch.from_numpy(hashes.copy())}, unfinished, metadata=dict(about))
-    os.replace(unfinished, path)
+    from irm_fast.models.record import save_tensors
+
+    save_tensors({**columns, "row_hash": torch.from_numpy(hashes.copy())}, path, about)
 
 
 def check_part(path: Path, ids: Sequence[str], rows: slice, hashes: np.ndarray, about: Mapping[str, str]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from importlib.metadata import version
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from irm_fast.data import schema
 from irm_fast.data.signals import DESIGNS, RewardSpec
+from irm_fast.data.whole import whole_path, write_whole
 
 FORMAT = 1  # of irm_fast.json
 RECORD, PROPENSITY_FILE = "irm_fast.json", "propensity.safetensors"
@@ -95,7 +95,7 @@ def write_record(directory: Path, spec: RewardSpec, reward_bias: float, more: Ma
         more: Whatever else a reader should know.
     """
     content = {"format": FORMAT, "version": version("irm-fast"), **asdict(spec), **more, "reward_bias": reward_bias}
-    (directory / RECORD).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_whole(directory / RECORD, json.dumps(content, indent=2) + "\n")
 
 
 def folder_fingerprint(directory: str | Path) -> str:
@@ -130,10 +130,16 @@ def frozen(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write tensors as safetensors, with the permissions of an ordinary new file."""
-    save_file(dict(tensors), path)
-    give_usual_mode(path.parent, path.name)
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write tensors as safetensors.
+
+    Args:
+        tensors: The tensors by name.
+        path: The file. One of this name is replaced.
+        metadata: What the file says beside them, or None.
+    """
+    with whole_path(path) as unfinished:
+        save_file(dict(tensors), unfinished, metadata=None if metadata is None else dict(metadata))
 
 
 def read_tensor(directory: str | Path, name: str) -> Tensor:
@@ -152,18 +158,3 @@ def read_tensor(directory: str | Path, name: str) -> Tensor:
                 tensor: Tensor = file.get_tensor(name)
                 return tensor
     raise ValueError(f"{directory}: no {name} in {' or '.join(CHECKPOINT_WEIGHTS)}; expected what irm-fast train wrote")
-
-
-def give_usual_mode(directory: Path, *patterns: str) -> None:
-    """Give files the permissions of ordinary new ones, which the umask decides.
-
-    safetensors writes to a temporary file that only its owner may read, and renames it.
-
-    Args:
-        directory: The folder that was written to; files of others there keep theirs.
-        patterns: Names or patterns of the files that were written.
-    """
-    mask = os.umask(0o077)  # the one way to ask is to set it; what another thread makes meanwhile stays private
-    os.umask(mask)
-    for path in (path for pattern in patterns for path in directory.glob(pattern)):
-        path.chmod(0o666 & ~mask)

@@ -14,13 +14,11 @@ from torch import Tensor, nn
 
 from irm_fast.data.signals import RewardSpec
 from irm_fast.models.adapters import ADAPTER, Adapter, Lora, add_adapters, is_of_adapter, merge_adapters
-from irm_fast.models.backbone import load_backbone, load_classifier, load_tokenizer, quiet_transformers, token_limit
+from irm_fast.models.backbone import load_backbone, load_classifier, load_tokenizer, save_checkpoint, token_limit
 from irm_fast.models.finite import check_finite
 from irm_fast.models.heads import Heads, Logits, PropensityDesign
 from irm_fast.models.record import (
-    CHECKPOINT_WEIGHTS,
     PROPENSITY_FILE,
-    give_usual_mode,
     read_record,
     read_tensor,
     save_tensors,
@@ -322,13 +320,9 @@ class ImplicitRewardModel(nn.Module):
         """
         directory = Path(directory)
         check_finite([*self.backbone.named_parameters(), *self.heads.named_parameters()], "weights")
-        directory.mkdir(parents=True, exist_ok=True)
-        with quiet_transformers():
-            self.classifier.save_pretrained(directory)
-            self.tokenizer.save_pretrained(directory)
+        save_checkpoint(self.classifier, self.tokenizer, directory)
         weights = {name: weight.detach().cpu() for name, weight in self.propensity_design.state_dict().items()}
         save_tensors(weights, directory / PROPENSITY_FILE)
-        give_usual_mode(directory, *CHECKPOINT_WEIGHTS)
         if self.adapter is not None:
             self.adapter.save(directory / ADAPTER)
         write_record(directory, self.spec, float(self.reward_bias.detach()), record or {})

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from irm_fast.data.outputs import check_choice
 from irm_fast.data.signals import DesignChoice, Estimator
+from irm_fast.data.whole import write_whole
 from irm_fast.models import Attention, Precision, Recompute
 from irm_fast.training.log_settings import MISSING as MISSING
 from irm_fast.training.log_settings import LogSettings, option
@@ -114,7 +115,7 @@ class RunConfig(LogSettings):
         """Write the settings of the result as YAML that `load` reads."""
         import yaml
 
-        path.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False), encoding="utf-8")
+        write_whole(path, yaml.safe_dump(self.to_dict(), sort_keys=False))
 
 
 @dataclass(kw_only=True)

@@ -16,16 +16,17 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from irm_fast.data.log import Log, hold_out
 from irm_fast.data.messages import Messages
 from irm_fast.data.signals import RewardSpec
+from irm_fast.data.whole import whole_files
 from irm_fast.embeddings.embedder import Embedder, write_embeddings
 from irm_fast.embeddings.store import date_of_parts, read_embeddings, read_source
 from irm_fast.embeddings.text_model import EmbeddedRewardModel
 from irm_fast.models.processes import from_main_process, is_first
-from irm_fast.models.record import PROPENSITIES, RECORD
+from irm_fast.models.record import PROPENSITIES, RECORD, save_tensors
 from irm_fast.training.config import TrainConfig
 from irm_fast.training.estimation import fit_embedded
 from irm_fast.training.prepare import Prepared
@@ -55,7 +56,8 @@ class FirstPropensities(NamedTuple):
         Args:
             directory: The folder of the trained model.
         """
-        shutil.copytree(self.folder, Path(directory) / PROPENSITIES, dirs_exist_ok=True)
+        with whole_files(Path(directory) / PROPENSITIES, last=RECORD) as unfinished:
+            shutil.copytree(self.folder, unfinished, dirs_exist_ok=True)
 
 
 def fit_propensities(prepared: Prepared, config: TrainConfig) -> FirstPropensities:
@@ -132,7 +134,7 @@ def _fitted(
     values = {"training": training}
     if prepared.heldout is not None:
         values["heldout"] = model.propensities(vectors[len(log) :], prepared.heldout).astype(np.float32)
-    save_file({name: torch.from_numpy(part) for name, part in values.items()}, folder / VALUES)
+    save_tensors({name: torch.from_numpy(part) for name, part in values.items()}, folder / VALUES)
     model.save(folder / PROPENSITIES, classifier=False)
     (folder / STATES).unlink()
     return model.spec, model.context, values

@@ -19,6 +19,7 @@ from typing import Any
 from irm_fast.data.log import Log
 from irm_fast.data.outputs import OutputFolder
 from irm_fast.data.pairs import Pairs
+from irm_fast.data.whole import disk_errors, write_whole
 from irm_fast.models.adapters import ADAPTER
 from irm_fast.models.record import CHECKPOINT_WEIGHTS, PROPENSITIES, PROPENSITY_FILE, RECORD
 from irm_fast.training.config import NOT_KEPT, RENAMED, RunConfig, TrainConfig, load_saved_config
@@ -157,7 +158,7 @@ def begin_run(config: RunConfig, fingerprint: Mapping[str, Any]) -> None:
     if config.overwrite:
         _FOLDER.clear_own(folder)
     (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
-    (folder / DATA).write_text(json.dumps(fingerprint) + "\n", encoding="utf-8")
+    write_whole(folder / DATA, json.dumps(fingerprint) + "\n")
     config.save(folder / SETTINGS)
 
 
@@ -259,14 +260,17 @@ def keep_plan(folder: Path, plan: Mapping[str, Any]) -> None:
         plan: As of `PackSampler.plan`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / PLAN).write_text(json.dumps(plan) + "\n", encoding="utf-8")
+    write_whole(folder / PLAN, json.dumps(plan) + "\n")
 
 
 def write_metrics(path: Path, lines: list[Mapping[str, Any]], *, append: bool) -> None:
     """Write a file of JSON lines, or append to it, with null for NaN, which JSON does not have."""
-    with path.open("a" if append else "w", encoding="utf-8") as file:
-        for line in lines:
-            file.write(json.dumps(plain(line)) + "\n")
+    text = "".join(json.dumps(plain(line)) + "\n" for line in lines)
+    if not append:
+        write_whole(path, text)
+        return
+    with disk_errors(path), path.open("a", encoding="utf-8") as file:
+        file.write(text)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from accelerate.utils import gather_object
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
@@ -21,6 +21,7 @@ from irm_fast.models.adapters import weights_in
 from irm_fast.models.batches import Collator, TokenizedRows
 from irm_fast.models.heldout import HeldOut
 from irm_fast.models.packing import PackSampler, by_length, check_budget
+from irm_fast.models.record import save_tensors
 from irm_fast.models.reward_model import ImplicitRewardModel
 from irm_fast.training.callbacks import EpochOfPacks, IsolationCheck, StratificationModel
 from irm_fast.training.config import TrainConfig
@@ -359,7 +360,7 @@ class ImplicitTrainer(Trainer):
         """Save as transformers does, and the stratification model, if there is one, to the same folder."""
         super()._save(output_dir, state_dict)
         if self.stratifier is not None and output_dir is not None:
-            save_file(self.stratifier.average.state_dict(), Path(output_dir) / STRATIFICATION_FILE)
+            save_tensors(self.stratifier.average.state_dict(), Path(output_dir) / STRATIFICATION_FILE)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Load as transformers does, and the stratification model, if there is one."""

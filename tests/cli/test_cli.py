@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 from typer.testing import CliRunner
 
 from irm_fast.cli.commands import app
@@ -156,3 +157,32 @@ def test_help_imports_neither_torch_nor_transformers():
     code = "import sys; sys.argv = ['irm-fast', 'train', '--help']; from irm_fast.cli import main\n"
     code += "try: main()\nexcept SystemExit: assert not {'torch', 'transformers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (MemoryError(), "error: out of memory (MemoryError); expected a smaller file, batch or model, or more memory"),
+        (OverflowError("too large\nreally"), "error: not foreseen: OverflowError: too large; irm-fast --debug before"),
+        (
+            SafetensorError("I/O error: No space left on device (os error 28)"),
+            "error: a file could not be written: no space",
+        ),
+        (
+            SafetensorError("header too small"),
+            "error: not foreseen: SafetensorError: header too small; irm-fast --debug",
+        ),
+        (EOFError(), "error: not foreseen: EOFError: ; irm-fast --debug"),
+        (RecursionError("maximum depth"), "error: not foreseen: RecursionError: maximum depth"),
+        (RuntimeError("the processes see different data"), "error: the processes see different data\n"),
+    ],
+)
+def test_every_error_is_a_line(tmp_path, monkeypatch, error, said):
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr("irm_fast.data.validation.validate", fail)
+    result = CliRunner().invoke(app, ["validate", str(tmp_path / "log.jsonl")])
+    assert result.exit_code == 2 and result.stderr.startswith(said) and result.stderr.count("\n") == 1
+    debugged = CliRunner().invoke(app, ["--debug", "validate", str(tmp_path / "log.jsonl")])
+    assert debugged.exception is error or isinstance(error, EOFError)  # of which click makes "Aborted."

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import pytest
 
 from irm_fast.data.outputs import (
@@ -13,7 +10,6 @@ from irm_fast.data.outputs import (
     check_choice,
     check_file,
     check_folder_of,
-    whole_file,
 )
 
 KIND = OutputFolder("demo", ("note.txt", "part-*.bin"), ("model",), lambda folder: (folder / "note.txt").is_file())
@@ -101,25 +97,3 @@ def test_files_and_choices(tmp_path) -> None:
     check_choice(resume=True, overwrite=False)
     with pytest.raises(ValueError, match="both are set; choose one"):
         check_choice(resume=True, overwrite=True)
-
-
-def test_a_file_is_whole_or_as_before(tmp_path) -> None:
-    path = tmp_path / "rewards.jsonl"
-    path.write_text("earlier")
-    with pytest.raises(RuntimeError), whole_file(path) as file:
-        file.write("half of it")
-        raise RuntimeError
-    assert path.read_text() == "earlier"
-    with whole_file(path) as file:
-        file.write("later")
-        assert path.read_text() == "earlier"
-    assert path.read_text() == "later" and list(tmp_path.iterdir()) == [path]
-
-    link = tmp_path / "link"
-    link.symlink_to(path)
-    with whole_file(link) as file:
-        file.write("by the link")
-    assert link.is_symlink() and path.read_text() == "by the link"
-    with whole_file(Path(os.devnull)) as file:
-        file.write("nowhere")
-    assert Path(os.devnull).is_char_device()

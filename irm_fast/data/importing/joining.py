@@ -11,10 +11,10 @@ from irm_fast.data.importing.account import Account
 from irm_fast.data.importing.joined import TIME, Form, write_joined
 from irm_fast.data.importing.tables import Table, literal, quoted
 from irm_fast.data.importing.windows import Windows
-from irm_fast.data.outputs import whole_path
 from irm_fast.data.problems import DataError
 from irm_fast.data.rows import SEGMENTS
 from irm_fast.data.times import shown_time
+from irm_fast.data.whole import whole_path
 from irm_fast.losses import MAX_SIGNALS
 
 SIGNAL = ("signal", "action", "event", "event_type", "event_name", "type", "name")

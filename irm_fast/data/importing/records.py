@@ -11,10 +11,11 @@ from typing import Any
 from irm_fast.data.formats import RawRow
 from irm_fast.data.importing.account import Account
 from irm_fast.data.importing.layouts import LAYOUTS, layout_of, rows_of_record
-from irm_fast.data.outputs import check_file, check_folder_of, whole_path
+from irm_fast.data.outputs import check_file, check_folder_of
 from irm_fast.data.problems import DataError, FieldError
 from irm_fast.data.sources import Given, Source, check_not_input
 from irm_fast.data.times import time_of
+from irm_fast.data.whole import whole_path
 
 ENDS = (".jsonl", ".parquet")
 BATCH = 10_000  # rows of a Parquet file that are in memory at a time

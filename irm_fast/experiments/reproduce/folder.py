@@ -12,6 +12,7 @@ import numpy as np
 
 from irm_fast import __version__
 from irm_fast.data.outputs import OutputFolder, check_choice
+from irm_fast.data.whole import write_whole
 from irm_fast.experiments.reproduce.population import PROTOCOLS, SIGNALS, Population
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def prepare(output: Path, experiment: Experiment, *, resume: bool) -> None:
     (output / "redraws").mkdir(parents=True, exist_ok=True)
     settings = output / "settings.json"
     if not settings.exists():  # marks the folder as ours before the embeddings, which take long
-        settings.write_text(json.dumps({"experiment": asdict(experiment)}, indent=2) + "\n", encoding="utf-8")
+        write_whole(settings, json.dumps({"experiment": asdict(experiment)}, indent=2) + "\n")
 
 
 def check_settings(output: Path, experiment: Experiment, population: Population, *, resume: bool) -> None:
@@ -122,4 +123,4 @@ def check_settings(output: Path, experiment: Experiment, population: Population,
         if before.get("version", __version__) != __version__:
             raise ValueError(f"version: {output} was run with irm_fast {before['version']}; choose another folder")
     now = {"version": __version__, "experiment": settings, "rows": len(population.X), "content": content.hexdigest()}
-    path.write_text(json.dumps(now, indent=2) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps(now, indent=2) + "\n")

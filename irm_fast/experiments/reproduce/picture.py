@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from irm_fast.data.whole import whole_path
 from irm_fast.experiments.reproduce.methods import EXPLICIT, KNOWN
 from irm_fast.experiments.reproduce.table import Results, Table
 
@@ -41,7 +42,8 @@ def draw(results: Results, path: Path) -> Path | None:
     labels = {1: "1 signal", 2: "2 signals", 0: "labels (a dot is a redraw, a bar the mean)"}
     handles = [grid[0][0].plot([], [], "o", color=COLOURS[count], label=label)[0] for count, label in labels.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
-    figure.savefig(path, dpi=130)
+    with whole_path(path) as unfinished:
+        figure.savefig(unfinished, dpi=130)
     return path
 
 

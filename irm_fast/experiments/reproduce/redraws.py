@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from irm_fast import __version__
-from irm_fast.data.outputs import whole_file
 from irm_fast.data.simulation import check_arguments
+from irm_fast.data.whole import disk_errors, whole_file, write_whole
 from irm_fast.experiments.processes import side_by_side
 from irm_fast.experiments.reproduce.experiment import MADE, Experiment, population_of, read
 from irm_fast.experiments.reproduce.folder import (
@@ -98,7 +98,7 @@ def write_report(results: Sequence[Mapping[str, Any]], experiment: Experiment, o
     )
     about = f"{rows:,} responses, {how}, a fifth of them the test set; mean propensity {experiment.target:g}"
     table = markdown(results, experiment.name, f"{about}, alpha {experiment.alpha:g}; irm_fast {__version__}.")
-    (output / "table.md").write_text(table, encoding="utf-8")
+    write_whole(output / "table.md", table)
     write_csv(results, output / "results.csv")
     picture = draw(results, output / "comparison.png")
     missing = "" if picture else "; no picture: it needs matplotlib, pip install 'irm-fast[plot]'"
@@ -126,7 +126,7 @@ def _one_redraw(job: Job, population: Population, experiment: Experiment) -> Ite
     contest = Contest(population.redraw(protocol, seed, alpha=experiment.alpha, target=experiment.target), seed)
     for key in wanted:
         result = {"protocol": protocol, "redraw": seed} | contest.measured(key)
-        with path.open("a", encoding="utf-8") as file:
+        with disk_errors(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(result) + "\n")
         yield
 

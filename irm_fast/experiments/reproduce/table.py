@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from irm_fast.data.whole import whole_file
 from irm_fast.experiments.report import markdown_table, percent, share_closed
 from irm_fast.experiments.reproduce.methods import DEFAULT, EXPLICIT, ITEMS, KNOWN, NAIVE
 
@@ -163,7 +164,7 @@ def markdown(results: Results, data: str, about: str = "") -> str:
 
 def write_csv(results: Results, path: Path) -> None:
     """Write a line for each fit: protocol, redraw, method, signals, all metrics, candidate, seconds."""
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with whole_file(path, newline="") as file:
         writer = csv.writer(file)
         kinds = [(kind, name) for kind in ("raw", "calibrated") for name in results[0]["raw"]]
         own = ("protocol", "redraw", "method", "signals", "candidates", "candidate", "seconds")
