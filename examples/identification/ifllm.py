@@ -19,9 +19,10 @@ from irm_fast.data.log import Log, numbered
 from irm_fast.data.read import read_log
 from irm_fast.diagnostics.metrics import reward_metrics
 from irm_fast.diagnostics.within import alone_metrics, within_auroc
-from irm_fast.embeddings.embedder import Embedder, write_embeddings
+from irm_fast.embeddings.embedder import Embedder
 from irm_fast.embeddings.estimator import EmbeddingRewardModel
 from irm_fast.embeddings.store import read_embeddings
+from irm_fast.embeddings.writing import write_embeddings
 from irm_fast.experiments.report import markdown_table
 
 

@@ -18,8 +18,9 @@ from scipy.stats import norm
 
 from irm_fast.data.read import read_rated
 from irm_fast.data.simulation import rating_propensity, standard_features
-from irm_fast.embeddings.embedder import Embedder, write_embeddings
+from irm_fast.embeddings.embedder import Embedder
 from irm_fast.embeddings.store import read_embeddings
+from irm_fast.embeddings.writing import write_embeddings
 from irm_fast.experiments.reproduce.population import made_embeddings, standardised
 
 

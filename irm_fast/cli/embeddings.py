@@ -16,7 +16,7 @@ from irm_fast.training.config import log_settings
 def embed(
     data: Data,
     model: Annotated[str, typer.Option(help="Folder or hub id of a decoder or an encoder with its tokenizer.")],
-    out: Annotated[Path, typer.Option(help="The file to write, NAME.safetensors.")],
+    out: Annotated[Path, typer.Option(help="To write: NAME.safetensors, or a folder of such files.")],
     pooling: Annotated[
         str,
         typer.Option(
@@ -28,8 +28,9 @@ def embed(
     max_length: Annotated[int, typer.Option(min=1, help="Tokens per row; longer rows lose their beginning.")] = 1024,
     precision: PrecisionOption = "auto",
     dtype: Annotated[str, typer.Option(help="Of the file: float32 or bfloat16.")] = "float32",
+    shard_rows: Annotated[int, typer.Option(min=1, help="Rows of each file, where --out is a folder.")] = 16_384,
     resume: Resume = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file or an interrupted run.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier or interrupted run.")] = False,
     progress: Progress = True,
     **settings: Any,
 ) -> None:
@@ -38,14 +39,15 @@ def embed(
     from irm_fast.data.sources import check_not_input
 
     check_not_input(out, data)
-    from irm_fast.embeddings.embedder import Embedder, check_embeddings_file, write_embeddings
+    from irm_fast.embeddings.embedder import Embedder
     from irm_fast.embeddings.store import date_of_parts
+    from irm_fast.embeddings.writing import check_embeddings_target, write_embeddings
     from irm_fast.models.processes import from_main_process, is_first, launched
 
     how = {"batch_size": batch_size, "token_budget": token_budget, "dtype": dtype, "progress": progress}
-    how |= {"resume": resume, "overwrite": overwrite}
+    how |= {"shard_rows": shard_rows, "resume": resume, "overwrite": overwrite}
     with launched() as distributed:
-        check = partial(check_embeddings_file, out, resume=resume, overwrite=overwrite)
+        check = partial(check_embeddings_target, out, resume=resume, overwrite=overwrite)
         from_main_process(check, distributed=distributed)  # before the work, not after it
         ids, conversations = read_conversations(data, log_settings(None, settings).declared)
         date = date_of_parts(out) if resume else None

@@ -1,4 +1,4 @@
-"""Embed conversations with a frozen language model, and write the embeddings to a file."""
+"""A frozen language model that turns conversations into vectors."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,16 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from irm_fast.data.outputs import check_suffix
 from irm_fast.data.signals import RewardSpec
 from irm_fast.embeddings.sentence_files import SentenceFiles, read_sentence_files
-from irm_fast.embeddings.store import Source, about, merge_parts
+from irm_fast.embeddings.store import Source
 from irm_fast.models.backbone import check_weights, first_line, is_stored_in, model_config, quiet_transformers
 from irm_fast.models.batches import Collator, TokenizedRows
 from irm_fast.models.packed import packed_attention
-from irm_fast.models.parts import Work, check_target, write_in_parts
 from irm_fast.models.passes import Passes, default_device, place, resolve_precision
-from irm_fast.models.processes import from_main_process
 from irm_fast.models.rendering import RenderingCheck
 from irm_fast.models.reward_model import ImplicitRewardModel
 from irm_fast.models.template import date_of
@@ -36,7 +31,6 @@ if TYPE_CHECKING:
     from irm_fast.data.messages import Messages
 
 POOLINGS = ("auto", "last", "mean", "cls")
-DTYPES = ("float32", "bfloat16")
 _SAMPLE = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "It depends."}]
 _TEXT = "It depends: 3.14 \N{GREEK SMALL LETTER PI}, caf\u00e9\n\n\tdef f(x): return x  # \u4f60\u597d \U0001f642"
 _WITH_TOKENIZER = "2:"  # begins fingerprints of weights and tokenizer; without it they are of earlier versions
@@ -80,7 +74,7 @@ class Embedder:
         files: SentenceFiles | None = None,
         date: str | None = None,
     ) -> None:
-        _check_choice("pooling", pooling, POOLINGS)
+        check_choice_of("pooling", pooling, POOLINGS)
         self.device = default_device()
         precision = resolve_precision(precision, self.device)
         name = str(Path(model).expanduser().resolve()) if Path(model).expanduser().is_dir() else str(model)
@@ -236,75 +230,7 @@ def _add_weights(digest: Any, model: nn.Module) -> None:
         digest.update(f"{name} {tuple(weight.shape)}".encode() + some.float().cpu().numpy().tobytes())
 
 
-def write_embeddings(
-    ids: Sequence[str],
-    messages: Sequence[Messages],
-    embedder: Embedder,
-    out: str | Path,
-    *,
-    batch_size: int | None = None,
-    token_budget: int | None = None,
-    dtype: str = "float32",
-    resume: bool = False,
-    overwrite: bool = False,
-    progress: bool = True,
-    distributed: bool = False,
-) -> int:
-    """Embed N rows into a file, in parts of 4,096 rows.
-
-    An interrupted run leaves its finished parts in the folder `out` + ".parts".
-
-    Args:
-        ids: The ids of the N rows, of which slices are read.
-        messages: The conversations of the N rows, likewise.
-        embedder: The model that embeds them.
-        out: The file to write; its name ends in ".safetensors".
-        batch_size: The number of conversations per forward pass, at most. None: no limit.
-        token_budget: The number of tokens per forward pass, at most. None: 16,384 on a GPU, and 2,048 on a CPU.
-        dtype: The dtype of the file: "float32" or "bfloat16".
-        resume: Whether to keep the finished parts of an interrupted run.
-        overwrite: Whether to replace an earlier file and its parts.
-        progress: Whether to show a progress bar on stderr, if that is a terminal.
-        distributed: Whether all processes of a torchrun share the rows. The first one writes.
-
-    Returns:
-        How many rows were truncated to the model's limit; rows of parts that were kept are not counted.
-
-    Raises:
-        ValueError: `dtype` is unknown, `out` may not be written, a part was made from other rows or with other
-            settings, or an embedding is not finite.
-    """
-    _check_choice("dtype", dtype, DTYPES)
-    out, source, truncated = Path(out), replace(embedder.source, dtype=dtype), 0
-    check = partial(check_embeddings_file, out, resume=resume, overwrite=overwrite)
-    from_main_process(check, distributed=distributed)
-
-    def compute(names: Sequence[str], some: Sequence[Messages], passes: Passes) -> dict[str, Tensor]:
-        nonlocal truncated
-        vectors, longer = embedder.embed(some, passes)
-        truncated += longer
-        bad = torch.nonzero(~vectors.isfinite().all(1))
-        if len(bad):
-            raise ValueError(
-                f"row {names[int(bad[0])]!r}: its embedding is not finite (nor those of {len(bad) - 1} more "
-                f"rows); expected numbers; the model may be too imprecise in {source.precision}"
-            )
-        return {"embeddings": vectors.to(getattr(torch, dtype))}
-
-    merge, rendering = partial(merge_parts, out=out, source=source), embedder.rendering()
-    work = Work(out, ids, messages, about(source), compute, merge, rendering, by_text=True)
-    passes = Passes(batch_size, token_budget, distributed, progress)
-    write_in_parts(work, passes, resume=resume, overwrite=overwrite)
-    return truncated
-
-
-def check_embeddings_file(out: Path, *, resume: bool = False, overwrite: bool = False) -> None:
-    """Check that a file of embeddings may be written: `check_target`, and a name that ends in ".safetensors"."""
-    check_suffix(out, ".safetensors")
-    check_target(out, resume=resume, overwrite=overwrite)
-
-
-def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+def check_choice_of(name: str, value: str, choices: Sequence[str]) -> None:
     """Raise ValueError unless the value of the named argument is one of the choices."""
     if value not in choices:
         raise ValueError(f"{name}: got {value!r}; expected one of {', '.join(choices)}")

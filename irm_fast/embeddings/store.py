@@ -130,12 +130,13 @@ def date_of_parts(out: Path) -> str | None:
     """Return the date that a chat template printed for the parts of an interrupted run, or None if there are none.
 
     Args:
-        out: The file that the run was to write.
+        out: The file or the folder that the run was to write.
 
     Raises:
         ValueError: The first part is damaged.
     """
-    first = next(iter(sorted(parts_folder(out).glob("part-*.safetensors"))), None)
+    found = (*parts_folder(out).glob("part-*.safetensors"), *out.glob("*.safetensors"), *out.glob("*.parts/part-*"))
+    first = next(iter(sorted(found)), None)
     return None if first is None else read_source(first).date
 
 

@@ -111,7 +111,7 @@ def _write_at_once(work: Work, passes: Passes) -> None:
             files[0].writelines(_lines(columns))
 
         hashes = work.checked()
-        for rows in work.slices:
+        for rows in work.parts.values():
             columns = work.columns(rows, hashes, replace(passes, done=bar.update))
             from_main_process(partial(write, columns), distributed=passes.distributed)
 

@@ -50,6 +50,7 @@ class Work:
         merge: A function that writes the parts, in their order, as one file.
         rendering: Gets all conversations before the work begins. None: nothing is checked.
         by_text: Whether a row is one of the same text, whatever its id.
+        rows: The rows that the file holds. None: all.
     """
 
     out: Path
@@ -60,11 +61,16 @@ class Work:
     merge: Callable[[Sequence[Path]], None]
     rendering: RenderingCheck | None = None
     by_text: bool = False
+    rows: range | None = None
 
     @property
-    def slices(self) -> list[slice]:
-        """The rows of each part."""
-        return [slice(start, start + PART_ROWS) for start in range(0, len(self.ids), PART_ROWS)]
+    def parts(self) -> dict[Path, slice]:
+        """The rows of each part, by its file."""
+        rows, folder = range(len(self.ids)) if self.rows is None else self.rows, parts_folder(self.out)
+        return {
+            folder / f"part-{number:05}.safetensors": slice(start, min(start + PART_ROWS, rows.stop))
+            for number, start in enumerate(range(rows.start, rows.stop, PART_ROWS))
+        }
 
     def checked(self) -> np.ndarray:
         """Check that the chat template takes all rows, and return a hash (int64) of each, of shape (N,).
@@ -73,9 +79,9 @@ class Work:
             ValueError: As `RenderingCheck.report`.
         """
         hashes = [np.empty(0, np.int64)]
-        for rows in self.slices:
-            messages = self.messages[rows]
-            hashes.append(self._hashes(self.ids[rows], messages))
+        for rows in self.parts.values():
+            messages = list(self.messages[rows])
+            hashes.append(self._hashes(list(self.ids[rows]), messages))
             if self.rendering is not None:
                 self.rendering.add(messages)
         if self.rendering is not None:
@@ -93,7 +99,7 @@ class Work:
         Raises:
             ValueError: The rows are others than those that were checked.
         """
-        ids, messages = self.ids[rows], self.messages[rows]
+        ids, messages = list(self.ids[rows]), list(self.messages[rows])
         if not np.array_equal(self._hashes(ids, messages), hashes[rows]):
             raise ValueError(f"data: rows {rows.start + 1} and on have changed since they were checked; start anew")
         return self.compute(ids, messages, passes)
@@ -118,18 +124,27 @@ def write_in_parts(work: Work, passes: Passes, *, resume: bool = False, overwrit
         ValueError: A part was made from other rows or otherwise.
         KeyboardInterrupt: The run was interrupted; its text says how to go on.
     """
-    hashes, slices = work.checked(), work.slices
+    hashes = work.checked()
     if passes.distributed:
         check_same("rows", len(hashes), int(np.bitwise_xor.reduce(hashes * np.arange(1, len(hashes) + 1))))
-    folder = parts_folder(work.out)
-    paths = [folder / f"part-{number:05}.safetensors" for number in range(len(slices))]
+    write_parts(work, hashes, passes, resume=resume, overwrite=overwrite)
+
+
+def write_parts(
+    work: Work, hashes: np.ndarray, passes: Passes, *, resume: bool = False, overwrite: bool = False
+) -> None:
+    """Do what `write_in_parts` does with rows that were checked.
+
+    Args:
+        work: As of `write_in_parts`.
+        hashes: What `Work.checked` returned, of all rows.
+        passes: As of `write_in_parts`, and so are the others.
+    """
+    parts, folder = work.parts, parts_folder(work.out)
     from_main = partial(from_main_process, distributed=passes.distributed)
 
     def prepare() -> set[Path]:
-        finished = {path for path in paths if path.exists()} if resume else set()
-        for path, rows in zip(paths, slices, strict=True):  # all of them before the work begins
-            if path in finished:
-                check_part(path, work.ids, rows, hashes, work.about)
+        finished = check_parts(work, hashes) if resume else set()
         if overwrite and folder.is_dir():
             shutil.rmtree(folder)
         if overwrite:
@@ -139,22 +154,40 @@ def write_in_parts(work: Work, passes: Passes, *, resume: bool = False, overwrit
 
     finished = from_main(prepare)
     try:
-        with rows_bar(len(work.ids), passes.progress) as bar:
-            for path, rows in zip(paths, slices, strict=True):
+        with rows_bar(sum(rows.stop - rows.start for rows in parts.values()), passes.progress) as bar:
+            done = 0
+            for path, rows in parts.items():
                 if path not in finished:
                     columns = work.columns(rows, hashes, replace(passes, done=bar.update))
                     from_main(partial(write_part, path, columns, hashes[rows], work.about))
-                bar.update(min(rows.stop, len(work.ids)) - bar.n)
-        from_main(partial(work.merge, paths))
+                done += rows.stop - rows.start
+                bar.update(done - bar.n)
+        from_main(partial(work.merge, list(parts)))
         from_main(partial(shutil.rmtree, folder))
     except KeyboardInterrupt:
-        if any(path.exists() for path in paths):
+        if any(path.exists() for path in parts):
             raise KeyboardInterrupt("--resume goes on from the last whole part") from None
         raise
     finally:
-        if is_first():
+        if is_first() or not passes.distributed:
             with suppress(OSError):  # of an empty folder nothing need be left
                 folder.rmdir()
+
+
+def check_parts(work: Work, hashes: np.ndarray) -> set[Path]:
+    """Check the parts that an interrupted run has finished, and return their files.
+
+    Args:
+        work: What is computed.
+        hashes: What `Work.checked` returned.
+
+    Raises:
+        ValueError: As `check_part`.
+    """
+    found = {path: rows for path, rows in work.parts.items() if path.exists()}
+    for path, rows in found.items():
+        check_part(path, work.ids, rows, hashes, work.about)
+    return set(found)
 
 
 def row_hash(ids: Sequence[str] | None, messages: Sequence[Messages]) -> np.ndarray:

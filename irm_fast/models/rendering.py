@@ -89,7 +89,7 @@ class RenderingCheck:
             ValueError: As `report`.
         """
         for start in range(0, len(rows), CHUNK):
-            self.add(rows[start : start + CHUNK])
+            self.add(list(rows[start : start + CHUNK]))
         self.report(ids)
 
     def _refusal(self, ids: Sequence[str]) -> str:

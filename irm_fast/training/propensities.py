@@ -22,9 +22,10 @@ from irm_fast.data.log import Log, hold_out
 from irm_fast.data.messages import Messages
 from irm_fast.data.signals import RewardSpec
 from irm_fast.data.whole import whole_files
-from irm_fast.embeddings.embedder import Embedder, write_embeddings
+from irm_fast.embeddings.embedder import Embedder
 from irm_fast.embeddings.store import date_of_parts, read_embeddings, read_source
 from irm_fast.embeddings.text_model import EmbeddedRewardModel
+from irm_fast.embeddings.writing import write_embeddings
 from irm_fast.models.processes import from_main_process, is_first
 from irm_fast.models.record import PROPENSITIES, RECORD, save_tensors
 from irm_fast.training.config import TrainConfig

@@ -30,7 +30,8 @@ OPTIONS = {
     "score": f"model data out batch-size token-budget precision lower resume overwrite progress {TEXTS}",
     "label": f"next merge data model out seed batch-size token-budget precision overwrite {LOG}",
     "embed": (
-        f"data model out pooling batch-size token-budget max-length precision dtype resume overwrite progress {TEXTS}"
+        "data model out pooling batch-size token-budget max-length precision dtype shard-rows resume overwrite "
+        f"progress {TEXTS}"
     ),
     "reproduce": ("data output model protocol redraws alpha target limit max-length noise processes resume overwrite"),
     "demo": "output seeds processes",

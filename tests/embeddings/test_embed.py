@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import load_file, safe_open
 
 from irm_fast.data.signals import RewardSpec
-from irm_fast.embeddings.embedder import Embedder, write_embeddings
+from irm_fast.embeddings.embedder import Embedder
 from irm_fast.embeddings.store import read_embeddings, read_source
+from irm_fast.embeddings.writing import write_embeddings
 from irm_fast.models import parts
 from irm_fast.models.passes import Passes, place
 from irm_fast.models.reward_model import ImplicitRewardModel

@@ -11,10 +11,11 @@ from typer.testing import CliRunner
 from irm_fast.cli.commands import app
 from irm_fast.data.features import text_features
 from irm_fast.data.read import read_log
-from irm_fast.embeddings.embedder import Embedder, write_embeddings
+from irm_fast.embeddings.embedder import Embedder
 from irm_fast.embeddings.estimator import EmbeddingRewardModel
 from irm_fast.embeddings.store import read_embeddings
 from irm_fast.embeddings.text_model import EmbeddedRewardModel, propensity_features, typical_position
+from irm_fast.embeddings.writing import write_embeddings
 from irm_fast.evaluation.evaluation import evaluate
 from irm_fast.evaluation.scoring import load, score
 from irm_fast.models.record import read_record

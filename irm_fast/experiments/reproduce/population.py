@@ -153,8 +153,9 @@ def embedded(rated: Rated, model: str, path: Path, *, max_length: int) -> np.nda
     Returns:
         (N, D) float32.
     """
-    from irm_fast.embeddings.embedder import Embedder, write_embeddings
+    from irm_fast.embeddings.embedder import Embedder
     from irm_fast.embeddings.store import read_embeddings
+    from irm_fast.embeddings.writing import write_embeddings
 
     if not path.exists():
         embedder = Embedder(model, max_length=max_length)
