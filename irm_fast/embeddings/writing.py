@@ -184,7 +184,7 @@ def _write_shards(work: Work, passes: Passes, shard_rows: int, *, resume: bool, 
             )
         for shard in shards:  # all of them before the work begins
             if shard.out.is_file():
-                check_part(shard.out, shard.ids, slice(shard.rows.start, shard.rows.stop), hashes, shard.about)
+                check_part(shard.out, shard.ids, slice(shard.span.start, shard.span.stop), hashes, shard.about)
             elif parts_folder(shard.out).is_dir():
                 check_parts(shard, hashes)
         return {shard.out for shard in shards if shard.out.is_file()}

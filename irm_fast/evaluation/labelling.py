@@ -60,7 +60,7 @@ def rows_to_label(
         raise ValueError(f"next: got {count}; expected 1 to {len(unlabelled)}, the rows without a preference")
     if isinstance(model, EmbeddedRewardModel):
         passes = Passes(batch_size, token_budget, distributed)
-        apart = model.disagreement([log.messages[row] for row in unlabelled], passes)
+        apart = model.disagreement([log.messages[row] for row in unlabelled.tolist()], passes)
     else:
         apart = np.zeros(len(unlabelled))
         warn_caller(

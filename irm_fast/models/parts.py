@@ -64,9 +64,14 @@ class Work:
     rows: range | None = None
 
     @property
+    def span(self) -> range:
+        """The numbers of the rows that the file holds."""
+        return range(len(self.ids)) if self.rows is None else self.rows
+
+    @property
     def parts(self) -> dict[Path, slice]:
         """The rows of each part, by its file."""
-        rows, folder = range(len(self.ids)) if self.rows is None else self.rows, parts_folder(self.out)
+        rows, folder = self.span, parts_folder(self.out)
         return {
             folder / f"part-{number:05}.safetensors": slice(start, min(start + PART_ROWS, rows.stop))
             for number, start in enumerate(range(rows.start, rows.stop, PART_ROWS))
@@ -154,7 +159,7 @@ def write_parts(
 
     finished = from_main(prepare)
     try:
-        with rows_bar(sum(rows.stop - rows.start for rows in parts.values()), passes.progress) as bar:
+        with rows_bar(len(work.span), passes.progress) as bar:
             done = 0
             for path, rows in parts.items():
                 if path not in finished:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -177,7 +177,7 @@ def _trainer(
 ) -> tuple[ImplicitTrainer, int]:
     """The training loop on the tokens of both parts, and the number of training rows that were truncated."""
 
-    def tokens(conversations: list[Messages]) -> tuple[list[np.ndarray], int]:
+    def tokens(conversations: Sequence[Messages]) -> tuple[list[np.ndarray], int]:
         return tokenise(model.tokenizer, conversations, model.spec.max_length)
 
     input_ids, truncated = tokens(prepared.log.messages)
