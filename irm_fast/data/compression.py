@@ -1,4 +1,4 @@
-"""Packed files: how they are packed, by their first bytes, and what they unpack to, up to a limit."""
+"""Packed files: how they are packed, by their first bytes, and what they unpack to, within limits."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import gzip
 import io
 import lzma
 from collections.abc import Callable
-from typing import IO, Any, cast
+from typing import IO, Any
 
+from irm_fast.data.limits import ALWAYS_ALLOWED, MAX_DICTIONARY, MAX_GROWTH
 from irm_fast.data.problems import FieldError
 
-MAX_GROWTH, ALWAYS_ALLOWED = 200, 2**30  # times the bytes of a packed file, and bytes, that it may unpack to
 _PACKED: dict[bytes, str] = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz"}
-_OPEN: dict[str, Callable[[Any], Any]] = {"gzip": gzip.open, "bzip2": bz2.open, "xz": lzma.open}
+_OPEN: dict[str, Callable[[Any], Any]] = {"gzip": gzip.open, "bzip2": bz2.open}
 
 
 def packing(head: bytes) -> str | None:
@@ -21,8 +21,21 @@ def packing(head: bytes) -> str | None:
     return next((name for magic, name in _PACKED.items() if head.startswith(magic)), None)
 
 
-def unpacked(file: IO[bytes], kind: str) -> Any:
-    """Open a packed file."""
+def unpacked(file: IO[bytes], kind: str) -> io.BufferedReader:
+    """Open a packed file, whose reader refuses a file that grows beyond its limits.
+
+    Args:
+        file: The file, open in binary mode.
+        kind: How it is packed, as of `packing`.
+    """
+    counted = _Counted(file)
+    return io.BufferedReader(_Bounded(_unpacker(counted, kind), counted), 2**16)
+
+
+def _unpacker(file: Any, kind: str) -> Any:
+    """Return a file that reads what a packed file unpacks to."""
+    if kind == "xz":
+        return _Xz(file)
     if kind == "zstd":
         import pyarrow
 
@@ -30,31 +43,71 @@ def unpacked(file: IO[bytes], kind: str) -> Any:
     return _OPEN[kind](file)
 
 
-def bounded(file: Any, size: int | None) -> io.BufferedReader:
-    """Return what a packed file unpacks to, up to a limit.
+class _Counted(io.RawIOBase):
+    """A file that counts the bytes that were read of it."""
 
-    Args:
-        file: What `unpacked` returns.
-        size: The size of the packed file in bytes, or None where it is not known.
-    """
-    return io.BufferedReader(cast(io.RawIOBase, _Bounded(file, size)))
-
-
-class _Bounded(io.RawIOBase):
-    """What a packed file unpacks to, up to a limit."""
-
-    def __init__(self, file: Any, size: int | None) -> None:
-        self.file, self.left = file, ALWAYS_ALLOWED + MAX_GROWTH * (size or 0)
-        self.limit = self.left if size is not None else None
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file, self.count = file, 0
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
         data = self.file.read(len(buffer))
-        self.left -= len(data)
-        if self.limit is not None and self.left < 0:
-            text = f"unpacks to more than {self.limit:,} bytes, {MAX_GROWTH} times its size; unpack it first"
-            raise FieldError("file", text)
+        self.count += len(data)
         buffer[: len(data)] = data
         return len(data)
+
+
+class _Bounded(io.RawIOBase):
+    """What a packed file unpacks to, as long as it does not grow beyond what honest files do."""
+
+    def __init__(self, file: Any, packed: _Counted) -> None:
+        self.file, self.packed, self.count = file, packed, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.file.read(len(buffer))
+        self.count += len(data)
+        limit = ALWAYS_ALLOWED + MAX_GROWTH * self.packed.count
+        if self.count > limit:
+            text = f"its first {self.packed.count:,} bytes unpack to more than {limit:,}, {MAX_GROWTH} times their size"
+            raise FieldError("file", f"{text}; unpack it first")
+        buffer[: len(data)] = data
+        return len(data)
+
+
+class _Xz(io.RawIOBase):
+    """What a file of xz unpacks to: of one stream or several, in bounded memory."""
+
+    def __init__(self, file: Any) -> None:
+        self.file, self.packed = file, b""
+        self.decompressor = lzma.LZMADecompressor(memlimit=MAX_DICTIONARY)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while True:
+            if self.decompressor.eof:
+                self.packed = (self.decompressor.unused_data or self.file.read(2**16)).lstrip(b"\0")
+                if not self.packed:
+                    return 0
+                self.decompressor = lzma.LZMADecompressor(memlimit=MAX_DICTIONARY)
+            elif self.decompressor.needs_input:
+                self.packed = self.file.read(2**16)
+                if not self.packed:
+                    raise EOFError("it ends within a stream of xz")
+            try:
+                data = self.decompressor.decompress(self.packed, len(buffer))
+            except lzma.LZMAError as error:
+                if "emory" not in str(error):
+                    raise
+                text = f"takes more than {MAX_DICTIONARY:,} bytes of memory to unpack; unpack it first"
+                raise FieldError("file", text) from None
+            self.packed = b""
+            if data:
+                buffer[: len(data)] = data
+                return len(data)

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from typing import IO, Any, cast
 
-from irm_fast.data.json_rows import MAX_LINE
+from irm_fast.data.limits import MAX_LINE
 from irm_fast.data.problems import FieldError
 
 TEXTS = re.compile(  # columns of CSV that stay as they are written

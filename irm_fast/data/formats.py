@@ -15,9 +15,10 @@ from itertools import starmap
 from typing import IO, Any, NamedTuple, cast
 
 from irm_fast.data.columns import parquet_rows
-from irm_fast.data.compression import bounded, packing, unpacked
+from irm_fast.data.compression import packing, unpacked
 from irm_fast.data.csv_rows import rows_of_csv, separator_of
-from irm_fast.data.json_rows import MAX_DEPTH, MAX_LINE, depth_of, object_of, parse_json
+from irm_fast.data.json_rows import entries_of, object_of
+from irm_fast.data.limits import MAX_LINE
 from irm_fast.data.problems import FieldError, shown
 
 KINDS = "JSON Lines, a JSON array of objects, CSV with a header, or Parquet"
@@ -58,25 +59,24 @@ def _refused(why: str) -> FieldError:
     return FieldError("file", why)
 
 
-def read_stream(file: IO[bytes], size: int | None = None) -> Iterator[RawRow]:
+def read_stream(file: IO[bytes]) -> Iterator[RawRow]:
     """Read the rows of an open file.
 
     Args:
         file: The file, open in binary mode, at its beginning.
-        size: Its size in bytes, which bounds what a packed file may unpack to. None: not known.
     """
     try:
-        yield from _rows_of(io.BufferedReader(cast(io.RawIOBase, file)) if not hasattr(file, "peek") else file, size)
+        yield from _rows_of(io.BufferedReader(cast(io.RawIOBase, file)) if not hasattr(file, "peek") else file)
     except FieldError as refused:
         yield RawRow(None, refused.with_traceback(None))
     except (OSError, EOFError, zlib.error, lzma.LZMAError, UnicodeError) as error:
         yield RawRow(None, FieldError("file", f"cannot be read: {error}; expected a whole file that may be read"))
 
 
-def _rows_of(file: Any, size: int | None) -> Iterator[RawRow]:
+def _rows_of(file: Any) -> Iterator[RawRow]:
     kind = packing(file.peek(8)[:8])
     if kind:
-        file = bounded(unpacked(file, kind), size)
+        file = unpacked(file, kind)
     head = file.peek(2**16)[: 2**16]
     if head.startswith(b"PAR1"):
         if kind:
@@ -164,16 +164,14 @@ def _of_lines(file: IO[bytes], encoding: str) -> Iterator[RawRow]:
 
 
 def _of_array(file: IO[bytes], encoding: str) -> Iterator[RawRow]:
-    """Read a JSON array of objects, or of lists of them, whole."""
-    text = file.read().decode(encoding)
-    if depth_of(text.encode()) > MAX_DEPTH + 1:
-        raise _refused(f"lists and objects within each other, deeper than {MAX_DEPTH}; expected {KINDS}")
+    """Read a JSON array of objects."""
+    number = 0
     try:
-        entries = parse_json(text.strip().removeprefix("\ufeff"))
+        for number, entry in enumerate(entries_of(file, encoding), 1):
+            wrong = FieldError("row", f"got {shown(entry)}; expected an object, {{...}}")
+            yield RawRow(number, entry if isinstance(entry, dict) else wrong)
     except FieldError as error:
-        if "\n" in text.strip() and error.text.startswith("Extra data"):
+        if error.text == "Extra data":
             raise _refused(f"begins with a JSON array and goes on after it; expected {KINDS}") from None
-        raise _refused(f"is no whole JSON array: {error.text.split('; expected')[0]}; expected {KINDS}") from None
-    for number, entry in enumerate(entries, 1):
-        wrong = FieldError("row", f"got {shown(entry)}; expected an object, {{...}}")
-        yield RawRow(number, entry if isinstance(entry, dict) else wrong)
+        why = error.text.split("; expected")[0]
+        raise _refused(f"is no whole JSON array: {why}, in entry {number + 1}; expected {KINDS}") from None

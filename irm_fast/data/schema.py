@@ -13,12 +13,11 @@ from collections.abc import Callable, Mapping, Sized
 from pathlib import Path
 from typing import Any
 
+from irm_fast.data.limits import MAX_NAME, MAX_RECORD, MAX_TEXT
 from irm_fast.data.problems import FieldError, is_plain, shown
 
 Rule = Callable[[str, Any], None]
-MAX_RECORD = 2**26  # bytes of a record
 MOST = 2**31 - 1  # of a whole number
-MAX_NAME, MAX_TEXT = 2**16, 2**24  # characters
 
 
 def expected(what: str, holds: Callable[[Any], bool]) -> Rule:

@@ -95,7 +95,7 @@ class Source:
         else:
             try:
                 with open(part, "rb") as file:
-                    yield from read_stream(file, Path(part).stat().st_size)
+                    yield from read_stream(file)
             except OSError as error:
                 yield RawRow(None, FieldError("file", f"cannot be read: {error}; expected a file that may be read"))
 

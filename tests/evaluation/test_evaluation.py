@@ -89,7 +89,7 @@ def test_evaluate_tells_logs_from_ratings(saved, make_log, tmp_path):
 
 def test_evaluate_reads_a_file_once(saved, make_log, tmp_path, monkeypatch):
     opened, read_stream = [], sources.read_stream
-    monkeypatch.setattr(sources, "read_stream", lambda file, size: opened.append(file.name) or read_stream(file, size))
+    monkeypatch.setattr(sources, "read_stream", lambda file: opened.append(file.name) or read_stream(file))
     rows = [row | {"rating": i % 5} for i, row in enumerate(rows_of(make_log(6)))]
     path = write(tmp_path / "rated.jsonl", rows)
     assert evaluate(saved, path)["n"] == 6

@@ -15,7 +15,7 @@ from irm_fast.data.importing.tables import MEMORY, Table, database, literal
 from irm_fast.data.importing.thumbs import DOWN, UP
 from irm_fast.data.importing.traces import READERS, Action, Span
 from irm_fast.data.importing.windows import Windows
-from irm_fast.data.json_rows import MAX_LINE
+from irm_fast.data.limits import MAX_LINE
 from irm_fast.data.problems import DataError, FieldError
 from irm_fast.data.sources import Given, Source
 

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from irm_fast.data.compression import packing, unpacked
-from irm_fast.data.json_rows import MAX_LINE
+from irm_fast.data.limits import MAX_LINE
 from irm_fast.data.problems import DataError, closest
 from irm_fast.data.sources import Given, Source
 

@@ -1,0 +1,12 @@
+"""How much the doors let in: what a file from a stranger may make us read, unpack, nest and compute.
+
+Each limit has one name here; `docs/reliability.md` says what happens at each. Limits of rows are far above honest logs,
+and no file needs more than about 1 GiB of memory to be refused.
+"""
+
+MAX_LINE = 2**24  # bytes of a row
+MAX_DEPTH = 64  # of lists and objects within each other
+MAX_GROWTH, ALWAYS_ALLOWED = 200, 2**26  # times the packed bytes read so far, and bytes, that a file may unpack to
+MAX_DICTIONARY = 2**27  # bytes that unpacking xz may take; the largest setting of the program xz takes half of it
+MAX_RECORD = 2**26  # bytes of a record of ours, such as irm_fast.json
+MAX_NAME, MAX_TEXT = 2**16, 2**24  # characters of a name and of a text in a record
