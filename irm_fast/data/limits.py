@@ -10,3 +10,5 @@ MAX_GROWTH, ALWAYS_ALLOWED = 200, 2**26  # times the packed bytes read so far, a
 MAX_DICTIONARY = 2**27  # bytes that unpacking xz may take; the largest setting of the program xz takes half of it
 MAX_RECORD = 2**26  # bytes of a record of ours, such as irm_fast.json
 MAX_NAME, MAX_TEXT = 2**16, 2**24  # characters of a name and of a text in a record
+MAX_RENDERED = 2**24  # characters that a chat template may make of a conversation
+RENDER_SECONDS, RENDER_MEMORY = 10, 2**30  # that it may take for a few conversations, and bytes

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from irm_fast.data.whole import whole_files
 from irm_fast.models.template import set_template
-from irm_fast.models.tokens import CHUNK, encode, set_padding
+from irm_fast.models.tokens import CHUNK, encode, first_line, set_padding
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -331,8 +331,3 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     if tokenizer.eos_token_id is None:
         raise ValueError(f"model {name!r}: no EOS token; expected eos_token in tokenizer_config.json")
     return tokenizer
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message."""
-    return str(error).strip().split("\n")[0]

@@ -13,7 +13,7 @@ from irm_fast.data.log import prompt_key
 from irm_fast.data.messages import fold_system, join_turns
 from irm_fast.data.warning import warn_caller
 from irm_fast.models.processes import is_first
-from irm_fast.models.tokens import CHUNK, render
+from irm_fast.models.tokens import CHUNK, Refused, render, rendered
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -45,20 +45,19 @@ class RenderingCheck:
 
     def add(self, rows: Sequence[Messages]) -> list[str]:
         """Render further rows, and return the text of each; "" where the template refuses it."""
-        return [self._added(messages) for messages in rows]
+        return [
+            self._added(messages, text) for messages, text in zip(rows, rendered(self.tokenizer, rows), strict=True)
+        ]
 
-    def _added(self, messages: Messages) -> str:
+    def _added(self, messages: Messages, text: str | Refused) -> str:
         number = len(self._texts)
-        try:
-            text = render(self.tokenizer, messages)
-        except ValueError as error:
-            self._refused = self._refused or [(number, str(error))]
+        if isinstance(text, Refused):
+            self._refused = self._refused or [(number, str(text))]
             self._refusals += 1
             self._forms = {name: form for name, form in self._forms.items() if _takes(self.tokenizer, form(messages))}
             text = ""
-        else:
-            if not _is_shown(self.tokenizer, messages, text):
-                self._hidden.append(number)
+        elif not _is_shown(self.tokenizer, messages, text):
+            self._hidden.append(number)
         self._texts.append(hash((text, prompt_key(messages))))
         self._responses.append(hash(_response(messages)))
         return text
@@ -113,7 +112,7 @@ def _is_shown(tokenizer: PreTrainedTokenizerBase, messages: Messages, text: str)
     other: dict[str, Any] = {"role": last["role"], "content": _MARK if content else ""}  # and no calls of tools
     try:
         return render(tokenizer, [*messages[:-1], other]) != text
-    except ValueError:
+    except Refused:
         return True
 
 
@@ -136,7 +135,7 @@ def _response(messages: Messages) -> tuple[str, str]:
 def _takes(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> bool:
     try:
         render(tokenizer, messages)
-    except ValueError:
+    except Refused:
         return False
     return True
 

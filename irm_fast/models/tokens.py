@@ -2,32 +2,85 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from irm_fast.data.guards import TooLong, bounded_memory, bounded_time
+from irm_fast.data.limits import MAX_RENDERED, RENDER_MEMORY, RENDER_SECONDS
+from irm_fast.data.problems import redacting
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from irm_fast.data.messages import Messages
 
-CHUNK = 1000  # conversations rendered and tokenised at a time
+CHUNK = 1000  # conversations tokenised at a time
+TOGETHER = 64  # conversations rendered within one bound of time and memory, which costs as much as rendering one
+
+
+class Refused(ValueError):
+    """A chat template does not take a conversation. What it takes beyond its limits is another ValueError."""
 
 
 def render(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> str:
     """The text of a conversation by the tokenizer's chat template.
 
     Raises:
-        ValueError: The template refuses the conversation.
+        Refused: The template refuses the conversation.
+        ValueError: As `rendered`.
     """
-    from jinja2 import TemplateError
+    [text] = rendered(tokenizer, [messages])
+    if isinstance(text, Refused):
+        raise text
+    return text
 
+
+def rendered(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Messages]) -> Iterator[str | Refused]:
+    """Yield the text of each conversation by the tokenizer's chat template, or why the template refuses it.
+
+    Args:
+        tokenizer: The tokenizer. Its template may come from a stranger, and is a program.
+        conversations: The conversations.
+
+    Raises:
+        ValueError: The template takes more time or memory, or makes more text, than it may.
+    """
+    for start in range(0, len(conversations), TOGETHER):
+        try:
+            with bounded_memory(RENDER_MEMORY), bounded_time(RENDER_SECONDS):
+                texts = [_text(tokenizer, messages) for messages in conversations[start : start + TOGETHER]]
+        except TooLong:
+            raise _beyond(f"takes more than {RENDER_SECONDS} s") from None
+        except MemoryError:
+            raise _beyond(f"takes more than {RENDER_MEMORY:,} bytes of memory") from None
+        yield from texts
+
+
+def _text(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> str | Refused:
     try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False))
-    except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
+        text = str(tokenizer.apply_chat_template(messages, tokenize=False))
+    except (TooLong, MemoryError):
+        raise
+    except Exception as error:  # whatever a program of others does
         roles = ", ".join(message["role"] for message in messages)
-        raise ValueError(f"the model's chat template refuses the roles {roles}: {error}") from error
+        why = type(error).__name__ if redacting() else first_line(error) or type(error).__name__
+        return Refused(f"the model's chat template refuses the roles {roles}: {why}")
+    if len(text) > MAX_RENDERED:
+        raise _beyond(f"makes {len(text):,} characters of a conversation, more than {MAX_RENDERED:,}")
+    return text
+
+
+def _beyond(what: str) -> ValueError:
+    """The error of a template that goes beyond its limits."""
+    remedy = "expected a template of that model; give its folder another chat_template.jinja, or do not use the model"
+    return ValueError(f"the model's chat template {what}; {remedy}")
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message."""
+    return str(error).strip().split("\n")[0]
 
 
 def encode(
@@ -48,7 +101,11 @@ def encode(
     """
     if not conversations:
         return [], 0
-    texts = [render(tokenizer, messages) for messages in conversations]
+    texts = []
+    for text in rendered(tokenizer, conversations):
+        if isinstance(text, Refused):
+            raise text
+        texts.append(text)
     encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
     for text, ids in zip(texts, encoded, strict=True):
         if not ids or ids[-1] != tokenizer.eos_token_id:
