@@ -33,6 +33,7 @@ class OutputFolder:
         folders: Names or patterns of the folders that a run writes into the folder, with all they hold.
         is_marked: Says whether a folder bears the mark of such a run, usually a file with a certain content.
         argument: The argument that names the folder, with which each error begins.
+        mark: The file of the mark, which is deleted last: until then the folder is known as one of such a run.
 
     Examples:
         >>> import tempfile
@@ -53,6 +54,7 @@ class OutputFolder:
     folders: tuple[str, ...]
     is_marked: Callable[[Path], bool]
     argument: str = "output"
+    mark: str = ""
 
     def state(self, folder: Path) -> State:
         """Tell in what state a folder is; nothing is written.
@@ -138,7 +140,7 @@ class OutputFolder:
         """Delete what a run wrote into the folder, if there is one; everything else stays."""
         if not folder.is_dir():
             return
-        for entry in filter(self.is_own, list(folder.iterdir())):
+        for entry in sorted(filter(self.is_own, folder.iterdir()), key=lambda entry: entry.name == self.mark):
             if entry.is_dir():
                 shutil.rmtree(entry)
             else:

@@ -50,6 +50,7 @@ FOLDER = OutputFolder(
     ),
     folders=("model",),
     is_marked=_is_marked,
+    mark="README.txt",
 )
 SETTINGS: Mapping[str, Any] = {
     "epochs": 5,

@@ -142,7 +142,6 @@ def _checkpoints(config: TrainConfig, *, evaluate: bool) -> dict[str, Any]:
         "eval_steps": steps,
         "save_strategy": interval,
         "save_steps": steps,
-        "save_total_limit": 1,
         "load_best_model_at_end": evaluate,
         "metric_for_best_model": "eval_nll" if evaluate else None,
         "greater_is_better": False if evaluate else None,

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch._dynamo.exc import TorchDynamoException
-from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments, set_seed
+from transformers import TrainerCallback, TrainingArguments, set_seed
 
 from irm_fast.data.log import Log
 from irm_fast.data.messages import Messages
@@ -32,7 +32,7 @@ from irm_fast.models.reward_model import ImplicitRewardModel
 from irm_fast.models.template import date_of
 from irm_fast.models.tokens import tokenise
 from irm_fast.training.arguments import training_arguments
-from irm_fast.training.callbacks import MetricsFile
+from irm_fast.training.callbacks import MetricsFile, Patience
 from irm_fast.training.config import TrainConfig
 from irm_fast.training.distributed import restored_environment, try_packing_once, whole_state
 from irm_fast.training.prepare import Prepared
@@ -192,7 +192,7 @@ def _trainer(
         if prepared.heldout_pairs is not None:
             evaluation = evaluation.with_sides(tokens(prepared.heldout_pairs.sides)[0])
         if config.patience:
-            callbacks.append(EarlyStoppingCallback(config.patience))
+            callbacks.append(Patience(config.patience))
     if config.progress:
         callbacks.append(TrainingProgress(f"design {model.spec.design}"))
     held = None if prepared.heldout is None else row_names(prepared.heldout, prepared.heldout_pairs)

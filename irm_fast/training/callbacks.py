@@ -1,4 +1,4 @@
-"""Callbacks of the training loop: a check of packing, the sampler's epoch, the stratification model, the metrics."""
+"""Callbacks of the training loop: packing is checked, the sampler's epoch, patience, stratification, the metrics."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from irm_fast.models.packed import check_isolation
 from irm_fast.models.packing import PackSampler
@@ -45,6 +45,20 @@ class EpochOfPacks(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.packs.set_epoch(int(state.epoch or 0))
+
+
+class Patience(EarlyStoppingCallback):
+    """Stops after some evaluations without a gain, of which a resumed run remembers those before its checkpoint."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        super().on_train_begin(args, state, control, **kwargs)
+        if state.global_step:
+            states: Any = state.stateful_callbacks
+            earlier = states[type(self).__name__]
+            self.early_stopping_patience_counter = earlier["attributes"]["early_stopping_patience_counter"]
+            control.should_training_stop = self.early_stopping_patience_counter >= self.early_stopping_patience
 
 
 class StratificationModel(TrainerCallback):

@@ -319,18 +319,17 @@ def log_settings(path: str | Path | None, settings: Mapping[str, Any]) -> LogSet
     )
 
 
-def load_saved_config(path: Path) -> TrainConfig | EmbeddingTrainConfig:
-    """The settings that a run saved, by this version or an older one, which saved `resume` and `overwrite` too.
+def saved_config(values: Mapping[str, Any], source: str) -> TrainConfig | EmbeddingTrainConfig:
+    """The settings that a run kept, see `RunConfig.to_dict`.
 
     Args:
-        path: The `train.yaml` of the run.
+        values: The settings by name.
+        source: Where they come from, for errors.
 
     Raises:
         ValueError: As `load_config`.
-        OSError: The file cannot be read.
     """
-    values = {name: value for name, value in _read_settings(path).items() if name not in NOT_KEPT}
-    return _of_either_kind(values, str(path))
+    return _of_either_kind(values, source)
 
 
 def _of_either_kind(values: Mapping[str, Any], source: str) -> TrainConfig | EmbeddingTrainConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -9,18 +10,20 @@ from typing import NamedTuple
 import numpy as np
 
 from irm_fast.data.signals import RewardSpec
+from irm_fast.data.warning import warn_caller
 from irm_fast.diagnostics.metrics import paired_difference
 from irm_fast.models.heldout import HeldOut
 from irm_fast.models.processes import from_main_process
 from irm_fast.models.record import RECORD, read_record
 from irm_fast.models.reward_model import ImplicitRewardModel
 from irm_fast.training.build import training_loop, unwrapped_model
+from irm_fast.training.checkpoints import Found, check_plan, find_checkpoint
 from irm_fast.training.config import TrainConfig
 from irm_fast.training.plan import plan_of
 from irm_fast.training.prepare import Prepared
 from irm_fast.training.progress import tell
 from irm_fast.training.result import TrainResult
-from irm_fast.training.run_folder import CHECKPOINTS, begin_run, check_plan, keep_plan, last_checkpoint, plain
+from irm_fast.training.run_folder import CHECKPOINTS, begin_run, plain
 from irm_fast.training.throughput import typical
 from irm_fast.training.trainer import ImplicitTrainer
 
@@ -64,19 +67,22 @@ def train_design(prepared: Prepared, spec: RewardSpec, config: TrainConfig, *, b
     folder = _checkpoint_folder(config, spec)
     with training_loop(prepared, spec, config, folder) as (trainer, truncated, attention):
         # Loop
-        plan = trainer.packs.plan
-        if config.resume:
-            check_plan(folder, plan)
+        found = from_main_process(lambda: find_checkpoint(folder)) if config.resume else Found(None, {})
+        if found.newest is not None:
+            check_plan(found.newest, trainer.packs.plan)
+        if text := found.in_words():
+            warn_caller(text)
 
         def begin() -> None:
             if config.progress and spec is prepared.specs[0]:
                 tell(plan_of(prepared, config, trainer, truncated, attention).in_short())
             if begins:  # only now: a run that cannot start writes nothing
                 begin_run(config, prepared.fingerprint)
-            keep_plan(folder, plan)
+            for path in found.passed_over:  # else it would count as the newest
+                shutil.rmtree(path)
 
         from_main_process(begin)
-        trainer.train(resume_from_checkpoint=last_checkpoint(folder) if config.resume else None)
+        trainer.train(resume_from_checkpoint=None if found.newest is None else str(found.newest))
 
         # Judgement
         has_heldout = prepared.heldout is not None

@@ -1,7 +1,7 @@
 """The output folder of a training run: new, interrupted, or finished.
 
-A run passes `check_output`, then `begin_run`, and at its end `close_run`. In between it leaves checkpoints, and for
-each propensity design the order of its rows (`keep_plan`), so that an interrupted run can be resumed.
+A run passes `check_output`, then `begin_run`, and at its end `close_run`. In between it leaves checkpoints
+(`training.checkpoints`), so that an interrupted run can be resumed.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import fields
 from datetime import date
 from fnmatch import fnmatch
@@ -17,29 +18,29 @@ from pathlib import Path
 from typing import Any
 
 from irm_fast.data.log import Log
+from irm_fast.data.manifest import MANIFEST, check_of, checked
 from irm_fast.data.outputs import OutputFolder
 from irm_fast.data.pairs import Pairs
-from irm_fast.data.whole import disk_errors, write_whole
+from irm_fast.data.whole import disk_errors, is_unfinished, write_whole
 from irm_fast.models.adapters import ADAPTER
 from irm_fast.models.record import CHECKPOINT_WEIGHTS, PROPENSITIES, PROPENSITY_FILE, RECORD
-from irm_fast.training.config import NOT_KEPT, RENAMED, RunConfig, TrainConfig, load_saved_config
+from irm_fast.training.config import NOT_KEPT, RENAMED, RunConfig, TrainConfig, saved_config
 
 SETTINGS, METRICS, CHECKPOINTS, DATA = "train.yaml", "metrics.jsonl", "checkpoints", "train_data.json"
 STATES = "states.safetensors"  # of the untrained model, among the checkpoints until propensities are fitted to them
-PLAN = "packs.json"  # among the checkpoints of a design
 TRACKERS = "trackers"  # events of TensorBoard and others that write beside the checkpoints, by design
-_OF_A_DESIGN = (PLAN, "checkpoint-*", "model")  # all that lies among the checkpoints of a design but trackers' files
+_OF_A_DESIGN = ("checkpoint-*", "model")  # all that lies among the checkpoints of a design but trackers' files
 _NO_RESULT = {  # may differ when a run goes on: none changes the model by more than rounding
     *NOT_KEPT,
     *("report_to", "output", "lora_keep_adapter"),
     *("gradient_checkpointing", "compile", "liger"),  # a run that ran out of memory goes on with less
     *("on_nonfinite", "max_skipped_steps"),  # one that ended at a step that is not finite goes on without it
 }
-_WHOLE = "checkpoint-*/trainer_state.json"  # the last file of a checkpoint: it was written to its end
+_WHOLE = f"checkpoint-*/{MANIFEST}"  # the last file of a checkpoint: it was written to its end
 
 # What a run writes, with the names that transformers gives to models and tokenizers. Nothing else is ever deleted.
 _FILES = (
-    *(SETTINGS, METRICS, DATA, RECORD),
+    *(SETTINGS, METRICS, DATA, RECORD, MANIFEST),
     *("embedding_model.safetensors", "embedding_model.json"),  # of EmbeddingRewardModel
     *(PROPENSITY_FILE, *CHECKPOINT_WEIGHTS, "model.safetensors.index.json"),
     *("config.json", "generation_config.json"),
@@ -50,7 +51,8 @@ _FOLDER = OutputFolder(
     run="training run",
     files=_FILES,
     folders=(CHECKPOINTS, TRACKERS, PROPENSITIES, ADAPTER, "additional_chat_templates"),
-    is_marked=lambda folder: (folder / SETTINGS).is_file(),
+    is_marked=lambda folder: (folder / SETTINGS).is_file() or _is_of_a_run(folder / DATA),
+    mark=SETTINGS,
 )
 
 
@@ -98,7 +100,7 @@ def check_output(config: RunConfig, fingerprint: Mapping[str, Any]) -> None:
     folder = Path(config.output)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"output {folder}: is a file; expected a new or empty folder")
-    if not any(path.is_file() for path in folder.rglob("*")):  # transformers makes folders before a run can start
+    if not _holds_files(folder):
         return
 
     # Files of others are not touched, nor what this run reads
@@ -124,8 +126,45 @@ def check_output(config: RunConfig, fingerprint: Mapping[str, Any]) -> None:
     if not config.resume:
         choice = "--resume goes on with it, --overwrite starts anew"
         raise ValueError(f"output {folder}: holds an interrupted run; {choice}")
-    _check_settings(load_saved_config(folder / SETTINGS), config, folder)
-    _check_log(fingerprint, folder)
+    if (earlier := _begun(folder)) is not None:
+        settings = saved_config(earlier.pop("settings"), str(folder / DATA))
+        _check_settings(settings, config, folder)
+        _check_log(earlier, fingerprint, folder)
+
+
+def _holds_files(folder: Path) -> bool:
+    """Whether there is a file in a folder, or in one within it: transformers makes folders before a run can start.
+
+    What a killed run left of a file that it was writing is none.
+    """
+    entries = [entry for entry in folder.iterdir() if not is_unfinished(entry)] if folder.is_dir() else []
+    return any(not entry.is_dir() or _holds_files(entry) for entry in entries)
+
+
+def _begun(folder: Path) -> dict[str, Any] | None:
+    """What `begin_run` kept of an interrupted run; None if it was killed as it began, so that nothing is lost.
+
+    Raises:
+        ValueError: It is missing or damaged, or of an earlier version, while there is work that it belongs to.
+    """
+    path, remedy = folder / DATA, "so its settings and its log cannot be compared: bring it back, or use --overwrite"
+    if not path.exists() and not _holds_files(folder / CHECKPOINTS):
+        return None
+    try:
+        return checked(path)
+    except FileNotFoundError:
+        raise ValueError(f"output {folder}: {path.name} is missing, {remedy}") from None
+    except ValueError as error:
+        hint = f" (an earlier version of irm-fast, which kept less, goes on with its own runs), {remedy}"
+        raise ValueError(f"output {folder}: {error}{hint}") from error
+
+
+def _is_of_a_run(path: Path) -> bool:
+    """Whether a file is what `begin_run` keeps of a run, and whole."""
+    try:
+        return "settings" in checked(path)
+    except (OSError, ValueError):
+        return False
 
 
 def date_of_run(config: RunConfig) -> str:
@@ -150,16 +189,19 @@ def begin_run(config: RunConfig, fingerprint: Mapping[str, Any]) -> None:
 
     With `overwrite`, what an earlier run wrote there is deleted first.
 
+    The settings are written twice: for people, and beside the fingerprint for a run that is resumed.
+
     Args:
         config: The settings.
         fingerprint: The fingerprint of the log, see `describe`.
     """
     folder = Path(config.output)
-    if config.overwrite:
+    if config.overwrite or not (folder / DATA).exists():
         _FOLDER.clear_own(folder)
     (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
-    write_whole(folder / DATA, json.dumps(fingerprint) + "\n")
-    config.save(folder / SETTINGS)
+    config.save(folder / SETTINGS)  # the mark of the folder, first
+    kept = json.loads(json.dumps({**fingerprint, "settings": config.to_dict()}))
+    write_whole(folder / DATA, json.dumps({**kept, "check": check_of(kept)}) + "\n")
 
 
 def close_run(config: RunConfig) -> None:
@@ -204,13 +246,8 @@ def _check_settings(earlier: RunConfig, config: RunConfig, folder: Path) -> None
             )
 
 
-def _check_log(fingerprint: Mapping[str, Any], folder: Path) -> None:
+def _check_log(earlier: Mapping[str, Any], fingerprint: Mapping[str, Any], folder: Path) -> None:
     """Raise ValueError if the run to resume had another log."""
-    path = folder / DATA
-    try:
-        earlier = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: not readable, so the log cannot be compared: {error}; use --overwrite") from error
     if {**earlier, "date": ""} != {**fingerprint, "date": ""}:
         counts = [name for name in ("rows", "pairs") if name in fingerprint]
         other = [name for name in counts if earlier.get(name) != fingerprint[name]]
@@ -224,45 +261,6 @@ def _check_log(fingerprint: Mapping[str, Any], folder: Path) -> None:
         )
 
 
-def last_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint of a propensity design that was written to its end, or None."""
-    whole = [state.parent for state in folder.glob(_WHOLE)]
-    return str(max(whole, key=lambda path: int(path.name.rsplit("-", 1)[1]))) if whole else None
-
-
-def check_plan(folder: Path, plan: Mapping[str, Any]) -> None:
-    """Check that a resumed run takes its rows in the order of the interrupted one.
-
-    Args:
-        folder: The checkpoints of a propensity design.
-        plan: What decides the order of rows now, see `PackSampler.plan`.
-
-    Raises:
-        ValueError: The interrupted run left a checkpoint, and its order was another.
-    """
-    path = folder / PLAN
-    if last_checkpoint(folder) is None or not path.is_file():
-        return
-    earlier = json.loads(path.read_text(encoding="utf-8"))
-    for name, now in plan.items():
-        if earlier.get(name) != now:
-            raise ValueError(
-                f"resume: {name}: got {now}; the interrupted run had {earlier.get(name)}, which decided its order of "
-                "rows; expected the same here, or --overwrite"
-            )
-
-
-def keep_plan(folder: Path, plan: Mapping[str, Any]) -> None:
-    """Write what decides the order of rows of a run, for `check_plan`.
-
-    Args:
-        folder: The checkpoints of a propensity design.
-        plan: As of `PackSampler.plan`.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / PLAN, json.dumps(plan) + "\n")
-
-
 def write_metrics(path: Path, lines: list[Mapping[str, Any]], *, append: bool) -> None:
     """Write a file of JSON lines, or append to it, with null for NaN, which JSON does not have."""
     text = "".join(json.dumps(plain(line)) + "\n" for line in lines)
@@ -274,12 +272,14 @@ def write_metrics(path: Path, lines: list[Mapping[str, Any]], *, append: bool) -
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file that were written to their end, by present names; none if there is no file."""
+    """The lines of a metrics file that can be read, by present names; none if there is no file."""
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    entries = [json.loads(line) for line in lines if line.endswith("\n")]
-    return [{RENAMED.get(name, name): value for name, value in entry.items()} for entry in entries]
+    entries = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+        with suppress(ValueError, AttributeError):  # cut off, or damaged: it is for people, and no run depends on it
+            entries.append({RENAMED.get(name, name): value for name, value in json.loads(line).items()})
+    return entries
 
 
 def plain(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from accelerate.utils import gather_object
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
 from irm_fast.evaluation.evaluation import heldout_metrics
@@ -24,6 +24,7 @@ from irm_fast.models.packing import PackSampler, by_length, check_budget
 from irm_fast.models.record import save_tensors
 from irm_fast.models.reward_model import ImplicitRewardModel
 from irm_fast.training.callbacks import EpochOfPacks, IsolationCheck, StratificationModel
+from irm_fast.training.checkpoints import WholeCheckpoints
 from irm_fast.training.config import TrainConfig
 from irm_fast.training.distributed import (
     check_fsdp,
@@ -39,7 +40,7 @@ from irm_fast.training.watch import NumericalWatch, ids_in_words
 STRATIFICATION_FILE = "stratification.safetensors"
 
 
-class ImplicitTrainer(Trainer):
+class ImplicitTrainer(WholeCheckpoints):
     """transformers.Trainer with the implicit loss, on packed rows if the model's attention supports them.
 
     The loss is the mean over the rows and pairs of the whole optimiser step, over micro-batches and processes: a pair
@@ -245,10 +246,13 @@ class ImplicitTrainer(Trainer):
         """Save as transformers does; the time does not count in the throughput of training."""
         self.watch.settle()
         self.watch.check_weights()
-        # Each process asks whether the folder is there, to know the best checkpoint, before one has to make it.
-        Path(str(self.args.output_dir), f"checkpoint-{self.state.global_step}").mkdir(parents=True, exist_ok=True)
         with self.throughput.paused():
             super()._save_checkpoint(*args, **kwargs)
+
+    def _bytes_to_save(self) -> int:
+        """The bytes of a checkpoint, with those of the stratification model, if there is one."""
+        averaged = self.stratifier.average.state_dict().values() if self.stratifier is not None else ()
+        return super()._bytes_to_save() + sum(tensor.nbytes for tensor in averaged)
 
     def evaluation_loop(
         self,

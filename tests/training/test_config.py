@@ -1,8 +1,11 @@
 """Settings: conversion, checks, YAML."""
 
+import json
+from dataclasses import replace
+
 import pytest
 
-from irm_fast.training.config import EmbeddingTrainConfig, TrainConfig, load_config, load_saved_config
+from irm_fast.training.config import EmbeddingTrainConfig, TrainConfig, load_config, saved_config
 
 
 def make(**settings) -> TrainConfig:
@@ -118,10 +121,13 @@ def test_what_is_required_may_not_be_empty():
             TrainConfig(**settings)
 
 
-def test_a_saved_run_of_an_older_version_is_read_whatever_it_was_started_with(tmp_path):
-    path = tmp_path / "train.yaml"
-    path.write_text("model: m\noutput: o\npropensity: hidden\noverwrite: true\nresume: true\nprogress: false\n")
-    assert load_saved_config(path) == TrainConfig(model="m", output="o", propensity_design="hidden")
+def test_what_a_run_keeps_is_read_back_as_it_was():
+    for config in (
+        TrainConfig(model="m", output="o", propensity_design="hidden", misclick_rate={"copy": 0.1}, progress=False),
+        EmbeddingTrainConfig(embeddings="e.safetensors", output="o", hidden_layers="8"),
+    ):
+        kept = json.loads(json.dumps(config.to_dict()))
+        assert saved_config(kept, "train_data.json") == replace(config, progress=True)
 
 
 def test_each_program_has_settings_of_its_own():

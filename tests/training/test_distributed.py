@@ -249,7 +249,7 @@ def with_a_full_disk(config: str, out: str) -> None:
         assert os.environ["RANK"] == "0"
         raise OSError("no space left")
 
-    designs.keep_plan = full
+    designs.begin_run = full
     with pytest.raises(OSError, match="no space left") as caught:
         train(TrainConfig.load(config))
     Path(f"{out}.{os.environ['RANK']}").write_text(str(caught.value.said_by_main_process))

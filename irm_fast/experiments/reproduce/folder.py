@@ -33,6 +33,7 @@ FOLDER = OutputFolder(
     files=("settings.json", "embeddings.safetensors", "table.md", "results.csv", "comparison.png"),
     folders=("redraws", "embeddings.safetensors.parts"),
     is_marked=_is_marked,
+    mark="settings.json",
 )
 
 
