@@ -18,12 +18,14 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time the table below 
     from irm_fast.evaluation.scoring import score as score
     from irm_fast.kernels.reference import definition as reference  # noqa: F401
     from irm_fast.losses import baselines as baselines
+    from irm_fast.losses import hf as hf
     from irm_fast.losses import nuisances as nuisances
     from irm_fast.losses.dispatch import backends as backends
     from irm_fast.losses.implicit import ImplicitRMLoss as ImplicitRMLoss
     from irm_fast.losses.implicit import implicit_rm_loss as implicit_rm_loss
     from irm_fast.losses.implicit import stratify as stratify
     from irm_fast.losses.linear import linear_implicit_rm_loss as linear_implicit_rm_loss
+    from irm_fast.losses.signal_heads import SignalHeads as SignalHeads
     from irm_fast.training.config import EmbeddingTrainConfig as EmbeddingTrainConfig
     from irm_fast.training.config import TrainConfig as TrainConfig
     from irm_fast.training.run import train as train
@@ -37,11 +39,13 @@ _HOME = {  # name: the module that defines it, or that it is
     "EmbeddingTrainConfig": "irm_fast.training.config",
     "ImplicitRMLoss": "irm_fast.losses.implicit",
     "Log": "irm_fast.data.log",
+    "SignalHeads": "irm_fast.losses.signal_heads",
     "TrainConfig": "irm_fast.training.config",
     "backends": "irm_fast.losses.dispatch",
     "baselines": "irm_fast.losses.baselines",
     "diagnose": "irm_fast.diagnostics",
     "evaluate": "irm_fast.evaluation.evaluation",
+    "hf": "irm_fast.losses.hf",
     "implicit_rm_loss": "irm_fast.losses.implicit",
     "implicit_scorer": "irm_fast.embeddings.scorer",
     "linear_implicit_rm_loss": "irm_fast.losses.linear",

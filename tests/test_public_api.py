@@ -20,6 +20,7 @@ NAMES = {  # name: the parameters of a function, "" for what is none
     "EmbeddingTrainConfig": "",
     "ImplicitRMLoss": "polarity misclick_rate reduction backend",
     "Log": "",
+    "SignalHeads": "hidden_size signals propensity_design rates",
     "TrainConfig": "",
     "backends": "",
     "baselines": "",
@@ -29,6 +30,7 @@ NAMES = {  # name: the parameters of a function, "" for what is none
         "uncorrected_mean misclick_sensitivity mean_error"
     ),
     "evaluate": "model_dir data batch_size token_budget precision base declared distributed progress",
+    "hf": "",
     "implicit_rm_loss": f"reward_logits propensity_logits feedback {LOSS}",
     "implicit_scorer": "",
     "linear_implicit_rm_loss": (
@@ -55,6 +57,18 @@ def test_the_package_shows_its_public_names_alone() -> None:
     assert sorted(irm_fast.__all__) == sorted(NAMES)
     assert sorted(dir(irm_fast)) == sorted([*NAMES, "__version__"])
     assert sorted(irm_fast.baselines.__all__) == BASELINES.split()
+    assert sorted(irm_fast.hf.__all__) == ["compute_loss_func", "pack_labels"]
+
+
+def test_what_helps_a_training_loop_takes_what_it_took() -> None:
+    for function, parameters in {
+        irm_fast.hf.compute_loss_func: "columns polarity misclick_rate backend",
+        irm_fast.hf.pack_labels: "feedback preference weight",
+        irm_fast.SignalHeads.start_at: "self feedback",
+        irm_fast.SignalHeads.parameter_groups: "self lr model scalar_lr",
+        irm_fast.SignalHeads.loss: "self hidden feedback options",
+    }.items():
+        assert list(inspect.signature(function).parameters) == parameters.split()
 
 
 @pytest.mark.parametrize("name", NAMES)

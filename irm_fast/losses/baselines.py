@@ -50,7 +50,7 @@ def naive_loss(reward_logits: Tensor, feedback: Tensor, *, weight: Tensor | None
 
     Args:
         reward_logits: Logits s, (N,) float32, bfloat16 or float16; float64 selects the reference backend.
-        feedback: Feedback f, (N,) bool or integer: 1 acted, 0 silent, -1 not recorded; other values give NaN.
+        feedback: Feedback f, (N,): 1 acted, 0 silent, -1 or NaN not recorded; other values give NaN.
         weight: Row weights >= 0, (N,) real or bool; None: all 1. Rows of weight 0 contribute nothing.
         **options: `reduction`, `normalizer` and `backend`, as in `irm_fast.implicit_rm_loss`.
 
@@ -86,7 +86,7 @@ def ips_loss(
             constant. Given by an experiment, or estimated: Rel-MF takes the popularity of the item,
             `nuisances.popularity_propensity`, whose largest value is set to 1. It is right up to a factor at best, and
             so are the preference probabilities.
-        feedback: Feedback f, (N,) bool or integer: 1 acted, 0 silent, -1 not recorded; other values give NaN.
+        feedback: Feedback f, (N,): 1 acted, 0 silent, -1 or NaN not recorded; other values give NaN.
         min_propensity: The limit in (0, 1] at which smaller propensities are clipped.
         weight: Row weights >= 0, (N,) real or bool; None: all 1. Rows of weight 0 contribute nothing.
         **options: `reduction`, `normalizer` and `backend`, as in `irm_fast.implicit_rm_loss`.
@@ -122,7 +122,7 @@ def upu_loss(
 
     Args:
         reward_logits: Logits s, (N,) float32, bfloat16 or float16; float64 selects the reference backend.
-        feedback: Feedback f, (N,) bool or integer: 1 acted, 0 silent, -1 not recorded; other values give NaN.
+        feedback: Feedback f, (N,): 1 acted, 0 silent, -1 or NaN not recorded; other values give NaN.
         class_prior: pi = P(preferred), a number in (0, 1] or a 0-dim tensor; given, or from `nuisances.class_prior`.
         action_rate: Share of the recorded rows of the whole log that acted, a number in (0, 1] or a 0-dim tensor. None:
             the weighted share in this batch, as in the formula, which is biased where batches hold few actions.
@@ -162,7 +162,7 @@ def nnpu_loss(
 
     Args:
         reward_logits: Logits s, (N,) float32, bfloat16 or float16; float64 selects the reference backend.
-        feedback: Feedback f, (N,) bool or integer: 1 acted, 0 silent, -1 not recorded; other values give NaN.
+        feedback: Feedback f, (N,): 1 acted, 0 silent, -1 or NaN not recorded; other values give NaN.
         class_prior: pi = P(preferred), a number in (0, 1] or a 0-dim tensor.
         action_rate: Share of the recorded rows of the whole log that acted, as in `upu_loss`; None: that of this batch.
         beta: How far below 0 the bracket may fall before its gradient is reversed, at least 0.
@@ -215,7 +215,7 @@ def doubly_robust_loss(
     Args:
         reward_logits: Logits s, (N,) float32, bfloat16 or float16; float64 selects the reference backend.
         propensity: m = P(acts | preferred) in (0, 1], see `ips_loss`: number, or (N,) tensor or NumPy array; constant.
-        feedback: Feedback f, (N,) bool or integer: 1 acted, 0 silent, -1 not recorded; other values give NaN.
+        feedback: Feedback f, (N,): 1 acted, 0 silent, -1 or NaN not recorded; other values give NaN.
         imputed_preference: r in [0, 1], a number, or (N,) as tensor or NumPy array; constant. From another model of the
             log, `nuisances.imputed_preference`.
         min_propensity: The limit in (0, 1] at which smaller propensities are clipped.
@@ -257,8 +257,8 @@ def causalrm_loss(
     Args:
         reward_logits: Logits s, (N,) float32, bfloat16 or float16; float64 selects the reference backend.
         propensity: m = P(observed) in (0, 1], a number, or (N,) as tensor or NumPy array; constant.
-        feedback: Reaction f, (N,) bool or integer: 1 positive, 0 negative, -1 not recorded; else NaN where observed.
-        observed: o, (N,) bool or integer: 1 observed; any other value means not observed.
+        feedback: Reaction f, (N,): 1 positive, 0 negative, -1 or NaN not recorded; else NaN where observed.
+        observed: o, (N,): 1 observed; any other value means not observed.
         flip_rates: (h10, h01) = P(f = 1 | r* = 0, observed), P(f = 0 | r* = 1, observed), both at least 0, with a sum
             below 1; from a small sample with clean labels, or from rows whose preference is certain.
         min_propensity: The limit in (0, 1] at which smaller propensities are clipped.
@@ -278,7 +278,7 @@ def causalrm_loss(
     if not (h10 >= 0 and h01 >= 0 and h10 + h01 < 1):
         raise ValueError(f"flip_rates must be two rates with a sum below 1, got {flip_rates}")
     f, recorded = _feedback(reward_logits, feedback, weight)
-    checks.check_codes("observed", observed, reward_logits.shape, reward_logits.device)
+    observed = checks.check_codes("observed", observed, reward_logits.shape, reward_logits.device)
     scale = 1 / (_clipped(propensity, min_propensity, reward_logits) * (1 - h10 - h01))
     silent, counted = recorded - f, (observed == 1) & (recorded != 0)
     positive, negative = scale * (f * (1 - h10) - silent * h10), scale * (silent * (1 - h01) - f * h01)
@@ -302,8 +302,9 @@ def sar_em_loss(
 
     Args:
         reward_logits: Logits s, (N,) float32, bfloat16 or float16; float64 selects the reference backend.
-        propensity_logits: Logits t of P(acts | preferred), (N,), same dtypes; trained together with the rewards.
-        feedback: Feedback f, (N,) bool or integer: 1 acted, 0 silent, -1 not recorded; other values give NaN.
+        propensity_logits: Logits t of P(acts | preferred), (N,), or a constant, () or (1,); same dtypes; trained
+            together with the rewards.
+        feedback: Feedback f, (N,): 1 acted, 0 silent, -1 or NaN not recorded; other values give NaN.
         stratification: (reward_logits', propensity_logits') that q comes from, (N,) each, constant; None: the current.
         weight: Row weights >= 0, (N,) real or bool; None: all 1. Rows of weight 0 contribute nothing.
         **options: `reduction`, `normalizer` and `backend`, as in `irm_fast.implicit_rm_loss`.
@@ -318,7 +319,7 @@ def sar_em_loss(
         RuntimeError: The backend is not available, or a second derivative or `vmap` was asked for.
     """
     f, recorded = _feedback(reward_logits, feedback, weight)
-    checks.check_logits("propensity_logits", propensity_logits, reward_logits.shape, reward_logits.device)
+    propensity_logits = _propensity_of_rows(propensity_logits, reward_logits)
     posterior = reward_logits.detach(), propensity_logits.detach()
     if stratification is not None:
         posterior = checks.check_stratification(stratification, reward_logits, propensity_logits)
@@ -350,8 +351,8 @@ def recrec_loss(
 
     Args:
         reward_logits: Logits s, (N,) float32, bfloat16 or float16; float64 selects the reference backend.
-        propensity_logits: Logits t of P(acts | preferred), (N,), same dtypes.
-        feedback: Feedback f, (N,) bool or integer: 1 acted, 0 silent, -1 not recorded. Other values raise on the CPU
+        propensity_logits: Logits t of P(acts | preferred), (N,), or a constant, () or (1,), same dtypes.
+        feedback: Feedback f, (N,): 1 acted, 0 silent, -1 or NaN not recorded. Other values raise on the CPU
             and reference backends and give NaN on a GPU.
         stratification: (reward_logits', propensity_logits') that the posteriors and the constant m come from, both
             (N,); None: the current ones.
@@ -370,7 +371,7 @@ def recrec_loss(
         RuntimeError: The backend is not available, or a second derivative or `vmap` was asked for.
     """
     recorded = _feedback(reward_logits, feedback, weight)[1]
-    checks.check_logits("propensity_logits", propensity_logits, reward_logits.shape, reward_logits.device)
+    propensity_logits = _propensity_of_rows(propensity_logits, reward_logits)
     lagged = (reward_logits.detach(), propensity_logits.detach()) if stratification is None else stratification
     options: dict[str, Any] = {"reduction": reduction, "normalizer": normalizer, "backend": backend}
     pair: Tensor = implicit_rm_loss(
@@ -380,10 +381,16 @@ def recrec_loss(
     return pair + product
 
 
+def _propensity_of_rows(propensity_logits: Tensor, reward_logits: Tensor) -> Tensor:
+    """Return propensity logits of one signal, or a constant one, as (N,)."""
+    checks.check_logits("propensity_logits", propensity_logits, None, reward_logits.device)
+    return checks.logits_of_rows("propensity_logits", propensity_logits, reward_logits.shape)
+
+
 def _feedback(reward_logits: Tensor, feedback: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return whether each row acted and whether it is recorded, both times its weight: (N,) float32, or float64."""
     checks.check_rewards(reward_logits)
-    checks.check_codes("feedback", feedback, reward_logits.shape, reward_logits.device)
+    feedback = checks.check_codes("feedback", feedback, reward_logits.shape, reward_logits.device)
     dtype = torch.float64 if reward_logits.dtype == torch.float64 else torch.float32
     code = feedback.to(torch.int16) if feedback.dtype in (torch.bool, torch.uint8) else feedback  # 255 is not -1
     acted = code == 1

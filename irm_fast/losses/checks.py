@@ -8,16 +8,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from numbers import Real
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from irm_fast.losses import MAX_SIGNALS
+from irm_fast.losses.conversions import for_every_row, integer_codes, is_of_signals
 from irm_fast.losses.operator import REDUCTIONS
 
 LOGIT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 CODE_DTYPES = (torch.bool, torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
+
+
+_WITHOUT_VALUES = ("FakeTensor", "FunctionalTensor")
 
 
 def check_logits(name: str, x: Tensor, shape: torch.Size | None, device: torch.device) -> None:
@@ -39,7 +43,7 @@ def check_logits(name: str, x: Tensor, shape: torch.Size | None, device: torch.d
     _check_place(name, x, shape, device)
 
 
-def check_codes(name: str, x: Tensor, shape: torch.Size | None, device: torch.device) -> None:
+def check_codes(name: str, x: Tensor, shape: torch.Size | None, device: torch.device) -> Tensor:
     """Check a tensor of codes, such as feedback (1 acted, 0 silent, -1 not recorded), whose values are not read.
 
     Args:
@@ -48,14 +52,18 @@ def check_codes(name: str, x: Tensor, shape: torch.Size | None, device: torch.de
         shape: The shape that it must have; None: any.
         device: The device that it must be on.
 
+    Returns:
+        The codes as the kernels read them: as they are, or as int8 if they are floating point, see `integer_codes`.
+
     Raises:
-        TypeError: It is no dense tensor, or neither bool nor int8, uint8, int16, int32 or int64.
+        TypeError: It is no dense tensor, or neither bool nor int8, uint8, int16, int32, int64 or floating point.
         ValueError: Its shape or device is another.
     """
     _check_tensor(name, x)
-    if x.dtype not in CODE_DTYPES:
-        raise TypeError(f"{name} must be bool or integer (1, 0, -1), got {x.dtype}")
+    if x.dtype not in CODE_DTYPES and x.dtype not in LOGIT_DTYPES:
+        raise TypeError(f"{name} must be bool, integer (1, 0, -1) or floating point (1, 0, -1, NaN), got {x.dtype}")
     _check_place(name, x, shape, device)
+    return integer_codes(x)
 
 
 def _check_tensor(name: str, x: Tensor) -> None:
@@ -66,9 +74,15 @@ def _check_tensor(name: str, x: Tensor) -> None:
     """
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
-    if type(x).__name__ == "DTensor":  # by name: its module need not be loaded
+    kind = type(x).__name__  # by name: the modules of the classes need not be loaded
+    if kind == "DTensor":
         raise TypeError(
             f"{name} must be a tensor of this process, got a DTensor: use {name}.to_local() or .full_tensor()"
+        )
+    if kind in _WITHOUT_VALUES and not torch.compiler.is_compiling():
+        raise TypeError(
+            f"{name} must be a tensor of values, got a {kind}, which has none: call the loss on real tensors, or trace "
+            "it by torch.compile or torch.export"
         )
     # Dynamo cannot ask for the negation bit, and resolves it by itself.
     if x.layout != torch.strided or (not torch.compiler.is_compiling() and x.is_neg()):
@@ -78,7 +92,9 @@ def _check_tensor(name: str, x: Tensor) -> None:
 def _check_place(name: str, x: Tensor, shape: torch.Size | None, device: torch.device) -> None:
     """Check that `x`, called `name` in the error, has the shape (None: any) and the device; else raise ValueError."""
     if shape is not None and x.shape != shape:
-        raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(x.shape)}")
+        hint = f"; use {name}.unsqueeze(-1)" if (*x.shape, 1) == shape else ""
+        hint = f"; use {name}.squeeze(-1)" if x.shape == (*shape, 1) else hint
+        raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(x.shape)}{hint}")
     if x.device != device:
         raise ValueError(f"{name} is on {x.device}, the first argument on {device}: move them to one device")
 
@@ -101,14 +117,29 @@ def check_rewards(reward_logits: Tensor) -> None:
     check_logits("reward_logits", reward_logits, None, reward_logits.device)
 
 
-def check_batch(reward_logits: Tensor, propensity_logits: Tensor, feedback: Tensor, preference: Tensor | None) -> None:
+class CheckedBatch(NamedTuple):
+    """The tensors of a batch as the kernels read them."""
+
+    propensity_logits: Tensor  # (N,) or (N, K)
+    feedback: Tensor  # likewise, bool or integer
+    preference: Tensor | None  # (N,), bool or integer
+    groups_dtype: torch.dtype  # that of the propensity logits as they were given
+
+
+def check_batch(
+    reward_logits: Tensor, propensity_logits: Tensor, feedback: Tensor, preference: Tensor | None
+) -> CheckedBatch:
     """Check the tensors of a batch against each other; all must be on one device.
 
     Args:
         reward_logits: Must be (N,) float32, bfloat16, float16 or float64.
-        propensity_logits: Must be (N,) or (N, K) with K from 1 to 16, of the same dtypes.
-        feedback: Must be shaped like `propensity_logits`, bool or integer.
-        preference: Must be (N,), bool or integer; None: no labels.
+        propensity_logits: Must be (N,) or (N, K) with K from 1 to 16, or constants, () or (K,); the same dtypes.
+        feedback: Must be (N,) or (N, K), and shaped like `propensity_logits` if these are no constants; bool, integer
+            or floating point.
+        preference: Must be (N,), of the same dtypes as `feedback`; None: no labels.
+
+    Returns:
+        The tensors with constants as logits of rows, and with integer codes.
 
     Raises:
         TypeError: One is no dense tensor, or of another dtype.
@@ -116,38 +147,102 @@ def check_batch(reward_logits: Tensor, propensity_logits: Tensor, feedback: Tens
     """
     check_rewards(reward_logits)
     shape, device = reward_logits.shape, reward_logits.device
+    n = shape[0]
     check_logits("propensity_logits", propensity_logits, None, device)
-    n, wanted = shape[0], propensity_logits.shape
+    dtype = propensity_logits.dtype
+    if propensity_logits.dim() < 2 and propensity_logits.shape != getattr(feedback, "shape", None):
+        feedback = check_feedback(feedback, n, device)
+        propensity_logits = logits_of_rows("propensity_logits", propensity_logits, feedback.shape)
+    wanted = propensity_logits.shape
     if len(wanted) not in (1, 2) or wanted[0] != n:
         raise ValueError(f"propensity_logits must have shape ({n},) or ({n}, K), got {tuple(wanted)}")
     if len(wanted) == 2 and not 1 <= wanted[1] <= MAX_SIGNALS:
         raise ValueError(f"propensity_logits must hold 1 to {MAX_SIGNALS} signals, got shape {tuple(wanted)}")
-    check_codes("feedback", feedback, wanted, device)
+    feedback = check_codes("feedback", feedback, wanted, device)
     if preference is not None:
-        check_codes("preference", preference, shape, device)
+        preference = check_codes("preference", preference, shape, device)
+    return CheckedBatch(propensity_logits, feedback, preference, dtype)
 
 
-def check_hidden(hidden: Tensor, feedback: Tensor) -> None:
+def logits_of_rows(name: str, logits: Tensor, rows: torch.Size) -> Tensor:
+    """Return logits of rows as they are, and constants for every row.
+
+    Args:
+        name: The name of the argument, for the error.
+        logits: Must have the shape of rows, or be constants of signals, () or (K,).
+        rows: The shape of the feedback, (N,) of one signal or (N, K).
+
+    Raises:
+        ValueError: The shape is another.
+    """
+    if logits.shape == rows:
+        return logits
+    if is_of_signals(logits, rows):
+        return for_every_row(logits, rows)
+    raise ValueError(
+        f"{name} must have shape {tuple(rows)} as the feedback has, or {tuple(rows[1:]) or (1,)} or () for constants, "
+        f"got {tuple(logits.shape)}"
+    )
+
+
+def check_feedback(feedback: Tensor, n: int, device: torch.device) -> Tensor:
+    """Check feedback on n rows, whose values are not read.
+
+    Args:
+        feedback: Must be (N,) or (N, K) with K from 1 to 16; bool, integer or floating point.
+        n: The number N of rows.
+        device: The device that it must be on.
+
+    Returns:
+        The feedback as `check_codes` returns it.
+
+    Raises:
+        TypeError: It is no dense tensor, or of another dtype.
+        ValueError: The shape or device does not fit.
+    """
+    codes = check_codes("feedback", feedback, None, device)
+    shape = codes.shape
+    if len(shape) not in (1, 2) or shape[0] != n or (len(shape) == 2 and not 1 <= shape[1] <= MAX_SIGNALS):
+        raise ValueError(
+            f"feedback must have shape ({n},) or ({n}, K) with K from 1 to {MAX_SIGNALS}, got {tuple(shape)}"
+        )
+    return codes
+
+
+def check_states(hidden: Tensor, width: int | None = None) -> None:
+    """Check pooled hidden states.
+
+    Args:
+        hidden: Must be (N, H) with H > 0, float32, bfloat16, float16 or float64.
+        width: The number that H must be; None: any.
+
+    Raises:
+        TypeError: They are no dense tensor, or of another dtype.
+        ValueError: The shape is another.
+    """
+    _check_tensor("hidden", hidden)
+    if hidden.dim() != 2 or not hidden.shape[1] or width not in (None, hidden.shape[1]):
+        wanted = f"(N, {width or 'H'})"
+        raise ValueError(f"hidden must have shape {wanted}, one pooled state a row, got {tuple(hidden.shape)}")
+    check_logits("hidden", hidden, None, hidden.device)
+
+
+def check_hidden(hidden: Tensor, feedback: Tensor) -> Tensor:
     """Check hidden states and feedback, which must be on one device.
 
     Args:
         hidden: Must be (N, H) with H > 0, float32, bfloat16, float16 or float64.
-        feedback: Must be (N,) or (N, K) with K from 1 to 16, bool or integer.
+        feedback: Must be (N,) or (N, K) with K from 1 to 16, bool, integer or floating point.
+
+    Returns:
+        The feedback as integers.
 
     Raises:
         TypeError: One is no dense tensor, or of another dtype.
         ValueError: A shape or device does not fit.
     """
-    _check_tensor("hidden", hidden)
-    if hidden.dim() != 2 or not hidden.shape[1]:
-        raise ValueError(f"hidden must have shape (N, H), one pooled state a row, got {tuple(hidden.shape)}")
-    check_logits("hidden", hidden, None, hidden.device)
-    check_codes("feedback", feedback, None, hidden.device)
-    n, shape = hidden.shape[0], feedback.shape
-    if len(shape) not in (1, 2) or shape[0] != n or (len(shape) == 2 and not 1 <= shape[1] <= MAX_SIGNALS):
-        raise ValueError(
-            f"feedback must have shape ({n},) or ({n}, K) with K from 1 to {MAX_SIGNALS}, got {tuple(shape)}"
-        )
+    check_states(hidden)
+    return check_feedback(feedback, hidden.shape[0], hidden.device)
 
 
 def check_heads(
@@ -195,7 +290,7 @@ def check_given_propensity(logits: Tensor, hidden: Tensor, feedback: Tensor) -> 
     """Check propensity logits that take the place of propensity heads.
 
     Args:
-        logits: Must be shaped like `feedback`, or (K,) constants; floating point, float64 only if `hidden` is.
+        logits: Must be shaped like `feedback`, or constants, () or (K,); floating point, float64 only if `hidden` is.
         hidden: Hidden states (N, H).
         feedback: Feedback (N,) or (N, K).
 
@@ -209,14 +304,10 @@ def check_given_propensity(logits: Tensor, hidden: Tensor, feedback: Tensor) -> 
     check_logits("propensity_logits", logits, None, hidden.device)
     if logits.dtype == torch.float64 and hidden.dtype != torch.float64:
         raise ValueError("propensity_logits are float64, hidden is not: convert one of them")
-    n_signals = feedback.shape[1] if feedback.dim() == 2 else 1
-    if logits.shape == feedback.shape:
-        return logits.reshape(feedback.shape[0], n_signals)
-    if logits.shape == (n_signals,):
-        return logits
-    raise ValueError(
-        f"propensity_logits must have shape {tuple(feedback.shape)} or ({n_signals},), got {tuple(logits.shape)}"
-    )
+    rows = feedback.shape
+    if is_of_signals(logits, rows):
+        return logits if logits.dim() else logits.expand(rows[1:] or (1,))
+    return logits_of_rows("propensity_logits", logits, rows).reshape(rows[0], rows[1] if len(rows) == 2 else 1)
 
 
 def check_weight(weight: Tensor, reward_logits: Tensor) -> Tensor:
@@ -248,7 +339,8 @@ def check_stratification(
     """Check the logits of a separate stratification model, which the posterior comes from.
 
     Args:
-        stratification: Must be a pair of logits shaped like the next two arguments, on the device of `reward_logits`.
+        stratification: Must be a pair of logits shaped like the next two arguments, on the device of `reward_logits`;
+            the propensities may be constants, () or (K,).
         reward_logits: Of the shape (N,).
         propensity_logits: Of the shape (N,) or (N, K); `linear_implicit_rm_loss` gives the feedback, which has it too.
 
@@ -264,7 +356,8 @@ def check_stratification(
     reward, propensity = stratification
     device = reward_logits.device
     check_logits("stratification[0]", reward, reward_logits.shape, device)
-    check_logits("stratification[1]", propensity, propensity_logits.shape, device)
+    check_logits("stratification[1]", propensity, None, device)
+    propensity = logits_of_rows("stratification[1]", propensity, propensity_logits.shape)
     if torch.float64 not in (reward_logits.dtype, propensity_logits.dtype):  # the kernels read float32 at most
         reward, propensity = (x.float() if x.dtype == torch.float64 else x for x in (reward, propensity))
     return reward.detach(), propensity.detach()
@@ -306,8 +399,7 @@ def check_reduction(n: int, device: torch.device, reduction: str, normalizer: fl
         ValueError: As `check_normalizer`; the reduction is unknown, a normalizer is given without "mean", or "mean" is
             taken over no rows without a normalizer.
     """
-    if device.type == "meta":
-        raise TypeError("the tensors are meta tensors, which have no values: make them on a device")
+    check_values_exist(device)
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction must be one of {REDUCTIONS}, got {reduction!r}")
     if normalizer is not None:
@@ -316,6 +408,12 @@ def check_reduction(n: int, device: torch.device, reduction: str, normalizer: fl
         check_normalizer(normalizer, device)
     elif n == 0 and reduction == "mean":
         raise ValueError('reduction="mean" over no rows (N=0): give a normalizer, or use "sum"')
+
+
+def check_values_exist(device: torch.device) -> None:
+    """Raise TypeError if tensors on the device have no values."""
+    if device.type == "meta":
+        raise TypeError("the tensors are meta tensors, which have no values: make them on a device")
 
 
 def check_normalizer(normalizer: float | Tensor, device: torch.device) -> None:
@@ -330,6 +428,7 @@ def check_normalizer(normalizer: float | Tensor, device: torch.device) -> None:
         ValueError: The number is out of range, or the tensor has another shape or device, or requires a gradient.
     """
     if isinstance(normalizer, Tensor):
+        _check_tensor("normalizer", normalizer)
         if normalizer.dim() or normalizer.requires_grad:
             raise ValueError(f"normalizer must be 0-dim and a constant, got shape {tuple(normalizer.shape)}")
         if normalizer.device not in (device, torch.device("cpu")):
@@ -381,6 +480,8 @@ def per_signal(name: str, value: Any, default: float, n_signals: int) -> tuple[f
     """
     if value is None:
         return (default,) * n_signals
+    if isinstance(value, Tensor):
+        _check_tensor(name, value)
     if isinstance(value, Tensor) and value.device.type != "cpu":
         raise ValueError(f"{name} is on {value.device}: give numbers or a CPU tensor (no waiting for the device)")
     if hasattr(value, "tolist"):  # torch, numpy

@@ -87,10 +87,13 @@ def implicit_rm_loss(
 
     Args:
         reward_logits: (N,) float32, bfloat16 or float16; float64 selects the reference backend.
-        propensity_logits: (N,), or (N, K) for K signals, at most 16; same dtypes. Logits of
+        propensity_logits: (N,), or (N, K) for K signals, at most 16; same dtypes. Or constants, the same for every row:
+            (K,), of one signal (1,), or () for all signals; their gradient is the sum over the rows. Logits of
             P(acts on the signal | the response is on the signal's side).
-        feedback: Shaped like `propensity_logits`, bool or integer: 1 acted, 0 silent, -1 not recorded (has no effect).
-        preference: Explicit labels, (N,) bool or integer: 1 preferred, 0 not preferred, -1 unknown; None: all unknown.
+        feedback: (N,), or (N, K) for K signals: 1 acted, 0 silent, -1 not recorded (has no effect). Bool, integer, or
+            floating point of exactly 1, 0, -1 and NaN, which means -1.
+        preference: Explicit labels, (N,), of the same dtypes: 1 preferred, 0 not preferred, -1 or NaN unknown; None:
+            all unknown.
         polarity: A number or (K,): 1 if users act because they like the response (click, copy), -1 if because they
             dislike it (thumbs-down); numbers, sequence, NumPy array or CPU tensor. None: all 1.
         misclick_rate: A number or (K,) in [0, 1), in the same forms:
@@ -101,7 +104,8 @@ def implicit_rm_loss(
             logits); constant. A row of weight 0 contributes nothing, whatever it holds. None: all 1.
         reduction: "mean" is sum(weight * loss) / N, as in PyTorch; "sum"; "none" gives weight * loss, (N,).
         normalizer: Finite number above 0, or 0-dim tensor on the device or the CPU, that replaces N under "mean":
-            usually the number of examples of the whole optimiser step. None: N.
+            usually the number of rows of the whole optimiser step. Not `num_items_in_batch` of transformers.Trainer,
+            which counts all N K entries of the feedback: `irm_fast.hf.compute_loss_func` divides by its rows. None: N.
         return_groups: Whether to return the posterior too, see `stratify`: of the logits in `stratification` if given.
             It comes from the same launch and carries no gradient.
         check_values: Whether to check values too, which waits for the device. The CPU and reference backends always
@@ -113,9 +117,9 @@ def implicit_rm_loss(
         (loss, groups). Gradients have the dtype of their logits, rounded once.
 
     Raises:
-        TypeError: A tensor is no dense `torch.Tensor`; logits are not floating point; feedback or preference is not
-            bool or integer; weight is not real; polarity or misclick_rate is not a number, a sequence of numbers or a
-            CPU tensor; normalizer is neither a number nor a tensor.
+        TypeError: A tensor is no dense `torch.Tensor` or has no values (meta and fake tensors); logits are not floating
+            point; feedback or preference is complex; weight is not real; polarity or misclick_rate is not a number, a
+            sequence of numbers or a CPU tensor; normalizer is neither a number nor a tensor.
         ValueError: Shapes or devices do not fit; polarity, misclick_rate, reduction, normalizer or backend is invalid;
             stratification is not a pair; weight or normalizer requires a gradient; a value of feedback, preference or
             weight is impossible and values are checked; or "mean" is taken over no rows without a normalizer.
@@ -132,7 +136,8 @@ def implicit_rm_loss(
         1.2291
     """
     # Arguments
-    checks.check_batch(reward_logits, propensity_logits, feedback, preference)
+    checked = checks.check_batch(reward_logits, propensity_logits, feedback, preference)
+    propensity_logits, feedback, preference, groups_dtype = checked
     n_signals = propensity_logits.shape[1] if propensity_logits.dim() == 2 else 1
     sides, rates = checks.signal_constants(polarity, misclick_rate, n_signals)
     reward_strat = propensity_strat = None
@@ -159,7 +164,7 @@ def implicit_rm_loss(
     )
     loss, groups = implicit_rm(reward_logits, propensity_logits, options=batch)
     loss = divided(loss, divide_by)
-    return (loss, groups) if return_groups else loss  # type: ignore[return-value]
+    return loss if groups is None or not return_groups else (loss, groups.to(groups_dtype))
 
 
 def stratify(
@@ -179,14 +184,14 @@ def stratify(
 
     Args:
         reward_logits: (N,) float32, bfloat16, float16 or float64.
-        propensity_logits: (N,) or (N, K), same dtypes, as in `implicit_rm_loss`.
-        feedback: Shaped like `propensity_logits`, bool or integer: 1 acted, 0 silent, -1 not recorded.
+        propensity_logits: (N,) or (N, K), or constants (K,) or (), same dtypes, as in `implicit_rm_loss`.
+        feedback: (N,) or (N, K): 1 acted, 0 silent, -1 not recorded, as in `implicit_rm_loss`.
         preference: Explicit labels (N,), as in `implicit_rm_loss`; None: all unknown.
         polarity: A number or (K,) of 1 and -1, as in `implicit_rm_loss`; None: all 1.
         misclick_rate: A number or (K,) in [0, 1), as in `implicit_rm_loss`; None: all 0.
 
     Returns:
-        (N, 4), or (N, K, 4) for two-dimensional propensities, in the dtype of `propensity_logits`, in the order PA, NA,
+        (N, 4), or (N, K, 4) for two-dimensional feedback, in the dtype of `propensity_logits`, in the order PA, NA,
         PP, NP; every four sum to one.
 
     Raises:
@@ -199,7 +204,9 @@ def stratify(
         >>> irm_fast.stratify(torch.zeros(1), torch.zeros(1), torch.tensor([0]))
         tensor([[0.0000, 0.3333, 0.3333, 0.3333]])
     """
-    checks.check_batch(reward_logits, propensity_logits, feedback, preference)
+    checked = checks.check_batch(reward_logits, propensity_logits, feedback, preference)
+    propensity_logits, feedback, preference, groups_dtype = checked
+    checks.check_values_exist(reward_logits.device)
     n_signals = propensity_logits.shape[1] if propensity_logits.dim() == 2 else 1
     sides, rates = checks.signal_constants(polarity, misclick_rate, n_signals)
     batch = Batch(
@@ -218,7 +225,7 @@ def stratify(
     with torch.no_grad():
         _, groups = implicit_rm(reward_logits, propensity_logits, options=batch)
     assert groups is not None
-    return groups
+    return groups.to(groups_dtype)
 
 
 class ImplicitRMLoss(nn.Module):
@@ -252,8 +259,8 @@ class ImplicitRMLoss(nn.Module):
 
         Args:
             reward_logits: Reward logits, (N,).
-            propensity_logits: Propensity logits, (N,) or (N, K).
-            feedback: Feedback, shaped like `propensity_logits`: 1 acted, 0 silent, -1 not recorded.
+            propensity_logits: Propensity logits, (N,) or (N, K), or constants (K,) or ().
+            feedback: Feedback, (N,) or (N, K): 1 acted, 0 silent, -1 not recorded.
             **batch: `preference`, `weight`, `stratification`, `normalizer`, `return_groups` and `check_values`, as in
                 `implicit_rm_loss`.
 

@@ -90,16 +90,17 @@ def linear_implicit_rm_loss(
             copied if the entries of a row are not adjacent. float64 selects the reference backend, in float64.
         reward_weight: (H,) weight of the reward head. All heads may be float32, bfloat16, float16 or float64, and are
             read as float32 (float64 for float64 `hidden`).
-        feedback: (N,), or (N, K) for K signals, at most 16, bool or integer: 1 acted, 0 silent, -1 not recorded.
+        feedback: (N,), or (N, K) for K signals, at most 16: 1 acted, 0 silent, -1 not recorded; dtypes as in
+            `implicit_rm_loss`.
         reward_bias: () bias of the reward head; None: 0.
         propensity_weight: (K, H) weights of propensity heads on the same hidden states, or None.
         propensity_bias: (K,) biases of the propensity heads; None: 0.
-        propensity_logits: Instead of propensity heads: (K,) constants, or logits shaped like `feedback`; float32,
-            bfloat16 or float16, or float64 with float64 `hidden`.
+        propensity_logits: Instead of propensity heads: constants, (K,) or () for all signals, or logits shaped like
+            `feedback`; float32, bfloat16 or float16, or float64 with float64 `hidden`.
         preference: As in `implicit_rm_loss`.
         polarity: As in `implicit_rm_loss`.
         misclick_rate: As in `implicit_rm_loss`.
-        stratification: As in `implicit_rm_loss`: logits of the shapes (N,) and of `feedback`.
+        stratification: As in `implicit_rm_loss`: logits of the shapes (N,) and of `feedback`, or constants.
         weight: As in `implicit_rm_loss`. A row of weight 0 contributes nothing, whatever its hidden state holds.
         reduction: As in `implicit_rm_loss`.
         normalizer: As in `implicit_rm_loss`.
@@ -129,7 +130,7 @@ def linear_implicit_rm_loss(
         1.2291
     """
     # Arguments
-    checks.check_hidden(hidden, feedback)
+    feedback = checks.check_hidden(hidden, feedback)
     n, n_signals = hidden.shape[0], feedback.shape[1] if feedback.dim() == 2 else 1
     checks.check_heads(hidden, n_signals, reward_weight, reward_bias, propensity_weight, propensity_bias)
     if (propensity_weight is None) == (propensity_logits is None):
@@ -137,7 +138,7 @@ def linear_implicit_rm_loss(
     if propensity_logits is not None:
         propensity_logits = checks.check_given_propensity(propensity_logits, hidden, feedback)
     if preference is not None:
-        checks.check_codes("preference", preference, hidden.shape[:1], hidden.device)
+        preference = checks.check_codes("preference", preference, hidden.shape[:1], hidden.device)
     sides, rates = checks.signal_constants(polarity, misclick_rate, n_signals)
     reward_strat = propensity_strat = None
     if stratification is not None:

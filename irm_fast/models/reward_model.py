@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from irm_fast.data.signals import RewardSpec
+from irm_fast.losses.signal_heads import start_logits
 from irm_fast.models.adapters import ADAPTER, Adapter, Lora, add_adapters, is_of_adapter, merge_adapters
 from irm_fast.models.backbone import load_backbone, load_classifier, load_tokenizer, save_checkpoint, token_limit
 from irm_fast.models.finite import check_finite
@@ -303,7 +304,7 @@ class ImplicitRewardModel(nn.Module):
         """
         bias = getattr(self.propensity_design, "bias", None)
         if bias is not None:
-            bias.copy_(torch.logit(torch.as_tensor(2 * rates).clamp(0.01, 0.95)))
+            bias.copy_(start_logits(torch.as_tensor(rates)))
 
     def save(self, directory: str | Path, record: Mapping[str, Any] | None = None) -> None:
         """Write an ordinary sequence classifier, with what it cannot hold beside it.

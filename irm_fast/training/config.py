@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 from irm_fast.data.outputs import check_choice
 from irm_fast.data.signals import DesignChoice, Estimator
 from irm_fast.data.whole import write_whole
+from irm_fast.losses import SCALAR_LEARNING_RATE
 from irm_fast.models import Attention, Precision, Recompute
 from irm_fast.training.log_settings import MISSING as MISSING
 from irm_fast.training.log_settings import LogSettings, option
@@ -154,7 +155,9 @@ class TrainConfig(RunConfig):
     learning_rate: float | None = option(
         None, "Peak learning rate of all that reads or makes hidden states: 2e-5, with adapters 2e-4.", above=0
     )
-    head_learning_rate: float = option(3e-2, "Peak learning rate of the reward bias and propensity scalars.", above=0)
+    head_learning_rate: float = option(
+        SCALAR_LEARNING_RATE, "Peak learning rate of the reward bias and propensity scalars.", above=0
+    )
     weight_decay: float = option(0.0, "AdamW weight decay of the backbone's matrices.", at_least=0)
     warmup_ratio: float = option(
         0.05, "Share of the steps in which the learning rate rises; then it falls.", at_least=0, below=1

@@ -53,7 +53,7 @@ def implicit_rm_loss(
         q, not_q = torch.softmax(_joint(_finite(stratification[0]), e), dim=0)
         active = q[:, None] * e.active_preferred + not_q[:, None] * e.active_other  # p_k = PA + NA
         impossible = torch.isinf(e.log_p_preferred) & torch.isinf(e.log_p_other)
-    recorded = feedback != -1
+    recorded = ~_is_missing(feedback)
     t, active = torch.where(recorded, t, 0.0), torch.where(recorded, active, 0.0)
     loss = cross_entropy(q, s) + (cross_entropy(active, t) * recorded).sum(1)
     return loss.masked_fill(impossible, torch.inf)
@@ -127,7 +127,7 @@ def _joint(s: Tensor, e: LogLikelihoods) -> Tensor:
 
 
 def _log_likelihoods(t: Tensor, feedback: Tensor, preference: Tensor | None, polarity, misclick_rate) -> LogLikelihoods:
-    acted, missing = feedback == 1, feedback == -1
+    acted, missing = feedback == 1, _is_missing(feedback)
     e = torch.as_tensor(0.0 if misclick_rate is None else misclick_rate, dtype=t.dtype, device=t.device)
     speaks_for_preferred = torch.as_tensor(1 if polarity is None else polarity).to(t.device) > 0
 
@@ -149,6 +149,11 @@ def _log_likelihoods(t: Tensor, feedback: Tensor, preference: Tensor | None, pol
         torch.where(speaks_for_preferred, active_own, active_other),
         torch.where(speaks_for_preferred, active_other, active_own),
     )
+
+
+def _is_missing(feedback: Tensor) -> Tensor:
+    """Whether an entry is not recorded: -1, or NaN among feedback of floating point."""
+    return (feedback == -1) | feedback.isnan()
 
 
 def _finite(logits: Tensor) -> Tensor:

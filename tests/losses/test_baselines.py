@@ -424,8 +424,8 @@ def test_what_is_wrong_is_named() -> None:
     case = make()
     with pytest.raises(ValueError, match=r"squeeze\(-1\)"):
         baselines.naive_loss(case.s[:, None], case.f)
-    with pytest.raises(TypeError, match="feedback must be bool or integer"):
-        baselines.naive_loss(case.s, case.f.float())
+    with pytest.raises(TypeError, match="feedback must be bool, integer"):
+        baselines.naive_loss(case.s, case.f.to(torch.complex64))
     with pytest.raises(ValueError, match="feedback must have shape"):
         baselines.ips_loss(case.s, 0.5, case.f[:, None])
     with pytest.raises(ValueError, match=r"propensity must be a number or have shape \(500,\), got shape \(500, 1\)"):

@@ -17,7 +17,11 @@ GIVEN = {"propensity_weight": None, "propensity_logits": torch.zeros(2)}
 STATES = "hidden must have shape (N, H), one pooled state a row, got "
 SHAPES = "feedback must have shape (4,) or (4, K) with K from 1 to 16, got "
 FLOATS, TENSOR = " must be float32, bfloat16, float16 or float64, got torch.", " must be a torch.Tensor, got "
-CODES, ELSEWHERE = " must be bool or integer (1, 0, -1), got torch.", " is on meta, the first argument on cpu"
+CODES, ELSEWHERE = (
+    " must be bool, integer (1, 0, -1) or floating point (1, 0, -1, NaN), got torch.",
+    " is on meta, the first argument on cpu",
+)
+CONSTANTS = " as the feedback has, or (2,) or () for constants, got "
 EITHER = "give either propensity_weight (heads) or propensity_logits (constants or logits)"
 SHAPES_OF_HEADS: list[tuple[str, tuple, tuple, str]] = [  # as wanted, as given; those of torch.nn.Linear get a hint
     ("reward_weight", (6,), (5,), ""),
@@ -39,7 +43,7 @@ REFUSED: list[tuple[type[Exception], str, dict[str, Any]]] = [
     (ValueError, STATES + "(4, 0)", {"hidden": HIDDEN[:, :0]}),
     (ValueError, "feedback is on cpu, the first argument on meta", {"hidden": HIDDEN.to("meta")}),
     (TypeError, "feedback" + TENSOR + "NoneType", {"feedback": None}),
-    (TypeError, "feedback" + CODES + "float32", {"feedback": FEEDBACK.float()}),
+    (TypeError, "feedback" + CODES + "complex64", {"feedback": FEEDBACK.to(torch.complex64)}),
     (ValueError, "feedback" + ELSEWHERE, {"feedback": FEEDBACK.to("meta")}),
     *((ValueError, SHAPES + str(tuple(x.shape)), {"feedback": x})
       for x in (FEEDBACK[:3], FEEDBACK[:3, 0], FEEDBACK[:, :0], FEEDBACK[None], FEEDBACK.repeat(1, 9)[:, :17])),
@@ -61,13 +65,13 @@ REFUSED: list[tuple[type[Exception], str, dict[str, Any]]] = [
     (ValueError, "propensity_logits" + ELSEWHERE, {**GIVEN, "propensity_logits": torch.zeros(2, device="meta")}),
     (ValueError, "propensity_logits are float64, hidden is not: convert one of them",
      {**GIVEN, "propensity_logits": torch.zeros(2, dtype=F64)}),
-    *((ValueError, f"propensity_logits must have shape (4, 2) or (2,), got {size}",
-       {**GIVEN, "propensity_logits": torch.zeros(size)}) for size in ((), (4,), (1, 2), (4, 1), (3, 2), (2, 4))),
-    (ValueError, "propensity_logits must have shape (4,) or (1,), got (4, 1)",
+    *((ValueError, f"propensity_logits must have shape (4, 2){CONSTANTS}{x}",
+       {**GIVEN, "propensity_logits": torch.zeros(x)}) for x in ((4,), (1,), (1, 2), (4, 1), (3, 2), (2, 4))),
+    (ValueError, "propensity_logits must have shape (4,) as the feedback has, or (1,) or () for constants, got (4, 1)",
      {**GIVEN, "feedback": FEEDBACK[:, 0], "propensity_logits": torch.zeros(4, 1)}),
     (ValueError, "preference must have shape (4,), got (4, 1)", {"preference": FEEDBACK[:, :1]}),
     (ValueError, "weight must have shape (4,), got (4, 2)", {"weight": torch.ones(4, 2)}),
-    (ValueError, "stratification[1] must have shape (4, 2), got (4, 3)",
+    (ValueError, f"stratification[1] must have shape (4, 2){CONSTANTS}(4, 3)",
      {"stratification": (torch.zeros(4), torch.zeros(4, 3))}),
     (ValueError, "polarity has 3 entries for 2 signal(s)", {"polarity": [1, 1, -1]}),
     (ValueError, "reduction must be one of ('mean', 'sum', 'none'), got 'median'", {"reduction": "median"}),

@@ -223,8 +223,14 @@ REFUSED: dict[str, tuple[type[Exception], str, dict[str, Any]]] = {
     "integer propensities": (TypeError, "propensity_logits", {"propensity_logits": T.int()}),
     "boolean rewards": (TypeError, "reward_logits", {"reward_logits": S.bool()}),
     "complex rewards": (TypeError, "reward_logits", {"reward_logits": S.to(torch.complex64)}),
-    "float feedback": (TypeError, "feedback", {"feedback": F.float()}),
-    "float preference": (TypeError, "preference", {"preference": S}),
+    "complex feedback": (TypeError, "feedback", {"feedback": F.to(torch.complex64)}),
+    "complex preference": (TypeError, "preference", {"preference": S.to(torch.complex64)}),
+    "feedback of one dimension too few": (
+        ValueError,
+        r"feedback must have shape \(4, 1\), got \(4,\); use feedback.unsqueeze\(-1\)",
+        {"propensity_logits": T[:, :1], "feedback": F[:, 0]},
+    ),
+    "constants of other K": (ValueError, r"\(4, 2\).*\(2,\) or \(\) for constants", {"propensity_logits": T[0, :1]}),
     "(N,1) rewards": (ValueError, r"squeeze\(-1\)", {"reward_logits": S[:, None]}),
     "(N,1) rewards, one signal": (
         ValueError,
