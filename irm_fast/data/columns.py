@@ -12,16 +12,19 @@ from typing import IO, Any
 
 from irm_fast.data.problems import FieldError
 
-BATCH = 1000  # rows that are objects of Python at a time
+BATCH = 8192  # rows of a Parquet file that are read at once
 
 
-def parquet_rows(file: IO[bytes] | Any) -> Iterator[tuple[int | None, dict[str, Any] | FieldError]]:
-    """Read the rows of a Parquet file, a batch at a time, with the number of each from 1.
+def parquet_batches(file: IO[bytes] | Any) -> Iterator[Any]:
+    """Read a Parquet file, yielding record batches of Arrow.
 
     Types are those that the file declares by itself: what other programs note in its metadata is not heeded.
 
     Args:
         file: The file, or its path.
+
+    Raises:
+        FieldError: It cannot be read, or two of its columns have one name.
     """
     import pyarrow
     from pyarrow import parquet
@@ -31,15 +34,12 @@ def parquet_rows(file: IO[bytes] | Any) -> Iterator[tuple[int | None, dict[str, 
         names = opened.schema_arrow.names
         twice = [name for name, count in Counter(names).items() if count > 1]
         if twice:
-            yield None, FieldError(twice[0], f"{names.count(twice[0])} columns have this name; expected one")
-            return
-        line = 0
-        for batch in opened.iter_batches(BATCH):
-            for row in arrow_rows(batch):
-                line += 1
-                yield line, row
+            raise FieldError(twice[0], f"{names.count(twice[0])} columns have this name; expected one")
+        yield from opened.iter_batches(BATCH)
+    except FieldError:
+        raise
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        yield None, FieldError("file", f"cannot be read: {error}; expected a Parquet file")
+        raise FieldError("file", f"cannot be read: {error}; expected a Parquet file") from None
 
 
 def arrow_rows(batch: Any) -> Iterator[dict[str, Any]]:

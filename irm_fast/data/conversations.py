@@ -43,9 +43,9 @@ def read_conversations(source: Given, declared: Declarations | None = None) -> t
     """
     source, declared = Source.of(source).repeatable(), declared or Declarations()
     problems = Problems(source)
-    stream = RowStream(source, declared, problems)
+    stream = RowStream(declared, problems)
     marks, lines = array("q"), array("q")  # of the rows: hashes of their ids, which are smaller than these
-    for line, raw in stream:
+    for line, raw in stream.rows(source):
         for name, _ in _conversations(line, raw, declared, problems):
             marks.append(hash(name))
             lines.append(line)
@@ -78,7 +78,7 @@ def _conversations(
 def _rows_of(source: Source, declared: Declarations) -> Iterator[tuple[int, str, Messages]]:
     """Read a source again, whose problems are known: the line, the id and the conversation of each row."""
     problems = Problems(source)
-    for line, raw in RowStream(source, replace(declared, on_error="fail"), problems):
+    for line, raw in RowStream(replace(declared, on_error="fail"), problems).rows(source):
         for name, messages in _conversations(line, raw, declared, problems):
             yield line, name, messages
 

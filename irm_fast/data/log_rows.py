@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import DTypeLike
-
 from irm_fast.data.declarations import Declarations
-from irm_fast.data.log import Log
 from irm_fast.data.messages import Messages
 from irm_fast.data.problems import FieldError, Problems, shown
 from irm_fast.data.rows import (
@@ -29,9 +24,7 @@ from irm_fast.data.rows import (
     user_of,
     weight_of,
 )
-from irm_fast.data.texts import Conversations, Names
 from irm_fast.data.times import time_of
-from irm_fast.data.warning import warn_caller
 
 
 @dataclass(slots=True)
@@ -200,79 +193,3 @@ class FeatureKind(NamedTuple):
 
     type: type[float] | type[str]
     line: int
-
-
-def feature_kinds(rows: Iterable[LogRow]) -> dict[str, FeatureKind]:
-    """Return by name what each feature is that is given in any row."""
-    kinds: dict[str, FeatureKind] = {}
-    for row in rows:
-        for name, value in (row.features or {}).items():
-            if value is not None:
-                kinds.setdefault(name, FeatureKind(str if isinstance(value, str) else float, row.line))
-    return kinds
-
-
-def log_of_rows(rows: list[LogRow], signals: tuple[str, ...], declared: Declarations) -> Log:
-    """Put the rows together as the arrays of a log.
-
-    Args:
-        rows: The rows, in their order.
-        signals: The names of the signals to take.
-        declared: How the log is to be read.
-    """
-    unknown = sum(row.time is not None and math.isnan(row.time) for row in rows)
-    if unknown:
-        text = (
-            f"{unknown} rows name a day before 1970 or after 5138, such as 0000-00-00: their time is taken as unknown"
-        )
-        warn_caller(f"timestamp: {text}")
-    numbers = [_numbers(row) for row in rows]
-    feature_names = tuple(next(filter(None, numbers), ()))
-    segment_names = dict.fromkeys(name for row in rows for name in row.segments)
-
-    # A row without a feedback object (an expert's label, say) records nothing, whatever an absent key means.
-    fills = [(name, 0 if declared.fill(name) == "silent" else -1) for name in signals]
-    feedback = [[-1 if r.feedback is None else r.feedback.get(name, fill) for name, fill in fills] for r in rows]
-    return Log(
-        ids=Names.of([row.id for row in rows]),
-        messages=Conversations.of([row.messages for row in rows]),
-        signals=signals,
-        polarity=tuple(declared.sign(name) for name in signals),
-        feedback=np.array(feedback, np.int8).reshape(len(rows), len(signals)),
-        preference=np.array([row.preference for row in rows], np.int8),
-        weight=_column([row.weight for row in rows], fill=1, dtype=np.float32),
-        propensity=_matrix([row.propensity for row in rows], signals, np.float32),
-        features=_matrix(numbers, feature_names, np.float32),
-        feature_names=feature_names,
-        user_ids=_names([row.user_id for row in rows]),
-        session_ids=_names([row.session_id for row in rows]),
-        times=_column([row.time for row in rows]),
-        positions=_column([row.position for row in rows]),
-        label_probability=_column([row.label_probability for row in rows]),
-        acted_at=_matrix([row.acted_at for row in rows], signals, np.float64),
-        segments={name: Names.of([row.segments.get(name) for row in rows]) for name in segment_names},
-    )
-
-
-def _numbers(row: LogRow) -> dict[str, float]:
-    """Return the features of a row that are numbers."""
-    return {name: value for name, value in (row.features or {}).items() if isinstance(value, float)}
-
-
-def _names(values: list[str | None]) -> Names | None:
-    """Return names, None where not given; None if no row has one."""
-    return Names.of(values) if any(value is not None for value in values) else None
-
-
-def _column(values: list[float | None], fill: float = math.nan, dtype: DTypeLike = np.float64) -> np.ndarray | None:
-    """Return numbers of shape (N,), `fill` where not given; None if no row has one."""
-    if all(value is None for value in values):
-        return None
-    return np.array([fill if value is None else value for value in values], dtype)
-
-
-def _matrix(values: Sequence[dict[str, float] | None], names: tuple[str, ...], dtype: DTypeLike) -> np.ndarray | None:
-    """Return numbers of shape (N, names), NaN where not given; None if no row has any."""
-    if not any(values):
-        return None
-    return np.array([[(row or {}).get(name, math.nan) for name in names] for row in values], dtype)

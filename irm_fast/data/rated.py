@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from irm_fast.data.formats import RawRow
+from irm_fast.data.blocks import RawRow
 from irm_fast.data.importing.layouts import in_log_layout
 from irm_fast.data.messages import Messages
 from irm_fast.data.problems import Problems

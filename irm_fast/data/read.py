@@ -10,22 +10,26 @@ which says nothing. The fields are those of `Log`; `docs/log.md` describes them 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
-from irm_fast.data.declarations import ALL, Declarations, Null, OnError
-from irm_fast.data.formats import RawRow
+from irm_fast.data.blocks import Block, RawRow
+from irm_fast.data.declarations import Declarations, Null, OnError
+from irm_fast.data.gathering import Gathered, Gathering, Keep
 from irm_fast.data.importing.layouts import LAYOUTS, layout_of
 from irm_fast.data.log import Log
-from irm_fast.data.log_rows import LogRow, action_columns, feature_kinds, log_of_rows, log_row
-from irm_fast.data.problems import DataError, Problems, closest, shown
+from irm_fast.data.log_checks import check_log, check_rows, check_unique, lacking_keys
+from irm_fast.data.log_reader import LogReader
+from irm_fast.data.log_rows import action_columns
+from irm_fast.data.problems import DataError, Problems
 from irm_fast.data.rated import Rated, parse_rated, read_rated, warn_of_left_out
 from irm_fast.data.ratings import PAIR_FIELDS, RATED_FIELDS
-from irm_fast.data.row_stream import RowStream, warn_of_skipped
-from irm_fast.data.rows import LOG_FIELDS, check_ids
+from irm_fast.data.row_stream import warn_of_skipped
+from irm_fast.data.rows import LOG_FIELDS
 from irm_fast.data.signals import Absent, contradictions, signal_notes, without_contradictions
 from irm_fast.data.sources import Given, Source
 from irm_fast.losses import MAX_SIGNALS
@@ -118,7 +122,7 @@ def read_log(
 def read_declared(source: Given, declared: Declarations) -> Log:
     """Read a log as it is declared; `read_log` says how, and what is raised."""
     source = Source.of(source)
-    scan = scan_log(source, source, declared)
+    scan = scan_log(source, source.blocks(), declared)
     return scan.accepted(declared)
 
 
@@ -137,13 +141,19 @@ def read_log_or_rated(source: Given, declared: Declarations | None = None) -> Lo
     """
     source = Source.of(source)
     declared = replace(declared or Declarations(), misclick=True)
-    raw = list(source)
-    sign = "the signals are declared" if declared.signals or declared.map else _sign_of_a_log(raw)
+    blocks, read = source.blocks(), list[Block]()
+
+    def rows() -> Iterator[RawRow]:
+        for block in blocks:
+            read.append(block)
+            yield from block.rows()
+
+    sign = "the signals are declared" if declared.signals or declared.map else _sign_of_a_log(rows())
     try:
         if sign is not None:
-            scan = scan_log(source, raw, declared)
+            scan = scan_log(source, chain(read, blocks), declared)
             return scan.accepted(declared)
-        rated, problems = parse_rated(source, raw)
+        rated, problems = parse_rated(source, (row for block in read for row in block.rows()))
     except DataError as error:
         how = "rated responses, as no row has feedback" if sign is None else f"a log, as {sign}"
         raise DataError([f"{source}: read as {how}", *error.problems], error.total + 1) from error
@@ -176,7 +186,7 @@ class Scan:
     """The findings of one pass over the rows of a log.
 
     Attributes:
-        log: The rows that can be used.
+        found: The rows that can be used.
         problems: The problems of all rows, or, where wrong rows are left out, of the others.
         rows: The number of all rows.
         absent: For each signal the number of rows with feedback that lack its key.
@@ -185,7 +195,7 @@ class Scan:
         skipped: Why each row was left out that was, by its number.
     """
 
-    log: Log
+    found: Gathered
     problems: Problems
     rows: int
     absent: dict[str, int]
@@ -202,45 +212,50 @@ class Scan:
         self.problems.raise_if_any()
         self.problems.warn_of_notes()
         warn_of_skipped(self.skipped, self.rows, self.problems, declared)
-        return self.log
+        return self.found.log
 
 
-def scan_log(source: Source, raw: Iterable[RawRow], declared: Declarations) -> Scan:
+def scan_log(source: Source, blocks: Iterable[Block], declared: Declarations, keep: Keep = "texts") -> Scan:
     """Check the rows of a log; problems are collected, not raised.
 
     Args:
         source: What the rows were read from.
-        raw: The rows, which may be the source.
+        blocks: The rows.
         declared: How the log is to be read.
+        keep: As of `Gathering`.
     """
     problems = Problems(source)
-    stream = RowStream(raw, declared, problems)
-    rows = [row for line, content in stream if (row := log_row(line, content, declared, problems))]
-    names = declared.signals or tuple(dict.fromkeys(name for row in rows for name in row.feedback or ()))
-    log = log_of_rows(rows, names[:MAX_SIGNALS], declared)
+    gathering = Gathering(keep)
+    reader = LogReader(declared, problems, gathering.seen)
+    for part in reader.parts(blocks):
+        if len(part):
+            gathering.add(part)
+    names = declared.signals or tuple(gathering.seen.signals)
+    gathered = gathering.gathered(names[:MAX_SIGNALS], declared)
 
     # Row by row
-    duplicate_ids = check_ids(((row.line, row.id) for row in rows), problems)
-    _check_rows(log, rows, problems)
-    contradictory = contradictions(log)
+    lines = gathered.part.lines
+    duplicate_ids = check_unique(gathered, problems)
+    check_rows(gathered, problems)
+    contradictory = contradictions(gathered.log)
     for i in [] if declared.misclick else contradictory:
-        problems.add(rows[i].line, "feedback", _contradiction(log, i))
+        problems.add(int(lines[i]), "feedback", _contradiction(gathered.log, i))
 
     # Rows that are wrong, if there are few
-    if skipped := stream.leave_out():
-        kept = [i for i, row in enumerate(rows) if row.line not in skipped]
-        rows, log = [rows[i] for i in kept], log.subset(np.array(kept, int))
+    kept = None
+    if skipped := reader.stream.leave_out():
+        kept = ~np.isin(lines, list(skipped))
+        gathered = gathered.subset(kept)
 
     # The whole log
-    given = [row for row in rows if row.feedback is not None]
-    lacking = {name: [r.line for r in given if name not in (r.feedback or ())] for name in log.signals}
+    lacking = dict(lacking_keys(gathered, kept))
     if len(names) > MAX_SIGNALS:
         text = f"got {len(names)} signals; expected at most {MAX_SIGNALS}: --signals A,B,... chooses some"
         problems.add(None, "feedback", text)
-    elif rows or not problems.total:
-        _check_log(log, lacking, declared, problems)
-    absences = {name: len(lines) for name, lines in lacking.items()}
-    return Scan(log, problems, stream.seen, absences, len(contradictory), duplicate_ids, skipped)
+    elif len(gathered.log) or not problems.total:
+        check_log(gathered.log, lacking, declared, problems)
+    absences = {name: len(rows) for name, rows in lacking.items()}
+    return Scan(gathered, problems, reader.stream.seen, absences, len(contradictory), duplicate_ids, skipped)
 
 
 def _contradiction(log: Log, i: int) -> str:
@@ -251,93 +266,3 @@ def _contradiction(log: Log, i: int) -> str:
         f"{', '.join(acted + stated)} contradict each other; expected one side, or a misclick rate; "
         "train --contradictions drop, in Python read_log(..., drop_contradictions=True), leaves such rows out"
     )
-
-
-def _check_log(log: Log, lacking: Mapping[str, list[int]], declared: Declarations, problems: Problems) -> None:
-    """Report what is wrong with the log as a whole."""
-    if not len(log):
-        problems.add(None, "file", "empty; expected at least one row")
-        return
-    _check_declared(log, declared, problems)
-    for name, lines in lacking.items():
-        if lines and declared.fill(name) == "error":
-            text = (
-                f"absent in {len(lines)} rows, first here; expected 1, 0 or null in every row (in a table, such as "
-                "Parquet or CSV, null is absent, too). If absence means that nothing happened, say absent='silent' "
-                "(--absent silent); if it means not known, absent='missing' (--absent missing)"
-            )
-            problems.add(lines[0], f"feedback.{name}", text, whole=True)
-    for k, name in enumerate(log.signals):
-        if not (log.feedback[:, k] == 0).any():
-            text = (
-                f"not a single 0 in {len(log)} readable rows; expected some. Many logs hold only the actions "
-                "that happened: add the impressions without (--absent silent reads absent keys as 0, --null silent "
-                "null), or read other signals alone (--signals)"
-            )
-            problems.add(None, f"feedback.{name}", text)
-    if not (log.feedback == 1).any() and not (log.preference >= 0).any():
-        text = f"no action (1) and no preference in {len(log)} readable rows; expected some of either"
-        problems.add(None, "feedback", text)
-    if log.weight is not None and not log.weight.any():
-        problems.add(None, "weight", "0 in every row; expected some above 0")
-
-
-def _check_declared(log: Log, declared: Declarations, problems: Problems) -> None:
-    """Report declarations of signals that the log does not have, and signals that have to be declared."""
-    told = {"polarity": declared.polarity, "counts": set(declared.counts) - {ALL}}
-    told |= {n: v for n in ("absent", "null") if isinstance(v := getattr(declared, n), Mapping)}
-    for argument, names in told.items():
-        for name in sorted(set(names) - set(log.signals)):
-            text = f"the log has no signal {name!r}{closest(name, log.signals)}; expected {_listed(log.signals)}"
-            problems.add(None, argument, text)
-    for k, name in enumerate(log.signals):
-        if (log.feedback[:, k] < 0).all() and declared.signals and name in declared.signals:
-            problems.add(
-                None, "signals", f"the log has no signal {name!r}; expected a name under feedback, or of a column"
-            )
-        if declared.is_undeclared(name):
-            text = (
-                f"the name speaks of displeasure; expected its meaning to be declared: --polarity '{name}=-1' if users "
-                f"give it when a response displeases them, '{name}=1' if it pleases them"
-            )
-            problems.add(None, f"feedback.{name}", text)
-
-
-def _check_rows(log: Log, rows: list[LogRow], problems: Problems) -> None:
-    """Report rows that do not fit the rest of the log."""
-    nothing = (log.feedback < 0).all(axis=1) & (log.preference < 0)
-    for i, row in enumerate(rows):
-        if nothing[i]:
-            text = "nothing recorded and no preference; expected 1 or 0 for some signal, or a preference"
-            problems.add(row.line, "feedback", text)
-        for field, names in (("propensity", row.propensity or ()), ("acted_at", row.acted_at or ())):
-            for name in names:
-                if name not in log.signals:
-                    text = f"no such signal{closest(name, log.signals)}; expected {_listed(log.signals)}"
-                    problems.add(row.line, f"{field}.{name}", text)
-                elif field == "acted_at" and log.feedback[i, log.signals.index(name)] != 1:
-                    text = "got a time, but the signal did not act here; expected one only where its feedback is 1"
-                    problems.add(row.line, f"{field}.{name}", text)
-    _check_features(log, rows, problems)
-
-
-def _check_features(log: Log, rows: list[LogRow], problems: Problems) -> None:
-    """Report features that are numbers in one row and texts in another, and numbers that are not in every row."""
-    kinds = feature_kinds(rows)
-    for row in rows:
-        features = row.features or {}
-        numbers = [name for name in features if name not in kinds or kinds[name].type is float]
-        for name, value in features.items():
-            expected = "a finite number" if name in numbers else "text"
-            if value is None and name in numbers:
-                problems.add(row.line, f"features.{name}", f"got null; expected {expected}")
-            elif value is not None and not isinstance(value, kinds[name].type):
-                text = f"got {shown(value)}; expected {expected}, as in {problems.said(kinds[name].line)}"
-                problems.add(row.line, f"features.{name}", text)
-        if log.feature_names and set(numbers) != set(log.feature_names):
-            text = f"got {_listed(numbers)}; expected {_listed(log.feature_names)} in every row"
-            problems.add(row.line, "features", text)
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(names) or "none"

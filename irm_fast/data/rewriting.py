@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Literal, cast
 
-from irm_fast.data.formats import RawRow
+from irm_fast.data.blocks import RawRow
 from irm_fast.data.importing.layouts import LAYOUTS, layout_of
 from irm_fast.data.json_rows import object_of
 from irm_fast.data.problems import DataError, FieldError, Problems

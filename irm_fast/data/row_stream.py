@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from irm_fast.data.blocks import RawRow
 from irm_fast.data.declarations import Declarations
-from irm_fast.data.formats import RawRow
 from irm_fast.data.importing.layouts import in_log_layout
 from irm_fast.data.mapping import FieldMap
 from irm_fast.data.problems import FieldError, Problems
@@ -24,7 +24,6 @@ class RowStream:
     """Rows with their numbers, from records of any known layout, with the fields that are mapped.
 
     Args:
-        raw: The rows as they were read.
         declared: How they are to be read.
         problems: Gets what cannot be read or mapped.
 
@@ -32,14 +31,14 @@ class RowStream:
         seen: The number of rows so far, wrong ones too.
     """
 
-    def __init__(self, raw: Iterable[RawRow], declared: Declarations, problems: Problems) -> None:
+    def __init__(self, declared: Declarations, problems: Problems) -> None:
         self.declared, self.problems, self.seen = declared, problems, 0
-        self._raw = raw if declared.map else in_log_layout(raw, problems.noted)
         self._as_read: dict[int, object] = {}  # for a quarantine
 
-    def __iter__(self) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    def rows(self, raw: Iterable[RawRow]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+        """Yield the next rows, of those that were read."""
         fields = FieldMap.of(self.declared.map) if self.declared.map else None
-        for line, content in self._raw:
+        for line, content in raw if fields else in_log_layout(raw, self.problems.noted):
             if line is not None:
                 self.seen += 1
                 if self.declared.on_error == "quarantine":

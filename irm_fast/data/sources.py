@@ -12,8 +12,9 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any, Union
 
+from irm_fast.data.blocks import Block, RawRow, RowBlock, row_blocks
 from irm_fast.data.columns import frame_rows, plain
-from irm_fast.data.formats import KINDS, RawRow, read_stream
+from irm_fast.data.formats import KINDS, read_stream
 from irm_fast.data.problems import DataError, FieldError, Problems, shown
 
 Given = Union[str, Path, "Source", Iterable[Any]]  # what a source can be made of; see `Source`
@@ -75,18 +76,23 @@ class Source:
         return self
 
     def __iter__(self) -> Iterator[RawRow]:
+        for block in self.blocks():
+            yield from block.rows()
+
+    def blocks(self) -> Iterator[Block]:
+        """Read the rows in blocks, numbered through."""
         self._starts, last = [], 0
         for part in self.parts:
             start = last
             self._starts.append(start)
-            for line, content in self._rows(part):
-                last = start + (line or 0) if line is not None else last
-                whole = line is None and len(self.parts) > 1  # of a part, which its first line stands for
-                yield RawRow(start + 1 if whole else line if line is None else start + line, content)
+            for read in self._blocks(part):
+                block = read.after(start, parted=len(self.parts) > 1)
+                last = max(last, block.last)
+                yield block
 
-    def _rows(self, part: str) -> Iterator[RawRow]:
+    def _blocks(self, part: str) -> Iterator[Block]:
         if self.rows is not None:
-            yield from (RawRow(number, _in_memory(row)) for number, row in enumerate(self.rows, 1))
+            yield from row_blocks(RawRow(number, _in_memory(row)) for number, row in enumerate(self.rows, 1))
         elif part in self._kept:
             self._kept[part].seek(0)
             yield from read_stream(self._kept[part])
@@ -97,7 +103,8 @@ class Source:
                 with open(part, "rb") as file:
                     yield from read_stream(file)
             except OSError as error:
-                yield RawRow(None, FieldError("file", f"cannot be read: {error}; expected a file that may be read"))
+                wrong = FieldError("file", f"cannot be read: {error}; expected a file that may be read")
+                yield RowBlock([RawRow(None, wrong)])
 
     def place(self, line: int) -> str:
         """Return where a row stands, by its number: as FILE:LINE."""

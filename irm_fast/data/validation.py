@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from irm_fast.data.declarations import NEGATIVE_SIGNALS, Declarations
-from irm_fast.data.log import turn_key
+from irm_fast.data.log import numbered
 from irm_fast.data.read import scan_log
 from irm_fast.data.row_stream import counted
 from irm_fast.data.signals import Absent, signal_notes
@@ -44,11 +43,11 @@ def validate(
     """
     source = Source.of(source)
     declared = declared or Declarations.of(absent=absent, polarity=polarity, misclick=misclick)
-    scan = scan_log(source, source, declared)
-    log = scan.log
-    texts = {tuple(map(turn_key, messages)) for messages in log.messages}
-    users, sessions = _counts(log.user_ids), _counts(log.session_ids)
-    segments = {name: _counts(values) for name, values in log.segments.items()}
+    scan = scan_log(source, source.blocks(), declared, keep="hashes")
+    log, found = scan.found.log, scan.found
+    assert found.texts is not None
+    users, sessions = (_counts(found.names.get(name)) for name in ("user_id", "session_id"))
+    segments = {name: _counts(numbered(values) + 1) for name, values in log.segments.items()}
     times = np.array([]) if log.times is None else log.times[~np.isnan(log.times)]
     signals = {}
     for k, name in enumerate(log.signals):
@@ -71,7 +70,7 @@ def validate(
         "preferred": int((log.preference == 1).sum()),
         "contradictions": scan.contradictions,
         "duplicate_ids": scan.duplicate_ids,
-        "duplicate_texts": len(log) - len(texts),
+        "duplicate_texts": len(log) - len(np.unique(found.texts)),
         "users": len(users),
         "rows_per_user": _spread(users),
         "sessions": len(sessions),
@@ -95,15 +94,16 @@ def _polarity_notes(signals: Sequence[str], declared: Declarations) -> list[str]
     ]
 
 
-def _counts(names: Iterable[str | None] | None) -> dict[str, int]:
-    """Count the rows of each name."""
-    return Counter(name for name in names or () if name is not None)
+def _counts(names: np.ndarray | None) -> np.ndarray:
+    """Count the rows of each name, of which 0 is none."""
+    return np.array([]) if names is None else np.unique(names[names != 0], return_counts=True)[1]
 
 
-def _spread(counts: Mapping[str, int]) -> dict[str, float] | None:
+def _spread(counts: np.ndarray) -> dict[str, float] | None:
     """Return the smallest, the median and the largest count, or None if there is none."""
-    rows = counts.values()
-    return {"min": min(rows), "median": float(np.median([*rows])), "max": max(rows)} if rows else None
+    if not len(counts):
+        return None
+    return {"min": int(counts.min()), "median": float(np.median(counts)), "max": int(counts.max())}
 
 
 def _named(what: str, number: int, spread: Mapping[str, float] | None) -> list[str]:

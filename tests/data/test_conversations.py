@@ -88,12 +88,12 @@ def test_a_file_that_becomes_shorter_is_an_error(path):
 
 
 def test_texts_are_not_kept(tmp_path):
-    path = written(tmp_path / "rows.jsonl", (row(number, completion="so " * 10_000) for number in range(400)))
-    assert path.stat().st_size > 12e6
+    path = written(tmp_path / "rows.jsonl", (row(number, completion="so " * 10_000) for number in range(1600)))
+    assert path.stat().st_size > 48e6
     tracemalloc.start()
     ids, messages = read_conversations(path)
-    for start in range(0, 400, 20):
+    for start in range(0, 1600, 20):
         assert len(ids[start : start + 20]) == len(messages[start : start + 20]) == 20
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 3e6
+    assert peak < 10e6

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from irm_fast.data import compression, formats
+from irm_fast.data import compression, json_lines
 from irm_fast.data.conversations import read_conversations
 from irm_fast.data.declarations import Declarations
 from irm_fast.data.pairs import read_pairs
@@ -302,7 +302,7 @@ def test_a_file_of_another_kind_is_one_problem(tmp_path: Path, name: str) -> Non
 
 
 def test_limits_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(formats, "MAX_LINE", 500)
+    monkeypatch.setattr(json_lines, "MAX_LINE", 500)
     (tmp_path / "log.jsonl").write_text(lines([rows(1)[0], rows(2)[1] | {"completion": "x" * 1000}, *rows(3)[2:]]))
     with pytest.raises(DataError, match=r"log.jsonl:2: row: longer than 500 bytes") as error:
         read_log(tmp_path / "log.jsonl")

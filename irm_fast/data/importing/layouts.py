@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from irm_fast.data.formats import RawRow
+from irm_fast.data.blocks import RawRow
 from irm_fast.data.importing import annotations as labels
 from irm_fast.data.importing import conversations as chats
 from irm_fast.data.problems import FieldError
@@ -59,12 +59,12 @@ LAYOUTS = {
         "; label true is thumbs_up, false thumbs_down",
     ),
 }  # fmt: skip
-_KEYS = frozenset[str]().union(*(layout.keys for layout in LAYOUTS.values()))
+KEYS = frozenset[str]().union(*(layout.keys for layout in LAYOUTS.values()))
 
 
 def layout_of(record: Record) -> str | None:
     """Return the name of the layout of a record, or None if it is of no other than that of a log."""
-    if _KEYS.isdisjoint(record):
+    if KEYS.isdisjoint(record):
         return None
     for name, layout in LAYOUTS.items():
         if not layout.keys.isdisjoint(record) and layout.recognises(record):

@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from irm_fast.data.formats import RawRow
+from irm_fast.data.blocks import RawRow
 from irm_fast.data.importing.account import Account
 from irm_fast.data.importing.layouts import LAYOUTS, layout_of, rows_of_record
 from irm_fast.data.outputs import check_file, check_folder_of
