@@ -17,12 +17,14 @@ from torch import Tensor, nn
 from irm_fast.data.signals import RewardSpec
 from irm_fast.embeddings.sentence_files import SentenceFiles, read_sentence_files
 from irm_fast.embeddings.store import Source
-from irm_fast.models.backbone import check_weights, first_line, is_stored_in, model_config, quiet_transformers
+from irm_fast.models.backbone import check_weights, is_stored_in, model_config, weight_files
 from irm_fast.models.batches import Collator, TokenizedRows
+from irm_fast.models.foreign_files import loading
 from irm_fast.models.packed import packed_attention
 from irm_fast.models.passes import Passes, default_device, place, resolve_precision
 from irm_fast.models.rendering import RenderingCheck
 from irm_fast.models.reward_model import ImplicitRewardModel
+from irm_fast.models.sizes import check_weights_fit
 from irm_fast.models.template import date_of
 from irm_fast.models.threads import threads_for
 from irm_fast.models.tokens import tokenise
@@ -248,9 +250,9 @@ def _scores_its_last_token(name: str) -> bool:
     if config.is_encoder_decoder:
         raise ValueError(f"model {name!r}: {config.model_type} is an encoder with a decoder; expected either")
     try:
-        with torch.device("meta"):
+        with loading(f"model {name!r}: no classifier of this kind"), torch.device("meta"):
             classifier = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
-    except ValueError:  # no classifier of this kind
+    except ValueError:
         return False
     return isinstance(getattr(classifier, "score", None), nn.Linear)
 
@@ -271,14 +273,12 @@ def _load_encoder(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
     """
     from transformers import AutoModel, AutoTokenizer
 
-    try:
-        with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-            model, report = AutoModel.from_pretrained(
-                name, dtype=dtype, output_loading_info=True, trust_remote_code=False
-            )
-    except Exception as error:  # of many kinds, some of them from the tokenizers library
-        raise ValueError(f"model {name!r}: not loadable to embed text: {first_line(error)}") from error
+    with loading(f"model {name!r}: not loadable to embed text"), torch.device("meta"):
+        skeleton = AutoModel.from_config(model_config(name), dtype=dtype)
+    check_weights_fit(skeleton, weight_files(name), name)
+    with loading(f"model {name!r}: not loadable to embed text"):
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        model, report = AutoModel.from_pretrained(name, dtype=dtype, output_loading_info=True, trust_remote_code=False)
     check_weights(name, (key for key in report["missing_keys"] if not key.startswith("pooler.")))
     if tokenizer.pad_token_id is None:
         raise ValueError(f"model {name!r}: no padding token; expected pad_token in tokenizer_config.json")

@@ -8,7 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from irm_fast.data import schema
+from irm_fast.data.problems import FieldError
 from irm_fast.data.warning import warn_caller
+
+_MODULES = schema.list_of(schema.fields({}, {"type": schema.text(), "path": schema.text()}))
+_LIMITS = schema.fields({}, {"max_seq_length": schema.optional(schema.whole(1))})
+_TEXTS = schema.fields(
+    {},
+    {
+        "prompts": schema.optional(schema.by_name(schema.text())),
+        "default_prompt_name": schema.optional(schema.text()),
+    },
+)
 
 _POOLINGS = {
     "pooling_mode_cls_token": "cls",
@@ -48,15 +60,17 @@ def read_sentence_files(name: str) -> SentenceFiles:
     Raises:
         ValueError: A file is damaged.
     """
-    modules = {module.get("type", "").rpartition(".")[2]: module for module in _read(name, "modules.json") or []}
+    listed = _read(name, "modules.json", _MODULES) or []
+    modules = {module.get("type", "").rpartition(".")[2]: module for module in listed}
     if not modules:
         return SentenceFiles()
     others = sorted(modules.keys() - {"Transformer", "Pooling", "Normalize"})
     if others:
         warn_caller(f"model {name!r}: embeddings are taken before its layers {', '.join(others)}, which are left out")
-    pooling = _read(name, f"{modules['Pooling']['path']}/config.json") if "Pooling" in modules else None
-    limits = _read(name, "sentence_bert_config.json") or {}
-    texts = _read(name, "config_sentence_transformers.json") or {}
+    place = f"{modules['Pooling'].get('path', '')}/config.json" if "Pooling" in modules else None
+    pooling = _read(name, place, schema.mapping) if place else None
+    limits = _read(name, "sentence_bert_config.json", _LIMITS) or {}
+    texts = _read(name, "config_sentence_transformers.json", _TEXTS) or {}
     return SentenceFiles(
         pooling=_pooling_of(pooling or {}),
         normalize="Normalize" in modules,
@@ -74,8 +88,8 @@ def _pooling_of(config: Mapping[str, Any]) -> str:
     return "+".join(_POOLINGS.get(mode, mode.removeprefix("pooling_mode_")) for mode in modes)
 
 
-def _read(name: str, file: str) -> Any:
-    """The content of a JSON file of a folder or hub id, or None if there is none."""
+def _read(name: str, file: str, rule: schema.Rule) -> Any:
+    """The content of a JSON file of a folder or hub id, checked by a rule, or None if there is none."""
     from transformers.utils import cached_file
 
     try:
@@ -83,6 +97,12 @@ def _read(name: str, file: str) -> Any:
     except (OSError, ValueError):
         return None
     try:
-        return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
+        content = None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"model {name!r}: {file} is damaged, not readable as JSON: {error}") from error
+    try:
+        if content is not None:
+            rule("", content)
+    except FieldError as error:
+        raise ValueError(f"model {name!r}: {file} is damaged: {error.field}: {error.text}") from error
+    return content

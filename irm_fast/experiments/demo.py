@@ -275,7 +275,7 @@ def _train_all(work: Iterator[Training], processes: int | None) -> list[dict[str
 def train_and_measure(training: Training) -> Measured:
     """Train one method and measure it on clean labels; a process of its own may do it."""
     from irm_fast.evaluation.evaluation import evaluate_rated
-    from irm_fast.models.backbone import quiet_transformers
+    from irm_fast.models.foreign_files import quiet_transformers
     from irm_fast.training.config import TrainConfig
     from irm_fast.training.run import train_log
 
@@ -295,7 +295,7 @@ def _show_scores(model: Path, test: Path) -> None:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     from irm_fast.data.read import read_rated
-    from irm_fast.models.backbone import quiet_transformers
+    from irm_fast.models.foreign_files import quiet_transformers
 
     rated = read_rated(test)
     tokenizer = AutoTokenizer.from_pretrained(model)

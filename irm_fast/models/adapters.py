@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from irm_fast.data.whole import write_whole
-from irm_fast.models.backbone import quiet_transformers
+from irm_fast.models.foreign_files import quiet_transformers
 from irm_fast.models.record import save_tensors
 
 ADAPTER = "adapter"  # the folder of a kept adapter, beside the merged checkpoint

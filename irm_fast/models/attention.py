@@ -77,7 +77,7 @@ def switch(model: PreTrainedModel, name: str) -> None:
     Raises:
         ValueError: The model took another one.
     """
-    from irm_fast.models.backbone import quiet_transformers
+    from irm_fast.models.foreign_files import quiet_transformers
 
     own = _register() if name == "varlen" else name
     with quiet_transformers():

@@ -5,18 +5,20 @@ from __future__ import annotations
 import copy
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from irm_fast.data.whole import whole_files
+from irm_fast.models.foreign_files import loading, quiet_transformers
+from irm_fast.models.sizes import check_sizes, check_weights_fit
 from irm_fast.models.template import set_template
-from irm_fast.models.tokens import CHUNK, encode, first_line, set_padding
+from irm_fast.models.tokens import CHUNK, encode, set_padding
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -106,18 +108,19 @@ def token_limit(config: Any, max_length: int) -> int:
 
 
 def model_config(name: str) -> Any:
-    """The configuration of a folder or hub id.
+    """The configuration of a folder or hub id, whose sizes are those of a model.
 
     Raises:
-        ValueError: There is none, or it is of a kind that transformers does not know.
+        ValueError: There is none, it is of a kind that transformers does not know, or of sizes that no model has.
     """
-    from transformers import AutoConfig
+    from transformers import AutoConfig, PretrainedConfig
 
-    try:
+    where = "of an unknown kind" if Path(name).is_dir() else "no such folder, and not found on the hub"
+    with loading(f"model {name!r}: {where}"):
+        content, _ = PretrainedConfig.get_config_dict(name)
+    check_sizes(content, f"{name}/config.json")
+    with loading(f"model {name!r}: {where}"):
         return AutoConfig.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        where = "of an unknown kind" if Path(name).is_dir() else "no such folder, and not found on the hub"
-        raise ValueError(f"model {name!r}: {where}: {first_line(error)}") from error
 
 
 def _refuse_adapter(name: str) -> None:
@@ -130,7 +133,8 @@ def _refuse_adapter(name: str) -> None:
         return
     if path is None:
         return
-    adapter = json.loads(Path(path).read_text(encoding="utf-8"))
+    with loading(f"model {name!r}: an adapter whose adapter_config.json is damaged"):
+        adapter = dict(json.loads(Path(path).read_text(encoding="utf-8")))
     base, task = adapter.get("base_model_name_or_path"), adapter.get("task_type")
     kind, labels = ("SequenceClassification", ", num_labels=1") if task == "SEQ_CLS" else ("CausalLM", "")
     raise ValueError(
@@ -151,22 +155,6 @@ def _resolved(model: str | Path) -> str:
     _refuse_adapter(name)
     model_config(name)
     return name
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """A context without transformers' load reports and progress bars: what is missing is raised as an error here."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def save_checkpoint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -215,11 +203,8 @@ def skeleton_of(config: Any, dtype: torch.dtype = torch.float32) -> PreTrainedMo
 
     config = copy.deepcopy(config)
     config.num_labels = 1
-    try:
-        with torch.device("meta"), quiet_transformers():
-            return AutoModelForSequenceClassification.from_config(config, dtype=dtype)
-    except ValueError as error:
-        raise ValueError(f"model: {type(config).__name__} has no sequence classifier: {first_line(error)}") from error
+    with loading(f"model: {type(config).__name__} has no sequence classifier"), torch.device("meta"):
+        return AutoModelForSequenceClassification.from_config(config, dtype=dtype)
 
 
 def load_classifier(
@@ -240,21 +225,22 @@ def load_classifier(
     from transformers import AutoModelForSequenceClassification
 
     report: dict[str, Any] = {"missing_keys": (), "mismatched_keys": ()}
-    try:
-        with quiet_transformers():
-            if weights:
-                model, report = AutoModelForSequenceClassification.from_pretrained(
-                    name,
-                    dtype=dtype,
-                    output_loading_info=True,
-                    ignore_mismatched_sizes=True,  # reported below, with the names
-                    trust_remote_code=False,
-                    **settings,
-                )
-            else:
-                model = _without_weights(name, dtype, settings)
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise ValueError(f"model {name!r}: not loadable to score text: {first_line(error)}") from error
+    if weights:
+        config = model_config(name)
+        four_bits = "quantization_config" in settings or hasattr(config, "quantization_config")
+        check_weights_fit(skeleton_of(config, dtype), weight_files(name), name, four_bits=four_bits)
+    with loading(f"model {name!r}: not loadable to score text"):
+        if weights:
+            model, report = AutoModelForSequenceClassification.from_pretrained(
+                name,
+                dtype=dtype,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # reported below, with the names
+                trust_remote_code=False,
+                **settings,
+            )
+        else:
+            model = _without_weights(name, dtype, settings)
     head = getattr(model, "score", None)
     if not isinstance(head, torch.nn.Linear) or head.bias is not None or head.out_features != 1:
         raise ValueError(
@@ -290,22 +276,25 @@ def is_stored_in(name: str, dtype: torch.dtype) -> bool:
         dtype: The dtype, float32 or bfloat16.
     """
     kinds: set[str] = set()
-    for path in _weight_files(name):
-        with safe_open(path, "pt") as file:
+    for path in weight_files(name):
+        with loading(f"model {name!r}: {Path(path).name} is damaged"), safe_open(path, "pt") as file:
             kinds |= {file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118  # it is no mapping
     return kinds - {"I64", "BOOL"} == {{torch.float32: "F32", torch.bfloat16: "BF16"}[dtype]}
 
 
-def _weight_files(name: str) -> list[str]:
+def weight_files(name: str) -> list[str]:
     """The safetensors files of a folder or hub id that transformers would load; none, if there are others alone."""
     from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
     from transformers.utils.hub import get_checkpoint_shard_files
 
     with suppress(OSError):
         return [str(cached_file(name, SAFE_WEIGHTS_NAME))]
-    with suppress(OSError):
-        return list(get_checkpoint_shard_files(name, cached_file(name, SAFE_WEIGHTS_INDEX_NAME))[0])
-    return []
+    try:
+        index = cached_file(name, SAFE_WEIGHTS_INDEX_NAME)
+    except OSError:
+        return []
+    with loading(f"model {name!r}: {SAFE_WEIGHTS_INDEX_NAME} is damaged"):
+        return list(get_checkpoint_shard_files(name, index)[0])
 
 
 def check_weights(name: str, missing: Iterable[str]) -> None:
@@ -323,11 +312,8 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer
 
-    try:
-        with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except Exception as error:  # of many kinds, some of them from the tokenizers library
-        raise ValueError(f"model {name!r}: no tokenizer that loads: {first_line(error)}") from error
+    with loading(f"model {name!r}: no tokenizer that loads"):
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     if tokenizer.eos_token_id is None:
         raise ValueError(f"model {name!r}: no EOS token; expected eos_token in tokenizer_config.json")
     return tokenizer

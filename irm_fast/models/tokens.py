@@ -78,7 +78,7 @@ def _beyond(what: str) -> ValueError:
     return ValueError(f"the model's chat template {what}; {remedy}")
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of an error's message."""
     return str(error).strip().split("\n")[0]
 

@@ -21,7 +21,6 @@ from irm_fast.data.messages import Messages
 from irm_fast.data.signals import RewardSpec
 from irm_fast.data.warning import warn_caller
 from irm_fast.models.adapters import Lora
-from irm_fast.models.backbone import first_line
 from irm_fast.models.batches import TokenizedRows
 from irm_fast.models.computation import computing
 from irm_fast.models.heads import FeaturePropensity
@@ -30,7 +29,7 @@ from irm_fast.models.packed import packed_attention
 from irm_fast.models.processes import joined
 from irm_fast.models.reward_model import ImplicitRewardModel
 from irm_fast.models.template import date_of
-from irm_fast.models.tokens import tokenise
+from irm_fast.models.tokens import first_line, tokenise
 from irm_fast.training.arguments import training_arguments
 from irm_fast.training.callbacks import MetricsFile, Patience
 from irm_fast.training.config import TrainConfig
