@@ -6,7 +6,7 @@ more signals, they are draws from the sampling distribution of the reward.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -14,8 +14,9 @@ from torch import Tensor
 from irm_fast.embeddings.joint import sketch
 from irm_fast.embeddings.observed import Observed
 from irm_fast.embeddings.one_signal import MIRROR
-from irm_fast.embeddings.parts import Reward
+from irm_fast.embeddings.parts import Network, Reward
 from irm_fast.embeddings.problem import Problem
+from irm_fast.embeddings.standardised import Standardised
 from irm_fast.embeddings.uncertainty import deviation
 
 
@@ -47,7 +48,7 @@ def candidate_rewards(problem: Problem, observed: Observed) -> dict[str, Reward]
 
 
 @torch.no_grad()
-def disagreement(reward: Reward, candidates: Mapping[str, Reward], x: Tensor) -> Tensor:
+def disagreement(reward: Reward, candidates: Mapping[str, Reward], x: Standardised) -> Tensor:
     """Return the standard deviation of each row's reward between the answers that a log allows, of shape (n,).
 
     Args:
@@ -55,16 +56,23 @@ def disagreement(reward: Reward, candidates: Mapping[str, Reward], x: Tensor) ->
         candidates: The rewards of `candidate_rewards`, whose scales a log leaves open: each is standardised over the
             rows, and compared as a probability, since a label says little where all are sure. Without any, the
             sampling distribution of the logit is read, or between networks its deviation.
-        x: Standardised embeddings of shape (n, D).
+        x: The standardised embeddings, of shape (n, D).
 
     Raises:
         ValueError: There are no candidates, and the model was saved by a version that kept no sampling distribution.
     """
     if candidates:
-        logits = torch.stack([candidate.logits(x) for candidate in candidates.values()])
+        each = list(candidates.values())
+        logits = x.map(lambda _, some: torch.stack([candidate.logits(some) for candidate in each], 1)).T.contiguous()
         spread = logits.std(1, correction=0, keepdim=True)
         standard = (logits - logits.mean(1, keepdim=True)) / spread.clamp(min=1e-6)
         return torch.sigmoid(standard).std(0, correction=0)
     if reward.networks:
-        return torch.stack([network(x).squeeze(1) for network in reward.networks]).std(0, correction=0)
-    return deviation(x, reward.known_factor())
+        return x.map(lambda _, some: _spread(reward.networks, some))
+    factor = reward.known_factor()
+    return x.map(lambda _, some: deviation(some, factor))
+
+
+def _spread(networks: Sequence[Network], x: Tensor) -> Tensor:
+    """Return the standard deviation between the outputs of networks, of shape (n,)."""
+    return torch.stack([network(x).squeeze(1) for network in networks]).std(0, correction=0)

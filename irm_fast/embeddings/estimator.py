@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from statistics import NormalDist
@@ -15,22 +16,25 @@ from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.metrics import roc_auc_score
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import check_is_fitted, validate_data
-from torch import Tensor
+from sklearn.utils.validation import check_is_fitted
 
 from irm_fast.data.signals import action_rate
+from irm_fast.diagnostics.subject import Check
 from irm_fast.embeddings import given, saved
 from irm_fast.embeddings.candidates import disagreement
 from irm_fast.embeddings.declared import check_columns, warn_of_feedback
 from irm_fast.embeddings.fit import fit_model
 from irm_fast.embeddings.fitted import Fitted
+from irm_fast.embeddings.inputs import Inputs
 from irm_fast.embeddings.objective import log_likelihood
-from irm_fast.embeddings.observed import check_actions, observe, warn_of_unread
+from irm_fast.embeddings.observed import Observed, check_actions, observe, warn_of_unread
 from irm_fast.embeddings.optimize import Training, choose_device
 from irm_fast.embeddings.progress import Progress
 from irm_fast.embeddings.scripts import without_scripts
 from irm_fast.embeddings.settings import check_settings, deviations
+from irm_fast.embeddings.standardised import Standardised
 from irm_fast.embeddings.uncertainty import deviation
+from irm_fast.models.processes import is_first, warned_once
 
 
 class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
@@ -155,7 +159,7 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
 
     def fit(
         self,
-        X: ArrayLike,
+        X: Any,
         y: ArrayLike,
         *,
         propensity: ArrayLike | None = None,
@@ -172,7 +176,11 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
 
         Args:
             X: Embeddings of the responses, of shape (N, D); converted to float32. Here and below, arrays may be of
-                numpy or torch, lists, or frames and series of pandas or polars.
+                numpy or torch, lists, or frames and series of pandas or polars. Embeddings larger than memory: a
+                memory-mapped array; or a list of arrays and of paths of .npy or .safetensors files (a tensor named
+                "embeddings"), a folder of such files or a pattern, one after the other in the order of the numbers in
+                their names. Linear heads pass over them, in a torchrun each process over its own rows; see
+                docs/training.md.
             y: Feedback (bool or numbers) of shape (N,) or (N, K): 1 acted, 0 silent, -1 not recorded. None, NaN and
                 `pandas.NA` are read as -1. Columns that have names name the signals.
             propensity: Known probabilities in (0, 1] of shape (N, K), which the design "known" requires.
@@ -196,61 +204,70 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
             The model itself.
 
         Raises:
-            ValueError: A setting or argument has a wrong shape or value, embeddings are too large for float32, a row
-                has evidence for both sides, no signal acts and no preference is given, all rows are in one group, or
-                "two-step" lacks co-actions.
+            ValueError: A setting or argument has a wrong shape or value, embeddings are too large for float32 or in a
+                file that is missing or damaged, a row has evidence for both sides, no signal acts and no preference is
+                given, all rows are in one group, or "two-step" lacks co-actions.
+            RuntimeError: The processes of a torchrun fit to different rows, or compute differently.
         """
         # Arguments; a copy takes what scikit-learn notes while it validates
         check_settings(self.get_params(deep=False))
         checked = copy.copy(self)
-        embeddings: np.ndarray = validate_data(checked, given.plain(X), dtype=np.float32)
-        observed = observe(
-            len(embeddings),
-            y,
-            design=self.propensity_design,
-            polarity=self.polarity,
-            after=self.after,
-            misclick_rate=self.misclick_rate,
-            propensity=propensity,
-            features=propensity_features,
-            preference=preference,
-            weight=sample_weight,
-            users=users,
-            sessions=sessions,
-            times=times,
-            groups=groups,
-            label_probability=label_probability,
-            contradictions=self.contradictions,
-        )
-        warn_of_unread(observed)
-        observed, scripts = without_scripts(observed)
-        counted = observed.weight > 0
-        if not counted.all():  # such a row has no part in the scale of the features and in the folds either
-            embeddings, observed = embeddings[counted], observed.counted()
-        check_actions(observed)
-        given.check_spread("X", embeddings)
+        inputs = Inputs.to_fit(X, checked)
+        with warned_once() if inputs.distributed else nullcontext():
+            observed = observe(
+                len(inputs.rows),
+                y,
+                design=self.propensity_design,
+                polarity=self.polarity,
+                after=self.after,
+                misclick_rate=self.misclick_rate,
+                propensity=propensity,
+                features=propensity_features,
+                preference=preference,
+                weight=sample_weight,
+                users=users,
+                sessions=sessions,
+                times=times,
+                groups=groups,
+                label_probability=label_probability,
+                contradictions=self.contradictions,
+            )
+            warn_of_unread(observed)
+            observed, scripts = without_scripts(observed)
+            counted = observed.weight > 0
+            if not counted.all():  # such a row has no part in the scale of the features and in the folds either
+                inputs, observed = inputs._replace(rows=inputs.rows[counted]), observed.counted()
+            check_actions(observed)
 
-        # Fit
-        fitted = fit_model(
-            embeddings,
-            observed,
-            layers=None if isinstance(self.hidden_layers, str) else tuple(int(width) for width in self.hidden_layers),
-            estimator=self.estimator,
-            propensity_sds=deviations(self.propensity_sd),
-            n_folds=self.n_folds,
-            training=Training(self.batch_size, self.learning_rate, self.weight_decay, self.max_epochs, self.patience),
-            device=choose_device(self.device),
-            random=check_random_state(self.random_state),
-            progress=Progress(self.verbose),
-            labels_ignorable=self.labels_ignorable,
-            left_out=scripts,
-        )
+            # Fit
+            fitted = self._fitted_to(inputs, observed, scripts)
 
         # Publish, all at once
         propensity = np.full((len(counted), len(observed.signals)), np.nan, np.float32)
         propensity[counted] = fitted.training_propensity
         self._publish(fitted, feature_names=getattr(checked, "feature_names_in_", None), training_propensity=propensity)
         return self
+
+    def _fitted_to(self, inputs: Inputs, observed: Observed, scripts: Check | None) -> Fitted:
+        """Return a fit to checked arguments, by the parameters; `scripts` is what `without_scripts` returned."""
+        random = check_random_state(self.random_state)
+        inputs.agree(observed, random)
+        scaler = inputs.scaler(choose_device(self.device))
+        inputs.warn_of_networks(self.hidden_layers)
+        return fit_model(
+            inputs.standardised(scaler),
+            scaler,
+            observed,
+            layers=None if isinstance(self.hidden_layers, str) else tuple(int(width) for width in self.hidden_layers),
+            estimator=self.estimator,
+            propensity_sds=deviations(self.propensity_sd),
+            n_folds=self.n_folds,
+            training=Training(self.batch_size, self.learning_rate, self.weight_decay, self.max_epochs, self.patience),
+            random=random,
+            progress=Progress(self.verbose if is_first() or not inputs.distributed else 0),
+            labels_ignorable=self.labels_ignorable,
+            left_out=scripts,
+        )
 
     def _publish(
         self,
@@ -276,7 +293,7 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
         """Return reward logits (float32) of shape (N,): the log odds that each response is preferred.
 
         Args:
-            X: Embeddings of shape (N, D).
+            X: Embeddings of shape (N, D), in any form that `fit` takes.
 
         Raises:
             NotFittedError: The model is not fitted.
@@ -334,9 +351,9 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
         check_is_fitted(self)
         if not 0 < level < 1:
             raise ValueError(f"level: got {level!r}; expected a probability above 0 and below 1")
-        inputs = self._inputs(X)
-        middle = self._fitted.reward.logits(inputs)
-        half = NormalDist().inv_cdf((1 + level) / 2) * deviation(inputs, self._fitted.reward.known_factor())
+        inputs, factor = self._inputs(X), self._fitted.reward.known_factor()
+        middle = inputs.map(lambda _, some: self._fitted.reward.logits(some))
+        half = NormalDist().inv_cdf((1 + level) / 2) * inputs.map(lambda _, some: deviation(some, factor))
         return (middle - half).cpu().numpy(), (middle + half).cpu().numpy()
 
     def predict_disagreement(self, X: ArrayLike) -> np.ndarray:
@@ -534,9 +551,9 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
         model._publish(fitted)
         return model
 
-    def _inputs(self, X: ArrayLike) -> Tensor:
+    def _inputs(self, X: ArrayLike) -> Standardised:
         """Validate embeddings (N, D) and standardise them, on the device of the model."""
-        return self._fitted.scaler(validate_data(self, given.plain(X), dtype=np.float32, reset=False))
+        return Inputs.to_predict(X, self, self._fitted.n_features).standardised(self._fitted.scaler)
 
     def __sklearn_tags__(self) -> Any:
         """Return the tags of scikit-learn: a binary classifier."""

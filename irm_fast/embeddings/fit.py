@@ -32,6 +32,7 @@ from irm_fast.embeddings.progress import Progress
 from irm_fast.embeddings.propensity_networks import add_networks
 from irm_fast.embeddings.propensity_step import LEFT_OUT, FoundPropensities
 from irm_fast.embeddings.reward_step import AUTO_LAYERS, PropensityLogits, propensity_shift
+from irm_fast.embeddings.standardised import Standardised
 from irm_fast.embeddings.taste import without_taste
 from irm_fast.embeddings.two_step import mass, proof
 from irm_fast.embeddings.uncertainty import covariance_factor, mean_error
@@ -43,7 +44,8 @@ STILL = 0.003  # change of the mean preference from which another round is worth
 
 
 def fit_model(
-    embeddings: np.ndarray,
+    embeddings: Standardised,
+    scaler: Scaler,
     observed: Observed,
     *,
     layers: Sequence[int] | None,
@@ -51,7 +53,6 @@ def fit_model(
     propensity_sds: Sequence[float],
     n_folds: int,
     training: Training,
-    device: torch.device,
     random: np.random.RandomState,
     progress: Progress,
     labels_ignorable: bool = False,
@@ -60,14 +61,14 @@ def fit_model(
     """Fit the propensities and the reward.
 
     Args:
-        embeddings: Embeddings (float32) of shape (N, D).
+        embeddings: The standardised embeddings, of shape (N, D), on the device where to compute.
+        scaler: What standardised them.
         observed: The feedback and the other observations of the same rows, whose weights are all above 0.
         layers: Widths of the hidden layers of the networks; () for linear heads; None to choose.
         estimator: "two-step", "joint" or "auto".
         propensity_sds: Prior standard deviations of propensity logits between responses, to choose from.
         n_folds: The number of folds, each of which is held out once.
         training: How networks are trained.
-        device: Where to compute.
         random: The source of all random numbers.
         progress: Is told of every step.
         labels_ignorable: Whether the choice of the rows with a preference does not depend on it.
@@ -79,13 +80,12 @@ def fit_model(
     Raises:
         ValueError: All rows are in one group, or `estimator` is "two-step" and a signal has fewer than 10 co-actions.
     """
-    # The rows: order of signals, folds, scale, device
-    observed = observed.in_order()
+    # The rows: order of signals, folds, scale
+    observed, device = observed.in_order(), embeddings.device
     generator = torch.Generator().manual_seed(int(random.randint(2**31)))
-    scaler = Scaler.of(embeddings, device)
     feature_scaler = None if observed.features is None else Scaler.of(observed.features, device)
     problem = Problem(
-        embeddings=scaler(embeddings),
+        embeddings=embeddings,
         spread=scaler.scale,
         features=None if feature_scaler is None else feature_scaler(observed.features),  # type: ignore[arg-type]
         objective=Objective.of(observed, device),

@@ -16,6 +16,8 @@ from irm_fast.embeddings import given
 from irm_fast.embeddings.context_step import Context
 from irm_fast.embeddings.declared import Signals
 from irm_fast.embeddings.parts import Propensities, Reward, Scaler
+from irm_fast.embeddings.propensity_step import training_logits
+from irm_fast.embeddings.standardised import Standardised
 
 
 @dataclass(frozen=True)
@@ -70,16 +72,16 @@ class Fitted:
         """Whether each signal has the design "known", of shape (K,)."""
         return np.array([design == "known" for design in self.propensities.designs])
 
-    def reward_logits(self, x: Tensor) -> Tensor:
+    def reward_logits(self, x: Standardised) -> Tensor:
         """Return reward logits of shape (n,).
 
         Args:
-            x: Standardised embeddings of shape (n, D).
+            x: The standardised embeddings, of shape (n, D).
 
         Raises:
             ValueError: A logit overflows.
         """
-        logits = self.reward.logits(x)
+        logits = x.map(lambda _, some: self.reward.logits(some))
         if not torch.isfinite(logits).all():
             row = int((~torch.isfinite(logits)).nonzero()[0])
             raise ValueError(
@@ -90,7 +92,7 @@ class Fitted:
 
     def propensity_logits(
         self,
-        x: Tensor,
+        x: Standardised,
         propensity_features: ArrayLike | None,
         users: Sequence | None,
         sessions: Sequence | None,
@@ -99,7 +101,7 @@ class Fitted:
         """Return the propensity logits of later rows, of shape (n, K), 0 where known.
 
         Args:
-            x: Standardised embeddings of shape (n, D).
+            x: The standardised embeddings, of shape (n, D).
             propensity_features: As of `EmbeddingRewardModel.predict_propensity`, as the next three.
             users: Names of shape (n,), or None.
             sessions: Names of shape (n,), or None.
@@ -120,7 +122,7 @@ class Fitted:
             features = scaler(given.matrix("propensity_features", propensity_features, len(x), width))
         names, places = given.names("users", users, len(x)), given.names("sessions", sessions, len(x))
         when = None if times is None else given.seconds(times, len(x))
-        logits = self.propensities.logits(x, features)
+        logits = training_logits(self.propensities, x, features)
         if self.context is not None:
             logits = self.context.logits(logits, names, places, when)
         return self.propensities.whatever_came_before(logits)

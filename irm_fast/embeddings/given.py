@@ -171,18 +171,17 @@ def matrix(name: str, value: Any, rows: int, columns: int | None = None) -> np.n
     if features.shape != shape or not np.isfinite(features).all():
         expected = f"({rows}, F)" if columns is None else f"({rows}, {columns}), as in fit"
         raise ValueError(f"{name}: got shape {features.shape}; expected {expected}, finite in float32")
-    check_spread(name, features)
+    check_spread(name, features.std(axis=0, dtype=np.float64))
     return features
 
 
-def check_spread(name: str, features: np.ndarray) -> None:
+def check_spread(name: str, spread: np.ndarray) -> None:
     """Raise ValueError if a column is spread too widely for statistics in float32. Constant columns may be of any size.
 
     Args:
         name: The name of the argument, for the message.
-        features: Finite features of shape (N, F).
+        spread: The standard deviations (float64) of the columns, of shape (F,).
     """
-    spread = features.std(axis=0, dtype=np.float64)
     wide = np.flatnonzero(~(spread <= SPREAD))
     if len(wide):
         raise ValueError(

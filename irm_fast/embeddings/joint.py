@@ -13,6 +13,7 @@ from torch import Tensor
 from irm_fast.embeddings.objective import Objective
 from irm_fast.embeddings.optimize import REWARD_SDS, fit_map, rows_where
 from irm_fast.embeddings.parts import Propensities, Reward
+from irm_fast.embeddings.standardised import Rows, Standardised, as_standardised
 from irm_fast.embeddings.two_step import READS
 
 BIAS_SD = 2.0  # prior deviation of a propensity's logit in the joint likelihood, which may favour a propensity of 1
@@ -37,7 +38,7 @@ class _Joint:
     (K, F) and the biases (K,) of the propensities.
 
     Attributes:
-        x: Standardised embeddings of shape (N, D).
+        x: The standardised embeddings, of shape (N, D).
         features: Standardised propensity features of shape (N, F).
         objective: The implicit loss of the rows.
         designs: The K designs; None leaves the propensity of a signal as it is in `fixed`.
@@ -45,7 +46,7 @@ class _Joint:
         sd: Prior standard deviation of a propensity logit between responses.
     """
 
-    x: Tensor
+    x: Standardised
     features: Tensor
     objective: Objective
     designs: Sequence[str | None]
@@ -68,15 +69,21 @@ class _Joint:
     def loss(self, parameters: Sequence[Tensor], rows: Tensor) -> Tensor:
         """Return the mean loss of some rows."""
         reward, reward_bias, weight, slope, bias = parameters
-        some, more, given = (values.index_select(0, rows) for values in (self.x, self.features, self.fixed))
-        logits = some @ (weight * self.reads[0]).T + more @ (slope * self.reads[1]).T + bias
-        return self.objective.loss(some @ reward + reward_bias, torch.where(self.learned, logits, given), rows)
+
+        def of_block(some: Rows, x: Tensor) -> Tensor:
+            assert isinstance(some, Tensor)
+            more, given = (values.index_select(0, some) for values in (self.features, self.fixed))
+            logits = x @ (weight * self.reads[0]).T + more @ (slope * self.reads[1]).T + bias
+            propensity = torch.where(self.learned, logits, given)
+            return self.objective.share_of_mean(x @ reward + reward_bias, propensity, some, len(rows))
+
+        return self.x.loss(of_block, parameters, rows)
 
     def fitted(self, reward_sd: float, rows: Tensor, begin: Sequence[Tensor] | None = None) -> list[Tensor]:
         """Return the parameters fitted to some rows, from those of an earlier fit if there is one."""
-        signals, width, count = len(self.designs), self.x.shape[1], self.features.shape[1]
+        signals, width, count = len(self.designs), self.x.width, self.features.shape[1]
         shapes = ((width,), (), (signals, width), (signals, count))
-        zero = [*(self.x.new_zeros(shape) for shape in shapes), start_level(self.objective)]
+        zero = [*(self.x.zeros(*shape) for shape in shapes), start_level(self.objective)]
         parameters = [value.clone() for value in begin or zero]
         deviations = (reward_sd, None, self.sd, self.sd, BIAS_SD)
 
@@ -98,7 +105,7 @@ class _Joint:
 
 
 def sketch(
-    x: Tensor, z: Tensor | None, objective: Objective, designs: Sequence[str], *, sd: float
+    x: Standardised, z: Tensor | None, objective: Objective, designs: Sequence[str], *, sd: float
 ) -> tuple[Reward, Propensities]:
     """Fit a linear reward and propensities at once to all rows, a tenth of the work of a fit that holds folds out.
 
@@ -109,14 +116,14 @@ def sketch(
         designs: The K designs, none of them "known".
         sd: Prior standard deviation of a propensity logit between responses.
     """
-    features = x.new_zeros(len(x), 0) if z is None else z
-    joint = _Joint(x, features, objective, designs, x.new_zeros(len(x), len(designs)), sd)
+    features = x.zeros(len(x), 0) if z is None else z
+    joint = _Joint(x, features, objective, designs, x.zeros(len(x), len(designs)), sd)
     parameters = joint.fitted(SKETCH_SD, torch.arange(len(x), device=x.device))
     return Reward(parameters[0], parameters[1], ()), Propensities(tuple(designs), *joint.propensities(parameters))
 
 
 def fit_joint(
-    x: Tensor,
+    x: Tensor | Standardised,
     z: Tensor | None,
     objective: Objective,
     designs: Sequence[str | None],
@@ -144,8 +151,8 @@ def fit_joint(
         these fits, each with the folds as first dimension. Signals without a design have the logit 0 and the design
         "known".
     """
-    device = x.device
-    joint = _Joint(x, x.new_zeros(len(x), 0) if z is None else z, objective, designs, fixed, sd)
+    x, device = as_standardised(x), x.device
+    joint = _Joint(x, x.zeros(len(x), 0) if z is None else z, objective, designs, fixed, sd)
     part, held_out = rows_where(folds != 0, device), rows_where(folds == 0, device)
     with_loss = [(float(joint.loss(joint.fitted(reward_sd, part), held_out)), reward_sd) for reward_sd in REWARD_SDS]
     reward_sd = min(with_loss)[1]

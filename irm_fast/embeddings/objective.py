@@ -11,9 +11,12 @@ from torch import Tensor
 
 from irm_fast.embeddings.declared import followers
 from irm_fast.embeddings.observed import Observed
+from irm_fast.embeddings.standardised import Rows
 from irm_fast.losses.implicit import implicit_rm_loss
 from irm_fast.losses.linear import linear_implicit_rm_loss
 from irm_fast.losses.operator import Reduction
+
+ALL = slice(None)
 
 
 @dataclass(frozen=True)
@@ -94,27 +97,51 @@ class Objective:
             reduction=reduction,
         )
 
-    def linear_loss(self, x: Tensor, weight: Tensor, bias: Tensor, propensity: Tensor, counted: Tensor) -> Tensor:
+    def share_of_mean(self, reward: Tensor, propensity: Tensor, rows: Tensor, number: int) -> Tensor:
+        """Return what n rows add to the mean loss of so many rows.
+
+        Args:
+            reward: Reward logits of shape (n,).
+            propensity: Propensity logits of shape (n, K).
+            rows: The numbers (int64) of the n rows.
+            number: The number of all rows of the mean.
+        """
+        if len(rows) == number:
+            return self.loss(reward, propensity, rows)
+        return self.loss(reward, propensity, rows, "sum") / number
+
+    def linear_loss(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        propensity: Tensor,
+        counted: Tensor,
+        rows: Rows = ALL,
+        number: Tensor | None = None,
+    ) -> Tensor:
         """Return the mean loss of a linear reward over some of the rows, in one pass over the embeddings.
 
         Args:
-            x: Embeddings of shape (N, D).
+            x: Embeddings of shape (N, D), or those of a block, of shape (n, D).
             weight: Weights of the reward, of shape (D,).
             bias: Bias of the reward, of shape ().
             propensity: Propensity logits of shape (N, K).
             counted: 1 for the rows to count and 0 for the others (float32), of shape (N,).
+            rows: The rows of the block, whose part of the mean is returned.
+            number: The sum of `counted`, of shape (); None to take it.
         """
         return linear_implicit_rm_loss(
             x,
             weight,
-            self.feedback,
+            self.feedback[rows],
             reward_bias=bias,
-            propensity_logits=propensity,
-            preference=self.preference,
-            weight=self.weight * counted,
+            propensity_logits=propensity[rows],
+            preference=None if self.preference is None else self.preference[rows],
+            weight=self.weight[rows] * counted[rows],
             polarity=self.polarity,
             misclick_rate=self.misclick_rate,
-            normalizer=counted.sum(),
+            normalizer=counted.sum() if number is None else number,
         )
 
 

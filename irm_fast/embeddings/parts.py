@@ -66,19 +66,29 @@ class Scaler:
             x: Features of shape (N, D).
             device: The device of the scaler and of what it returns.
         """
-        mean, deviation = x.mean(axis=0, dtype=np.float64), x.std(axis=0, dtype=np.float64)
+        return cls.with_moments(x.mean(axis=0, dtype=np.float64), x.std(axis=0, dtype=np.float64), device)
+
+    @classmethod
+    def with_moments(cls, mean: np.ndarray, deviation: np.ndarray, device: torch.device) -> Scaler:
+        """Return what standardises features of these means and standard deviations.
+
+        Args:
+            mean: The means (float64) of shape (D,).
+            deviation: The standard deviations (float64) of shape (D,).
+            device: As of `of`.
+        """
         # A column that is constant but for rounding has no scale of its own.
         constant = deviation <= 1e-6 * np.maximum(np.abs(mean), 1e-30)
         scale = np.where(constant, np.inf, deviation)
         return cls(*(torch.from_numpy(values.astype(np.float32)).to(device) for values in (mean, scale)))
 
-    def __call__(self, x: np.ndarray) -> Tensor:
+    def __call__(self, x: np.ndarray | Tensor) -> Tensor:
         """Return the standardised features (float32) of shape (n, D).
 
         Args:
             x: Features of shape (n, D).
         """
-        return (torch.as_tensor(x, dtype=torch.float32, device=self.mean.device) - self.mean) / self.scale
+        return (torch.as_tensor(x, dtype=torch.float32, device=self.mean.device) - self.mean).div_(self.scale)
 
 
 NONE = torch.empty(0)

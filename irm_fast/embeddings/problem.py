@@ -18,8 +18,10 @@ from irm_fast.embeddings.propensity_step import (
     fit_propensities,
     held_out_logits,
     refit_propensities,
+    training_logits,
 )
 from irm_fast.embeddings.reward_step import PropensityLogits, calibrated, fit_reward
+from irm_fast.embeddings.standardised import Standardised
 
 
 class Split(NamedTuple):
@@ -41,7 +43,7 @@ class Problem:
     """N rows with embedding width D, F propensity features and K signals, and how to fit to them.
 
     Attributes:
-        embeddings: Standardised embeddings of shape (N, D).
+        embeddings: The standardised embeddings, of shape (N, D).
         spread: Their standard deviations before that, of shape (D,).
         features: Standardised propensity features of shape (N, F), or None.
         objective: The implicit loss of the rows.
@@ -52,7 +54,7 @@ class Problem:
         generator: Decides the order of rows in the training of networks.
     """
 
-    embeddings: Tensor
+    embeddings: Standardised
     spread: Tensor
     features: Tensor | None
     objective: Objective
@@ -83,7 +85,7 @@ class Problem:
     def logits(self, found: FoundPropensities) -> PropensityLogits:
         """Return the propensity logits of all signals, known ones included."""
         held_out = held_out_logits(found, self.embeddings, self.features, self.folds)
-        training = found.propensities.logits(self.embeddings, self.features)
+        training = training_logits(found.propensities, self.embeddings, self.features)
         order = self.order(found)
         return PropensityLogits(training + self.known + order.training, held_out + self.known + order.held_out)
 

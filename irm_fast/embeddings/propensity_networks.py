@@ -14,13 +14,15 @@ from irm_fast.embeddings.declared import followers
 from irm_fast.embeddings.objective import Objective
 from irm_fast.embeddings.optimize import Training, rows_where, train_network
 from irm_fast.embeddings.parts import Network, Propensities
+from irm_fast.embeddings.propensity_step import training_logits
+from irm_fast.embeddings.standardised import Standardised, as_standardised
 from irm_fast.embeddings.two_step import proven
 
 
 def add_networks(
     propensities: Propensities,
     by_fold: Sequence[Tensor],
-    embeddings: Tensor,
+    embeddings: Tensor | Standardised,
     features: Tensor | None,
     objective: Objective,
     folds: np.ndarray,
@@ -44,6 +46,7 @@ def add_networks(
     Returns:
         The propensities with one network for each fold.
     """
+    x = as_standardised(embeddings)
     mask = proven(objective).float() * propensities.hidden * objective.weight[:, None]
     for follower, _ in followers(objective.after):
         mask[:, follower] = 0
@@ -51,18 +54,16 @@ def add_networks(
     rows = mask.any(1).cpu().numpy()
     networks = []
     for fold, (weight, feature_weight, bias) in enumerate(zip(*by_fold, strict=True)):
-        linear = Propensities(propensities.designs, weight, feature_weight, bias).logits(embeddings, features)
+        linear = training_logits(Propensities(propensities.designs, weight, feature_weight, bias), x, features)
 
         def loss(network: Network, batch: Tensor, linear: Tensor = linear) -> Tensor:
-            logits = linear.index_select(0, batch) + network(embeddings.index_select(0, batch))
+            logits = linear.index_select(0, batch) + network(x.at(batch))
             some = mask.index_select(0, batch)
             entries = binary_cross_entropy_with_logits(logits, target.index_select(0, batch), some, reduction="sum")
             return entries / some.sum().clamp(min=1e-12)
 
-        fitted, held_out = (rows_where(rows & part, embeddings.device) for part in (folds != fold, folds == fold))
-        network = (
-            Network(embeddings.shape[1], hidden_layers, len(propensities.designs)).to(embeddings.device).zero_output()
-        )
+        fitted, held_out = (rows_where(rows & part, x.device) for part in (folds != fold, folds == fold))
+        network = Network(x.width, hidden_layers, len(propensities.designs)).to(x.device).zero_output()
         train_network(network, loss, fitted, held_out, training, generator)
         networks.append(network)
     return replace(propensities, networks=tuple(networks))

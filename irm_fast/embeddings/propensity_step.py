@@ -15,6 +15,7 @@ from irm_fast.embeddings.joint import fit_joint, start_level
 from irm_fast.embeddings.objective import Objective
 from irm_fast.embeddings.optimize import prior_shares, rows_where
 from irm_fast.embeddings.parts import Propensities
+from irm_fast.embeddings.standardised import Rows, Standardised, as_standardised
 from irm_fast.embeddings.two_step import ENOUGH, READS, ProvenFit, coactions, fit_proven, sharers
 
 LEFT_OUT = "known"  # the design under which a regression leaves a signal alone
@@ -66,7 +67,7 @@ class FoundPropensities(NamedTuple):
 
 
 @torch.no_grad()
-def held_out_logits(found: FoundPropensities, x: Tensor, z: Tensor | None, folds: np.ndarray) -> Tensor:
+def held_out_logits(found: FoundPropensities, x: Standardised, z: Tensor | None, folds: np.ndarray) -> Tensor:
     """Return the propensity logit of each row from the fit that left its fold out, of shape (N, K), 0 for "known".
 
     Args:
@@ -75,17 +76,37 @@ def held_out_logits(found: FoundPropensities, x: Tensor, z: Tensor | None, folds
         z: Standardised propensity features of shape (N, F), or None.
         folds: Fold numbers from 0, of shape (N,).
     """
-    propensities, logits = found.propensities, x.new_empty(len(x), len(found.propensities.designs))
-    for fold, (weight, feature_weight, bias) in enumerate(zip(*found.by_fold, strict=True)):
-        rows = rows_where(folds == fold, x.device)
-        networks = propensities.networks[fold : fold + 1]
-        one = replace(propensities, weight=weight, feature_weight=feature_weight, bias=bias, networks=networks)
-        logits[rows] = one.logits(x[rows], None if z is None else z[rows])
-    return logits
+    propensities, number = found.propensities, torch.from_numpy(folds)
+    parts = [
+        replace(propensities, weight=weight, feature_weight=slope, bias=bias, networks=propensities.networks[k : k + 1])
+        for k, (weight, slope, bias) in enumerate(zip(*found.by_fold, strict=True))
+    ]
+
+    def of_block(block: Rows, some: Tensor) -> Tensor:
+        logits = some.new_empty(len(some), len(propensities.designs))
+        features, own = None if z is None else z[block], number[block].numpy()
+        for fold, part in enumerate(parts):
+            rows = rows_where(own == fold, some.device)
+            logits[rows] = part.logits(some[rows], None if features is None else features[rows])
+        return logits
+
+    return x.map(of_block)
+
+
+@torch.no_grad()
+def training_logits(propensities: Propensities, x: Standardised, z: Tensor | None) -> Tensor:
+    """Return the propensity logits of all rows, of shape (N, K), 0 for "known".
+
+    Args:
+        propensities: The propensities.
+        x: Standardised embeddings of shape (N, D).
+        z: Standardised propensity features of shape (N, F), or None.
+    """
+    return x.map(lambda block, some: propensities.logits(some, None if z is None else z[block]))
 
 
 def fit_propensities(
-    embeddings: Tensor,
+    embeddings: Tensor | Standardised,
     spread: Tensor,
     features: Tensor | None,
     objective: Objective,
@@ -117,6 +138,7 @@ def fit_propensities(
         ValueError: `estimator` is "two-step" and a signal has fewer than 10 co-actions.
     """
     # Two steps for signals that others prove often enough
+    embeddings = as_standardised(embeddings)
     counts = coactions(objective)
     two_steps = _in_two_steps(counts, designs, estimator)
     wanted = [design if use else LEFT_OUT for design, use in zip(designs, two_steps, strict=True)]
@@ -130,7 +152,7 @@ def fit_propensities(
     open_level = torch.tensor([float(design == "constant") for design in rest], device=embeddings.device)
     two_step = proven.propensities
     if any(design not in (None, "constant") for design in rest):
-        fixed = two_step.logits(embeddings, features) + known
+        fixed = training_logits(two_step, embeddings, features) + known
         joint, joint_by_fold = fit_joint(embeddings, features, objective, rest, fixed, folds, sd=sds[0])
     else:  # see reward_step.propensity_shift
         level = open_level * start_level(objective)
@@ -152,7 +174,7 @@ def fit_propensities(
 
 def refit_propensities(
     found: FoundPropensities,
-    embeddings: Tensor,
+    embeddings: Tensor | Standardised,
     features: Tensor | None,
     objective: Objective,
     folds: np.ndarray,
@@ -213,7 +235,7 @@ class _TwoSteps(NamedTuple):
 
 
 def _fit_two_steps(
-    embeddings: Tensor,
+    embeddings: Standardised,
     spread: Tensor,
     features: Tensor | None,
     objective: Objective,
@@ -247,7 +269,7 @@ def _fit_two_steps(
         found = fit_proven(embeddings, features, objective, chosen, folds, *prior)
 
     # Slopes that signals share in part where co-actions are few, unless held-out actions speak against it
-    widths = (embeddings.shape[1], 0 if features is None else features.shape[1])
+    widths = (embeddings.width, 0 if features is None else features.shape[1])
     slopes = {k: sum(widths[number] for number in READS[chosen[k]]) for k in sharers(chosen, objective)}
     if any(counts[k] < SHARING_FEW * number for k, number in slopes.items()):
         shared = fit_proven(embeddings, features, objective, chosen, folds, *prior, SHARING)
@@ -257,7 +279,7 @@ def _fit_two_steps(
 
 
 def _best_prior(
-    embeddings: Tensor,
+    embeddings: Standardised,
     spread: Tensor,
     features: Tensor | None,
     objective: Objective,

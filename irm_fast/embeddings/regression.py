@@ -8,7 +8,7 @@ R = (1 - sharing) I + sharing 1 1^T, and L U for independent slopes U, where L L
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from irm_fast.embeddings.optimize import fit_map
+from irm_fast.embeddings.passed_block import PassedRows
+from irm_fast.embeddings.passed_regression import PassedLoss, entries_and_residuals
 
 BESIDE_SD = 3.0  # prior deviation of the factors of what is beside the features
 
@@ -39,7 +41,7 @@ class RegressionRows(NamedTuple):
     """The n rows of one signal that a regression is fitted to or judged by.
 
     Attributes:
-        blocks: Blocks of features (float32), each of shape (n, P).
+        blocks: Blocks of features (float32), each of shape (n, P); the first one may be passed over.
         beside: Columns of shape (n,) beside the features: the part of the logits that comes from the context, and
             whether the signal before a follower acted.
         acted: Whether the signal acted (bool), of shape (n,).
@@ -47,16 +49,17 @@ class RegressionRows(NamedTuple):
         chance: The probability of an action in units of the propensity, of shape (n,); None means 1.
     """
 
-    blocks: list[np.ndarray]
+    blocks: list[np.ndarray | PassedRows]
     beside: list[np.ndarray]
     acted: np.ndarray
     weight: np.ndarray
     chance: np.ndarray | None
 
     def columns(self, sd: float) -> np.ndarray:
-        """Return the features in units in which the prior deviation of every slope is `sd`, of shape (n, P)."""
-        columns = [block / np.sqrt(block.shape[1]) for block in self.blocks]
-        return np.hstack([*columns, *(each[:, None] * np.float32(BESIDE_SD / sd) for each in self.beside)])
+        """Return what is held of the features, in units in which the prior deviation of a slope is `sd`, (n, P)."""
+        columns = [block / np.sqrt(block.shape[1]) for block in self.blocks if isinstance(block, np.ndarray)]
+        columns += [each[:, None] * np.float32(BESIDE_SD / sd) for each in self.beside]
+        return np.hstack(columns) if columns else np.empty((len(self.acted), 0), np.float32)
 
     def line(self, weights: np.ndarray, bias: float, sd: float) -> Line:
         """Return the line of weights (P,) of the columns."""
@@ -96,7 +99,7 @@ def fit_lines(rows: Sequence[RegressionRows], sd: float, sharing: float) -> list
     Returns:
         The K lines.
     """
-    if len(rows) > 1:
+    if len(rows) > 1 or any(isinstance(block, PassedRows) for one in rows for block in one.blocks):
         return _together(rows, sd, sharing)
     return [one.line(*(_logistic if one.chance is None else _scaled_logistic)(one, sd), sd) for one in rows]
 
@@ -136,37 +139,44 @@ def _together(rows: Sequence[RegressionRows], sd: float, sharing: float) -> list
     """Return the lines of several signals, fitted at once by L-BFGS over independent slopes, the intercepts last."""
     from scipy.optimize import minimize
 
-    columns, count = [one.columns(sd) for one in rows], len(rows)
-    total = sum(one.weight.sum() for one in rows)
+    losses, width, count = _losses(rows, sd), sum(block.shape[1] for block in rows[0].blocks), len(rows)
+    width += len(rows[0].beside)
+    each = np.array([one.weight.sum() for one in rows])
+    total = sum(each)
+    scale = np.ones(count) if sharing else total / each  # apart, no signal is less exact for being rarer
     root = np.linalg.cholesky((1 - sharing) * np.eye(count) + sharing)
 
     def loss(values: np.ndarray) -> tuple[float, np.ndarray]:
         own, biases = values[:-count].reshape(count, -1), values[-count:]
-        value, slopes, gradient = (own**2).sum() / (2 * sd**2), np.empty_like(own), np.empty(count)
-        for k, (one, x, weights) in enumerate(zip(rows, columns, (root @ own).astype(np.float32), strict=True)):
-            entries, residual = _entries_and_residuals(x @ weights + biases[k], one.acted, one.chance)
-            value += one.weight @ entries
-            residual *= one.weight
-            slopes[k], gradient[k] = residual.astype(np.float32) @ x, residual.sum()
-        return value / total, np.concatenate([(root.T @ slopes + own / sd**2).ravel(), gradient]) / total
+        parts, slopes, gradient = losses(root @ own, biases)
+        value = (own**2 * scale[:, None]).sum() / (2 * sd**2)
+        for part in parts * scale:
+            value += part
+        by_own = (root.T @ slopes + own / sd**2) * scale[:, None]
+        return value / total, np.concatenate([by_own.ravel(), gradient * scale]) / total
 
-    start = np.zeros(count * (columns[0].shape[1] + 1))
+    start = np.zeros(count * (width + 1))
     start[-count:] = [constant_line(one).bias for one in rows]
     found = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 200, "gtol": 1e-4, "maxls": 50}).x
     weights = (root @ found[:-count].reshape(count, -1)).astype(np.float32)
     return [rows[k].line(weights[k], float(found[-count + k]), sd) for k in range(count)]
 
 
-def _entries_and_residuals(
-    logit: np.ndarray, acted: np.ndarray, chance: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return what `_entries` returns, but for a constant, and its derivatives by the logits, both of shape (n,)."""
-    from scipy.special import expit
+def _losses(rows: Sequence[RegressionRows], sd: float) -> Callable:
+    """Return a function as `PassedLoss` is one, of the columns of K signals, by passes or of columns in memory."""
+    columns = [one.columns(sd) for one in rows]
+    passed = [block for one in rows for block in one.blocks if isinstance(block, PassedRows)]
+    if passed:
+        parts = ([getattr(one, name) for one in rows] for name in ("acted", "weight", "chance"))
+        return PassedLoss(passed, columns, *parts)
 
-    entries, residual = np.logaddexp(0, np.where(acted, -logit, logit)), expit(logit) - acted
-    if chance is not None:
-        with np.errstate(divide="ignore"):  # the logarithm of 0, where the side is proven
-            spared = logit + np.log1p(-chance)
-        entries -= np.where(acted, 0, np.logaddexp(0, spared))
-        residual -= np.where(acted, 0, expit(spared))
-    return entries, residual
+    def in_memory(weights: np.ndarray, biases: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        value, slopes, gradient = np.empty(len(rows)), np.empty(weights.shape), np.empty(len(rows))
+        for k, (one, x, slope) in enumerate(zip(rows, columns, weights.astype(np.float32), strict=True)):
+            entries, residual = entries_and_residuals(x @ slope + biases[k], one.acted, one.chance)
+            value[k] = one.weight @ entries
+            residual *= one.weight
+            slopes[k], gradient[k] = residual.astype(np.float32) @ x, residual.sum()
+        return value, slopes, gradient
+
+    return in_memory

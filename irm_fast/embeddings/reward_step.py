@@ -15,6 +15,7 @@ from irm_fast.diagnostics.metrics import paired_difference
 from irm_fast.embeddings.objective import Objective
 from irm_fast.embeddings.optimize import REWARD_SDS, Training, fit_map, prior_shares, rows_where, train_network
 from irm_fast.embeddings.parts import LinearStart, Network, Reward
+from irm_fast.embeddings.standardised import Rows, Standardised, as_standardised
 
 AUTO_LAYERS = (128,)
 STARTS = (-1.0, 1.0)  # propensity logits to start from: the likelihood may have two maxima
@@ -33,7 +34,7 @@ class PropensityLogits(NamedTuple):
 
 
 def fit_reward(
-    x: Tensor,
+    x: Tensor | Standardised,
     spread: Tensor,
     propensity: PropensityLogits,
     objective: Objective,
@@ -59,7 +60,7 @@ def fit_reward(
         generator: Decides the order of the rows in the training of networks.
         start: `Reward.start` of an earlier fit, whose prior a linear reward keeps; None to choose the prior.
     """
-    auto = isinstance(hidden_layers, str)
+    x, auto = as_standardised(x), isinstance(hidden_layers, str)
     layers = AUTO_LAYERS if isinstance(hidden_layers, str) else tuple(hidden_layers)
     if layers and not auto:
         return _fit_networks(x, propensity, objective, folds, layers, training, generator)
@@ -151,7 +152,7 @@ def _value(found: tuple[float, Tensor, Tensor, Tensor]) -> float:
 
 
 def _fit_linear(
-    x: Tensor,
+    x: Standardised,
     spread: Tensor,
     propensity: PropensityLogits,
     objective: Objective,
@@ -170,12 +171,15 @@ def _fit_linear(
         counted = torch.from_numpy((folds != fold).astype(np.float32)).to(device)
         # Weights in units of their prior deviations: with raw variances L-BFGS would not be done after 200 iterations.
         unit = shares[share].sqrt()
-        units, bias = (part.clone() for part in begin or (x.new_zeros(x.shape[1]), x.new_zeros(())))
-        precision = x.shape[1] / sd**2 / float(counted.sum()) / 2
+        units, bias = (part.clone() for part in begin or (x.zeros(x.width), x.zeros()))
+        number = counted.sum()
+        precision = x.width / sd**2 / float(number) / 2
+
+        def of_block(block: Rows, some: Tensor) -> Tensor:
+            return objective.linear_loss(some, units * unit, bias, propensity.training, counted, block, number)
 
         def loss() -> Tensor:
-            value = objective.linear_loss(x, units * unit, bias, propensity.training, counted)
-            return value + precision * (units**2).sum()
+            return x.loss(of_block, [units, bias]) + precision * (units**2).sum()
 
         fit_map([units, bias], loss)
         return units, bias
@@ -183,7 +187,8 @@ def _fit_linear(
     def held_out_loss(prior: tuple[float, str]) -> float:
         units, bias = fitted(0, *prior)
         rows = rows_where(folds == 0, device)
-        logits = x[rows] @ (units * shares[prior[1]].sqrt()) + bias
+        weight = units * shares[prior[1]].sqrt()
+        logits = x.map(lambda _, some: some @ weight + bias, rows)
         return float(objective.loss(logits, propensity.held_out[rows], rows))
 
     if start is None:
@@ -193,16 +198,16 @@ def _fit_linear(
         sd, share, begins = start
     fits = [fitted(fold, sd, share, begin) for fold, begin in enumerate(begins)]
     unit = shares[share].sqrt()
-    each = [x @ (units * unit) + bias for units, bias in fits]
+    each = x.map(lambda _, some: torch.stack([some @ (units * unit) + bias for units, bias in fits], 1)).unbind(1)
     weight, bias = (torch.stack(values).mean(0) for values in zip(*fits, strict=True))
-    precision = torch.cat([x.shape[1] / sd**2 / shares[share], x.new_zeros(1)])
+    precision = torch.cat([x.width / sd**2 / shares[share], x.zeros(1)])
     start = LinearStart(sd, share, fits)
     reward = Reward(weight * unit, bias, (), None, *_by_fold(each, folds), start=start, precision=precision)
     return _with_losses(reward, propensity.held_out, objective)
 
 
 def _fit_networks(
-    x: Tensor,
+    x: Standardised,
     propensity: PropensityLogits,
     objective: Objective,
     folds: np.ndarray,
@@ -213,19 +218,17 @@ def _fit_networks(
     """Train one reward network per fold, on the rows outside the fold."""
 
     def loss(network: Network, rows: Tensor) -> Tensor:
-        return objective.loss(
-            network(x.index_select(0, rows)).squeeze(1), propensity.training.index_select(0, rows), rows
-        )
+        return objective.loss(network(x.at(rows)).squeeze(1), propensity.training.index_select(0, rows), rows)
 
     networks, each = [], []
     for fold in range(int(folds.max()) + 1):
-        network = Network(x.shape[1], layers, 1).to(x.device)
+        network = Network(x.width, layers, 1).to(x.device)
         fitted, held_out = rows_where(folds != fold, x.device), rows_where(folds == fold, x.device)
         train_network(network, loss, fitted, held_out, training, generator)
         networks.append(network)
         with torch.no_grad():
-            each.append(network(x).squeeze(1))
-    zeros = x.new_zeros(x.shape[1] + 1)
+            each.append(x.map(lambda _, some, network=network: network(some).squeeze(1)))  # type: ignore[misc]
+    zeros = x.zeros(x.width + 1)
     reward = Reward(zeros[1:], zeros[0], tuple(networks), None, *_by_fold(each, folds))
     return _with_losses(reward, propensity.held_out, objective)
 

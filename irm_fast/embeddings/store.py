@@ -10,12 +10,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from irm_fast.data.whole import whole_path
+from irm_fast.embeddings.shards import Shards, files_of, open_files
 from irm_fast.models.parts import opened, parts_folder, row_hash
 
 if TYPE_CHECKING:
@@ -69,23 +71,23 @@ class Source:
 
 
 def read_source(path: str | Path) -> Source:
-    """Read how the embeddings of a file were made.
+    """Read how embeddings were made.
 
     Args:
-        path: A file that `irm-fast embed` wrote.
+        path: A file that `irm-fast embed` wrote, a folder of such files, or a pattern of their paths.
 
     Raises:
-        ValueError: The file is missing, damaged, of another format, or not written by `irm-fast embed`.
+        ValueError: A file is missing, damaged, of another format, or not written by `irm-fast embed`; or the files were
+            made otherwise than the first of them.
     """
-    with opened(path) as file:
-        return _source(path, file)
+    return _sources(files_of(path))[0]
 
 
 def read_embeddings(path: str | Path, ids: Sequence[str], messages: Sequence[Messages]) -> np.ndarray:
-    """Read the embeddings of N rows, in their order, from a file that may hold more rows and in another order.
+    """Read the embeddings of N rows, in their order, from files that may hold more rows and in another order.
 
     Args:
-        path: A file that `irm-fast embed` wrote.
+        path: As of `read_source`.
         ids: The ids of the N rows, for errors; in files of earlier versions rows are found by id and text.
         messages: The conversations of the N rows.
 
@@ -94,32 +96,83 @@ def read_embeddings(path: str | Path, ids: Sequence[str], messages: Sequence[Mes
         instead of copied.
 
     Raises:
-        ValueError: The file is missing, damaged, of another format or not written by `irm-fast embed`; or rows have no
-            embedding there, and the message says how many and names the first.
+        ValueError: As `read_source`; or rows have no embedding there, and the message says how many and names the
+            first.
     """
+    rows = open_embeddings(path, [(ids, messages)])
+    return rows.read(0, len(rows)).numpy()
+
+
+def open_embeddings(path: str | Path, parts: Sequence[tuple[Sequence[str], Sequence[Messages]]]) -> Shards:
+    """Find the embeddings of N rows in files that may hold more rows and in another order. They are not read yet.
+
+    Args:
+        path: As of `read_source`.
+        parts: The ids and the conversations of the rows, as of `read_embeddings`, of one part of the rows after the
+            other.
+
+    Returns:
+        The N rows, memory-mapped, in the order of the parts.
+
+    Raises:
+        ValueError: As `read_embeddings`.
+    """
+    files = files_of(path)
+    with_ids = _sources(files)[1] == _WITH_IDS
+    held = np.concatenate([_hashes(file) for file in files])
+    wanted = np.concatenate([row_hash(ids if with_ids else None, messages) for ids, messages in parts])
+    rows = open_files(files)
+    if np.array_equal(held, wanted):
+        return rows
+    return rows[_places(path, [ids for ids, _ in parts], wanted, held, with_ids=with_ids)]
+
+
+def _sources(files: Sequence[Path]) -> tuple[Source, str]:
+    """Return how files were made, and their format; raise ValueError unless they are alike."""
+    found = list[tuple[Source, str]]()
+    for path in files:
+        with opened(path) as file:
+            found.append((_source(path, file), file.metadata()["irm_fast_embeddings"]))
+        first, now = found[0], found[-1]
+        other = first[0].difference(now[0]) or ("format" if first[1] != now[1] else "")
+        if other:
+            got, expected = (getattr(each[0], other, each[1]) for each in (now, first))
+            raise ValueError(
+                f"{path}: {other}: got {got!r} where {files[0]} has {expected!r}; expected files of one run of "
+                "irm-fast embed: give the folder of one"
+            )
+    return found[0]
+
+
+def _hashes(path: Path) -> np.ndarray:
+    """Return the row hashes (int64) of a file, of shape (n,)."""
     with opened(path) as file:
-        _source(path, file)
-        with_ids = file.metadata()["irm_fast_embeddings"] == _WITH_IDS
-        vectors, held = file.get_tensor("embeddings"), file.get_tensor("row_hash").numpy()
-    wanted = row_hash(ids if with_ids else None, messages)
-    if not np.array_equal(held, wanted):
-        vectors = vectors[_places(path, ids, wanted, held, with_ids=with_ids)]
-    return vectors.float().numpy()
+        found: np.ndarray = file.get_tensor("row_hash").numpy()
+        return found
 
 
 def _places(
-    path: str | Path, ids: Sequence[str], wanted: np.ndarray, held: np.ndarray, *, with_ids: bool
+    path: str | Path, ids: Sequence[Sequence[str]], wanted: np.ndarray, held: np.ndarray, *, with_ids: bool
 ) -> np.ndarray:
-    """Return the positions (N,) of the wanted hashes among those held; raise ValueError if one is missing."""
+    """Return the positions (N,) of the wanted hashes among those held; raise ValueError if one is missing.
+
+    Args:
+        path: For the error.
+        ids: The ids of the rows, of one part after the other.
+        wanted: The hashes of the rows, of shape (N,).
+        held: The hashes of the files.
+        with_ids: Whether the hashes are of ids, too.
+    """
     order = np.argsort(held, kind="stable")
     places = order[np.searchsorted(held, wanted, sorter=order).clip(max=len(held) - 1)]
     lacking = np.flatnonzero(held[places] != wanted)
     if len(lacking):
         ids_too = " id or" if with_ids else ""
-        unnamed = with_ids and ids[lacking[0]].rpartition("/")[2].startswith("row-")
+        name = next(islice(chain.from_iterable(ids), int(lacking[0]), None))
+        unnamed = with_ids and name.rpartition("/")[2].startswith("row-")
         numbers = "; where a log has no ids, line numbers stand for them, and files of this version hold them"
         raise ValueError(
-            f"{path}: no embedding of row {ids[lacking[0]]!r} with its present text ({len(lacking)} of {len(ids)} rows "
+            f"{path}: no embedding of row {name!r} with its present text ({len(lacking)} of {len(wanted)} rows "
             f"lack one); the data have new rows, or rows of another{ids_too} text{numbers if unnamed else ''}: run "
             "irm-fast embed on them"
         )

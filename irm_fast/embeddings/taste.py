@@ -40,11 +40,9 @@ def without_taste(problem: Problem, split: Split, users: Sequence[Hashable | Non
     if z is None or start is None or not z.any():
         return None
     # A further column of the embeddings, in units that give its weight the prior deviation TASTE_SD
-    x, unit = problem.embeddings, TASTE_SD * problem.embeddings.shape[1] ** 0.5 / start.sd
+    unit = TASTE_SD * problem.embeddings.width**0.5 / start.sd
     usual = problem.spread[torch.isfinite(problem.spread)].square().mean().sqrt()[None]
-    beside = replace(
-        problem, embeddings=torch.cat([x, (z * unit)[:, None]], 1), spread=torch.cat([problem.spread, usual])
-    )
+    beside = replace(problem, embeddings=problem.embeddings.beside(z * unit), spread=torch.cat([problem.spread, usual]))
     fits = [(torch.cat([units, units.new_zeros(1)]), bias) for units, bias in start.fits]
     found = beside.fit_reward(split.logits, (), start._replace(fits=fits))
     parts = (split.reward.losses, found.losses, problem.objective.weight)

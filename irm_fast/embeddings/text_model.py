@@ -17,6 +17,7 @@ from irm_fast.data.signals import RewardSpec, known_logits
 from irm_fast.data.warning import warn_caller
 from irm_fast.embeddings.embedder import Embedder
 from irm_fast.embeddings.sentence_files import SentenceFiles
+from irm_fast.embeddings.shards import Shards
 from irm_fast.embeddings.store import Source
 from irm_fast.losses.implicit import implicit_rm_loss
 from irm_fast.models.backbone import save_checkpoint
@@ -138,11 +139,11 @@ class EmbeddedRewardModel:
         vectors, _ = self.embedder.embed(log.messages, passes)
         return self.predict(vectors.numpy(), log)
 
-    def predict(self, vectors: np.ndarray, log: Log) -> HeldOut:
+    def predict(self, vectors: np.ndarray | Shards, log: Log) -> HeldOut:
         """Predict the rows of a log from their embeddings.
 
         Args:
-            vectors: Embeddings (float32) of shape (N, D).
+            vectors: Embeddings of shape (N, D).
             log: The same N rows, with the signals of `spec`, in their order.
 
         Returns:
@@ -164,13 +165,13 @@ class EmbeddedRewardModel:
         )
         return HeldOut(loss.numpy(), weight.numpy(), reward.numpy(), logits.numpy())
 
-    def propensities(self, vectors: np.ndarray, log: Log) -> np.ndarray:
+    def propensities(self, vectors: np.ndarray | Shards, log: Log) -> np.ndarray:
         """Return the propensities of the rows of a log, as of rows later than those of the fit.
 
         A warning says so if the propensity design reads positions and the log has none.
 
         Args:
-            vectors: Embeddings (float32) of shape (N, D).
+            vectors: Embeddings of shape (N, D).
             log: The same N rows, with the features that the propensity design reads.
 
         Returns:

@@ -30,7 +30,9 @@ from torch.nn.functional import softplus
 from irm_fast.embeddings.declared import followers
 from irm_fast.embeddings.objective import Objective
 from irm_fast.embeddings.parts import Propensities
+from irm_fast.embeddings.passed_block import Block, PassedBlock, block_of
 from irm_fast.embeddings.regression import Line, RegressionRows, constant_line, fit_lines
+from irm_fast.embeddings.standardised import Standardised, as_standardised
 
 READS = {"constant": (), "known": (), "hidden": (0, 1), "features": (1,)}  # of the embedding and the features
 ENOUGH = 10  # co-actions; with fewer, propensities that depend on the response were erratic
@@ -98,7 +100,7 @@ class ProvenFit(NamedTuple):
 
 
 def fit_proven(
-    embeddings: Tensor,
+    embeddings: Tensor | Standardised,
     features: Tensor | None,
     objective: Objective,
     designs: Sequence[str],
@@ -131,12 +133,13 @@ def fit_proven(
     Returns:
         The propensities and their held-out losses.
     """
-    unit, n_folds, n_signals = share.sqrt(), first or int(folds.max()) + 1, len(designs)
-    data = _regressions(embeddings * unit, features, objective, designs, mass, context)
+    x, unit, n_folds, n_signals = as_standardised(embeddings), share.sqrt(), first or int(folds.max()) + 1, len(designs)
+    data = _regressions(x, unit, features, objective, designs, mass, context)
     slopes = [np.zeros((n_folds, n_signals, block.shape[1]), np.float32) for block in data.blocks]
     bias, order = (np.zeros((n_folds, n_signals), np.float32) for _ in range(2))
     losses = HeldOutLosses(np.zeros(n_signals), np.zeros(n_signals))
-    for fold, alike in itertools.product(range(n_folds), _alike(designs, objective, sharing)):
+    together = 1.0 if isinstance(data.blocks[0], PassedBlock) else sharing  # in one pass over the rows of all
+    for fold, alike in itertools.product(range(n_folds), _alike(designs, objective, together)):
         fitted, held = ({k: data.rows(k, some) for k in alike} for some in (folds != fold, folds == fold))
 
         # A constant
@@ -153,11 +156,9 @@ def fit_proven(
             for number, slope in zip(data.read[k], line.slopes, strict=False):
                 slopes[number][fold, k] = slope
             losses.design[k] += held[k].loss(line)
-    by_fold = [torch.from_numpy(values).to(embeddings.device) for values in (*slopes, bias)]
+    by_fold = [torch.from_numpy(values).to(x.device) for values in (*slopes, bias)]
     by_fold[0] *= unit
-    return ProvenFit(
-        Propensities.mean(designs, by_fold), by_fold, losses, torch.from_numpy(order).to(embeddings.device)
-    )
+    return ProvenFit(Propensities.mean(designs, by_fold), by_fold, losses, torch.from_numpy(order).to(x.device))
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,8 @@ class _Regressions:
     """What the regressions of K signals read of N rows, as arrays.
 
     Attributes:
-        blocks: Embeddings in units of their prior deviations, of shape (N, D), and propensity features, (N, F).
+        blocks: Embeddings in units of their prior deviations, of shape (N, D), held or passed over, and propensity
+            features, (N, F).
         read: For each signal the numbers of the blocks that its design reads.
         follows: For each signal whether it may follow another, which a regression then fits.
         beside: For each signal the parts of its logit that are known up to a factor, each of shape (N,).
@@ -175,7 +177,7 @@ class _Regressions:
         chance: The probability of an action in units of the propensity, of shape (N, K); None means 1.
     """
 
-    blocks: list[np.ndarray]
+    blocks: list[Block]
     read: list[list[int]]
     follows: list[bool]
     beside: list[list[np.ndarray]]
@@ -194,17 +196,18 @@ class _Regressions:
 
 
 def _regressions(
-    embeddings: Tensor,
+    x: Standardised,
+    unit: Tensor,
     features: Tensor | None,
     objective: Objective,
     designs: Sequence[str],
     mass: Tensor | None,
     context: Tensor | None,
 ) -> _Regressions:
-    """Return what the regressions read; the arguments are those of `fit_proven`, embeddings in prior deviations."""
+    """Return what the regressions read; the arguments are those of `fit_proven`, and the prior deviations (D,)."""
     blocks = [
-        embeddings.cpu().numpy(),
-        np.empty((len(embeddings), 0), np.float32) if features is None else features.cpu().numpy(),
+        block_of(x, unit),
+        np.empty((len(x), 0), np.float32) if features is None else features.cpu().numpy(),
     ]
     signals = range(len(designs))
     follows = [designs[k] != "known" and k in dict(followers(objective.after)) for k in signals]

@@ -19,6 +19,7 @@ Known ones, and the part of propensities that comes from the context, count as e
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -29,8 +30,10 @@ from irm_fast.embeddings.joint import BIAS_SD
 from irm_fast.embeddings.objective import Objective
 from irm_fast.embeddings.parts import Reward
 from irm_fast.embeddings.propensity_step import FoundPropensities
+from irm_fast.embeddings.standardised import Rows, Standardised, as_standardised
 from irm_fast.embeddings.two_step import READS, proven
 
+GROUPED = 2**27  # numbers of the sums over groups in memory at once
 CHUNK = 16_384  # rows of a product whose operand is made on the way
 RIDGE = 1e-9  # of the mean diagonal, added before a matrix is factored; ten times more until it can be
 
@@ -50,7 +53,7 @@ class _Gradients(NamedTuple):
 
 
 def covariance_factor(
-    x: Tensor,
+    x: Tensor | Standardised,
     z: Tensor | None,
     reward: Reward,
     logits: Tensor,
@@ -73,46 +76,177 @@ def covariance_factor(
     Returns:
         The factor (float32), of shape (D + 1, R) with R at least D + 1; its last row is the bias.
     """
-    gradients = _gradients(reward.held_out, logits, objective)
-    designs = found.propensities.designs
-    # Where actions may be misclicks, propensities and reward are fitted in turn, to the same likelihood in the end
-    two_steps = [step and not any(objective.misclick_rate) for step in found.two_steps]
-    ones = x.new_ones(len(x), 1)
-    with_one = torch.cat([x, ones], 1)
+    rows = _Influence.of(as_standardised(x), z, reward, logits, found, objective)
+    reads = dict(zip(rows.joint, rows.joint_reads, strict=True)) | dict(
+        zip(rows.proven, rows.proven_reads, strict=True)
+    )
+    prior = torch.diag(torch.cat([reward.precision, *(reads[k].precision for k in rows.joint)])).double().cpu()
 
     # What the joint likelihood fitted: the reward, and propensities without proven rows
-    blocks, slopes, precisions = [with_one], [gradients.reward], [reward.precision]
-    for k in range(len(designs)):
-        if designs[k] != "known" and not two_steps[k]:
-            block, precision = _read(designs[k], x, z, found.prior, bias=1 / BIAS_SD**2)
-            blocks.append(block)
-            slopes.append(gradients.propensity[:, k])
-            precisions.append(precision)
-    influence = torch.cat([block * slope[:, None] for block, slope in zip(blocks, slopes, strict=True)], 1)
-    prior = torch.diag(torch.cat(precisions)).double().cpu()
-    information = _product(influence, influence, 1 / objective.weight) + prior
+    count = len(rows.proven)
+    information, *parts = rows.x.total(rows.curvatures)
+    information, outer = information + prior, prior
 
     # What the two-step propensities add
-    evidence, outer = proven(objective), prior
-    for k in [k for k in range(len(designs)) if two_steps[k]]:
-        block, precision = _read(designs[k], x, z, found.prior, bias=0.0)
-        cross = _product(block, with_one, gradients.cross[:, k])
-        rows = torch.nonzero(evidence[:, k])[:, 0]
-        block, m, weight = block[rows], torch.sigmoid(logits[rows, k]), objective.weight[rows]
-        curvature = _product(block, block, weight * m * (1 - m)) + torch.diag(precision).double().cpu()
-        moved = _solve(curvature, cross)
-        residual = weight * (m - (objective.feedback[rows, k] == 1).float())
-        influence[:, : with_one.shape[1]].index_add_(0, rows, (residual[:, None] * block) @ moved.to(block), alpha=-1)
-        spread = moved.T @ (precision.double().cpu()[:, None] * moved)
+    moved = []
+    for k, cross, curvature in zip(rows.proven, parts[:count], parts[count:], strict=True):
+        precision = reads[k].precision
+        moved.append(_solve(curvature + torch.diag(precision).double().cpu(), cross))
+        spread = moved[-1].T @ (precision.double().cpu()[:, None] * moved[-1])
         outer = outer + torch.nn.functional.pad(spread, (0, len(prior) - len(spread)) * 2)
 
     # Summed over groups
-    if groups is not None:
-        rows = torch.from_numpy(groups).to(x.device)
-        influence = influence.new_zeros(int(groups.max()) + 1, influence.shape[1]).index_add_(0, rows, influence)
-    outer = outer + _product(influence, influence)
-    factor = _solve(information, _root(outer))[: x.shape[1] + 1]
-    return factor.float().contiguous().to(x.device)
+    outer = outer + _outer(rows, moved, groups, len(prior))
+    factor = _solve(information, _root(outer))[: rows.x.width + 1]
+    return factor.float().contiguous().to(rows.x.device)
+
+
+class _Reads(NamedTuple):
+    """What the propensity of a signal reads.
+
+    Attributes:
+        embeddings: Whether it reads these.
+        features: The propensity features of shape (N, F), or None if it reads none.
+        precision: The prior precisions of what it reads, of shape (P,), that of the bias last.
+    """
+
+    embeddings: bool
+    features: Tensor | None
+    precision: Tensor
+
+    @classmethod
+    def of(cls, design: str, x: Standardised, z: Tensor | None, prior: tuple[float, Tensor], bias: float) -> _Reads:
+        """Return what a design reads, with a prior precision of the bias."""
+        (sd, share), reads = prior, READS[design]
+        features, precisions = z if 1 in reads else None, []
+        if 0 in reads:
+            precisions.append(x.width / sd**2 / share)
+        if features is not None:
+            precisions.append(features.new_full((features.shape[1],), features.shape[1] / sd**2))
+        return cls(0 in reads, features, torch.cat([*precisions, x.zeros(1) + bias]))
+
+    def columns(self, rows: Rows, some: Tensor) -> Tensor:
+        """Return what is read of some rows with the embeddings (n, D), of shape (n, P), a column of ones last."""
+        blocks = [some] if self.embeddings else []
+        if self.features is not None:
+            blocks.append(self.features[rows])
+        return torch.cat([*blocks, some.new_ones(len(some), 1)], 1)
+
+
+class _Influence(NamedTuple):
+    """What each row adds to the gradient of the likelihood, and to its derivatives.
+
+    Attributes:
+        x: The embeddings.
+        objective: The implicit loss of the rows.
+        gradients: The gradients by the logits.
+        curvature: The weights w m (1 - m) of the curvature of the regressions on proven rows, of shape (N, K).
+        residual: The weighted residuals w (m - f) of these regressions, of shape (N, K).
+        evidence: `two_step.proven`, of shape (N, K).
+        joint: The signals whose propensities the joint likelihood fitted.
+        joint_reads: What each of these reads.
+        proven: The signals whose propensities were fitted on proven rows.
+        proven_reads: What each of these reads.
+    """
+
+    x: Standardised
+    objective: Objective
+    gradients: _Gradients
+    curvature: Tensor
+    residual: Tensor
+    evidence: Tensor
+    joint: Sequence[int]
+    joint_reads: Sequence[_Reads]
+    proven: Sequence[int]
+    proven_reads: Sequence[_Reads]
+
+    @classmethod
+    def of(
+        cls,
+        x: Standardised,
+        z: Tensor | None,
+        reward: Reward,
+        logits: Tensor,
+        found: FoundPropensities,
+        objective: Objective,
+    ) -> _Influence:
+        """Return it for the arguments of `covariance_factor`."""
+        designs = found.propensities.designs
+        # Where actions may be misclicks, propensities and reward are fitted in turn, to the same likelihood in the end
+        two_steps = [step and not any(objective.misclick_rate) for step in found.two_steps]
+        signals = range(len(designs))
+        joint = [k for k in signals if designs[k] != "known" and not two_steps[k]]
+        in_two_steps = [k for k in signals if two_steps[k]]
+        m, weight = torch.sigmoid(logits), objective.weight[:, None]
+        return cls(
+            x=x,
+            objective=objective,
+            gradients=_gradients(reward.held_out, logits, objective),
+            curvature=weight * m * (1 - m),
+            residual=weight * (m - (objective.feedback == 1).float()),
+            evidence=proven(objective),
+            joint=joint,
+            joint_reads=[_Reads.of(designs[k], x, z, found.prior, 1 / BIAS_SD**2) for k in joint],
+            proven=in_two_steps,
+            proven_reads=[_Reads.of(designs[k], x, z, found.prior, 0.0) for k in in_two_steps],
+        )
+
+    def of_joint(self, rows: Rows, some: Tensor) -> Tensor:
+        """Return what rows add to the gradient of the joint likelihood, of shape (n, P): reward and bias first."""
+        parts = [_with_one(some) * self.gradients.reward[rows][:, None]]
+        for k, reads in zip(self.joint, self.joint_reads, strict=True):
+            parts.append(reads.columns(rows, some) * self.gradients.propensity[rows][:, k, None])
+        return torch.cat(parts, 1)
+
+    def curvatures(self, rows: Rows, some: Tensor) -> list[Tensor]:
+        """Return A of the joint likelihood; then B of each signal that was fitted on proven rows; then their C."""
+        influence, with_one = self.of_joint(rows, some), _with_one(some)
+        crosses, own = [], []
+        for k, reads in zip(self.proven, self.proven_reads, strict=True):
+            block = reads.columns(rows, some)
+            crosses.append(_product(block, with_one, self.gradients.cross[rows][:, k]))
+            seen = torch.nonzero(self.evidence[rows][:, k])[:, 0]
+            block = block[seen]
+            own.append(_product(block, block, self.curvature[rows][seen, k]))
+        return [_product(influence, influence, 1 / self.objective.weight[rows]), *crosses, *own]
+
+    def of_all(self, rows: Rows, some: Tensor, moved: Sequence[Tensor]) -> Tensor:
+        """Return what rows add to U - B C^-1 V, of shape (n, P), where `moved` are the C^-1 B^T of the signals."""
+        influence = self.of_joint(rows, some)
+        for k, reads, by_evidence in zip(self.proven, self.proven_reads, moved, strict=True):
+            seen = torch.nonzero(self.evidence[rows][:, k])[:, 0]
+            block = reads.columns(rows, some)[seen]
+            added = (self.residual[rows][seen, k, None] * block) @ by_evidence.to(block)
+            influence[:, : some.shape[1] + 1].index_add_(0, seen, added, alpha=-1)
+        return influence
+
+
+def _outer(rows: _Influence, moved: Sequence[Tensor], groups: np.ndarray | None, width: int) -> Tensor:
+    """Return J: the sum over groups of the outer product of what a group adds, of shape (P, P), `width` being P."""
+    if groups is None:
+
+        def of_rows(block: Rows, some: Tensor) -> list[Tensor]:
+            influence = rows.of_all(block, some, moved)
+            return [_product(influence, influence)]
+
+        return rows.x.total(of_rows)[0]
+
+    number, total = torch.from_numpy(groups).to(rows.x.device), torch.zeros(width, width, dtype=torch.float64)
+    for first in range(0, int(groups.max()) + 1, max(1, GROUPED // width)):  # so many groups in memory at once
+        last = min(first + max(1, GROUPED // width), int(groups.max()) + 1)
+        summed = rows.x.zeros(last - first, width)
+
+        def add(block: Rows, some: Tensor, first: int = first, last: int = last, summed: Tensor = summed) -> None:
+            own = number[block]
+            influence = rows.of_all(block, some, moved)
+            if last - first <= int(groups.max()):  # not all groups
+                inside = (own >= first) & (own < last)
+                own, influence = own[inside], influence[inside]
+            summed.index_add_(0, own - first, influence)
+
+        rows.x.visit(add, summed)
+        total += _product(summed, summed)
+    return total
 
 
 def deviation(x: Tensor, factor: Tensor) -> Tensor:
@@ -125,7 +259,7 @@ def deviation(x: Tensor, factor: Tensor) -> Tensor:
     return torch.linalg.vector_norm(x @ factor[:-1] + factor[-1], dim=1)
 
 
-def mean_error(x: Tensor, reward: Reward, factor: Tensor) -> float:
+def mean_error(x: Standardised, reward: Reward, factor: Tensor) -> float:
     """Return the standard error of the mean preference of the rows, in redraws of the log.
 
     Args:
@@ -134,7 +268,8 @@ def mean_error(x: Tensor, reward: Reward, factor: Tensor) -> float:
         factor: What `covariance_factor` returned.
     """
     spread = torch.sigmoid(reward.held_out) * torch.sigmoid(-reward.held_out)
-    moved = (spread @ x / len(x)) @ factor[:-1] + spread.mean() * factor[-1]
+    (mean,) = x.total(lambda rows, some: [spread[rows] @ some])
+    moved = (mean.to(spread) / len(x)) @ factor[:-1] + spread.mean() * factor[-1]
     return float(torch.linalg.vector_norm(moved))
 
 
@@ -153,17 +288,9 @@ def _gradients(reward: Tensor, logits: Tensor, objective: Objective) -> _Gradien
     return _Gradients(by_reward, by_propensity, spread * silent * sign)
 
 
-def _read(design: str, x: Tensor, z: Tensor | None, prior: tuple[float, Tensor], bias: float) -> tuple[Tensor, Tensor]:
-    """Return what a propensity reads, of shape (N, P), a column of ones last, and its prior precisions (P,)."""
-    sd, share = prior
-    blocks, precisions = [], []
-    if 0 in READS[design]:
-        blocks.append(x)
-        precisions.append(x.shape[1] / sd**2 / share)
-    if 1 in READS[design] and z is not None:
-        blocks.append(z)
-        precisions.append(z.new_full((z.shape[1],), z.shape[1] / sd**2))
-    return torch.cat([*blocks, x.new_ones(len(x), 1)], 1), torch.cat([*precisions, x.new_full((1,), bias)])
+def _with_one(some: Tensor) -> Tensor:
+    """Return embeddings (n, D) with a column of ones, which is the bias."""
+    return torch.cat([some, some.new_ones(len(some), 1)], 1)
 
 
 def _product(one: Tensor, other: Tensor, weight: Tensor | None = None) -> Tensor:

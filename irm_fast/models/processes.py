@@ -139,6 +139,37 @@ def from_main_process(work: Callable[[], T], *, distributed: bool = True) -> T:
     return result  # type: ignore[no-any-return]
 
 
+def from_all(value: T) -> list[T]:
+    """What each process has of something, in the order of the processes. All of them have to call this.
+
+    Args:
+        value: What this process has, which can be pickled.
+    """
+    found: list[Any] = [None] * joined().num_processes
+    dist.all_gather_object(found, value, group=_patient_group(dist.group.WORLD))
+    return found
+
+
+def tensor_from(rank: int, tensor: torch.Tensor) -> None:
+    """Give what one process has to all, in place. All of them have to call this.
+
+    Args:
+        rank: The number of that process.
+        tensor: Its tensor, on the CPU and contiguous; in other processes one of the same shape and dtype.
+    """
+    dist.broadcast(tensor, src=rank, group=_patient_group(dist.group.WORLD))
+
+
+def added_up(tensor: torch.Tensor) -> torch.Tensor:
+    """The sum of what all processes have, in place. All of them have to call this.
+
+    Args:
+        tensor: What this process has, on the CPU and contiguous, of the same shape in all.
+    """
+    dist.all_reduce(tensor, group=_patient_group(dist.group.WORLD))
+    return tensor
+
+
 @lru_cache(maxsize=1)
 def _patient_group(world: Any) -> Any:
     """A group of all processes that waits for days, as the usual one does not."""

@@ -283,7 +283,9 @@ class EmbeddingTrainConfig(RunConfig):
 
     program: ClassVar[str] = "with embeddings"
 
-    embeddings: str = option(MISSING, "Train on what irm-fast embed wrote of the log, not on its text.")
+    embeddings: str = option(
+        MISSING, "Train on what irm-fast embed wrote of the log, a file or a folder, not on its text."
+    )
     model: str = option("", "The language model of the embeddings, where it is no longer at the place that they name.")
     hidden_layers: str = option("auto", "Layers of the reward: auto, linear, or widths as 128,64.")
 

@@ -10,19 +10,25 @@ from irm_fast.data.log import Log
 from irm_fast.data.signals import RewardSpec
 from irm_fast.embeddings.estimator import EmbeddingRewardModel
 from irm_fast.embeddings.one_signal import labels_choose
+from irm_fast.embeddings.shards import Shards
 from irm_fast.embeddings.store import Source
 from irm_fast.embeddings.text_model import EmbeddedRewardModel, propensity_features, typical_position
 from irm_fast.training.config import RunConfig
 
 
 def fit_embedded(
-    log: Log, vectors: np.ndarray, spec: RewardSpec, source: Source, config: RunConfig, hidden_layers: str | tuple
+    log: Log,
+    vectors: np.ndarray | Shards,
+    spec: RewardSpec,
+    source: Source,
+    config: RunConfig,
+    hidden_layers: str | tuple,
 ) -> EmbeddedRewardModel:
     """Fit the estimator to a log, with all that the log holds beside feedback.
 
     Args:
         log: N rows.
-        vectors: Their embeddings (float32) of shape (N, D).
+        vectors: Their embeddings of shape (N, D).
         spec: What the model is to explain; its design may be "auto".
         source: How the embeddings were made.
         config: The settings of the run.

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
-
-from irm_fast.embeddings.store import Source, read_embeddings, read_source
+from irm_fast.embeddings.shards import Shards
+from irm_fast.embeddings.store import Source, open_embeddings, read_source
 from irm_fast.embeddings.text_model import EmbeddedRewardModel
 from irm_fast.evaluation.evaluation import heldout_metrics
 from irm_fast.evaluation.log_diagnosis import diagnose_rows
 from irm_fast.models.backbone import model_config
-from irm_fast.models.processes import started
+from irm_fast.models.processes import from_main_process, started
 from irm_fast.training.config import EmbeddingTrainConfig
 from irm_fast.training.estimation import fit_embedded
 from irm_fast.training.prepare import Prepared, prepare_run, read_data
@@ -26,46 +25,46 @@ def train_on_embeddings(config: EmbeddingTrainConfig) -> TrainResult:
     the last token's state of a decoder, it is an ordinary sequence classifier as well. Propensities may depend on the
     embedding, on what can be seen of the response, such as its length (`data.features`), and on its position.
 
+    Several processes of a torchrun share the passes over the embeddings, and the first one writes.
+
     Args:
         config: The settings.
 
     Raises:
-        ValueError: What is wrong with the log (`DataError`), the embeddings, the model, the settings or the folder; or
-            there are several processes, which would all write to it.
+        ValueError: What is wrong with the log (`DataError`), the embeddings, the model, the settings or the folder.
+        RuntimeError: The processes read different logs.
     """
     # Prepare: what can be refused is refused before the work
-    if started() > 1:
-        raise ValueError(
-            f"embeddings: got {started()} processes, and one fits a reward to embeddings; expected irm-fast train "
-            "without torchrun (irm-fast embed shares its rows)"
-        )
     source = read_source(config.embeddings)
     source = replace(source, model=config.model or source.model)
     model_config(source.model)  # raises if there is no such model
     prepared = prepare_run(read_data(config), config)
-    ids = [name for part in prepared.parts for name in part.ids]
-    messages = [turns for part in prepared.parts for turns in part.messages]
-    vectors = read_embeddings(config.embeddings, ids, messages)
+    vectors = open_embeddings(config.embeddings, [(part.ids, part.messages) for part in prepared.parts])
 
     # Fit: the estimator chooses propensity designs and layers by itself
     result = _fit(prepared, vectors, config, source)
 
-    # Save: a language model that does not load is refused before there is a folder
+    # Save
+    from_main_process(lambda: _save(result, prepared, config), distributed=started() > 1)
+    return result
+
+
+def _save(result: TrainResult, prepared: Prepared, config: EmbeddingTrainConfig) -> None:
+    """Write what a run has found; a language model that does not load is refused before there is a folder."""
     model = result.model
     assert isinstance(model, EmbeddedRewardModel)
     model.load_checkpoint()
     begin_run(config, prepared.fingerprint)
     model.save(config.output, {"objective": "marginal", "stratification": None} | result.record(config))
     close_run(config)
-    return result
 
 
-def _fit(prepared: Prepared, vectors: np.ndarray, config: EmbeddingTrainConfig, source: Source) -> TrainResult:
+def _fit(prepared: Prepared, vectors: Shards, config: EmbeddingTrainConfig, source: Source) -> TrainResult:
     """Fit the estimator to the training part, and measure and diagnose it on the held-out part.
 
     Args:
         prepared: The log.
-        vectors: The embeddings (N, D) of the training rows, then of the held-out rows.
+        vectors: The embeddings of the training rows, then of the held-out rows.
         config: The settings.
         source: The kind of the embeddings, for the model that is saved.
     """

@@ -27,6 +27,7 @@ from irm_fast.data.signals import (
 from irm_fast.data.warning import warn_caller
 from irm_fast.models.adapters import check_four_bits, check_installed, target_names
 from irm_fast.models.backbone import count_tokens, ready_tokenizer, skeleton
+from irm_fast.models.processes import started
 from irm_fast.models.rendering import RenderingCheck
 from irm_fast.training.arguments import training_arguments
 from irm_fast.training.config import RunConfig, TrainConfig
@@ -97,8 +98,9 @@ def prepare_run(log: Log, config: RunConfig, heldout: Log | None = None) -> Prep
     # The log as it was read. First of all: a process that refused its own log would leave the others waiting.
     pairs = read_pairs(config.pairs) if isinstance(config, TrainConfig) and config.pairs else None
     fingerprint = describe(log, heldout, pairs) | {"date": date_of_run(config)}
-    if isinstance(config, TrainConfig):
+    if isinstance(config, TrainConfig) or started() > 1:
         check_same_log(fingerprint)
+    if isinstance(config, TrainConfig):
         training_arguments(replace(config, fsdp=False), Path(config.output), evaluate=False)  # refused before the work
     check_misclick_names(log, config)
     if isinstance(config, TrainConfig) and config.lora_rank:

@@ -278,13 +278,6 @@ def test_moved_and_changed_models(settings, tiny_model, tmp_path, save_llama, sa
     assert not (tmp_path / "again").exists()
 
 
-def test_several_processes_are_refused(settings, monkeypatch, tmp_path):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match=r"embeddings: got 2 processes.*without torchrun"):
-        train_on_embeddings(settings())
-    assert not (tmp_path / "out").exists()
-
-
 def test_embeddings_of_another_log(settings, data, tmp_path):
     changed = tmp_path / "changed.jsonl"
     changed.write_text(data.read_text().replace("question 7 ", "question seven ", 1))
