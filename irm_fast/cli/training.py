@@ -1,4 +1,4 @@
-"""The command `train`."""
+"""The commands `train` and `verify`."""
 
 from __future__ import annotations
 
@@ -78,3 +78,16 @@ def _dry_run(run: TrainConfig | EmbeddingTrainConfig) -> None:
     plan, trial = dry_run(run)
     if is_first():
         typer.echo(f"{run.output} would be written, and is not:\n{plan.in_words(trial)}")
+
+
+def verify(
+    path: Annotated[Path, typer.Argument(help="A saved model, a training run, a checkpoint, or a file of embeddings.")],
+) -> None:
+    """Is what irm-fast wrote as it was written? Every file is read and compared. Exit code 1 if one is damaged."""
+    from irm_fast.training.verification import verify as check
+
+    found = check(path)
+    for one in found:
+        said = f"DAMAGED: {one.wrong}" if one.wrong else ", ".join(filter(None, ("whole", one.note)))
+        typer.echo(f"{one.path}: {one.kind}: {said}")
+    raise typer.Exit(any(one.wrong for one in found))

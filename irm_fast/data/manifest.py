@@ -18,7 +18,7 @@ from irm_fast.data.whole import flush, is_unfinished, write_whole
 MANIFEST = "irm_fast_files.json"
 FORMAT = 1
 QUICK = 64 * 2**20  # bytes of the largest file that is hashed where a quick answer is wanted
-_PIECE = 2**22  # bytes that are hashed at a time
+_PIECE = 2**18  # bytes that are hashed at a time
 _THREADS = 4  # hashing leaves the interpreter free
 
 
@@ -121,6 +121,25 @@ def damage(folder: Path, *, at: Path | None = None, quick: bool = False) -> str:
     found = zip(hashed, _entries([folder / name for name in hashed]), strict=True)
     changed = [name for name, entry in found if entry != entries[name]]
     return f"{changed[0]} holds other bytes than were written" if changed else ""
+
+
+def refuse_damage(folder: Path, writer: str) -> None:
+    """Refuse a saved model whose files are not as they were written: sizes of all, and what files up to 64 MB hold.
+
+    A folder without a manifest is of an earlier version, and passes.
+
+    Args:
+        folder: The folder.
+        writer: The command or method that writes such folders, for the error.
+
+    Raises:
+        ValueError: A file is damaged or missing.
+    """
+    if (folder / MANIFEST).is_file() and (text := damage(folder, quick=True)):
+        raise ValueError(
+            f"{folder}: {text}: damaged or edited since {writer} wrote it; copy the folder anew or write it again, or "
+            f"remove {MANIFEST} from it if the change is meant"
+        )
 
 
 def _entries(paths: list[Path]) -> Iterator[dict[str, Any]]:

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from irm_fast.data import schema
+from irm_fast.data.manifest import refuse_damage, write_manifest
 from irm_fast.data.signals import DESIGN_CHOICES, DESIGNS
 from irm_fast.data.whole import write_whole
 from irm_fast.diagnostics import Diagnosis
@@ -152,7 +153,9 @@ def write(folder: Path, settings: Mapping[str, Any], fitted: Fitted) -> None:
         "networks": widths,
         "diagnosis": fitted.diagnosis.to_dict(),
     }
-    write_whole(folder / RECORD, json.dumps(record, indent=2) + "\n")
+    text = json.dumps(record, indent=2) + "\n"
+    write_manifest(folder, [TENSORS], contents={RECORD: text})
+    write_whole(folder / RECORD, text)
 
 
 def read(folder: Path) -> tuple[dict[str, Any], Fitted]:
@@ -168,6 +171,7 @@ def read(folder: Path) -> tuple[dict[str, Any], Fitted]:
         ValueError: The folder holds no saved model, one of a newer format, or a damaged one.
     """
     record = schema.read_record(folder / RECORD, FORMAT, WRITER, _rule)
+    refuse_damage(folder, WRITER)
     try:
         settings = {name: frozen(value) for name, value in record["settings"].items()}
         settings = {

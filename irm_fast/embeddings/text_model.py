@@ -13,9 +13,12 @@ import torch
 from torch import Tensor
 
 from irm_fast.data.features import text_features
+from irm_fast.data.manifest import refuse_damage
 from irm_fast.data.signals import RewardSpec, known_logits
 from irm_fast.data.warning import warn_caller
 from irm_fast.embeddings.embedder import Embedder
+from irm_fast.embeddings.saved import RECORD as ESTIMATOR_RECORD
+from irm_fast.embeddings.saved import TENSORS
 from irm_fast.embeddings.sentence_files import SentenceFiles
 from irm_fast.embeddings.shards import Shards
 from irm_fast.embeddings.store import Source
@@ -200,10 +203,11 @@ class EmbeddedRewardModel:
             ValueError: As `embedder`, if the reward is a checkpoint.
         """
         self.estimator.save(directory)
+        files = [TENSORS, ESTIMATOR_RECORD]
         if classifier and self.checkpoint is not None:
-            save_checkpoint(self.checkpoint.classifier, self.checkpoint.tokenizer, Path(directory))
+            files += save_checkpoint(self.checkpoint.classifier, self.checkpoint.tokenizer, Path(directory))
         more = {**(record or {}), SOURCE: asdict(self.source), "position": self.position}
-        write_record(Path(directory), self.spec, float(self.reward_bias), more)
+        write_record(Path(directory), files, self.spec, float(self.reward_bias), more)
 
     @cached_property
     def checkpoint(self) -> ImplicitRewardModel | None:
@@ -242,6 +246,7 @@ class EmbeddedRewardModel:
         from irm_fast.embeddings.estimator import EmbeddingRewardModel
 
         record = read_record(directory)
+        refuse_damage(Path(directory), "irm-fast train")
         known = {field.name for field in fields(Source)}
         source = Source(**{name: value for name, value in record[SOURCE].items() if name in known})
         estimator = EmbeddingRewardModel.load(directory)

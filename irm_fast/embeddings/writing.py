@@ -18,6 +18,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from irm_fast.data.outputs import OutputFolder, check_choice, check_folder_of, check_suffix
+from irm_fast.data.whole import is_unfinished
 from irm_fast.embeddings.embedder import Embedder, check_choice_of
 from irm_fast.embeddings.store import about, merge_parts
 from irm_fast.models.parts import (
@@ -175,7 +176,8 @@ def _write_shards(work: Work, passes: Passes, shard_rows: int, *, resume: bool, 
         if overwrite:
             _FOLDER.clear_own(work.out)
         work.out.mkdir(exist_ok=True)
-        found = {path.with_name(path.name.removesuffix(".parts")) for path in work.out.glob(f"{_SHARDS}*")}
+        left = [path for path in work.out.glob(f"{_SHARDS}*") if not is_unfinished(path)]
+        found = {path.with_name(path.name.removesuffix(".parts")) for path in left}
         other = sorted(path.name for path in found - {shard.out for shard in shards})
         if other:
             raise ValueError(

@@ -52,11 +52,20 @@ class Adapter(NamedTuple):
     config: dict[str, Any]
     weights: dict[str, Tensor]
 
-    def save(self, directory: Path) -> None:
-        """Write the files that `peft.PeftModel.from_pretrained` reads."""
-        directory.mkdir(parents=True, exist_ok=True)
-        save_tensors(self.weights, directory / _WEIGHTS)
-        write_whole(directory / _CONFIG, json.dumps(self.config, indent=2) + "\n")
+    def save(self, directory: Path) -> list[str]:
+        """Write the files that `peft.PeftModel.from_pretrained` reads to the folder `adapter` of a saved model.
+
+        Args:
+            directory: The folder of the model.
+
+        Returns:
+            The paths of the files within it.
+        """
+        folder = directory / ADAPTER
+        folder.mkdir(parents=True, exist_ok=True)
+        save_tensors(self.weights, folder / _WEIGHTS)
+        write_whole(folder / _CONFIG, json.dumps(self.config, indent=2) + "\n")
+        return [f"{ADAPTER}/{_WEIGHTS}", f"{ADAPTER}/{_CONFIG}"]
 
     @classmethod
     def load(cls, directory: Path) -> Adapter | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from irm_fast.data import schema
+from irm_fast.data.manifest import write_manifest
 from irm_fast.data.signals import DESIGNS, RewardSpec
 from irm_fast.data.whole import whole_path, write_whole
 
@@ -24,6 +25,7 @@ PROPENSITIES = "propensities"  # the folder, beside a checkpoint, of a model of 
 _FINGERPRINTED = ("*.safetensors", "*.json", "*.jinja", "*.model")  # weights, settings, tokenizer
 _PIECE = 4096  # bytes
 CHECKPOINT_WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors")  # the names that transformers gives them
+INDEX = "model.safetensors.index.json"  # of several
 
 SIGNALS: dict[str, schema.Rule] = {  # one entry a signal
     "polarity": schema.list_of(schema.choice(1, -1)),
@@ -86,17 +88,22 @@ def read_record(directory: str | Path) -> dict[str, Any]:
     return record
 
 
-def write_record(directory: Path, spec: RewardSpec, reward_bias: float, more: Mapping[str, Any]) -> None:
-    """Write `irm_fast.json` to the folder of a saved model.
+def write_record(
+    directory: Path, files: Iterable[str], spec: RewardSpec, reward_bias: float, more: Mapping[str, Any]
+) -> None:
+    """Write the manifest of a saved model to its folder, and last `irm_fast.json`.
 
     Args:
         directory: The folder.
+        files: The paths of its files within it, which are there.
         spec: The spec of the model.
         reward_bias: The bias that the saved classifier cannot hold.
         more: Whatever else a reader should know.
     """
     content = {"format": FORMAT, "version": version("irm-fast"), **asdict(spec), **more, "reward_bias": reward_bias}
-    write_whole(directory / RECORD, json.dumps(content, indent=2) + "\n")
+    text = json.dumps(content, indent=2) + "\n"
+    write_manifest(directory, files, contents={RECORD: text})
+    write_whole(directory / RECORD, text)
 
 
 def folder_fingerprint(directory: str | Path) -> str:

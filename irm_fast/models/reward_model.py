@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from irm_fast.data.manifest import refuse_damage
 from irm_fast.data.signals import RewardSpec
 from irm_fast.losses.signal_heads import start_logits
 from irm_fast.models.adapters import ADAPTER, Adapter, Lora, add_adapters, is_of_adapter, merge_adapters
@@ -310,7 +311,8 @@ class ImplicitRewardModel(nn.Module):
         """Write an ordinary sequence classifier, with what it cannot hold beside it.
 
         `propensity.safetensors` gets the weights of the propensity design; the folder `adapter` the adapter that was
-        merged, if it is kept; `irm_fast.json`, written last, the reward bias and the spec.
+        merged, if it is kept; `irm_fast_files.json` sizes and hashes of all files; `irm_fast.json`, written last, the
+        reward bias and the spec.
 
         Args:
             directory: The folder, which is made where there is none.
@@ -321,12 +323,12 @@ class ImplicitRewardModel(nn.Module):
         """
         directory = Path(directory)
         check_finite([*self.backbone.named_parameters(), *self.heads.named_parameters()], "weights")
-        save_checkpoint(self.classifier, self.tokenizer, directory)
+        files = [*save_checkpoint(self.classifier, self.tokenizer, directory), PROPENSITY_FILE]
         weights = {name: weight.detach().cpu() for name, weight in self.propensity_design.state_dict().items()}
         save_tensors(weights, directory / PROPENSITY_FILE)
         if self.adapter is not None:
-            self.adapter.save(directory / ADAPTER)
-        write_record(directory, self.spec, float(self.reward_bias.detach()), record or {})
+            files += self.adapter.save(directory)
+        write_record(directory, files, self.spec, float(self.reward_bias.detach()), record or {})
 
     @classmethod
     def load(cls, directory: str | Path, dtype: torch.dtype = torch.float32) -> ImplicitRewardModel:
@@ -343,6 +345,7 @@ class ImplicitRewardModel(nn.Module):
         from safetensors.torch import load_file
 
         record = read_record(directory)
+        refuse_damage(Path(directory), "irm-fast train")
         classifier: Any = load_classifier(str(directory), dtype)
         if dtype != torch.float32:
             classifier.score.weight = nn.Parameter(read_tensor(directory, "score.weight").float())

@@ -23,7 +23,7 @@ from irm_fast.data.outputs import OutputFolder
 from irm_fast.data.pairs import Pairs
 from irm_fast.data.whole import disk_errors, is_unfinished, write_whole
 from irm_fast.models.adapters import ADAPTER
-from irm_fast.models.record import CHECKPOINT_WEIGHTS, PROPENSITIES, PROPENSITY_FILE, RECORD
+from irm_fast.models.record import CHECKPOINT_WEIGHTS, INDEX, PROPENSITIES, PROPENSITY_FILE, RECORD
 from irm_fast.training.config import NOT_KEPT, RENAMED, RunConfig, TrainConfig, saved_config
 
 SETTINGS, METRICS, CHECKPOINTS, DATA = "train.yaml", "metrics.jsonl", "checkpoints", "train_data.json"
@@ -42,7 +42,7 @@ _WHOLE = f"checkpoint-*/{MANIFEST}"  # the last file of a checkpoint: it was wri
 _FILES = (
     *(SETTINGS, METRICS, DATA, RECORD, MANIFEST),
     *("embedding_model.safetensors", "embedding_model.json"),  # of EmbeddingRewardModel
-    *(PROPENSITY_FILE, *CHECKPOINT_WEIGHTS, "model.safetensors.index.json"),
+    *(PROPENSITY_FILE, *CHECKPOINT_WEIGHTS, INDEX),
     *("config.json", "generation_config.json"),
     *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "vocab.txt", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "chat_template.jinja"),

@@ -24,6 +24,7 @@ OPTIONS = {
     "import": "product files out impressions actions on window instrumented-since until signals memory overwrite",
     "simulate": "rated out protocol alpha target signals seed test-fraction overwrite",
     "train": f"config dry-run {LOG} {SHARED} {TEXT} embeddings hidden-layers",
+    "verify": "path",
     "evaluate": f"model data batch-size token-budget precision base progress json {LOG}",
     "diagnose": (f"data model propensity-design labels-ignorable batch-size token-budget precision base json {LOG}"),
     "mask": f"what data out overwrite {LOG}",

@@ -357,6 +357,9 @@ def test_a_model_saved_before_signals_had_names(case: Case, tmp_path: Path) -> N
     record = json.loads((tmp_path / "embedding_model.json").read_text())
     del record["signals"]
     (tmp_path / "embedding_model.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=r"embedding_model.json has \d+ bytes instead of .*; copy the folder anew"):
+        EmbeddingRewardModel.load(tmp_path)
+    (tmp_path / "irm_fast_files.json").unlink()
     read = EmbeddingRewardModel.load(tmp_path)
     assert read.signals_ == ("signal 1", "signal 2")
     np.testing.assert_array_equal(read.predict_action_proba(case.x), one.predict_action_proba(case.x))

@@ -81,7 +81,8 @@ def test_the_saved_folder(fitted, make_log, tmp_path):
     assert {"propensities", "model.safetensors", "irm_fast.json"} <= names
     assert not names & {"checkpoints", "trackers"}
     kept = {path.name for path in (Path(config.output) / "propensities").iterdir()}
-    assert kept == {"embedding_model.safetensors", "embedding_model.json", "irm_fast.json"}  # no second language model
+    own = {"embedding_model.safetensors", "embedding_model.json", "irm_fast.json", "irm_fast_files.json"}
+    assert kept == own  # no second language model
     assert json.loads((Path(config.output) / "irm_fast.json").read_text())["estimator"] == "two-step"
     rewards = score(load(config.output), make_log(20, seed=3).messages)
     np.testing.assert_allclose(rewards, score(result.model, make_log(20, seed=3).messages), atol=1e-6)
