@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from irm_fast.data.log import Log, numbered
+from irm_fast.data.groups import numbered
+from irm_fast.data.log import Log
 from irm_fast.data.read import read_log
 from irm_fast.diagnostics.metrics import reward_metrics
 from irm_fast.diagnostics.within import alone_metrics, within_auroc

@@ -9,7 +9,8 @@ from typing import Any, Literal
 import numpy as np
 
 from irm_fast.data.declarations import Declarations
-from irm_fast.data.log import Log, turn_key
+from irm_fast.data.groups import turn_key
+from irm_fast.data.log import Log
 from irm_fast.data.parts import ABSENT, Part, Seen, joined
 from irm_fast.data.texts import Conversations, Names, Store
 from irm_fast.data.warning import warn_caller

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from irm_fast.data.log import Log, conversation_keys, group_rows, hold_out, prompt_keys
+from irm_fast.data.groups import NO_NAME, group_numbers, hold_out, number_prompts
+from irm_fast.data.joined import Joined
+from irm_fast.data.log import Log
 from irm_fast.data.messages import Messages
 from irm_fast.data.problems import Problems
 from irm_fast.data.rated import warn_of_left_out
@@ -65,11 +67,11 @@ class Pairs:
         Returns:
             The pairs to train on, and the pairs that are held out, each in their order; either may be empty.
         """
-        rows = [messages for part in (log, heldout) for messages in part.messages]
-        keys = conversation_keys(prompt_keys([*rows, *self.chosen, *self.rejected]))
-        first, second = keys[: len(rows) + len(self)], keys[len(rows) + len(self) :]
-        groups = group_rows(first, [*[None] * len(rows), *second])
-        training, held_out, own = np.split(groups, [len(log), len(rows)])
+        rows = len(log) + len(heldout)
+        texts = Joined([log.messages, heldout.messages, self.chosen, self.rejected])
+        first, second = np.split(number_prompts(texts).conversations, [rows + len(self)])
+        groups = group_numbers(first, np.append(np.full(rows, NO_NAME), second))
+        training, held_out, own = np.split(groups, [len(log), rows])
         held = np.isin(own, held_out)
         free = np.flatnonzero(~held & ~np.isin(own, training))
         room = round(fraction * len(self)) - held.sum()

@@ -24,7 +24,8 @@ from typing import Literal
 import numpy as np
 
 from irm_fast.data.features import FEATURES, text_features
-from irm_fast.data.log import Log, group_rows, hold_out, prompt_keys
+from irm_fast.data.groups import group_numbers, hold_out, number_prompts
+from irm_fast.data.log import Log
 from irm_fast.data.messages import Messages
 from irm_fast.data.outputs import check_file, check_suffix
 from irm_fast.data.rated import Rated, check_both
@@ -121,9 +122,7 @@ def simulate(
 
 def response_groups(rated: Rated) -> np.ndarray:
     """Number the groups (N,) of responses that must not be parted: those to one prompt, or of one pair."""
-    prompts = prompt_keys(rated.messages)
-    pairs = [number if number >= 0 else None for number in rated.pair.tolist()]
-    return group_rows(prompts, pairs)
+    return group_numbers(number_prompts(rated.messages).prompts, rated.pair)  # -1 is no pair, as `NO_NAME` is no name
 
 
 def propensities(

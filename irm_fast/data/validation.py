@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from irm_fast.data.declarations import NEGATIVE_SIGNALS, Declarations
-from irm_fast.data.log import numbered
+from irm_fast.data.groups import numbered
 from irm_fast.data.read import scan_log
 from irm_fast.data.row_stream import counted
 from irm_fast.data.signals import Absent, signal_notes

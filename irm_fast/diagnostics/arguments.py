@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import expit
 
-from irm_fast.data.log import NO_NAME, numbered
+from irm_fast.data.groups import NO_NAME, numbered
 from irm_fast.data.signals import DESIGNS, action_rate
 from irm_fast.diagnostics.calibration import logit, refit
 from irm_fast.diagnostics.subject import CONTEXTS, DiagnosedLog

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from irm_fast.data.log import NO_NAME, numbered
+from irm_fast.data.groups import NO_NAME, numbered
 
 
 class CrossRow(NamedTuple):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from irm_fast.data.log import NO_NAME
+from irm_fast.data.groups import NO_NAME
 from irm_fast.diagnostics.metrics import ordered_pairs, reward_metrics
 
 

@@ -13,7 +13,7 @@ from hashlib import blake2b
 
 import numpy as np
 
-from irm_fast.data.log import numbered
+from irm_fast.data.groups import numbered
 
 BINS = 10
 LEAST = 30  # rows above the least number that are a bin, though they are less than a tenth

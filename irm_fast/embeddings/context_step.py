@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from irm_fast.data.log import group_rows
+from irm_fast.data.groups import group_rows
 from irm_fast.embeddings.context import Bins, fingerprint, places
 from irm_fast.embeddings.context_layer import (
     GRID,

@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from irm_fast.data.log import group_rows
+from irm_fast.data.groups import group_rows
 from irm_fast.diagnostics.metrics import paired_difference
 from irm_fast.embeddings.objective import Objective
 from irm_fast.embeddings.parts import Reward

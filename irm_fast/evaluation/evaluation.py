@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from irm_fast.data.log import Log, group_rows, numbered, prompt_key
+from irm_fast.data.groups import group_rows, numbered, prompt_key
+from irm_fast.data.log import Log
 from irm_fast.data.rated import Rated, check_both
 from irm_fast.data.read import read_log_or_rated
 from irm_fast.data.signals import RewardSpec, align

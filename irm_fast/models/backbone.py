@@ -20,7 +20,7 @@ from irm_fast.models.foreign_files import loading, quiet_transformers
 from irm_fast.models.record import CHECKPOINT_WEIGHTS, INDEX
 from irm_fast.models.sizes import check_sizes, check_weights_fit
 from irm_fast.models.template import set_template
-from irm_fast.models.tokens import CHUNK, encode, set_padding
+from irm_fast.models.tokens import CHUNK, add_padding_token, encode, set_padding
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -70,33 +70,43 @@ def count_tokens(model: str | Path, conversations: Sequence[Messages], max_lengt
 
     Args:
         model: A folder or hub id.
-        conversations: N conversations.
+        conversations: N conversations, of which slices are read.
         max_length: The number of tokens of a row, at most.
 
     Returns:
-        The number of tokens that `encode` makes of each conversation, whole, (N,); and the limit, as of `token_limit`.
+        The number of tokens that `encode` makes of each conversation, whole, (N,); and the limit, as of
+        `limit_of_model`.
 
     Raises:
         ValueError: As `load_backbone`.
     """
     tokenizer = ready_tokenizer(model)
-    lengths = [
-        len(row)
-        for start in range(0, len(conversations), CHUNK)  # lists of numbers are large
-        for row in encode(tokenizer, conversations[start : start + CHUNK], sys.maxsize)[0]
-    ]
-    return np.array(lengths), token_limit(model_config(_resolved(model)), max_length)
+    lengths = [np.empty(0, np.int64)]
+    for start in range(0, len(conversations), CHUNK):  # lists of numbers are large
+        rows, _ = encode(tokenizer, conversations[start : start + CHUNK], sys.maxsize)
+        lengths.append(np.array(list(map(len, rows)), np.int64))
+    return np.concatenate(lengths), limit_of_model(model, max_length)
 
 
-def ready_tokenizer(model: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder or hub id with the chat template that `load_backbone` gives it.
+def ready_tokenizer(model: str | Path, date: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or hub id with the padding token and the chat template that `load_backbone` gives it.
+
+    Args:
+        model: A folder or hub id.
+        date: As of `load_backbone`.
 
     Raises:
         ValueError: As `load_backbone`.
     """
     tokenizer = load_tokenizer(_resolved(model))
-    set_template(tokenizer)
+    add_padding_token(tokenizer)
+    set_template(tokenizer, date)
     return tokenizer
+
+
+def limit_of_model(model: str | Path, max_length: int) -> int:
+    """`token_limit` of a folder or hub id."""
+    return token_limit(model_config(_resolved(model)), max_length)
 
 
 def token_limit(config: Any, max_length: int) -> int:

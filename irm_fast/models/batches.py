@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from irm_fast.data.log import Log
+from irm_fast.models.token_store import Tokens
 
 _DTYPES = {
     "feedback": torch.int8,
@@ -40,14 +41,15 @@ class Rows(NamedTuple):
 
 
 class TokenizedRows(Dataset):
-    """The rows of a log with their token ids, as arrays in memory; whole batches are taken out by index.
+    """The rows of a log with their token ids, as arrays; whole batches are taken out by index.
 
     Args:
-        input_ids: The token ids of each of N rows.
+        input_ids: The token ids of N rows: `Tokens`, or an array for each.
         columns: Everything else that the rows have, each an array or tensor (N, ...), by its name: `feedback`,
             `preference`, `weight`, `propensity`, `features` or `row`.
 
     Attributes:
+        tokens: The token ids.
         lengths: The number of tokens of each row, (N,) int64.
         sides: The number of the last rows that are sides of pairs, see `with_sides`.
         margin: The margin of each pair, (sides / 2,) float32; None where pairs are not taken out as such.
@@ -61,21 +63,20 @@ class TokenizedRows(Dataset):
         [[0], [1]]
     """
 
-    def __init__(self, input_ids: Sequence[np.ndarray], columns: Mapping[str, Any] | None = None) -> None:
-        self.lengths = np.array([len(ids) for ids in input_ids], dtype=np.int64)
-        self.starts = np.concatenate([[0], self.lengths.cumsum()])
-        self.tokens = np.concatenate([np.empty(0, np.int32), *input_ids])
+    def __init__(self, input_ids: Tokens | Sequence[np.ndarray], columns: Mapping[str, Any] | None = None) -> None:
+        self.tokens = input_ids if isinstance(input_ids, Tokens) else Tokens.of(input_ids)
+        self.lengths = self.tokens.lengths
         self.columns = {name: torch.as_tensor(values, dtype=_DTYPES[name]) for name, values in (columns or {}).items()}
         self.sides = 0
         self.margin: Tensor | None = None
 
     @classmethod
-    def from_log(cls, log: Log, input_ids: Sequence[np.ndarray]) -> TokenizedRows:
+    def from_log(cls, log: Log, input_ids: Tokens | Sequence[np.ndarray]) -> TokenizedRows:
         """The rows of a log, numbered from 0 in the column `row`.
 
         Args:
             log: The log, of N rows. Without weights every row gets 1.
-            input_ids: The token ids of each row.
+            input_ids: The token ids of the rows, as of the class.
         """
         size = len(log)
         columns: dict[str, Any] = {
@@ -91,7 +92,7 @@ class TokenizedRows(Dataset):
                 columns[name] = values
         return cls(input_ids, columns)
 
-    def with_sides(self, input_ids: Sequence[np.ndarray], margin: np.ndarray | None = None) -> TokenizedRows:
+    def with_sides(self, input_ids: Tokens | Sequence[np.ndarray], margin: np.ndarray | None = None) -> TokenizedRows:
         """These rows, and after them the sides of P pairs: chosen, rejected, chosen, ...
 
         In the columns a side has nothing recorded and the weight 0, and else what the first row has.
@@ -102,7 +103,8 @@ class TokenizedRows(Dataset):
                 batches that take sides as rows.
         """
         size, count = len(self), len(input_ids)
-        result = TokenizedRows([*np.split(self.tokens, self.starts[1:-1]), *input_ids])
+        others = input_ids if isinstance(input_ids, Tokens) else Tokens.of(input_ids)
+        result = TokenizedRows(self.tokens.followed_by(others))
         index = np.append(np.arange(size), np.zeros(count, np.int64))
         result.columns = {name: values[index] for name, values in self.columns.items()}
         for name, values in {"feedback": -1, "preference": -1, "weight": 0, "propensity": 0.5}.items():
@@ -118,12 +120,12 @@ class TokenizedRows(Dataset):
 
     def __getitems__(self, index: Sequence[int] | np.ndarray) -> Rows:
         """The rows of these numbers, in their order; torch's `DataLoader` asks so for a whole batch at once."""
-        tokens = [self.tokens[self.starts[i] : self.starts[i + 1]] for i in index]
+        tokens = self.tokens[np.asarray(index, np.int64)]
         chosen = torch.as_tensor(index, dtype=torch.long)
         sides = chosen[chosen >= len(self) - self.sides] - (len(self) - self.sides)
         return Rows(
-            np.concatenate([self.tokens[:0], *tokens]),
-            self.lengths[np.asarray(index, np.int64)],
+            tokens.gathered(),
+            tokens.lengths,
             {name: values.index_select(0, chosen) for name, values in self.columns.items()},
             None if self.margin is None else self.margin[sides[::2] // 2],
         )

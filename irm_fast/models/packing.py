@@ -13,6 +13,7 @@ from __future__ import annotations
 import heapq
 import zlib
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -69,26 +70,31 @@ class PackSampler(Sampler[list[int]]):
         self.lengths = np.asarray(lengths, dtype=np.int64)
         # What is dealt as one, single rows and then pairs: the number of its rows, its tokens with their padding.
         self.single = len(self.lengths) - 2 * pairs
-        self.sizes = np.repeat([1, 2], [self.single, pairs])
+        self.sizes = np.repeat(np.array([1, 2], np.int8), [self.single, pairs])
         sides = self.lengths[self.single :].reshape(-1, 2)
         area = 2 * sides.max(axis=1, initial=0) if padded else sides.sum(axis=1)
-        self.areas = np.append(self.lengths[: self.single], area)
+        self.areas = np.append(self.lengths[: self.single], area) if pairs else self.lengths
         check_budget(self.areas, rows, tokens, "row or pair" if pairs else "row")
         self.rows, self.tokens, self.seed, self.padded = rows, tokens, seed, padded
         self.processes, self.packs = processes, processes * micro_batches
         self.epoch = 0
+        self._planned: tuple[int, _Plan] | None = None  # the epoch that was asked for last
         # With a budget of tokens one order may need a step more than another.
-        self.steps = max(len(self._plan(epoch)) for epoch in range(epochs if tokens else 1))
+        self.steps = max(len(self._plan(epoch)) for epoch in reversed(range(epochs if tokens else 1)))
 
     @property
     def plan(self) -> dict[str, Any]:
         """A summary of the order of rows, by which a resumed run tells whether its order is the same."""
-        steps = [[self._rows_of(pack) for pack in step] for step in self._plan(0)]
+        order, sign = zlib.crc32(b"["), b""
+        plan = self._plan(0)
+        for step in map(plan.__getitem__, range(len(plan))):  # all of them, as one text, would be large
+            order = zlib.crc32(sign + repr([self._rows_of(pack) for pack in step]).encode(), order)
+            sign = b", "
         return {
             "processes": self.processes,
             "rows": "padded" if self.padded else "packed",
             "steps": self.steps,
-            "order": zlib.crc32(repr(steps).encode()),
+            "order": zlib.crc32(b"]", order),
         }
 
     def set_epoch(self, epoch: int) -> None:
@@ -100,34 +106,50 @@ class PackSampler(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         plan = self._plan(self.epoch)
-        while len(plan) < self.steps:
-            fullest = max(range(len(plan)), key=lambda i: sum(map(len, plan[i])))
-            plan[fullest : fullest + 1] = _halves(plan[fullest])
-        for step in plan:
-            # Packs that run at the same time are those closest in length.
-            yield from map(self._rows_of, sorted(step, key=lambda pack: -self.areas[pack].sum()))
+        halved: dict[int, list[Step]] = {}  # steps that are parted, so that there are enough
+        counts = plan.counts()
+        for _ in range(self.steps - len(plan)):
+            fullest = int(np.argmax(counts))
+            parts = halved.get(fullest, [plan[fullest]])
+            largest = max(range(len(parts)), key=lambda part: sum(map(len, parts[part])))
+            parts[largest : largest + 1] = _halves(parts[largest])
+            halved[fullest] = parts
+            counts[fullest] = max(sum(map(len, part)) for part in parts)
+        for number in range(len(plan)):
+            for step in halved.get(number) or [plan[number]]:
+                # Packs that run at the same time are those closest in length.
+                yield from map(self._rows_of, sorted(step, key=lambda pack: -self.areas[pack].sum()))
 
     def _rows_of(self, pack: list[int]) -> list[int]:
         """The rows of what was dealt to a pack, pairs last."""
+        if self.single == len(self.lengths):
+            return pack
         pairs = [2 * i - self.single for i in pack if i >= self.single]
         return [i for i in pack if i < self.single] + [row for first in pairs for row in (first, first + 1)]
 
-    def _plan(self, epoch: int) -> list[Step]:
+    def _plan(self, epoch: int) -> _Plan:
         """The steps of an epoch, in numbers of rows and pairs as they are dealt."""
+        if self._planned is None or self._planned[0] != epoch:
+            self._planned = None  # two of them need not be in memory
+            self._planned = epoch, self._planned_anew(epoch)
+        return self._planned[1]
+
+    def _planned_anew(self, epoch: int) -> _Plan:
         rng = np.random.default_rng((self.seed, epoch))
         sort = self.padded and not self.tokens
         order = self._order(rng, sort)
-        count, total = (np.append(0, np.cumsum(values[order])) for values in (self.sizes, self.areas))
-        steps, start = [], 0
+        count, total = (np.append(0, np.cumsum(values[order], dtype=np.int64)) for values in (self.sizes, self.areas))
+        plan, start = _Plan(len(order), self.packs), 0
         while start < len(order):
             end = len(order)
             if self.rows:
                 end = _last(count, start, self.rows * self.packs)
             if self.tokens:
                 end = min(end, _last(total, start, self.tokens * self.packs))
-            steps.append(self._longest_step(order[start:end]))
-            start += sum(map(len, steps[-1]))
-        return [steps[i] for i in rng.permutation(len(steps))] if sort else steps
+            start += plan.add(self._longest_step(order[start:end]))
+        if sort:
+            plan.order = rng.permutation(len(plan))
+        return plan
 
     def _order(self, rng: np.random.Generator, sort: bool) -> np.ndarray:
         """All rows and pairs at random, the pairs evenly among the rows."""
@@ -138,7 +160,7 @@ class PackSampler(Sampler[list[int]]):
         places = np.concatenate([(np.arange(len(part)) + 0.5) / max(1, len(part)) for part in (order, pairs)])
         return np.append(order, pairs)[np.argsort(places, kind="stable")]
 
-    def _longest_step(self, rows: np.ndarray) -> Step:
+    def _longest_step(self, rows: np.ndarray) -> list[np.ndarray]:
         """Deal as many of the first rows and pairs as fit into one step."""
         if (step := self._deal(rows)) is not None:
             return step
@@ -165,7 +187,7 @@ class PackSampler(Sampler[list[int]]):
         ordered = [rows[np.argsort(self.areas[rows], kind="stable")] for rows in windows]
         return np.concatenate([rows[:: -1 if i % 2 else 1] for i, rows in enumerate(ordered)] or [order])
 
-    def _deal(self, rows: np.ndarray) -> Step | None:
+    def _deal(self, rows: np.ndarray) -> list[np.ndarray] | None:
         """Deal the rows and pairs of one step to its packs; None if they do not fit."""
         lengths, sizes = self.areas[rows], self.sizes[rows]
         if not self.padded:
@@ -178,7 +200,49 @@ class PackSampler(Sampler[list[int]]):
                 return None
         else:
             places = _evenly(np.argsort(lengths // sizes, kind="stable"), sizes, self.packs)
-        return [rows[pack].tolist() for pack in places]
+        return [rows[pack] for pack in places]
+
+
+class _Plan:
+    """Steps, each as many packs of rows, in arrays: a row takes eight bytes.
+
+    Args:
+        rows: The number of all rows.
+        packs: The number of packs of a step.
+
+    Attributes:
+        order: The order of the steps.
+    """
+
+    def __init__(self, rows: int, packs: int) -> None:
+        self._rows = np.empty(rows, np.int64)
+        self._ends: list[int] = [0]  # of the packs, one after the other
+        self._packs = packs
+        self.order: np.ndarray | None = None
+
+    def add(self, step: Sequence[np.ndarray]) -> int:
+        """Add a step, and return the number of its rows."""
+        first = self._ends[-1]
+        for pack in step:
+            end = self._ends[-1] + len(pack)
+            self._rows[self._ends[-1] : end] = pack
+            self._ends.append(end)
+        return self._ends[-1] - first
+
+    def counts(self) -> np.ndarray:
+        """The number of rows of each step."""
+        counts: np.ndarray = np.diff(self._ends[:: self._packs])
+        return counts if self.order is None else counts[self.order]
+
+    def __len__(self) -> int:
+        return (len(self._ends) - 1) // self._packs
+
+    def __getitem__(self, number: int) -> Step:
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        first = self._packs * (number if self.order is None else int(self.order[number]))
+        ends = self._ends[first : first + self._packs + 1]
+        return [self._rows[start:end].tolist() for start, end in pairwise(ends)]
 
 
 def _last(total: np.ndarray, start: int, room: int) -> int:
@@ -203,11 +267,15 @@ def spread(lengths: np.ndarray, packs: int) -> list[list[int]]:
     Returns:
         The places, 0 to N - 1, of each pack.
     """
+    order = np.argsort(-lengths, kind="stable").tolist()
+    if packs == 1:
+        return [order]
     result: list[list[int]] = [[] for _ in range(packs)]
     loads = [(0, pack) for pack in range(packs)]
-    for place in np.argsort(-lengths, kind="stable").tolist():
+    sizes = lengths.tolist()
+    for place in order:
         load, pack = loads[0]
-        heapq.heapreplace(loads, (load + int(lengths[place]), pack))
+        heapq.heapreplace(loads, (load + sizes[place], pack))
         result[pack].append(place)
     return result
 
@@ -256,17 +324,16 @@ def by_length(
     each = np.asarray(lengths, dtype=np.int64)
     counts = np.ones_like(each) if sizes is None else sizes
     check_budget(each * counts, rows, tokens)
-    packs: list[list[int]] = []
-    filled = 0
-    for row in np.argsort(-each, kind="stable").tolist():
-        after = filled + int(counts[row])
-        full = packs and ((rows and after > rows) or (tokens and after * each[packs[-1][0]] > tokens))
-        if full or not packs:
-            packs.append([row])
-            filled = int(counts[row])
-        else:
-            packs[-1].append(row)
-            filled = after
+    order = np.argsort(-each, kind="stable")
+    total = np.append(0, np.cumsum(counts[order], dtype=np.int64))
+    packs, start = [], 0
+    while start < len(order):
+        room = [rows] if rows else []
+        if tokens:
+            room.append(tokens // max(1, int(each[order[start]])))
+        end = _last(total, start, min(room))
+        packs.append(order[start:end].tolist())
+        start = end
     return packs + [[] for _ in range(-len(packs) % processes)]
 
 

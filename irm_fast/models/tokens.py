@@ -99,14 +99,30 @@ def encode(
     Raises:
         ValueError: The template rejects a conversation or does not end it in EOS.
     """
-    if not conversations:
-        return [], 0
     texts = []
     for text in rendered(tokenizer, conversations):
         if isinstance(text, Refused):
             raise text
         texts.append(text)
-    encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    return encode_texts(tokenizer, texts, max_length)
+
+
+def encode_texts(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int
+) -> tuple[list[list[int]], int]:
+    """Tokenise conversations that `rendered` made texts of; results as of `encode`.
+
+    Args:
+        tokenizer: The tokenizer.
+        texts: N texts.
+        max_length: The number of tokens of a row, at most.
+
+    Raises:
+        ValueError: A text does not end in EOS.
+    """
+    if not texts:
+        return [], 0
+    encoded = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
     for text, ids in zip(texts, encoded, strict=True):
         if not ids or ids[-1] != tokenizer.eos_token_id:
             raise ValueError(f"the model's chat template ends a text in {text[-40:]!r}; expected EOS there")
@@ -134,17 +150,22 @@ def set_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> N
 
     Sequence classifiers read the last token that is not padding: padding with EOS would hide the end.
     """
-    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
-        if tokenizer.unk_token_id not in (None, tokenizer.eos_token_id):
-            tokenizer.pad_token = tokenizer.unk_token
-        else:
-            tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
+    add_padding_token(tokenizer)
     if len(tokenizer) > model.config.get_text_config().vocab_size:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     tokenizer.padding_side, tokenizer.truncation_side = "right", "left"
     tokenizer.init_kwargs.update(padding_side="right", truncation_side="left")  # the saved files' source
     for config in (model.config, model.config.get_text_config()):
         config.pad_token_id = tokenizer.pad_token_id
+
+
+def add_padding_token(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give a tokenizer a padding token other than EOS, as `set_padding` does."""
+    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
+        if tokenizer.unk_token_id not in (None, tokenizer.eos_token_id):
+            tokenizer.pad_token = tokenizer.unk_token
+        else:
+            tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
 
 
 def tokenise(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +17,6 @@ from torch._dynamo.exc import TorchDynamoException
 from transformers import TrainerCallback, TrainingArguments, set_seed
 
 from irm_fast.data.log import Log
-from irm_fast.data.messages import Messages
 from irm_fast.data.signals import RewardSpec
 from irm_fast.data.warning import warn_caller
 from irm_fast.models.adapters import Lora
@@ -29,7 +28,7 @@ from irm_fast.models.packed import packed_attention
 from irm_fast.models.processes import joined
 from irm_fast.models.reward_model import ImplicitRewardModel
 from irm_fast.models.template import date_of
-from irm_fast.models.tokens import first_line, tokenise
+from irm_fast.models.tokens import first_line
 from irm_fast.training.arguments import training_arguments
 from irm_fast.training.callbacks import MetricsFile, Patience
 from irm_fast.training.config import TrainConfig
@@ -176,20 +175,19 @@ def _trainer(
 ) -> tuple[ImplicitTrainer, int]:
     """The training loop on the tokens of both parts, and the number of training rows that were truncated."""
 
-    def tokens(conversations: Sequence[Messages]) -> tuple[list[np.ndarray], int]:
-        return tokenise(model.tokenizer, conversations, model.spec.max_length)
-
-    input_ids, truncated = tokens(prepared.log.messages)
-    rows = TokenizedRows.from_log(prepared.log, input_ids)
+    tokens = prepared.tokens
+    assert tokens is not None  # of a language model
+    size = len(prepared.log)
+    rows = TokenizedRows.from_log(prepared.log, tokens.log[:size])
     if prepared.pairs is not None:
-        sides, longer = tokens(prepared.pairs.sides)
-        rows, truncated = rows.with_sides(sides, prepared.pairs.margin), truncated + longer
+        rows = rows.with_sides(tokens.log[size:], prepared.pairs.margin)
     callbacks: list[TrainerCallback] = [MetricsFile(Path(config.output) / METRICS, model.spec.design)]
     evaluation = None
-    if prepared.heldout is not None:
-        evaluation = TokenizedRows.from_log(prepared.heldout, tokens(prepared.heldout.messages)[0])
+    if prepared.heldout is not None and tokens.heldout is not None:
+        size = len(prepared.heldout)
+        evaluation = TokenizedRows.from_log(prepared.heldout, tokens.heldout[:size])
         if prepared.heldout_pairs is not None:
-            evaluation = evaluation.with_sides(tokens(prepared.heldout_pairs.sides)[0])
+            evaluation = evaluation.with_sides(tokens.heldout[size:])
         if config.patience:
             callbacks.append(Patience(config.patience))
     if config.progress:
@@ -197,7 +195,7 @@ def _trainer(
     held = None if prepared.heldout is None else row_names(prepared.heldout, prepared.heldout_pairs)
     names = (row_names(prepared.log, prepared.pairs), held)
     trainer = ImplicitTrainer(model, config, args, rows, evaluation, callbacks, names)
-    return trainer, truncated
+    return trainer, tokens.truncated
 
 
 def unwrapped_model(trainer: ImplicitTrainer, log: Log, config: TrainConfig) -> ImplicitRewardModel:

@@ -27,7 +27,7 @@ def check_same_log(fingerprint: Mapping[str, Any]) -> None:
     """Check that all processes have read the same log.
 
     Args:
-        fingerprint: The number of rows and the hash of the log in this process, see `run_folder.describe`.
+        fingerprint: The number of rows and the hash of the log in this process, see `fingerprint.describe`.
 
     Raises:
         RuntimeError: The logs differ; raised on every process.

@@ -32,7 +32,9 @@ from irm_fast.models.rendering import RenderingCheck
 from irm_fast.training.arguments import training_arguments
 from irm_fast.training.config import RunConfig, TrainConfig
 from irm_fast.training.distributed import check_same_log
-from irm_fast.training.run_folder import check_output, date_of_run, describe
+from irm_fast.training.fingerprint import describe
+from irm_fast.training.row_tokens import RowTokens, tokens_of
+from irm_fast.training.run_folder import check_output, date_of_run
 from irm_fast.training.specs import check_co_actions, specs_to_try, warn_of_identification
 
 
@@ -45,10 +47,11 @@ class Prepared:
         heldout: The part to evaluate on, with the same signals in the same order, or None.
         specs: What a model is to explain, one for each propensity design to try; never empty.
         dropped: The number of rows that were left out as too long.
-        fingerprint: The number of rows and the hash of the whole log, see `run_folder.describe`, and the `date` that
+        fingerprint: The number of rows and the hash of the whole log, see `fingerprint.describe`, and the `date` that
             chat templates print.
         pairs: The pairs to train on beside the log, or None.
         heldout_pairs: The pairs to evaluate on, or None.
+        tokens: The token ids of the rows and pairs; None on embeddings, which stand for them.
     """
 
     log: Log
@@ -58,6 +61,7 @@ class Prepared:
     fingerprint: Mapping[str, Any]
     pairs: Pairs | None = None
     heldout_pairs: Pairs | None = None
+    tokens: RowTokens | None = None
 
     @property
     def parts(self) -> list[Log]:
@@ -107,10 +111,9 @@ def prepare_run(log: Log, config: RunConfig, heldout: Log | None = None) -> Prep
         check_adapters(config)
 
     # Rows, then signals: a signal may act in rows alone that are too long
-    if isinstance(config, TrainConfig):
-        check_texts(log, heldout, pairs, config)
     rows = len(log)
     if isinstance(config, TrainConfig) and config.overlong == "drop":
+        check_texts(log, heldout, pairs, config)
         log = without_overlong(log, config)
         heldout = None if heldout is None else without_overlong(heldout, config)
         pairs = None if pairs is None else pairs_without_overlong(pairs, config)
@@ -141,8 +144,12 @@ def prepare_run(log: Log, config: RunConfig, heldout: Log | None = None) -> Prep
     if isinstance(config, TrainConfig):  # what the whole log shows the training part may not
         specs = specs_to_try(log, config, heldout)
         check_co_actions(specs[0], log, config)
-    parts = (None, None) if pairs is None else parts_of_pairs(pairs, log, heldout, config)
-    return Prepared(log, heldout, specs, dropped, fingerprint, *parts)
+    training_pairs, heldout_pairs = (None, None) if pairs is None else parts_of_pairs(pairs, log, heldout, config)
+    tokens = None
+    if isinstance(config, TrainConfig):  # a long pass, after all that is sooner refused
+        logs = [log] if heldout is None else [log, heldout]
+        tokens = tokens_of(logs, [training_pairs, heldout_pairs][: len(logs)], config, fingerprint["date"])
+    return Prepared(log, heldout, specs, dropped, fingerprint, training_pairs, heldout_pairs, tokens)
 
 
 def parts_of_pairs(pairs: Pairs, log: Log, heldout: Log | None, config: RunConfig) -> tuple[Pairs, Pairs | None]:

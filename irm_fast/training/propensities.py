@@ -18,7 +18,9 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from irm_fast.data.log import Log, hold_out
+from irm_fast.data.groups import hold_out
+from irm_fast.data.joined import Joined
+from irm_fast.data.log import Log
 from irm_fast.data.messages import Messages
 from irm_fast.data.signals import RewardSpec
 from irm_fast.data.whole import whole_files
@@ -35,6 +37,7 @@ from irm_fast.training.progress import tell
 from irm_fast.training.run_folder import CHECKPOINTS, STATES, begin_run
 
 VALUES = "propensities.safetensors"  # among the checkpoints
+_AT_ONCE = 2**16  # rows whose states are read from their file
 
 
 class FirstPropensities(NamedTuple):
@@ -131,14 +134,26 @@ def _fitted(
     training = np.empty((len(log), len(log.signals)), np.float32)
     training[~others] = model.estimator.training_propensity_
     if others.any():
-        training[others] = model.propensities(states[others], log.subset(others))
+        training[others] = _predicted(model, states, log, np.flatnonzero(others))
     values = {"training": training}
     if prepared.heldout is not None:
-        values["heldout"] = model.propensities(vectors[len(log) :], prepared.heldout).astype(np.float32)
+        heldout = prepared.heldout
+        values["heldout"] = _predicted(model, vectors[len(log) :], heldout, np.arange(len(heldout)))
     save_tensors({name: torch.from_numpy(part) for name, part in values.items()}, folder / VALUES)
     model.save(folder / PROPENSITIES, classifier=False)
     (folder / STATES).unlink()
     return model.spec, model.context, values
+
+
+def _predicted(model: EmbeddedRewardModel, vectors: np.ndarray, log: Log, rows: np.ndarray) -> np.ndarray:
+    """The propensities (n, K), float32, of some rows of a log, whose states may lie in a file.
+
+    They are predicted some rows at a time, unless they depend on what the other rows of a user or a session are.
+    """
+    size = len(rows) if model.context else _AT_ONCE
+    parts = [rows[start : start + size] for start in range(0, len(rows), size)]
+    found = [model.propensities(vectors[part], log.subset(part)).astype(np.float32) for part in parts]
+    return np.concatenate(found)
 
 
 def is_fitted(config: TrainConfig) -> bool:
@@ -163,7 +178,6 @@ def _write_states(parts: Sequence[Log], path: Path, config: TrainConfig) -> None
     write_embeddings(ids, messages, embedder, path, distributed=True, **how)  # type: ignore[arg-type]
 
 
-def _rows(parts: Sequence[Log]) -> tuple[list[str], list[Messages]]:
+def _rows(parts: Sequence[Log]) -> tuple[Joined[str], Joined[Messages]]:
     """Ids and conversations of the rows of the parts; a row may be in both."""
-    ids = [f"{number}/{name}" for number, part in enumerate(parts) for name in part.ids]
-    return ids, [turns for part in parts for turns in part.messages]
+    return Joined([part.ids for part in parts]), Joined([part.messages for part in parts])

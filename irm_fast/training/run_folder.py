@@ -6,7 +6,6 @@ A run passes `check_output`, then `begin_run`, and at its end `close_run`. In be
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -17,10 +16,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from irm_fast.data.log import Log
 from irm_fast.data.manifest import MANIFEST, check_of, checked
 from irm_fast.data.outputs import OutputFolder
-from irm_fast.data.pairs import Pairs
 from irm_fast.data.whole import disk_errors, is_unfinished, write_whole
 from irm_fast.models.adapters import ADAPTER
 from irm_fast.models.record import CHECKPOINT_WEIGHTS, INDEX, PROPENSITIES, PROPENSITY_FILE, RECORD
@@ -56,42 +53,12 @@ _FOLDER = OutputFolder(
 )
 
 
-def describe(log: Log, heldout: Log | None, pairs: Pairs | None = None) -> dict[str, Any]:
-    """The fingerprint of a log: the number of `rows`, and `sha256` of all that training and evaluation read.
-
-    Args:
-        log: The log, as it was read.
-        heldout: The log to evaluate on, or None.
-        pairs: The pairs to train on beside it, or None.
-    """
-    digest = hashlib.sha256()
-    logs = [part for part in (log, heldout) if part is not None]
-    for part in logs:
-        head = (part.signals, part.polarity, part.feature_names, part.user_ids)
-        for entry in (head, *zip(part.ids, part.messages, strict=True)):
-            digest.update(json.dumps(entry, default=list).encode() + b"\n")
-        for values in (part.feedback, part.preference, part.weight, part.propensity, part.features):
-            digest.update(b"none" if values is None else values.tobytes())
-        # A log without these keeps the fingerprint that it had before they were read
-        for name in ("session_ids", "segments"):
-            if names := getattr(part, name):
-                digest.update(json.dumps([name, names], default=list).encode() + b"\n")
-        for name in ("times", "positions", "label_probability", "acted_at"):
-            if (values := getattr(part, name)) is not None:
-                digest.update(name.encode() + values.tobytes())
-    counts = {"rows": sum(map(len, logs))}
-    if pairs is not None:
-        digest.update(json.dumps([pairs.ids, pairs.sides]).encode() + pairs.margin.tobytes())
-        counts["pairs"] = len(pairs)
-    return {**counts, "sha256": digest.hexdigest()}
-
-
 def check_output(config: RunConfig, fingerprint: Mapping[str, Any]) -> None:
     """Check that a run may begin in the output folder, or go on there. Nothing is written.
 
     Args:
         config: The settings.
-        fingerprint: The fingerprint of the log, see `describe`.
+        fingerprint: The fingerprint of the log, see `fingerprint.describe`.
 
     Raises:
         ValueError: The folder is not empty and neither `resume` nor `overwrite` applies, it holds files that no run
@@ -193,7 +160,7 @@ def begin_run(config: RunConfig, fingerprint: Mapping[str, Any]) -> None:
 
     Args:
         config: The settings.
-        fingerprint: The fingerprint of the log, see `describe`.
+        fingerprint: The fingerprint of the log, see `fingerprint.describe`.
     """
     folder = Path(config.output)
     if config.overwrite or not (folder / DATA).exists():

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from irm_fast.data.log import prompt_key
+from irm_fast.data.groups import prompt_key
 from irm_fast.data.messages import fold_system, join_turns, messages_of
 from irm_fast.data.rated import read_rated
 from irm_fast.data.read import DataError, read_log

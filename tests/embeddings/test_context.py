@@ -19,7 +19,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from examples.identification.real_logs import RealLog, draw
-from irm_fast.data.log import group_rows
+from irm_fast.data.groups import group_rows
 from irm_fast.embeddings.context import Bins, fingerprint, places
 from irm_fast.embeddings.context_layer import (
     GRID,

@@ -13,6 +13,7 @@ from irm_fast.models import attention
 from irm_fast.models.tokens import render
 from irm_fast.training import run_folder
 from irm_fast.training.config import TrainConfig
+from irm_fast.training.fingerprint import describe
 from irm_fast.training.run import train_log
 from irm_fast.training.trainer import ImplicitTrainer
 from tests.training.training_cases import Interrupted, interrupt, largest_difference, metrics_of, train_until
@@ -55,7 +56,7 @@ def test_resume_gives_the_uninterrupted_result(make_log, make_config, monkeypatc
 @pytest.mark.parametrize("fitted", [False, True])
 def test_resume_with_settings_that_do_not_change_the_model(make_log, make_config, fitted):
     """A run goes on with less memory, say; how many rows the propensities read matters until they are fitted."""
-    config, fingerprint = make_config(lora_rank=2), run_folder.describe(make_log(), None)
+    config, fingerprint = make_config(lora_rank=2), describe(make_log(), None)
     run_folder.begin_run(config, fingerprint)
     again = replace(config, resume=True)
     free = {"gradient_checkpointing": "full", "liger": True, "lora_keep_adapter": True, "report_to": "tensorboard"}
@@ -182,7 +183,7 @@ def test_resume_takes_the_rows_in_the_same_order(make_log, make_config, monkeypa
 def test_a_resumed_run_prints_the_date_of_its_first_day(make_log, make_config, tmp_path):
     """A template that asks for the date makes the same tokens after a night as before it."""
     config = make_config(epochs=1, precision="float32")
-    begun = run_folder.describe(make_log(), None) | {"date": "2026-01-05"}
+    begun = describe(make_log(), None) | {"date": "2026-01-05"}
     run_folder.begin_run(config, begun)
     assert run_folder.date_of_run(replace(config, resume=True)) == "2026-01-05"
     assert run_folder.date_of_run(config) == datetime.date.today().isoformat()

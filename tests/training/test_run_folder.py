@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import stat
 import sys
@@ -13,11 +15,13 @@ import numpy as np
 import pytest
 from transformers.integrations import integration_utils
 
+from irm_fast.data.texts import Names
 from irm_fast.training import build
 from irm_fast.training.callbacks import MetricsFile
 from irm_fast.training.config import EmbeddingTrainConfig, load_config
+from irm_fast.training.fingerprint import describe
 from irm_fast.training.run import train, train_log
-from irm_fast.training.run_folder import CHECKPOINTS, begin_run, check_output, close_run, describe
+from irm_fast.training.run_folder import CHECKPOINTS, begin_run, check_output, close_run
 from tests.training.training_cases import train_until
 
 
@@ -151,3 +155,20 @@ def test_a_stray_file_among_the_checkpoints_does_not_stop_the_end(make_log, make
     (checkpoints / ".DS_Store").write_text("")
     close_run(config)
     assert not checkpoints.exists()
+
+
+@pytest.mark.parametrize("count", [1, 100, 101, 25_000])
+def test_the_fingerprint_of_many_names_is_that_of_one_text(make_log, count):
+    names = [None if i % 7 == 0 else f"\u00e9{i}" for i in range(count)]
+    log = replace(
+        make_log(count), user_ids=names, session_ids=Names.of(names), segments={"platform": names, "empty": []}
+    )
+    digest = hashlib.sha256()
+    head = (log.signals, log.polarity, log.feature_names, log.user_ids)
+    for entry in (head, *zip(log.ids, log.messages, strict=True)):
+        digest.update(json.dumps(entry).encode() + b"\n")
+    for values in (log.feedback, log.preference, None, None, None):
+        digest.update(b"none" if values is None else values.tobytes())
+    digest.update(json.dumps(["session_ids", names]).encode() + b"\n")
+    digest.update(json.dumps(["segments", log.segments]).encode() + b"\n")
+    assert describe(log, None) == {"rows": count, "sha256": digest.hexdigest()}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from irm_fast.data.log import hold_out
+from irm_fast.data.groups import hold_out
 from irm_fast.data.rated import Rated
 from irm_fast.data.simulation import draw_feedback, propensities, response_groups, standard_features
 
