@@ -5,13 +5,13 @@ Heavy imports stand inside the commands, so that help comes at once.
 
 from __future__ import annotations
 
-import warnings
 from typing import Annotated
 
 import typer
 
 from irm_fast.cli import data, embeddings, evaluation, experiments, training
 from irm_fast.cli.options import Commands
+from irm_fast.cli.terminal import echo, guard_terminal, with_redact
 from irm_fast.models.threads import sleep_while_waiting
 
 COMMANDS = (  # in the order of the help
@@ -30,7 +30,8 @@ app = typer.Typer(
     rich_markup_mode=None,  # its tables cut names at 80 columns
 )
 for command in COMMANDS:
-    app.command("import" if command is data.import_log else None)(command)
+    reads_users = command not in (training.verify, experiments.reproduce, experiments.demo)
+    app.command("import" if command is data.import_log else None)(with_redact(command) if reads_users else command)
 
 
 def _print_version(wanted: bool) -> None:
@@ -38,14 +39,14 @@ def _print_version(wanted: bool) -> None:
         from irm_fast import __version__
         from irm_fast.losses.dispatch import backends
 
-        typer.echo(f"irm-fast {__version__}")
+        echo(f"irm-fast {__version__}")
         states = backends()
         if states["cpu"] == "available":
             from irm_fast.kernels.cpu.library import INSTRUCTION_SET
 
             states["cpu"] += f" (C++, {INSTRUCTION_SET})"
         for name, state in states.items():
-            typer.echo(f"  loss backend {name}: {state}")
+            echo(f"  loss backend {name}: {state}")
         raise typer.Exit
 
 
@@ -62,5 +63,5 @@ def _options(
 def main() -> None:
     """The `irm-fast` program."""
     sleep_while_waiting()  # before a command imports torch
-    warnings.formatwarning = lambda message, category, *place, **more: f"warning: {message}\n"
+    guard_terminal()
     app(prog_name="irm-fast")

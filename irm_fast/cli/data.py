@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal, get_args
 import typer
 
 from irm_fast.cli.options import AsJson, with_log_settings
+from irm_fast.cli.terminal import echo
+from irm_fast.data.problems import one_line
 from irm_fast.training.config import log_settings
 
 
@@ -31,7 +33,7 @@ def validate(
 
     declared = replace(log_settings(config, settings).declared, misclick=misclick)
     report = check(data[0] if len(data) == 1 else data, declared=declared)
-    typer.echo(json.dumps(report, indent=2) if as_json else format_validation(report))
+    echo(json.dumps(report, indent=2) if as_json else format_validation(report))
     raise typer.Exit(bool(report["problem_count"]))
 
 
@@ -80,7 +82,7 @@ def import_log(
         account = import_events(impressions or [], actions or [], out, on=on, **joined)
     else:
         account = import_traces(product, files or [], out, **joined)
-    typer.echo("\n".join([*account.lines(), f"wrote {out}; irm-fast validate {out} says what it holds"]))
+    echo(*map(one_line, account.lines()), f"wrote {out}; irm-fast validate {out} says what it holds")
 
 
 def simulate(
@@ -117,6 +119,6 @@ def simulate(
         test_fraction=test_fraction,
     )
     for path in write_simulation(simulation, out, overwrite=overwrite):
-        typer.echo(f"wrote {path}")
+        echo(f"wrote {path}")
     if simulation.test is not None:
-        typer.echo(f"wrote {out.with_suffix('.test.jsonl')}")
+        echo(f"wrote {out.with_suffix('.test.jsonl')}")

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from irm_fast.cli.options import BatchSize, Data, PrecisionOption, Progress, Resume, TokenBudget, with_text_settings
+from irm_fast.cli.terminal import echo
 from irm_fast.training.config import log_settings
 
 
@@ -54,10 +55,10 @@ def embed(
         embedder = Embedder(model, pooling=pooling, max_length=max_length, precision=precision, date=date)
         source = embedder.source
         if is_first():
-            typer.echo(f"{source.kind} {model}: {source.pooling} pooling, at most {source.max_length} tokens", err=True)
+            echo(f"{source.kind} {model}: {source.pooling} pooling, at most {source.max_length} tokens", err=True)
         truncated = write_embeddings(ids, conversations, embedder, out, distributed=distributed, **how)  # type: ignore[arg-type]
     if not is_first():
         return
-    typer.echo(f"wrote {out}: {len(ids)} embeddings of {embedder.width} numbers")
+    echo(f"wrote {out}: {len(ids)} embeddings of {embedder.width} numbers")
     if truncated:
-        typer.echo(f"  {truncated} rows were longer than {source.max_length} tokens and lost their beginning")
+        echo(f"  {truncated} rows were longer than {source.max_length} tokens and lost their beginning")

@@ -21,6 +21,7 @@ from irm_fast.cli.options import (
     with_log_settings,
     with_text_settings,
 )
+from irm_fast.cli.terminal import echo
 from irm_fast.data.signals import DesignChoice
 from irm_fast.training.config import log_settings
 
@@ -59,7 +60,7 @@ def evaluate(
     if not is_first():
         return
     if as_json:
-        typer.echo(json.dumps(plain(metrics), indent=2))
+        echo(json.dumps(plain(metrics), indent=2))
         return
     ends = {f"{name}_{end}" for name in metrics for end in ("low", "high")} & metrics.keys()
     width = max(map(len, metrics.keys() - ends))
@@ -69,7 +70,7 @@ def evaluate(
         line = f"{name:<{width}}  {value:{'.4f' if isinstance(value, float) else 'd'}}"
         if f"{name}_low" in ends:
             line += f"  90% interval {metrics[f'{name}_low']:.4f} to {metrics[f'{name}_high']:.4f}"
-        typer.echo(line)
+        echo(line)
 
 
 @with_log_settings
@@ -110,7 +111,7 @@ def diagnose(
         )
     if not is_first():
         return
-    typer.echo(json.dumps(found.to_dict(), indent=2) if as_json else str(found))
+    echo(json.dumps(found.to_dict(), indent=2) if as_json else str(found))
     raise typer.Exit(found.kind == "contradicted")
 
 
@@ -131,11 +132,11 @@ def mask(
     check_folder_of(out)
     check_file(out, overwrite=overwrite)
     found = mask_log(Path(data), out, what, declared=log_settings(None, settings).declared)
-    typer.echo(f"wrote {out}: {found.rows - found.left_out} of {found.rows} rows")
+    echo(f"wrote {out}: {found.rows - found.left_out} of {found.rows} rows")
     for phrase, silent in found.silent.items():
-        typer.echo(f"  {phrase}: {silent} entries of 0 and {found.acted[phrase]} of 1 are null")
+        echo(f"  {phrase}: {silent} entries of 0 and {found.acted[phrase]} of 1 are null")
     if found.left_out:
-        typer.echo(f"  {found.left_out} rows record nothing any more and were left out")
+        echo(f"  {found.left_out} rows record nothing any more and were left out")
 
 
 @with_text_settings
@@ -169,7 +170,7 @@ def score(
         passes = Passes(batch_size, token_budget, distributed, progress)
         rows = score_file(model, data, out, passes=passes, declared=told, **how)  # type: ignore[arg-type]
     if is_first():
-        typer.echo(f"wrote {out}: {rows} rewards")
+        echo(f"wrote {out}: {rows} rewards")
 
 
 @with_log_settings
@@ -238,8 +239,8 @@ def _draw_labels(
         from_main_process(lambda: write_labels(out, log, rows, probability), distributed=distributed)
     if not is_first():
         return
-    typer.echo(f"wrote {out}: {count} of {len(log)} rows")
-    typer.echo(
+    echo(f"wrote {out}: {count} of {len(log)} rows")
+    echo(
         "  Fill in preference, 1 where the response pleases and 0 where it does not; then irm-fast label --merge\n"
         f"  {out} --data {data} --out NEWLOG, and irm-fast train on NEWLOG with --labels-ignorable."
     )
@@ -249,14 +250,14 @@ def _merge_labels(rated: Path, data: Path, out: Path) -> None:
     from irm_fast.data.merging import merge_ratings
 
     found = merge_ratings(rated, data, out)
-    typer.echo(f"wrote {out}: {found.merged} ratings merged into {found.rows} rows")
+    echo(f"wrote {out}: {found.merged} ratings merged into {found.rows} rows")
     if found.had:
-        typer.echo(f"  {found.had} ratings were in the log already")
+        echo(f"  {found.had} ratings were in the log already")
     if found.unrated:
-        typer.echo(f"  {found.unrated} rows of {rated} have no preference; they are as they were")
+        echo(f"  {found.unrated} rows of {rated} have no preference; they are as they were")
     if found.without_chance:
-        typer.echo(f"  {found.without_chance} have no label_probability: they count as drawn at random")
-    typer.echo(
+        echo(f"  {found.without_chance} have no label_probability: they count as drawn at random")
+    echo(
         f"  irm-fast train --data {out} learns from them; --labels-ignorable, if nothing but the draw chose the rows.\n"
         "  Embeddings of the log fit: its texts are the same."
     )

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from irm_fast.cli.terminal import echo
+
 
 def reproduce(
     data: Annotated[str, typer.Option(help="Rated file, semi-synthetic, or from the hub: hs, ufb, saferlhf.")],
@@ -55,7 +57,7 @@ def reproduce(
         )
     except KeyboardInterrupt:
         raise KeyboardInterrupt("--resume goes on with what is done") from None
-    typer.echo(write_report(results, experiment, output))
+    echo(write_report(results, experiment, output))
 
 
 def demo(

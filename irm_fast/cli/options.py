@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import typer
 from typer.core import TyperGroup
 
+from irm_fast.cli.terminal import echo
+from irm_fast.data.problems import redacting
 from irm_fast.data.whole import UnwrittenError, disk_words
 from irm_fast.models import Precision
 from irm_fast.training.config import MISSING, PROGRAMS, EmbeddingTrainConfig, RunConfig, TrainConfig
@@ -58,7 +60,7 @@ class Commands(TyperGroup):
         except (typer.Exit, typer.Abort, BrokenPipeError):  # caught below otherwise, by descent
             raise
         except KeyboardInterrupt as interrupt:
-            typer.echo("; ".join(["interrupted", *map(str, interrupt.args)]), err=True)
+            echo("; ".join(["interrupted", *map(str, interrupt.args)]), err=True)
             raise typer.Exit(130) from None
         except Exception as error:
             if ctx.params.get("debug") or hasattr(error, "exit_code"):  # of the command line itself
@@ -75,7 +77,7 @@ def _in_words(error: Exception) -> str:
         return f"out of memory ({text or kind}); expected a smaller file, batch or model, or more memory"
     if isinstance(error, _IN_WORDS) and not isinstance(error, _OUT_OF_PYTHON):
         return text
-    said = text.strip().partition("\n")[0]
+    said = "its text is redacted" if redacting() else text.strip().partition("\n")[0]
     return f"not foreseen: {kind}: {said}; irm-fast --debug before the command shows where, for a report"
 
 
@@ -88,14 +90,14 @@ def _report(error: Exception) -> int:
         return 0
     first, text = os.environ.get("RANK", "0") == "0", f"error: {_in_words(error)}"
     if first:
-        typer.echo(text, err=True)
+        echo(text, err=True)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         from irm_fast.models.processes import said_by_first  # takes torch
 
         if said_by_first(str(error)):
             return 0
     if not first:
-        typer.echo(text, err=True)
+        echo(text, err=True)
     return 2
 
 

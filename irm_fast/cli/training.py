@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from irm_fast.cli.options import with_settings
+from irm_fast.cli.terminal import echo
 from irm_fast.training.config import EmbeddingTrainConfig, TrainConfig, load_config
 
 
@@ -36,36 +37,36 @@ def train(
         raise
     if not is_first():
         return
-    typer.echo(f"wrote {run.output}: propensity design {result.design}")
+    echo(f"wrote {run.output}: propensity design {result.design}")
     if isinstance(run, EmbeddingTrainConfig):
         from irm_fast.training.on_embeddings import what_was_written
 
-        typer.echo(f"  {what_was_written(result)}")
+        echo(f"  {what_was_written(result)}")
     for name, value in result.metrics.items():
-        typer.echo(f"  held-out {name}: {value:.4f}")
+        echo(f"  held-out {name}: {value:.4f}")
     for design, value in result.designs.items() if len(result.designs) > 1 else ():
-        typer.echo(f"  held-out nll with propensity design {design}: {value:.4f}")
+        echo(f"  held-out nll with propensity design {design}: {value:.4f}")
     if result.pairs:
         held_out = result.pairs.get("held_out", 0)
-        typer.echo(f"  {result.pairs['training']} pairs were trained on beside the log, {held_out} were held out")
+        echo(f"  {result.pairs['training']} pairs were trained on beside the log, {held_out} were held out")
     if result.truncated:
         length = result.model.spec.max_length
-        typer.echo(f"  {result.truncated} rows were longer than {length} tokens and lost their beginning")
+        echo(f"  {result.truncated} rows were longer than {length} tokens and lost their beginning")
     if result.dropped:
-        typer.echo(f"  {result.dropped} rows were longer than {result.model.spec.max_length} tokens and were left out")
+        echo(f"  {result.dropped} rows were longer than {result.model.spec.max_length} tokens and were left out")
     if result.skipped_steps:
-        typer.echo(f"  {result.skipped_steps} steps were left out, as their loss or gradient was not finite")
+        echo(f"  {result.skipped_steps} steps were left out, as their loss or gradient was not finite")
     if result.trained:
         from irm_fast.training.memory import parameters_in_words
 
         trained, total, optimizer = result.trained.values()
-        typer.echo(f"  trained {parameters_in_words(trained, total)}; optimiser {optimizer / 1e6:,.1f} MB a device")
+        echo(f"  trained {parameters_in_words(trained, total)}; optimiser {optimizer / 1e6:,.1f} MB a device")
     if result.throughput:
         from irm_fast.training.throughput import in_words
 
-        typer.echo(f"  attention {result.attention}: {in_words(result.throughput)}")
+        echo(f"  attention {result.attention}: {in_words(result.throughput)}")
     if result.diagnosis is not None:
-        typer.echo(result.diagnosis.summary())
+        echo(result.diagnosis.summary())
 
 
 def _dry_run(run: TrainConfig | EmbeddingTrainConfig) -> None:
@@ -77,7 +78,7 @@ def _dry_run(run: TrainConfig | EmbeddingTrainConfig) -> None:
 
     plan, trial = dry_run(run)
     if is_first():
-        typer.echo(f"{run.output} would be written, and is not:\n{plan.in_words(trial)}")
+        echo(f"{run.output} would be written, and is not:\n{plan.in_words(trial)}")
 
 
 def verify(
@@ -89,5 +90,5 @@ def verify(
     found = check(path)
     for one in found:
         said = f"DAMAGED: {one.wrong}" if one.wrong else ", ".join(filter(None, ("whole", one.note)))
-        typer.echo(f"{one.path}: {one.kind}: {said}")
+        echo(f"{one.path}: {one.kind}: {said}")
     raise typer.Exit(any(one.wrong for one in found))

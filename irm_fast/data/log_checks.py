@@ -10,7 +10,7 @@ from irm_fast.data.declarations import ALL, Declarations
 from irm_fast.data.gathering import Gathered
 from irm_fast.data.log import Log
 from irm_fast.data.parts import ABSENT, Part, Seen
-from irm_fast.data.problems import Problems, closest, shown
+from irm_fast.data.problems import Problems, closest, is_plain, shown
 from irm_fast.data.rows import check_ids
 
 
@@ -91,6 +91,11 @@ def check_log(log: Log, lacking: Mapping[str, np.ndarray], declared: Declaration
     if not len(log):
         problems.add(None, "file", "empty; expected at least one row")
         return
+    for field, names in (("feedback", log.signals), ("features", (*log.feature_names, *log.segments))):
+        for name in names:
+            if not is_plain(name):
+                text = f"{shown(name)} steers a terminal or is no line; expected a name that prints as it is: rename it"
+                problems.add(None, field, text)
     _check_declared(log, declared, problems)
     for name, lines in lacking.items():
         if len(lines) and declared.fill(name) == "error":

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from irm_fast.data.messages import Messages
-from irm_fast.data.problems import Problems, closest
+from irm_fast.data.problems import Problems, closest, shown
 from irm_fast.data.rewriting import rewritten, spelled
 from irm_fast.data.rows import PREFERENCE, TEXT_FIELDS, FieldNames, Fields, level_of, name_of, propensity_of
 from irm_fast.data.sources import read_rows
@@ -142,7 +142,7 @@ class _Merge:
         if rating is None:
             return {}
         if name in self.found:
-            fields.fail("id", f"{name!r} is also in line {self.found[name]}; expected unique ids")
+            fields.fail("id", f"{shown(name)} is also in line {self.found[name]}; expected unique ids")
         self.found[name] = line
         label, (chance, messages) = fields.get("preference", level_of, -1), _chance_and_text(fields)
         where = f"{self.rated}:{rating.line}"
@@ -166,6 +166,7 @@ class _Merge:
         missing = Problems(self.rated)
         for name, rating in self.ratings.items():
             if name not in self.found:
-                text = f"the log has no row {name!r} (it has {self.rows}); expected the log from which it was drawn"
+                has = f"the log has no row {shown(name)} (it has {self.rows})"
+                text = f"{has}; expected the log from which it was drawn"
                 missing.add(rating.line, "id", text)
         missing.raise_if_any()

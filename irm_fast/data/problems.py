@@ -94,13 +94,14 @@ class Problems:
             whole: Whether the problem is of the whole source, and the row only shows it first.
         """
         self.total += 1
-        name = field if field.isprintable() and len(field) <= 80 else shown(field)
+        name, text = named(field), one_line(text)
         if line is not None and not whole:
             _, expected, rest = text.partition("; expected")
             self.rows.setdefault(line, f"{name}: {expected[2:]}{rest}" if expected else f"{name}: {text}")
         kept = self._of_source if line is None or whole else self._of_rows
         if len(kept) < self.LIMIT:
-            kept.append(f"{self.source if line is None else self.place(line)}: {name}: {text}")
+            place = one_line(str(self.source) if line is None else self.place(line))
+            kept.append(f"{place}: {name}: {text}")
 
     @property
     def kept(self) -> list[str]:
@@ -112,10 +113,10 @@ class Problems:
 
     def notes(self) -> list[str]:
         """Return what should be known and is no problem."""
-        names = [name if name.isprintable() and len(name) <= 40 else shown(name) for name in self.ignored]
+        names = [named(name) for name in self.ignored]
         more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
         unread = [f"fields that are not read: {', '.join(names[:SHOWN_NAMES])}{more}"] if names else []
-        return [*(f"{text} ({count:,} rows)" for text, count in self.noted.items()), *unread]
+        return [*(one_line(f"{text} ({count:,} rows)") for text, count in self.noted.items()), *unread]
 
     def warn_of_notes(self) -> None:
         """Warn of what should be known, once for the source."""
@@ -164,7 +165,7 @@ _MAY_STEER = re.compile(r"[^\n\t -~]")  # anything but plain ASCII has to be loo
 
 def is_plain(text: str) -> bool:
     """Return whether a text is one line that prints as itself: nothing in it steers a terminal or turns its order."""
-    return "\n" not in text and "\t" not in text and printable(text) == text
+    return one_line(text) == text
 
 
 def printable(text: str) -> str:
@@ -177,6 +178,16 @@ def printable(text: str) -> str:
         'copy\\\\u001b[2J'
     """
     return _MAY_STEER.sub(_escaped, text)
+
+
+def one_line(text: str) -> str:
+    """Return a text as one line that may be printed: `printable`, and line breaks and tabs are escaped too."""
+    return printable(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def named(name: str) -> str:
+    """Return a name as a message shows it: as it is, if it is plain and short."""
+    return name if len(name) <= 80 and is_plain(name) else shown(name)
 
 
 def _escaped(found: re.Match[str]) -> str:
@@ -192,9 +203,9 @@ def redacting() -> bool:
     return os.environ.get(REDACT, "0") not in ("", "0")
 
 
-def row_named(ids: Sequence[str], row: int) -> str:
-    """Return a row of a log in the words of a message: by its id, or by its number from 1 where ids are redacted."""
-    return f"row number {row + 1:,}" if redacting() else f"row {shown(ids[row])}"
+def row_named(name: str, row: int) -> str:
+    """Return a row of a log in the words of a message: by its id, or where ids are redacted by its place."""
+    return f"row number {row + 1:,}" if redacting() else f"row {shown(name)}"
 
 
 def shown(value: object) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 import numpy as np
 
 from irm_fast.data.log import Log
+from irm_fast.data.problems import row_named
 from irm_fast.data.warning import warn_caller
 
 if TYPE_CHECKING:  # the command line reads the designs from here, and its help should not wait for torch
@@ -173,9 +174,10 @@ def check_design(design: str, log: Log) -> None:
     lacking = np.argwhere((log.feedback != -1) & ~given)
     if len(lacking):
         row, k = lacking[0]
+        where = row_named(log.ids[row], row)
         raise ValueError(
-            f"propensity.{log.signals[k]}: none in row {log.ids[row]!r}; the propensity design 'known' expects one for "
-            f"every recorded entry ({len(lacking)} lack it); add them, or choose another propensity design"
+            f"propensity.{log.signals[k]}: none in {where}; the propensity design 'known' expects "
+            f"one for every recorded entry ({len(lacking)} lack it); add them, or choose another propensity design"
         )
 
 
@@ -183,9 +185,8 @@ def check_evidence(spec: RewardSpec, log: Log) -> None:
     """Raise ValueError if a row contradicts itself and no misclick rate explains it: its likelihood would be zero."""
     rows = contradictions(log, certain=np.array(spec.misclick_rate) == 0)
     if len(rows):
-        raise ValueError(
-            f"feedback: row {log.ids[rows[0]]!r} contradicts itself; expected one side, or a misclick rate"
-        )
+        where = row_named(log.ids[rows[0]], int(rows[0]))
+        raise ValueError(f"feedback: {where} contradicts itself; expected one side, or a misclick rate")
 
 
 def contradictions(log: Log, certain: np.ndarray | bool = True) -> np.ndarray:

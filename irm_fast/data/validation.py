@@ -9,6 +9,7 @@ import numpy as np
 
 from irm_fast.data.declarations import NEGATIVE_SIGNALS, Declarations
 from irm_fast.data.groups import numbered
+from irm_fast.data.problems import one_line
 from irm_fast.data.read import scan_log
 from irm_fast.data.row_stream import counted
 from irm_fast.data.signals import Absent, signal_notes
@@ -146,4 +147,4 @@ def format_validation(report: Mapping[str, Any]) -> str:
     lines += [f"  {problem}" for problem in problems]
     if report["problem_count"] > len(problems):
         lines.append(f"  ... and {report['problem_count'] - len(problems):,} more")
-    return "\n".join(lines)
+    return "\n".join(map(one_line, lines))

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from irm_fast.data.problems import shown
 from irm_fast.data.times import LATEST
 from irm_fast.data.warning import warn_caller
 
@@ -215,9 +216,8 @@ def names(name: str, value: Any, rows: int) -> list[Any] | None:
     found = [None if is_unknown(entry) else entry for entry in value]
     for row, entry in enumerate(found):
         if not isinstance(entry, Hashable) or (isinstance(entry, str) and not entry.strip()):
-            raise ValueError(
-                f"{name}: got {entry!r} in row {row}; expected text that is not empty or a number, None where unknown"
-            )
+            expected = "text that is not empty or a number, None where unknown"
+            raise ValueError(f"{name}: got {shown(entry)} in row {row}; expected {expected}")
     return found
 
 

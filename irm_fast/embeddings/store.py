@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from safetensors import SafetensorError
 
+from irm_fast.data.problems import row_named
 from irm_fast.data.whole import whole_path
 from irm_fast.embeddings.shards import Shards, files_of, open_files
 from irm_fast.models.parts import opened, parts_folder, row_hash
@@ -178,9 +179,9 @@ def _places(
         unnamed = with_ids and name.rpartition("/")[2].startswith("row-")
         numbers = "; where a log has no ids, line numbers stand for them, and files of this version hold them"
         raise ValueError(
-            f"{path}: no embedding of row {name!r} with its present text ({len(lacking)} of {len(wanted)} rows "
-            f"lack one); the data have new rows, or rows of another{ids_too} text{numbers if unnamed else ''}: run "
-            "irm-fast embed on them"
+            f"{path}: no embedding of {row_named(name, int(lacking[0]))} with its present text ({len(lacking)} of "
+            f"{len(wanted)} rows lack one); the data have new rows, or rows of another{ids_too} "
+            f"text{numbers if unnamed else ''}: run irm-fast embed on them"
         )
     return places
 

@@ -18,6 +18,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from irm_fast.data.outputs import OutputFolder, check_choice, check_folder_of, check_suffix
+from irm_fast.data.problems import row_named
 from irm_fast.data.whole import is_unfinished
 from irm_fast.embeddings.embedder import Embedder, check_choice_of
 from irm_fast.embeddings.store import about, merge_parts
@@ -102,8 +103,9 @@ def write_embeddings(
         truncated += longer
         bad = torch.nonzero(~vectors.isfinite().all(1))
         if len(bad):
+            first = int(bad[0])
             raise ValueError(
-                f"row {names[int(bad[0])]!r}: its embedding is not finite (nor those of {len(bad) - 1} more "
+                f"{row_named(names[first], first)}: its embedding is not finite (nor those of {len(bad) - 1} more "
                 f"rows); expected numbers; the model may be too imprecise in {source.precision}"
             )
         return {"embeddings": vectors.to(getattr(torch, dtype))}

@@ -21,6 +21,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from irm_fast.data.outputs import check_choice, check_folder_of
+from irm_fast.data.problems import shown
 from irm_fast.data.whole import is_unfinished
 from irm_fast.models.passes import Passes, rows_bar
 from irm_fast.models.processes import check_same, from_main_process, is_first
@@ -288,7 +289,7 @@ def check_part(path: Path, ids: Sequence[str], rows: slice, hashes: np.ndarray, 
     if not np.array_equal(held, expected):
         shared = min(len(held), len(expected))
         first = ids[rows.start + min(int((held[:shared] == expected[:shared]).cumprod().sum()), len(expected) - 1)]
-        raise ValueError(f"data: row {first!r} is not what {path} was written from, in that place; {choice}")
+        raise ValueError(f"data: row {shown(first)} is not what {path} was written from, in that place; {choice}")
 
 
 @contextmanager

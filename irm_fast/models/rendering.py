@@ -11,6 +11,7 @@ import numpy as np
 
 from irm_fast.data.groups import prompt_key
 from irm_fast.data.messages import fold_system, join_turns
+from irm_fast.data.problems import row_named
 from irm_fast.data.warning import warn_caller
 from irm_fast.models.processes import is_first
 from irm_fast.models.tokens import CHUNK, Refused, render, rendered
@@ -18,7 +19,8 @@ from irm_fast.models.tokens import CHUNK, Refused, render, rendered
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from irm_fast.data.messages import Messages
+    from irm_fast.data.problems import row_named
+from irm_fast.data.messages import Messages
 
 _MARK = "irm-fast-0f3a9c"  # a response that no other text holds
 _FORMS: Mapping[str, Callable[[Messages], Messages]] = {
@@ -100,7 +102,7 @@ class RenderingCheck:
             if option is not None
             else "leave such rows out, or give the model's folder a chat_template.jinja that takes them"
         )
-        return f"row {ids[first]!r}: {why} ({self._refusals} of {len(ids)} rows are refused); {remedy}"
+        return f"{row_named(ids[first], first)}: {why} ({self._refusals} of {len(ids)} rows are refused); {remedy}"
 
 
 def _is_shown(tokenizer: PreTrainedTokenizerBase, messages: Messages, text: str) -> bool:
@@ -144,10 +146,11 @@ def _report(ids: Sequence[str], wrong: np.ndarray, what: str) -> None:
     """Raise ValueError if most rows are wrong in some way, and warn if there are some."""
     if not len(wrong):
         return
+    first = int(wrong[0])
     text = (
-        f"row {ids[int(wrong[0])]!r}: {what} ({len(wrong)} of {len(ids)} rows are such): a reward of it says nothing "
-        "of the response; leave such rows out, or put a chat_template.jinja that shows all of a response into the "
-        "model's folder"
+        f"{row_named(ids[first], first)}: {what} ({len(wrong)} of {len(ids)} rows are such): a reward of it says "
+        "nothing of the response; leave such rows out, or put a chat_template.jinja that shows all of a response into "
+        "the model's folder"
     )
     if 2 * len(wrong) > len(ids):
         raise ValueError(text)

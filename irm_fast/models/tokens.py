@@ -9,7 +9,7 @@ import numpy as np
 
 from irm_fast.data.guards import TooLong, bounded_memory, bounded_time
 from irm_fast.data.limits import MAX_RENDERED, RENDER_MEMORY, RENDER_SECONDS
-from irm_fast.data.problems import redacting
+from irm_fast.data.problems import redacting, shown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -125,7 +125,7 @@ def encode_texts(
     encoded = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
     for text, ids in zip(texts, encoded, strict=True):
         if not ids or ids[-1] != tokenizer.eos_token_id:
-            raise ValueError(f"the model's chat template ends a text in {text[-40:]!r}; expected EOS there")
+            raise ValueError(f"the model's chat template ends a text in {shown(text[-40:])}; expected EOS there")
     return [ids[-max_length:] for ids in encoded], sum(len(ids) > max_length for ids in encoded)
 
 

@@ -22,6 +22,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from irm_fast.data.log import Log
 from irm_fast.data.pairs import Pairs
+from irm_fast.data.problems import row_named
 from irm_fast.data.warning import warn_caller
 from irm_fast.evaluation.scoring import heldout_step
 from irm_fast.models.finite import largest_of_each, refuse_not_finite
@@ -220,7 +221,10 @@ def ids_in_words(rows: Sequence[int] | np.ndarray, names: Sequence[str] | None) 
         rows: The numbers of the rows.
         names: The id of each row, or None.
     """
-    shown = ", ".join(repr(names[row]) if names is not None else f"row {row}" for row in sorted(rows)[:SHOWN])
+    some = sorted(rows)[:SHOWN]
+    shown = ", ".join(
+        f"row {row}" if names is None else row_named(names[row], row).removeprefix("row ") for row in some
+    )
     return shown + (f" and {len(rows) - SHOWN} more" if len(rows) > SHOWN else "")
 
 

@@ -37,6 +37,8 @@ OPTIONS = {
     "reproduce": ("data output model protocol redraws alpha target limit max-length noise processes resume overwrite"),
     "demo": "output seeds processes",
 }
+for name in OPTIONS.keys() - {"verify", "reproduce", "demo"}:  # which read no data of users
+    OPTIONS[name] += " redact"
 CHOICES = {
     ("train", "propensity-design"): "auto constant hidden features known",
     ("train", "on-error"): "fail skip quarantine",
