@@ -71,15 +71,20 @@ class LineBlock:
     Attributes:
         first: The number of the first line.
         raw: Their bytes.
+        lines: The number of ends of lines.
     """
 
     first: int
     raw: bytes
+    lines: int
 
     @property
     def last(self) -> int:
         """The number of the last line that is not empty."""
-        return self.first + self.raw.rstrip().count(b"\n")
+        end = len(self.raw)
+        while end and self.raw[end - 1] in b" \t\r\n\v\f":
+            end -= 1
+        return self.first + self.lines - self.raw.count(b"\n", end)
 
     def rows(self, index: np.ndarray | None = None) -> Iterator[RawRow]:
         """Yield the rows, or, where no line is empty, those at the places of an index."""

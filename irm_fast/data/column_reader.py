@@ -107,11 +107,13 @@ class Columns:
             raise InDoubtError(f"names within {name}")
         return within, {key: check.flat(entry) for key, entry in zip(names, column.flatten(), strict=True)}
 
-    def with_key(self, name: str, within: np.ndarray, given: np.ndarray) -> np.ndarray:
+    def with_key(self, name: str, within: np.ndarray, column: Any, given: np.ndarray) -> np.ndarray:
         """Return a mask of the rows that have a key in an object, which may be null there."""
-        has = given if self.keys is None else self.keys.has_key(name, within, given)
-        if has is None:
-            raise InDoubtError(f"where {name} is absent")
+        if self.keys is None:  # of a table, in which what is null is absent, but NaN is not
+            has: np.ndarray = column.is_valid().to_numpy(zero_copy_only=False)
+            return has
+        has, doubt = self.keys.has_key(name, within, given)
+        self.doubt |= doubt
         return has
 
 
@@ -227,7 +229,7 @@ def _feedback(columns: Columns) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     declared, found = columns.declared, dict[str, np.ndarray]()
     for name, column in entries.items():
         checked = check.levels(column, counts=declared.are_counts(name))
-        has = columns.with_key(name, recorded, checked.given)
+        has = columns.with_key(name, recorded, column, checked.given)
         if declared.signals is not None and name not in declared.signals:
             columns.notes.append(_ignored(f"feedback.{name}", has))
             continue
@@ -244,7 +246,7 @@ def _entries(columns: Columns, field: str, checker: Callable[[Any], Checked]) ->
     for name, column in entries.items():
         checked = columns.take(checker(column))
         # Null says nothing, but that there is such a key, which must be that of a signal
-        if field == "propensity" and columns.keys and name not in columns.seen.signals:
+        if field == "propensity" and name not in columns.seen.signals:
             columns.doubt |= within & ~checked.given
         if checked.given.any():
             found[name] = Entries(np.where(checked.given, checked.values, np.nan), checked.given)

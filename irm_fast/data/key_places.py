@@ -1,18 +1,30 @@
-"""Which objects of JSON have a key: of a key with null Arrow cannot tell whether it is there, but the bytes can."""
+"""Which objects of JSON have a key: where it may be null Arrow cannot tell, but the bytes of the line can."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from irm_fast.data.column_values import is_given
 
 _ESCAPED = re.compile(rb'\\[^"\\][^"\\]*":')  # the end of a key that has an escape
-_COLON, _QUOTE, _BACKSLASH = b':"\\'
+_QUOTE, _BACKSLASH, _SPACE = b'"\\ '
+
+
+class Place(NamedTuple):
+    """A place of a key.
+
+    Attributes:
+        within: A mask of the rows that have the object.
+        column: The values of the key.
+    """
+
+    within: np.ndarray
+    column: Any
 
 
 class KeyPlaces:
@@ -28,65 +40,93 @@ class KeyPlaces:
     def __init__(self, raw: bytes, batch: Any) -> None:
         self.raw, self.batch = raw, batch
         self._regular: bool | None = None
-        self._places: dict[str, list[tuple[int, int]]] | None = None
+        self._places: dict[str, list[Place | None]] | None = None
+        self._lines: Any = None
 
-    def has_key(self, name: str, within: np.ndarray, given: np.ndarray) -> np.ndarray | None:
-        """Return a mask of the rows that have a key in an object of theirs, or None where that is not clear.
+    def has_key(self, name: str, within: np.ndarray, given: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return masks of the rows that have a key in an object of theirs, and of those of which that is not clear.
 
         Args:
             name: The key.
             within: A mask of the rows that have the object.
             given: A mask of the rows in which the key has a value other than null.
         """
-        if np.array_equal(within, given):
-            return given
+        has, doubt = given.copy(), np.zeros(len(given), bool)
+        rows = np.flatnonzero(within & ~given)
+        if not len(rows):
+            return has, doubt
+        places = self._places_of(name)
+        if places is None:
+            doubt[rows] = True
+            return has, doubt
+        count = self._counts(name, rows)
+        most = sum(place.within[rows].astype(np.int64) for place in places)
+        least = sum((place.within & is_given(place.column))[rows].astype(np.int64) for place in places)
+        has[rows] = count == most
+        fewer = rows[count != most]
+        if len(fewer):
+            doubt[fewer] = (count != least)[count != most] if self._is_regular() else True
+        return has, doubt
+
+    def _places_of(self, name: str) -> list[Place] | None:
+        """Return the places of a key, or None if there are others."""
         if self._places is None:
             self._places = {}
-            for key, most, least in _objects_of(self.batch.schema.names, self.batch.columns, len(self.batch)):
-                self._places.setdefault(key, []).append((most, least))
-        if '"' in name or "\\" in name:
-            return None
+            everywhere = np.ones(len(self.batch), bool)
+            for key, place in _objects_of(self.batch.schema.names, self.batch.columns, everywhere):
+                self._places.setdefault(key, []).append(place)
+        found = [place for place in self._places[name] if place is not None]
+        return found if len(found) == len(self._places[name]) and not _is_odd(name) else None
+
+    def _counts(self, name: str, rows: np.ndarray) -> np.ndarray:
+        """Return how often a key stands in lines."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        if self._lines is None:
+            ends = np.flatnonzero(np.frombuffer(self.raw, np.uint8) == 10)[: len(self.batch) - 1]
+            offsets = np.concatenate([[0], ends, [len(self.raw)]]).astype(np.int32)
+            self._lines = pa.Array.from_buffers(
+                pa.binary(), len(self.batch), [None, pa.py_buffer(offsets), pa.py_buffer(self.raw)]
+            )
+        lines = self._lines.take(pa.array(rows))
         patterns = {b'"' + json.dumps(name, ensure_ascii=way)[1:-1].encode() + b'":' for way in (True, False)}
-        count = sum(map(self.raw.count, patterns))
-        places = self._places[name]
-        if count == sum(most for most, _ in places):
-            return within
-        if not self._is_regular():
-            return None
-        if count == sum(least for _, least in places):
-            return given
-        return self._lines_with(patterns) if len(places) == 1 else None
+        counts: np.ndarray = sum(pc.count_substring(lines, pattern).to_numpy() for pattern in patterns)
+        return counts
 
     def _is_regular(self) -> bool:
         """Return whether all keys are written as `json.dumps` does: without escapes, and a colon right behind each."""
         if self._regular is None:
             data = np.frombuffer(self.raw, np.uint8)
-            spaced = (data[1:-1] == _QUOTE) & (data[2:] <= 32) & (data[:-2] != _BACKSLASH)
+            spaced = (data[1:-1] == _QUOTE) & (data[2:] <= _SPACE) & (data[:-2] != _BACKSLASH)
             assert self._places is not None
-            odd = any('"' in name or "\\" in name or not name.isascii() for name in self._places)
+            odd = any(_is_odd(name) or not name.isascii() for name in self._places)
             self._regular = not (odd or spaced.any() or _ESCAPED.search(self.raw))
         return self._regular
 
-    def _lines_with(self, patterns: set[bytes]) -> np.ndarray:
-        """Return a mask of the lines that have one of the patterns."""
-        ends = np.flatnonzero(np.frombuffer(self.raw, np.uint8) == 10)
-        found = np.zeros(len(self.batch), bool)
-        for pattern in patterns:
-            starts = [match.start() for match in re.finditer(re.escape(pattern), self.raw)]
-            found[np.searchsorted(ends, starts)] = True
-        return found
+
+def _is_odd(name: str) -> bool:
+    return '"' in name or "\\" in name
 
 
-def _objects_of(names: list[str], columns: list[Any], objects: int) -> Iterator[tuple[str, int, int]]:
-    """Yield each place of a key, with the number of its objects and of those in which it is not null."""
+def _objects_of(names: list[str], columns: list[Any], within: np.ndarray) -> Iterator[tuple[str, Place | None]]:
+    """Yield each key with its place, or None where a row has it any number of times."""
     import pyarrow.types as t
 
     for name, column in zip(names, columns, strict=True):
-        given = len(column) - column.null_count
-        yield name, objects, given
-        held = column
-        while t.is_list(held.type):
-            held = held.flatten()
-        if t.is_struct(held.type):
-            inner = [field.name for field in held.type]
-            yield from _objects_of(inner, held.flatten(), int(is_given(held).sum()))
+        yield name, Place(within, column)
+        if t.is_struct(column.type):
+            inner = [field.name for field in column.type]
+            yield from _objects_of(inner, column.flatten(), is_given(column) & within)
+        elif t.is_list(column.type):
+            yield from ((key, None) for key in _keys_of(column.type))
+
+
+def _keys_of(kind: Any) -> Iterator[str]:
+    """Yield the names of all fields within a type."""
+    import pyarrow.types as t
+
+    for field in kind if t.is_struct(kind) else [kind.value_field] if t.is_list(kind) else []:
+        if t.is_struct(kind):
+            yield field.name
+        yield from _keys_of(field.type)

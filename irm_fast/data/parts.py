@@ -246,7 +246,7 @@ def _stacked(held: Sequence[Any], sizes: Sequence[int], name: str) -> Any:
         filled = [gap if column is None else column for column, gap in zip(held, missing, strict=True)]
         return Entries(*map(np.concatenate, zip(*filled, strict=True)))
     if isinstance(example, np.ndarray):
-        gap = ABSENT if name == "feedback" else math.nan
+        gap = {"feedback": ABSENT, "names": 0}.get(name, math.nan)
         return np.concatenate(
             [np.full(size, gap, example.dtype) if c is None else c for c, size in zip(held, sizes, strict=True)]
         )

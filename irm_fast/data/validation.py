@@ -71,7 +71,7 @@ def validate(
         "preferred": int((log.preference == 1).sum()),
         "contradictions": scan.contradictions,
         "duplicate_ids": scan.duplicate_ids,
-        "duplicate_texts": len(log) - len(np.unique(found.texts)),
+        "duplicate_texts": _repeats(found.texts),
         "users": len(users),
         "rows_per_user": _spread(users),
         "sessions": len(sessions),
@@ -97,7 +97,16 @@ def _polarity_notes(signals: Sequence[str], declared: Declarations) -> list[str]
 
 def _counts(names: np.ndarray | None) -> np.ndarray:
     """Count the rows of each name, of which 0 is none."""
-    return np.array([]) if names is None else np.unique(names[names != 0], return_counts=True)[1]
+    if names is None:
+        return np.array([])
+    names = np.sort(names[names != 0])
+    return np.diff(np.flatnonzero(np.concatenate([[True], names[1:] != names[:-1], [True]]))) if len(names) else names
+
+
+def _repeats(values: np.ndarray) -> int:
+    """Count the values that are equal to an earlier one."""
+    values = np.sort(values)
+    return int((values[1:] == values[:-1]).sum())
 
 
 def _spread(counts: np.ndarray) -> dict[str, float] | None:
