@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from threading import Lock
 from typing import NamedTuple
 
 import numpy as np
@@ -48,7 +49,12 @@ class Batch(NamedTuple):
         if table is None:
             table = _make_signal_table(*key)
             if _has_storage(table):  # one made under a function transform or a fake mode is of no use after it
-                _tables[key] = table
+                with _making:
+                    while len(_tables) >= _KEPT:
+                        del _tables[next(iter(_tables))]
+                    _tables[key] = table
+        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            _captured[key, table.data_ptr()] = table
         return table
 
 
@@ -67,7 +73,10 @@ class PointwiseBatch(NamedTuple):
         return 1.0 / (self.positive_weight.shape[0] or 1) if self.scale is None else self.scale
 
 
-_tables: dict[tuple, Tensor] = {}  # never evicted: a captured CUDA graph goes on reading its table
+_KEPT = 256  # tables, the newest: a misclick rate that changes at each step would fill the memory with them
+_tables: dict[tuple, Tensor] = {}
+_making = Lock()
+_captured: dict[tuple, Tensor] = {}  # kept for good: a captured CUDA graph goes on reading its table
 
 
 def _make_signal_table(

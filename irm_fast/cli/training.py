@@ -44,6 +44,8 @@ def train(
         echo(f"  {what_was_written(result)}")
     for name, value in result.metrics.items():
         echo(f"  held-out {name}: {value:.4f}")
+    for name, value in result.learned.items():
+        echo(f"  held-out {name}: {value if isinstance(value, str) else f'{value:.4f}'}")
     for design, value in result.designs.items() if len(result.designs) > 1 else ():
         echo(f"  held-out nll with propensity design {design}: {value:.4f}")
     if result.pairs:

@@ -111,4 +111,5 @@ def with_predictions(log: DiagnosedLog, reward: np.ndarray, propensity: np.ndarr
         if recorded.any():
             rates[recorded, k] = refit(log.feedback[recorded, k], raw[recorded, k], features[recorded])
     own = np.where(predicted[:, None], own, np.nan)
-    return replace(log, known=known, own=own, propensity=m, rates=rates)
+    preferred = np.where(predicted, expit(reward), np.nan)
+    return replace(log, known=known, own=own, preferred=preferred, propensity=m, rates=rates)

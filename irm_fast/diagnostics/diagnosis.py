@@ -175,6 +175,7 @@ def _judged(
         cross_row=cross_row,
         ranking=verdict.ranking,
         scale=verdict.scale,
+        learned=verdict.learned,
     )
 
 

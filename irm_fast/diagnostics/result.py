@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
 
 from irm_fast.diagnostics import page, text
 from irm_fast.diagnostics.cross_row import CrossRow
+from irm_fast.diagnostics.learned import NOT_TESTED, UNTESTED
 from irm_fast.diagnostics.ranges import Sensitivity
 from irm_fast.diagnostics.sensitivity import Misclicks, SharedActivity
 from irm_fast.diagnostics.subject import Check
@@ -35,6 +36,8 @@ class Diagnosis:
         cross_row: The dependence between different rows of one user, where users repeat and there are predictions.
         ranking: One of these kinds for the ranking of the responses.
         scale: One of these kinds for the scale: for the mean preference, and preferences as probabilities.
+        learned: Whether the model foretells the actions of held-out rows better than constant rates do: `learned`, `not
+            learned` or `not tested`; empty where no model is judged.
     """
 
     kind: str
@@ -46,6 +49,11 @@ class Diagnosis:
     cross_row: CrossRow | None = field(default=None, repr=False)
     ranking: str = ""
     scale: str = ""
+    learned: str = ""
+
+    def of_untested_model(self) -> Diagnosis:
+        """Return the same diagnosis of a log as that of a model of which no held-out rows are known."""
+        return replace(self, verdict=f"{self.verdict}; {UNTESTED}: there are none", learned=NOT_TESTED)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the diagnosis as JSON can hold it: lists and mappings, and None for what is not finite."""
@@ -77,6 +85,7 @@ class Diagnosis:
             cross_row=cross,
             ranking=content.get("ranking", content["kind"]),
             scale=content.get("scale", content["kind"]),
+            learned=content.get("learned", ""),
         )
 
     def summary(self) -> str:

@@ -17,7 +17,19 @@ NEEDS_PREDICTIONS = "needs predictions for rows that the model was not trained o
 PASSED, FAILED, NOT_TESTABLE, TOO_FEW = "passed", "failed", "not testable", "too few data"
 
 
-ROWWISE = ("feedback", "preference", "users", "known", "own", "propensity", "rates", "sessions", "times", "acted_at")
+ROWWISE = (
+    "feedback",
+    "preference",
+    "users",
+    "known",
+    "own",
+    "preferred",
+    "propensity",
+    "rates",
+    "sessions",
+    "times",
+    "acted_at",
+)
 
 
 @dataclass(frozen=True)
@@ -64,6 +76,7 @@ class DiagnosedLog:
         feature_names: The names of what the propensity design `features` reads.
         own: Predicted probabilities, of shape (N, K), that the preference is on the side that the signal speaks for;
             None without predictions, NaN in rows without one.
+        preferred: Predicted probabilities of preference, of shape (N,), as `own`.
         propensity: Predicted propensities of shape (N, K), or None.
         rates: Predicted action rates of shape (N, K), refitted to the actions, or None; NaN in rows without one.
         user_names: The names of users by their numbers.
@@ -84,6 +97,7 @@ class DiagnosedLog:
     known: np.ndarray
     feature_names: Sequence[str] = ()
     own: np.ndarray | None = None
+    preferred: np.ndarray | None = None
     propensity: np.ndarray | None = None
     rates: np.ndarray | None = None
     user_names: Mapping[int, Hashable] = field(default_factory=dict)

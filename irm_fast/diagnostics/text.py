@@ -6,20 +6,22 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from irm_fast.diagnostics import learned as learning
+from irm_fast.diagnostics.learned import NOT_LEARNED
 from irm_fast.diagnostics.subject import ENOUGH, FAILED, NOT_TESTABLE, PASSED, TOO_FEW, Check, DiagnosedLog
 
 IDENTIFIED, CONDITIONAL, OPEN, CONTRADICTED = "identified", "conditional", "not identified", "contradicted"
-NOT_LEARNED = "not learned"
 INDEPENDENT = "identified if the signals are independent given the response"
 
 
 class Verdict(NamedTuple):
-    """The kinds of verdict, overall and for ranking and scale, and the words for them."""
+    """The kinds of verdict, overall and for ranking and scale, the words for them, and whether it was learned."""
 
     kind: str
     ranking: str
     scale: str
     words: str
+    learned: str = ""
 
 
 def verdict(log: DiagnosedLog, checks: Sequence[Check], labels_ignorable: bool) -> Verdict:
@@ -28,6 +30,14 @@ def verdict(log: DiagnosedLog, checks: Sequence[Check], labels_ignorable: bool) 
     Only known propensities, or labels whose choice does not depend on the preference, make a reward `identified`. What
     moves propensities alike for all responses (users, times, misclicks) hurts the scale, and hardly the ranking.
     """
+    learned, said = learning.verdict(log, checks)
+    found = _judged(log, checks, labels_ignorable)
+    words = found.words if not said or found.kind == NOT_LEARNED else f"{found.words}; {said}"
+    return found._replace(words=words, learned=learned)
+
+
+def _judged(log: DiagnosedLog, checks: Sequence[Check], labels_ignorable: bool) -> Verdict:
+    """Return the verdict without the word on whether the reward was learned, unless it is worse than constant rates."""
     base, words = _rests_on(log, checks, labels_ignorable)
     of = {about: _failed(checks, about) for about in ("identification", "reward", "scale", "learning")}
     if of["identification"] or of["reward"]:

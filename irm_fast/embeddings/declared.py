@@ -11,7 +11,9 @@ import numpy as np
 from irm_fast.data.declarations import speaks_of_displeasure
 from irm_fast.data.signals import DESIGN_CHOICES
 from irm_fast.data.warning import warn_caller
+from irm_fast.embeddings.given import numbers
 from irm_fast.losses import MAX_SIGNALS
+from irm_fast.losses.rates import are_rates
 
 NEGATIVE_BY_NAME = ("thumbs_down", "regenerate")  # other words of displeasure have to be declared
 LEAST_RATE = 1e-9  # of misclicks: with less, a row that contradicts itself costs more than float32 can weigh
@@ -71,9 +73,12 @@ def declare(value: Any, count: int, polarity: Any, misclick_rate: Any) -> Signal
     signs = each("polarity", polarity, names, usual)
     if not {1, -1}.issuperset(signs):
         raise ValueError(f"polarity: got {tuple(signs)}; expected 1 or -1 for every signal")
-    rates = tuple(float(rate) for rate in each("misclick_rate", misclick_rate, names, [0.0] * count))
-    if not all(rate == 0 or LEAST_RATE <= rate < 1 for rate in rates):
-        raise ValueError(f"misclick_rate: got {rates}; expected rates in [0, 1), and none between 0 and {LEAST_RATE}")
+    rates = tuple(numbers("misclick_rate", each("misclick_rate", misclick_rate, names, [0.0] * count)).tolist())
+    if not (are_rates(rates) and all(rate == 0 or rate >= LEAST_RATE for rate in rates)):
+        raise ValueError(
+            f"misclick_rate: got {rates}; expected rates in [0, 1), and none between 0 and {LEAST_RATE} "
+            "or so near 1 that float32 takes it for 1"
+        )
     _warn_of_displeasure(names, polarity, signs)
     return Signals(names, tuple(int(sign) for sign in signs), rates)
 

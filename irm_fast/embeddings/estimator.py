@@ -75,12 +75,12 @@ class EmbeddingRewardModel(ClassifierMixin, BaseEstimator):
             "drop" to leave them out, with a warning of their number and of the misclick rates that they imply.
         n_folds: The number of folds, at least 2; the model is the mean of the fits that leave one out.
         batch_size: Rows per gradient step of the networks. Linear heads do not use this and the next four settings.
-        learning_rate: The constant step size of AdamW.
-        weight_decay: The decoupled weight decay of AdamW.
+        learning_rate: The constant step size of AdamW, from 1e-12 to 100.
+        weight_decay: The decoupled weight decay of AdamW, from 0 to 1000.
         max_epochs: The largest number of passes over the training rows.
         patience: Training stops after this many passes in a row without a new lowest held-out loss.
-        propensity_sd: Prior standard deviation of propensity logits between responses: one, or several to choose from.
-            The joint likelihood takes the first.
+        propensity_sd: Prior standard deviation of propensity logits between responses, from 1e-6 to 1e6: one, or
+            several to choose from. The joint likelihood takes the first.
         device: The name of a torch device; "auto" is the accelerator if there is one, else the CPU.
         random_state: A seed, a `numpy.random.RandomState`, or None for the global one.
         verbose: 0 says nothing; 1 says on the standard error what was fitted, and how long each step took.

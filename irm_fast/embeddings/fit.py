@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from irm_fast.diagnostics import Diagnosis, diagnose
+from irm_fast.diagnostics.learned import constant_in_words, is_constant
 from irm_fast.diagnostics.subject import Check
 from irm_fast.embeddings.candidates import candidate_rewards
 from irm_fast.embeddings.context_step import Context, fit_context
@@ -111,7 +112,8 @@ def fit_model(
             if said := step():
                 progress.done(said)
 
-    # What it rests on
+    # What it rests on; nothing rests on a reward that is dead
+    _check_varies(fit.split.reward)
     covariance = _covariance(fit)
     diagnosis = _diagnosis(fit, covariance, labels_ignorable, left_out)
     progress.done(f"diagnosis: {diagnosis.kind}")
@@ -261,6 +263,16 @@ def _in_context(
         logits, alone = PropensityLogits(training, held_out), context.held_out.alone.float().to(device)
         split = Split(found, logits, problem.fit_reward(logits, layers, split.reward.start))
     return split, alone, None if context is None else context.context(observed)
+
+
+def _check_varies(reward: Reward) -> None:
+    """Raise ValueError if the reward is the same for all rows."""
+    logits = reward.each.mean(0).cpu().numpy()
+    if is_constant(logits):
+        raise ValueError(
+            f"X: {constant_in_words(logits)}: nothing was learned; expected embeddings that differ between rows and "
+            "are no smaller than float32 resolves, weights of about 1, and for networks a smaller learning_rate"
+        )
 
 
 def _covariance(fit: _Fit) -> Tensor | None:

@@ -70,7 +70,10 @@ def _number(name: str, entry: Any) -> float:
         return math.nan
     if isinstance(entry, (str, bytes)) or not hasattr(entry, "__float__"):
         raise ValueError(f"{name}: got {entry!r}; {_NUMBERS}")
-    return float(entry)
+    try:
+        return float(entry)
+    except OverflowError:
+        raise ValueError(f"{name}: got an integer beyond 1e308; {_NUMBERS}") from None
 
 
 def ternary(name: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:

@@ -8,6 +8,11 @@ from typing import Any
 import numpy as np
 
 WHOLE = {"n_folds": 2, "batch_size": 1, "max_epochs": 1, "patience": 1, "verbose": 0}  # and the least of each
+RANGES = {  # the least, the most, and both in words
+    "learning_rate": (1e-12, 100, "a number above 0, from 1e-12 to 100"),
+    "weight_decay": (0, 1000, "a number from 0 to 1000"),
+    "propensity_sd": (1e-6, 1e6, "numbers above 0, from 1e-6 to 1e6"),
+}
 CHOICES = {"contradictions": ("error", "drop"), "estimator": ("auto", "two-step", "joint")}
 
 
@@ -21,11 +26,12 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         value = settings[name]
         if not isinstance(value, (int, np.integer)) or value < least:
             raise ValueError(f"{name}: got {value!r}; expected a whole number from {least}")
-    if not settings["learning_rate"] > 0:
-        raise ValueError(f"learning_rate: got {settings['learning_rate']!r}; expected a number above 0")
-    sds = settings["propensity_sd"]
-    if not deviations(sds) or not min(deviations(sds)) > 0:
-        raise ValueError(f"propensity_sd: got {sds!r}; expected numbers above 0")
+    for name, (lowest, highest, words) in RANGES.items():
+        value = settings[name]
+        numbers = deviations(value)
+        one = name == "propensity_sd" or np.ndim(value) == 0
+        if not (numbers and one and all(lowest <= number <= highest for number in numbers)):
+            raise ValueError(f"{name}: got {value!r}; expected {words}")
     for name, choices in CHOICES.items():
         if settings[name] not in choices:
             *others, last = choices
@@ -35,9 +41,12 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         raise ValueError(f"hidden_layers: got {layers!r}; expected 'auto' or widths such as (128,)")
 
 
-def deviations(value: float | Sequence[float]) -> tuple[float, ...]:
-    """Return the setting `propensity_sd`, one number or several, as a tuple."""
-    return tuple(np.atleast_1d(np.asarray(value, float)).tolist())
+def deviations(value: Any) -> tuple[float, ...]:
+    """Return the setting `propensity_sd`, one number or several, as a tuple; empty where it is anything else."""
+    try:
+        return tuple(np.atleast_1d(np.asarray(value, float)).tolist())
+    except (ValueError, TypeError, OverflowError):
+        return ()
 
 
 def _are_widths(value: Any) -> bool:

@@ -181,7 +181,7 @@ def nnpu_loss(
         RuntimeError: The backend is not available, or a second derivative or `vmap` was asked for.
     """
     positive, recorded = _positives(reward_logits, feedback, class_prior, action_rate, weight)
-    if not beta >= 0:
+    if not checks.as_float("beta", beta) >= 0:
         raise ValueError(f"beta must be 0 or more, got {beta}")
     if not 0 <= gamma <= 1:
         raise ValueError(f"gamma must be in [0, 1], got {gamma}")

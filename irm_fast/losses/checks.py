@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from irm_fast.losses import MAX_SIGNALS
+from irm_fast.losses import MAX_SIGNALS, rates
 from irm_fast.losses.conversions import for_every_row, integer_codes, is_of_signals
 from irm_fast.losses.operator import REDUCTIONS
 
@@ -435,7 +435,7 @@ def check_normalizer(normalizer: float | Tensor, device: torch.device) -> None:
             raise ValueError(f"normalizer is on {normalizer.device}, the first argument on {device}")
     elif not isinstance(normalizer, Real):
         raise TypeError(f"normalizer must be a number or a 0-dim tensor, got {type(normalizer).__name__}")
-    elif not 0 < normalizer < math.inf:
+    elif not 0 < as_float("normalizer", normalizer) < math.inf:
         raise ValueError(f"normalizer must be finite and above 0, got {normalizer}")
 
 
@@ -457,12 +457,27 @@ def signal_constants(polarity: Any, misclick_rate: Any, n_signals: int) -> tuple
     rate = per_signal("misclick_rate", misclick_rate, 0.0, n_signals)
     if any(p not in (1, -1) for p in sign):
         raise ValueError(f"polarity must be +1 or -1 for every signal, got {sign}")
-    if not all(0 <= e < 1 for e in rate):
-        raise ValueError(f"misclick_rate must lie in [0, 1), got {rate}")
+    if not rates.are_rates(rate):
+        raise ValueError(f"misclick_rate must be {rates.EXPECTED}, got {rate}")
     return sign, rate
 
 
 _PLAIN = [((1.0,) * k, (0.0,) * k) for k in range(MAX_SIGNALS + 1)]
+
+
+def as_float(name: str, value: Any) -> float:
+    """Return a plain number as a float.
+
+    Args:
+        name: The name of the argument, for the error.
+        value: The number.
+
+    Raises:
+        ValueError: It is an integer beyond all floats.
+    """
+    if isinstance(value, int) and abs(value) >= 2**1023:
+        raise ValueError(f"{name} must be a number that a float holds, got an integer of {value.bit_length()} bits")
+    return float(value)
 
 
 def per_signal(name: str, value: Any, default: float, n_signals: int) -> tuple[float, ...]:
@@ -487,10 +502,10 @@ def per_signal(name: str, value: Any, default: float, n_signals: int) -> tuple[f
     if hasattr(value, "tolist"):  # torch, numpy
         value = value.tolist()
     if isinstance(value, Real):
-        return (float(value),) * n_signals
+        return (as_float(name, value),) * n_signals
     if not isinstance(value, Sequence) or not all(isinstance(entry, Real) for entry in value):
         raise TypeError(f"{name} must be a number, a sequence of numbers or a CPU tensor, got {value!r}")
-    numbers = tuple(float(entry) for entry in value)
+    numbers = tuple(as_float(name, entry) for entry in value)
     if len(numbers) != n_signals:
         raise ValueError(f"{name} has {len(numbers)} entries for {n_signals} signal(s)")
     return numbers

@@ -17,6 +17,7 @@ from irm_fast.data.outputs import check_choice
 from irm_fast.data.signals import DesignChoice, Estimator
 from irm_fast.data.whole import write_whole
 from irm_fast.losses import SCALAR_LEARNING_RATE
+from irm_fast.losses.rates import EXPECTED, are_rates
 from irm_fast.models import Attention, Precision, Recompute
 from irm_fast.training.log_settings import MISSING as MISSING
 from irm_fast.training.log_settings import LogSettings, option
@@ -61,8 +62,8 @@ class RunConfig(LogSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         rates = self.misclick_rate if isinstance(self.misclick_rate, Mapping) else {"": self.misclick_rate}
-        if not all(0 <= rate < 1 for rate in rates.values()):
-            raise ValueError(f"misclick_rate: got {self.misclick_rate}; expected numbers in [0, 1)")
+        if not are_rates(rates.values()):
+            raise ValueError(f"misclick_rate: got {self.misclick_rate}; expected {EXPECTED}")
 
     @classmethod
     def from_mapping(cls: type[Config], values: Mapping[str, Any], source: str = "config") -> Config:
@@ -141,7 +142,10 @@ class TrainConfig(RunConfig):
     )
     pairs: str = option("", "Pairs to train on, too, chosen and rejected: JSONL, JSONL.gz or Parquet.")
     pairs_weight: float | None = option(
-        None, "Weight of the mean loss of a step's pairs beside that of its rows; else a pair counts as a row.", above=0
+        None,
+        "Weight of the mean loss of a step's pairs beside that of its rows; else a pair counts as a row.",
+        above=0,
+        at_most=1e9,
     )
     objective: Literal["marginal", "stratified"] = option("marginal", "A likelihood, or the published form.")
     stratification: Literal["current", "ema", "frozen"] = option("current", "Posteriors of the stratified form.")
@@ -153,12 +157,20 @@ class TrainConfig(RunConfig):
     token_budget: int | None = option(None, "Tokens per device and forward pass: as many rows as they hold.", above=0)
     gradient_accumulation: int = option(1, "Forward passes per optimiser step.", above=0)
     learning_rate: float | None = option(
-        None, "Peak learning rate of all that reads or makes hidden states: 2e-5, with adapters 2e-4.", above=0
+        None,
+        "Peak learning rate of all that reads or makes hidden states, 100 at most: 2e-5, with adapters 2e-4.",
+        above=0,
+        at_most=100,
     )
     head_learning_rate: float = option(
-        SCALAR_LEARNING_RATE, "Peak learning rate of the reward bias and propensity scalars.", above=0
+        SCALAR_LEARNING_RATE,
+        "Peak learning rate of the reward bias and propensity scalars, 100 at most.",
+        above=0,
+        at_most=100,
     )
-    weight_decay: float = option(0.0, "AdamW weight decay of the backbone's matrices.", at_least=0)
+    weight_decay: float = option(
+        0.0, "AdamW weight decay of the backbone's matrices, 1000 at most.", at_least=0, at_most=1000
+    )
     warmup_ratio: float = option(
         0.05, "Share of the steps in which the learning rate rises; then it falls.", at_least=0, below=1
     )
@@ -177,7 +189,7 @@ class TrainConfig(RunConfig):
     lora_rank: int | None = option(
         None, "Rank of low-rank adapters (LoRA) on a frozen model; without it the whole model is trained.", above=0
     )
-    lora_alpha: float = option(32.0, "Adapters are multiplied by this over their rank.", above=0)
+    lora_alpha: float = option(32.0, "Adapters are multiplied by this over their rank.", above=0, at_most=1e6)
     lora_targets: str | None = option(None, "Linear layers with adapters, comma separated; all by default.")
     lora_keep_adapter: bool = option(False, "Write the adapter too, beside the merged model.")
     load_in_4bit: bool = option(False, "Adapters on a model of 4 bits a weight (bitsandbytes, CUDA).")
@@ -208,6 +220,11 @@ class TrainConfig(RunConfig):
                 f"pairs_weight: {self.pairs_weight:g} has no effect without pairs; give pairs, or leave it out"
             )
         self._check_lora()
+        if self.peak_learning_rate * self.weight_decay > 1:
+            raise ValueError(
+                f"weight_decay: got {self.weight_decay:g}, which times learning_rate {self.peak_learning_rate:g} is "
+                "more than all of a weight in a step; expected a product below 1"
+            )
         check_choice(resume=self.resume, overwrite=self.overwrite)
         if self.compile and self.liger:
             raise ValueError("liger: got true beside compile; expected one of them: both fuse the same operations")

@@ -85,6 +85,7 @@ def train_design(prepared: Prepared, spec: RewardSpec, config: TrainConfig, *, b
         trainer.train(resume_from_checkpoint=None if found.newest is None else str(found.newest))
 
         # Judgement
+        trainer.check_reward_varies()
         has_heldout = prepared.heldout is not None
         metrics = _best_metrics(trainer) if has_heldout else {}
         heldout = trainer.heldout_predictions() if has_heldout else None

@@ -11,7 +11,13 @@ from irm_fast.training.setting_values import check_bounds, convert
 
 
 def option(
-    default: Any, help: str, *, above: float | None = None, at_least: float | None = None, below: float | None = None
+    default: Any,
+    help: str,
+    *,
+    above: float | None = None,
+    at_least: float | None = None,
+    below: float | None = None,
+    at_most: float | None = None,
 ) -> Any:
     """A setting of a run: a dataclass field whose metadata hold its help and its bounds.
 
@@ -21,8 +27,10 @@ def option(
         above: The value has to be greater than this.
         at_least: The value has to be this or greater.
         below: The value has to be less than this.
+        at_most: The value has to be this or less.
     """
-    return field(default=default, metadata={"help": help, "above": above, "at_least": at_least, "below": below})
+    bounds = {"above": above, "at_least": at_least, "below": below, "at_most": at_most}
+    return field(default=default, metadata={"help": help, **bounds})
 
 
 @dataclass(kw_only=True)

@@ -76,13 +76,13 @@ def _fit(prepared: Prepared, vectors: Shards, config: EmbeddingTrainConfig, sour
 
     # Judgement
     if heldout is None:
-        return TrainResult(model, design, {}, diagnosis=model.estimator.diagnosis_)
+        return TrainResult(model, design, {}).judged(model.estimator.diagnosis_)
     predicted = model.predict(vectors[len(log) :], heldout)
     metrics = heldout_metrics(spec, predicted, heldout.feedback)
     diagnosis = diagnose_rows(
         [log, heldout], spec, predicted, labels_ignorable=config.labels_ignorable, context=model.context
     )
-    return TrainResult(model, design, metrics, diagnosis=diagnosis)
+    return TrainResult(model, design, metrics).judged(diagnosis)
 
 
 def _hidden_layers(setting: str) -> str | tuple[int, ...]:

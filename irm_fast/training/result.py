@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from irm_fast.diagnostics import Diagnosis
+from irm_fast.diagnostics.learned import NAME as BETTER
 from irm_fast.embeddings.text_model import EmbeddedRewardModel
 from irm_fast.models.reward_model import ImplicitRewardModel
 from irm_fast.training.config import RunConfig
@@ -47,9 +48,29 @@ class TrainResult:
     skipped_steps: int = 0
     diagnosis: Diagnosis | None = None
 
+    @property
+    def learned(self) -> dict[str, Any]:
+        """Whether the reward foretells held-out rows better than constant rates do, for records and metrics.
+
+        That is `learned`, as of `Diagnosis`; and where it could be tested by how much it does, in log-likelihood an
+        action, as `gain_over_constant`, with its standard error `gain_over_constant_error`.
+        """
+        if self.diagnosis is None:
+            return {}
+        gain = next((test.details[0] for test in self.diagnosis.tests if test.name == BETTER and test.details), None)
+        if gain is None:
+            return {"learned": self.diagnosis.learned}
+        names = {"gain": "gain_over_constant", "standard_error": "gain_over_constant_error"}
+        return {"learned": self.diagnosis.learned} | {name: gain[key] for key, name in names.items()}
+
+    def judged(self, diagnosis: Diagnosis) -> TrainResult:
+        """The result with its diagnosis, which says of a model without held-out rows that it is not tested."""
+        return replace(self, diagnosis=diagnosis if diagnosis.learned else diagnosis.of_untested_model())
+
     def record(self, config: RunConfig) -> dict[str, Any]:
         """The entries of `irm_fast.json` beside the model's own spec."""
         return {
+            **self.learned,
             "diagnosis": None if self.diagnosis is None else self.diagnosis.to_dict(),
             "metrics": plain(self.metrics),
             "designs": dict(self.designs),

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
 from irm_fast.data.joined import Joined
 from irm_fast.data.log import Log
 from irm_fast.data.pairs import Pairs
@@ -42,7 +44,7 @@ def tokens_of(logs: Sequence[Log], pairs: Sequence[Pairs | None], config: TrainC
         date: The date that chat templates print.
 
     Raises:
-        ValueError: The chat template refuses a row, or as `RenderingCheck.report`.
+        ValueError: The chat template refuses a row, as `RenderingCheck.report`, or all rows are the same tokens.
     """
     tokenizer, limit = ready_tokenizer(config.model, date), limit_of_model(config.model, config.max_length)
     store, longer = TokenStore(), []
@@ -67,5 +69,15 @@ def tokens_of(logs: Sequence[Log], pairs: Sequence[Pairs | None], config: TrainC
     rows.report(Joined([log.ids for log in logs]))
     sides.report([name for some in pairs if some is not None for name in some.ids for _ in range(2)])
     tokens = store.close()
+    _check_differ(tokens[: counts[0]], limit)
     heldout = tokens[counts[0] :] if len(logs) > 1 else None
     return RowTokens(tokens[: counts[0]], heldout, longer[0])
+
+
+def _check_differ(tokens: Tokens, limit: int) -> None:
+    """Raise ValueError if rows are all the same to a language model, so that no reward could tell them apart."""
+    if len(tokens) > 1 and all(np.array_equal(tokens[row], tokens[0]) for row in range(1, len(tokens))):
+        raise ValueError(
+            f"max_length: got {limit}, and all {len(tokens)} rows are the same {len(tokens[0])} tokens, so that no "
+            "reward tells them apart; expected more tokens a row, or responses that differ: look at the log"
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -17,7 +18,7 @@ from irm_fast.training.plan import RunPlan, Trial, model_too_large, plan_of, try
 from irm_fast.training.prepare import prepare_run, read_data
 from irm_fast.training.propensities import FirstPropensities, fit_propensities, is_fitted
 from irm_fast.training.result import TrainResult
-from irm_fast.training.run_folder import close_run
+from irm_fast.training.run_folder import METRICS, close_run, write_metrics
 
 
 @warned_once()
@@ -38,7 +39,7 @@ def train(config: TrainConfig | EmbeddingTrainConfig) -> TrainResult:
     Raises:
         ValueError: What is wrong with the log (`DataError`), the model, the settings or the output folder.
         RuntimeError: One process sees several GPUs, processes see different data, packed rows attend to each
-            other, or the training diverged.
+            other, the training diverged, or the reward does not vary.
 
     Examples:
         >>> import irm_fast
@@ -108,8 +109,8 @@ def train_log(log: Log, config: TrainConfig, *, heldout: Log | None = None) -> T
         labels_ignorable=config.labels_ignorable,
         context=first.context if first else (),
     )
-    result = replace(
-        best.result, dropped=prepared.dropped, pairs=prepared.counts_of_pairs, designs=designs, diagnosis=diagnosis
+    result = replace(best.result, dropped=prepared.dropped, pairs=prepared.counts_of_pairs, designs=designs).judged(
+        diagnosis
     )
 
     # Save
@@ -146,6 +147,8 @@ def _save(result: TrainResult, first: FirstPropensities | None, config: TrainCon
     objective = {"objective": config.objective, "stratification": stratification}
     if first:
         first.save(config.output)
+    line = {"propensity_design": result.design, **result.learned}
+    write_metrics(Path(config.output) / METRICS, [line], append=True)
     result.model.save(config.output, objective | result.record(config))
     close_run(config)
 

@@ -20,6 +20,7 @@ _EXPECTED_OF = {
     "lora_targets": "names of linear layers, such as q_proj,v_proj",
     "hidden_layers": "auto, linear, or widths such as 128 or 128,64",
 }
+LARGEST = 2.0**53  # of any number, where nothing less is said: all whole numbers up to it are floats
 _EXPECTED = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
@@ -121,16 +122,21 @@ def convert(name: str, value: Any, kind: Any) -> Any:
         if isinstance(value, kind):
             return value
         raise ValueError
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError, OverflowError):
         expected = _EXPECTED_OF.get(name) or _EXPECTED[kinds[0]]
         raise ValueError(f"{name}: got {value!r}; expected {expected}") from None
 
 
 def check_bounds(
-    name: str, value: Any, above: float | None = None, at_least: float | None = None, below: float | None = None
+    name: str,
+    value: Any,
+    above: float | None = None,
+    at_least: float | None = None,
+    below: float | None = None,
+    at_most: float | None = None,
 ) -> None:
-    """Raise ValueError for a number outside its bounds; NaN is outside of all."""
-    if value is None:
+    """Raise ValueError for a number outside its bounds; NaN is outside of all, and no number may be infinite."""
+    if value is None or not isinstance(value, (int, float)):
         return
     if above is not None and not value > above:
         raise ValueError(f"{name}: got {value}; expected a number above {above}")
@@ -138,6 +144,10 @@ def check_bounds(
         raise ValueError(f"{name}: got {value}; expected a number in [{at_least}, {below})")
     if at_least is not None and below is None and not value >= at_least:
         raise ValueError(f"{name}: got {value}; expected {at_least} or more")
+    most = LARGEST if at_most is None else at_most
+    if not value <= most:
+        got = value if isinstance(value, float) else f"a number of {value.bit_length()} bits"
+        raise ValueError(f"{name}: got {got}; expected {most:g} at most")
 
 
 def _trainer_arguments(value: Any) -> dict[str, Any] | None:

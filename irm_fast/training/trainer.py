@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -16,7 +15,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
 from irm_fast.evaluation.evaluation import heldout_metrics
-from irm_fast.evaluation.scoring import heldout_step, logit_inputs
+from irm_fast.evaluation.scoring import logit_inputs
 from irm_fast.models.adapters import weights_in
 from irm_fast.models.batches import Collator, TokenizedRows
 from irm_fast.models.heldout import HeldOut
@@ -34,6 +33,7 @@ from irm_fast.training.distributed import (
     local,
     sharding,
 )
+from irm_fast.training.predictions import SAMPLE, check_reward_varies, predict_rows
 from irm_fast.training.throughput import Throughput, flops_of
 from irm_fast.training.watch import NumericalWatch, ids_in_words
 
@@ -54,7 +54,7 @@ class ImplicitTrainer(WholeCheckpoints):
         train_dataset: The training rows.
         eval_dataset: The held-out rows, or None.
         callbacks: Callbacks besides those of the trainer itself, or None.
-        names: The ids of the training rows and of the held-out rows, by their numbers; None: the numbers.
+        names: Two functions that give the id of a training row and of a held-out row by its number, or None.
 
     Raises:
         RuntimeError: One process sees several GPUs (`nn.DataParallel` would split batches and their mean), or the
@@ -73,7 +73,7 @@ class ImplicitTrainer(WholeCheckpoints):
         train_dataset: TokenizedRows,
         eval_dataset: TokenizedRows | None = None,
         callbacks: list[TrainerCallback] | None = None,
-        names: tuple[Sequence[str] | None, Sequence[str] | None] = (None, None),
+        names: tuple[Callable[[int], str] | None, Callable[[int], str] | None] = (None, None),
     ) -> None:
         check_one_gpu(args)
         check_fsdp(config, args.world_size)
@@ -114,8 +114,8 @@ class ImplicitTrainer(WholeCheckpoints):
 
         # What happens beside the steps
         self.throughput = Throughput(self.accelerator, flops)
-        names_of_training, self.heldout_names = names
-        self.watch = NumericalWatch(model, config, self.accelerator, names_of_training, self.log)
+        name, self.heldout_name = names
+        self.watch = NumericalWatch(model, config, self.accelerator, name, self.log)
         self.add_callback(self.watch)
         self.stratifier: StratificationModel | None = None
         if config.stratification != "current":
@@ -278,22 +278,13 @@ class ImplicitTrainer(WholeCheckpoints):
             has the higher reward; the feedback (N, K) as `label_ids`, and as `predictions` a `HeldOut`, in the order of
             the rows.
         """
-        # Predictions of this process
-        model = self.model_wrapped.eval()
-        parts: list[dict[str, np.ndarray]] = []
-        for batch in dataloader:
-            loss, reward, propensity = heldout_step(model, self.core, batch)
-            columns = {"loss": loss, "weight": batch["weight"], "reward": reward, "propensity": propensity}
-            columns |= {"row": batch["row"], "feedback": batch["feedback"]}
-            parts.append({name: column.cpu().double().numpy() for name, column in columns.items()})
+
+        # Predictions, in the order of the data set
+        def tell() -> None:
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
 
-        # Rows of all processes, in the order of the data set
-        gathered = gather_object(parts)
-        table = {name: np.concatenate([part[name] for part in gathered]) for name in gathered[0]}
-        order = np.argsort(table["row"])
-        order = order[table["row"][order] >= 0]  # without fillers
-        order, sides = np.split(order, [len(order) - self.eval_dataset.sides])  # type: ignore[union-attr]
+        table = predict_rows(self.model_wrapped, self.core, dataloader, tell)
+        order, sides = np.split(np.arange(len(table["row"])), [len(table["row"]) - self.eval_dataset.sides])  # type: ignore[union-attr]
         heldout = HeldOut(*(table[name][order] for name in HeldOut._fields))
         feedback = table["feedback"][order]
         self._check_heldout(heldout)
@@ -312,9 +303,23 @@ class ImplicitTrainer(WholeCheckpoints):
         if len(rows):
             raise RuntimeError(
                 f"training diverged: after step {self.state.global_step} the held-out loss of {len(rows)} of "
-                f"{len(heldout.loss)} rows is not finite: {ids_in_words(rows, self.heldout_names)}; lower "
+                f"{len(heldout.loss)} rows is not finite: {ids_in_words(rows, self.heldout_name)}; lower "
                 "learning_rate or head_learning_rate, and start anew with --overwrite"
             )
+
+    def check_reward_varies(self) -> None:
+        """Check that the reward differs between some of the training rows. Every process has to call this.
+
+        Raises:
+            RuntimeError: It does not.
+        """
+        rows: Any = self.train_dataset
+        chosen = np.linspace(0, len(rows) - 1, min(SAMPLE, len(rows))).astype(np.int64)
+        limits = (self.config.rows_per_pass, self.config.token_budget)
+        packs = by_length(rows.lengths[chosen], rows=limits[0], tokens=limits[1], processes=self.args.world_size)
+        batches = self._loader(rows, [chosen[pack] for pack in packs])
+        reward = predict_rows(self.model_wrapped, self.core, batches)["reward"]
+        check_reward_varies(reward, self.config.peak_learning_rate, self.core.spec.max_length)
 
     def heldout_predictions(self) -> HeldOut:
         """Return the predictions of the current weights for the held-out rows, in the order of the data set."""

@@ -59,7 +59,7 @@ class NumericalWatch(TrainerCallback):
         core: The model that is trained.
         config: The settings; `on_nonfinite` and `max_skipped_steps` decide.
         accelerator: That of the trainer.
-        names: The ids of the training rows, by their numbers in the column `row`; None: the numbers.
+        name: Gives the id of a training row by its number in the column `row`; None: rows have numbers alone.
         log: Writes an entry to the loop's log.
     """
 
@@ -68,10 +68,10 @@ class NumericalWatch(TrainerCallback):
         core: ImplicitRewardModel,
         config: TrainConfig,
         accelerator: Accelerator,
-        names: Sequence[str] | None,
+        name: Callable[[int], str] | None,
         log: Callable[[dict[str, float]], None],
     ) -> None:
-        self.core, self.config, self.accelerator, self.names, self.log = core, config, accelerator, names, log
+        self.core, self.config, self.accelerator, self.name, self.log = core, config, accelerator, name, log
         self.batches: Sequence[Mapping[str, Any]] = ()
         self.sums: list[Tensor] = []
         self.steps: deque[_Step] = deque()
@@ -204,7 +204,7 @@ class NumericalWatch(TrainerCallback):
         return f"each of its {len(rows)} rows is by itself, {largest}; its rows: {self._ids(rows)}"
 
     def _ids(self, rows: Sequence[int]) -> str:
-        return ids_in_words(rows, self.names)
+        return ids_in_words(rows, self.name)
 
     def _weights_not_finite(self) -> list[str]:
         """Names of weights that are trained and not finite, in any process."""
@@ -214,26 +214,31 @@ class NumericalWatch(TrainerCallback):
         return [name for (name, _), bad in zip(named, found.tolist(), strict=True) if bad]
 
 
-def ids_in_words(rows: Sequence[int] | np.ndarray, names: Sequence[str] | None) -> str:
+def ids_in_words(rows: Sequence[int] | np.ndarray, name: Callable[[int], str] | None) -> str:
     """The ids of rows, some of them if they are many.
 
     Args:
         rows: The numbers of the rows.
-        names: The id of each row, or None.
+        name: The id of the row of a number, by `row_names`; None: rows have numbers alone.
     """
     some = sorted(rows)[:SHOWN]
-    shown = ", ".join(
-        f"row {row}" if names is None else row_named(names[row], row).removeprefix("row ") for row in some
-    )
+    shown = ", ".join(f"row {row}" if name is None else row_named(name(row), row).removeprefix("row ") for row in some)
     return shown + (f" and {len(rows) - SHOWN} more" if len(rows) > SHOWN else "")
 
 
-def row_names(log: Log, pairs: Pairs | None) -> list[str]:
-    """The ids of the rows of a log and of the sides of pairs, in the order of `TokenizedRows.with_sides`.
+def row_names(log: Log, pairs: Pairs | None) -> Callable[[int], str]:
+    """A function that gives the id of a row by its number: of a log, or of a side of pairs, which stand after it.
 
     Args:
         log: The log.
         pairs: The pairs, or None.
     """
-    sides = [] if pairs is None else [f"{name}, {side}" for name in pairs.ids for side in ("chosen", "rejected")]
-    return [*log.ids, *sides]
+
+    def name(row: int) -> str:
+        if row < len(log):
+            return log.ids[row]
+        assert pairs is not None
+        pair, side = divmod(row - len(log), 2)
+        return f"{pairs.ids[pair]}, {('chosen', 'rejected')[side]}"
+
+    return name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -257,6 +258,14 @@ def test_rows_of_a_group_are_held_out_together(case: Case) -> None:
         ({"batch_size": 0}, "batch_size: got 0"),
         ({"max_epochs": 2.5}, "max_epochs: got 2.5"),
         ({"learning_rate": 0}, "learning_rate: got 0; expected a number above 0"),
+        ({"learning_rate": 1e30}, "learning_rate: got 1e.30; expected a number above 0, from 1e-12 to 100"),
+        ({"learning_rate": "x"}, "learning_rate: got 'x'"),
+        ({"learning_rate": (0.1, 0.2)}, "learning_rate: got .0.1, 0.2."),
+        ({"weight_decay": math.inf}, "weight_decay: got inf; expected a number from 0 to 1000"),
+        ({"weight_decay": math.nan}, "weight_decay: got nan"),
+        ({"weight_decay": 10**400}, "weight_decay: got 1000"),
+        ({"propensity_sd": math.inf}, "propensity_sd: got inf"),
+        ({"propensity_sd": 1e-300}, "propensity_sd: got 1e-300"),
         ({"propensity_sd": -1}, "propensity_sd: got -1"),
         ({"estimator": "two step"}, "estimator: got 'two step'; expected auto, two-step or joint"),
         ({"hidden_layers": "big"}, "hidden_layers: got 'big'"),
@@ -270,12 +279,23 @@ def test_rows_of_a_group_are_held_out_together(case: Case) -> None:
         ({"polarity": (1, 0)}, "polarity: got .1, 0.; expected 1 or -1"),
         ({"polarity": (1, 1, 1)}, "polarity: got .*; expected one number, or 2"),
         ({"misclick_rate": 1.0}, "misclick_rate: got"),
+        ({"misclick_rate": 1 - 1e-9}, "misclick_rate: got .* float32 takes it for 1"),
+        ({"misclick_rate": 10**400}, "misclick_rate: got an integer beyond 1e308"),
         ({"polarity": (1, -1)}, "row .* has evidence for both sides"),
     ],
 )
 def test_settings_that_are_refused(case: Case, settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         model(**settings).fit(case.x, case.feedback)
+
+
+def test_a_fit_with_next_to_no_weight_is_no_model(case: Case) -> None:
+    """Its reward is the prior's, the same for all rows."""
+    with (
+        pytest.warns(UserWarning, match="the weights sum to"),
+        pytest.raises(ValueError, match="X: the reward is the same, 0, for all of 600 rows"),
+    ):
+        model().fit(case.x, case.feedback, sample_weight=np.full(600, 1e-45))
 
 
 def changed(value: np.ndarray, number: float) -> np.ndarray:
@@ -302,6 +322,11 @@ def changed(value: np.ndarray, number: float) -> np.ndarray:
         (lambda c: {"sample_weight": changed(np.ones(600), -1)}, "sample_weight: got negative"),
         (lambda c: {"sample_weight": np.zeros(600)}, "sample_weight"),
         (lambda c: {"sample_weight": ~c.feedback.any(axis=1)}, "only one class; expected actions"),
+        (lambda c: {"sample_weight": [10**400] * 600}, "sample_weight: got an integer beyond 1e308"),
+        (lambda c: {"sample_weight": changed(np.ones(600), 3e38)}, r"sample_weight: got 3e\+38; expected at most"),
+        (lambda c: {"X": changed(c.x, 1e30)}, "X: column 0 has a standard deviation of .* look at its largest values"),
+        (lambda c: {"X": np.ones_like(c.x)}, "X: the reward is the same, .* for all of 600 rows"),
+        (lambda c: {"X": c.x * 1e-42}, "X: the reward is the same, .* nothing was learned"),
         (lambda c: {"users": ["a"] * 599}, "users: got 599; expected 600"),
         (lambda c: {"groups": ["a"] * 600}, "groups: got 1 group"),
         (lambda c: {"users": ["a"] * 600}, "users: got 1 group .* or no users"),

@@ -163,8 +163,11 @@ def test_several_gpus_in_one_process_are_refused(make_log, make_config, monkeypa
 
 
 def test_divergence_is_an_error(make_log, make_config):
-    with pytest.raises(RuntimeError, match="diverged"):
-        train_log(make_log(), make_config(learning_rate=1e30))
+    steep = {"learning_rate": 100, "head_learning_rate": 100, "optim": "sgd", "trainer": {"max_grad_norm": 0}}
+    with pytest.raises(RuntimeError, match="diverged at step"):
+        train_log(make_log(160), make_config(validation_fraction=0, **steep))
+    with pytest.raises(RuntimeError, match=r"the reward is .*learning_rate"):
+        train_log(make_log(), make_config("dead", learning_rate=100))
 
 
 def test_warnings_name_the_line_that_began_the_run(make_log, make_config, tmp_path):
