@@ -14,6 +14,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Literal
 
+from irm_fast.data.lock import LOCK
 from irm_fast.data.whole import is_unfinished
 
 State = Literal["new", "empty", "ours", "foreign"]
@@ -73,7 +74,7 @@ class OutputFolder:
             return "new"
         if not folder.is_dir():
             raise ValueError(f"{self.argument}: {folder} is a file; expected a new or empty folder")
-        if not any(folder.iterdir()):
+        if not any(entry.name != LOCK for entry in folder.iterdir()):
             return "empty"
         return "ours" if self.is_marked(folder) else "foreign"
 
@@ -123,11 +124,11 @@ class OutputFolder:
     def is_own(self, entry: Path) -> bool:
         """Whether an entry of the folder has a name that a run writes, and is of that kind; no symbolic link is.
 
-        What a killed run left of a file that it was writing is its own, too.
+        What a killed run left of a file that it was writing is its own, too, and the lock of the folder.
         """
         if entry.is_symlink():
             return False
-        if is_unfinished(entry, (*self.files, *self.folders)):
+        if entry.name == LOCK or is_unfinished(entry, (*self.files, *self.folders, f"{LOCK}.*")):
             return True
         patterns = self.folders if entry.is_dir() else self.files
         return any(fnmatch(entry.name, pattern) for pattern in patterns)
@@ -137,10 +138,11 @@ class OutputFolder:
         return sorted(entry.name for entry in folder.iterdir() if not self.is_own(entry))
 
     def clear_own(self, folder: Path) -> None:
-        """Delete what a run wrote into the folder, if there is one; everything else stays."""
+        """Delete what a run wrote into the folder, if there is one; everything else stays, and so does the lock."""
         if not folder.is_dir():
             return
-        for entry in sorted(filter(self.is_own, folder.iterdir()), key=lambda entry: entry.name == self.mark):
+        own = [entry for entry in folder.iterdir() if self.is_own(entry) and entry.name != LOCK]
+        for entry in sorted(own, key=lambda entry: entry.name == self.mark):
             if entry.is_dir():
                 shutil.rmtree(entry)
             else:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from irm_fast.embeddings import given
-from irm_fast.models.parts import opened
+from irm_fast.models.tensor_files import opened
 
 SUFFIXES = (".safetensors", ".npy")
 TENSOR = "embeddings"  # of a safetensors file

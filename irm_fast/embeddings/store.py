@@ -21,16 +21,13 @@ from safetensors import SafetensorError
 from irm_fast.data.problems import row_named
 from irm_fast.data.whole import whole_path
 from irm_fast.embeddings.shards import Shards, files_of, open_files
-from irm_fast.models.parts import opened, parts_folder, row_hash
+from irm_fast.models.parts import parts_folder, row_hash
+from irm_fast.models.tensor_files import HASH, ROW_HASH, damage_to, in_order, memory_of, opened
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from irm_fast.data.messages import Messages
 
 FORMAT = "2"  # of the metadata entry "irm_fast_embeddings"
-_HASH = "blake2b"  # the metadata entry with a hash of both tensors
-_BLOCK = 2**22  # numbers that are in memory at a time, where a file is looked through
 _WITH_IDS = "1"  # the format whose hashes are of ids, too
 _DTYPES = {"float32": "F32", "bfloat16": "BF16"}  # safetensors' names
 
@@ -187,16 +184,13 @@ def _places(
 
 
 def date_of_parts(out: Path) -> str | None:
-    """Return the date that a chat template printed for the parts of an interrupted run, or None if there are none.
+    """Return the date that a chat template printed for the parts of an interrupted run, or None if none is whole.
 
     Args:
         out: The file or the folder that the run was to write.
-
-    Raises:
-        ValueError: The first part is damaged.
     """
     found = (*parts_folder(out).glob("part-*.safetensors"), *out.glob("*.safetensors"), *out.glob("*.parts/part-*"))
-    first = next(iter(sorted(found)), None)
+    first = next((path for path in sorted(found) if path.is_file() and not damage_to(path)), None)
     return None if first is None else read_source(first).date
 
 
@@ -219,50 +213,31 @@ def merge_parts(parts: Sequence[Path], *, out: Path, source: Source) -> None:
     digest = hashlib.blake2b(digest_size=16)
     with whole_path(out) as unfinished, unfinished.open("wb") as file:
         file.write(_header(rows, width, source, digest.hexdigest()))
-        for name in ("row_hash", "embeddings"):
+        for name in in_order(("embeddings", ROW_HASH)):
             for path in parts:
                 with opened(path) as part:
-                    held = _bytes(part.get_tensor(name))
+                    held = memory_of(part.get_tensor(name))
                     digest.update(held)
-                    held.tofile(file)
+                    file.write(held)
         file.seek(0)
         file.write(_header(rows, width, source, digest.hexdigest()))
 
 
-def damage_to(path: str | Path) -> str:
+def damage_to_embeddings(path: str | Path) -> str:
     """Say what is wrong with a file of embeddings, or "" if it holds what was written.
 
     Args:
-        path: A file that `irm-fast embed` wrote. One of an earlier version, which has no hash of what it holds, is only
-            looked through for numbers that are not finite.
+        path: A file that `irm-fast embed` wrote. One of an earlier version has no hash of what it holds.
     """
-    digest = hashlib.blake2b(digest_size=16)
+    if text := damage_to(path):
+        return text
     try:
         with opened(path) as file:
             _source(path, file)
-            held, hashes = file.get_slice("embeddings"), file.get_tensor("row_hash")
-            rows, width = held.get_shape()
-            if len(hashes) != rows:
-                return f"it has {rows} embeddings and {len(hashes)} hashes of rows"
-            digest.update(_bytes(hashes))
-            step = max(1, _BLOCK // width)
-            for start in range(0, rows, step):
-                part = held[start : start + step]
-                digest.update(_bytes(part))
-                if not bool(part.isfinite().all()):
-                    return f"an embedding of the rows {start} to {start + len(part) - 1} is not finite"
-            written = file.metadata().get(_HASH)
-    except (ValueError, RuntimeError, SafetensorError) as error:
+            rows, hashes = file.get_slice("embeddings").get_shape()[0], file.get_slice(ROW_HASH).get_shape()[0]
+    except (ValueError, SafetensorError) as error:
         return str(error)
-    return "" if written in (None, digest.hexdigest()) else "it holds other numbers than were written"
-
-
-def _bytes(tensor: Tensor) -> np.ndarray:
-    """Return the bytes of a tensor (n,), uint8."""
-    import torch
-
-    flat: np.ndarray = tensor.contiguous().view(torch.uint8).numpy().ravel()
-    return flat
+    return "" if rows == hashes else f"it has {rows} embeddings and {hashes} hashes of rows"
 
 
 def _header(rows: int, width: int, source: Source, digest: str) -> bytes:
@@ -270,7 +245,7 @@ def _header(rows: int, width: int, source: Source, digest: str) -> bytes:
     split = 8 * rows  # the hashes come first, so that both tensors begin at a multiple of their items' size
     end = split + rows * width * (4 if source.dtype == "float32" else 2)
     content: dict[str, Any] = {
-        "__metadata__": {**about(source), _HASH: digest},
+        "__metadata__": {**about(source), HASH: digest},
         "row_hash": {"dtype": "I64", "shape": [rows], "data_offsets": [0, split]},
         "embeddings": {"dtype": _DTYPES[source.dtype], "shape": [rows, width], "data_offsets": [split, end]},
     }
@@ -288,7 +263,7 @@ def _source(path: str | Path, file: Any) -> Source:
     """Return the source that the metadata of an open file name; raise ValueError if they name none."""
     metadata = file.metadata() or {}
     version = metadata.pop("irm_fast_embeddings", None)
-    metadata.pop(_HASH, None)
+    metadata.pop(HASH, None)
     if version not in (FORMAT, _WITH_IDS):
         hint = "upgrade irm-fast" if version else "not written by irm-fast embed"
         raise ValueError(f"{path}: format: got {version}; expected {FORMAT}: {hint}")

@@ -17,6 +17,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from irm_fast.data.lock import check_free
 from irm_fast.data.outputs import OutputFolder, check_choice, check_folder_of, check_suffix
 from irm_fast.data.problems import row_named
 from irm_fast.data.whole import is_unfinished
@@ -27,12 +28,13 @@ from irm_fast.models.parts import (
     check_part,
     check_parts,
     check_target,
+    is_damaged,
     parts_folder,
     write_in_parts,
     write_parts,
 )
 from irm_fast.models.passes import Passes
-from irm_fast.models.processes import check_same, from_main_process, joined
+from irm_fast.models.processes import alone, check_same, from_main_process, joined
 
 if TYPE_CHECKING:
     from irm_fast.data.messages import Messages
@@ -113,10 +115,12 @@ def write_embeddings(
     merge, rendering = partial(merge_parts, out=out, source=source), embedder.rendering()
     work = Work(out, ids, messages, about(source), compute, merge, rendering, by_text=True)
     passes = Passes(batch_size, token_budget, distributed, progress)
-    if not is_folder(out):
-        write_in_parts(work, passes, resume=resume, overwrite=overwrite)
-        return truncated
-    _write_shards(work, passes, shard_rows, resume=resume, overwrite=overwrite)
+    with alone(out, "irm-fast embed", folder=is_folder(out), argument="out", distributed=distributed):
+        from_main_process(check, distributed=distributed)  # once more: nobody else writes there from now on
+        if not is_folder(out):
+            write_in_parts(work, passes, resume=resume, overwrite=overwrite)
+            return truncated
+        _write_shards(work, passes, shard_rows, resume=resume, overwrite=overwrite)
     return sum(gather_object([truncated])) if distributed else truncated
 
 
@@ -142,6 +146,7 @@ def check_embeddings_target(out: Path, *, resume: bool = False, overwrite: bool 
         return
     check_choice(resume=resume, overwrite=overwrite)
     check_folder_of(out)
+    check_free(out, folder=True, argument="out")
     if _FOLDER.check(out) != "ours":
         return
     _FOLDER.check_replaceable(out)
@@ -186,12 +191,13 @@ def _write_shards(work: Work, passes: Passes, shard_rows: int, *, resume: bool, 
                 f"out: {work.out} holds {other[0]}, where these rows make {len(shards)} files; repeat the rows and "
                 "--shard-rows of the interrupted run to resume it, or start anew with --overwrite"
             )
+        whole = {shard.out for shard in shards if shard.out.is_file() and not is_damaged(shard.out)}
         for shard in shards:  # all of them before the work begins
-            if shard.out.is_file():
+            if shard.out in whole:
                 check_part(shard.out, shard.ids, slice(shard.span.start, shard.span.stop), hashes, shard.about)
             elif parts_folder(shard.out).is_dir():
                 check_parts(shard, hashes)
-        return {shard.out for shard in shards if shard.out.is_file()}
+        return whole
 
     finished = from_main_process(prepare, distributed=distributed)
     place = joined() if distributed else None

@@ -20,10 +20,11 @@ from irm_fast.data.messages import Messages
 from irm_fast.data.whole import whole_file
 from irm_fast.embeddings.text_model import EmbeddedRewardModel
 from irm_fast.evaluation.scoring import RewardModel, check_lower, declared_for, load, rendering_of, rewards
-from irm_fast.models.parts import Work, check_target, opened, write_in_parts
+from irm_fast.models.parts import Work, check_target, write_in_parts
 from irm_fast.models.passes import Passes, rows_bar
-from irm_fast.models.processes import from_main_process
+from irm_fast.models.processes import alone, from_main_process
 from irm_fast.models.record import folder_fingerprint
+from irm_fast.models.tensor_files import opened
 
 FORMAT = "2"  # of the metadata entry "irm_fast_rewards" of parts
 _IDS = "ids"  # the column of a part that holds the ids of its rows, a list in JSON
@@ -93,10 +94,12 @@ def score_file(
                 file.writelines(_lines(_columns(part)))
 
     work = Work(out, ids, conversations, about, compute, merge, rendering_of(model))
-    if ordinary:
-        write_in_parts(work, passes, resume=resume, overwrite=overwrite)
-    else:
+    if not ordinary:
         _write_at_once(work, passes)
+        return len(ids)
+    with alone(out, "irm-fast score", folder=False, argument="out", distributed=passes.distributed):
+        from_main_process(check, distributed=passes.distributed)  # once more: nobody else writes it from now on
+        write_in_parts(work, passes, resume=resume, overwrite=overwrite)
     return len(ids)
 
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from irm_fast.data.lock import only_run
 from irm_fast.data.log import Log
 from irm_fast.data.outputs import OutputFolder
 from irm_fast.data.rated import Rated
@@ -120,9 +121,15 @@ def run_demo(output: str | Path, seeds: int = 1, processes: int | None = None) -
     Raises:
         ValueError: The folder holds something else than an earlier demo.
     """
+    output = Path(output)
+    with only_run(output, "irm-fast demo", folder=True):
+        return _run_demo(output, seeds, processes)
+
+
+def _run_demo(output: Path, seeds: int, processes: int | None) -> list[dict[str, dict[str, float]]]:
+    """`run_demo` in a folder that no other run writes to."""
     from irm_fast.experiments.report import comparison_table, draw_comparison
 
-    output = Path(output)
     _prepare(output)
     with tempfile.TemporaryDirectory() as scratch:
         results = _train_all(_worlds(seeds, output, Path(scratch)), processes)

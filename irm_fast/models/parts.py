@@ -10,26 +10,26 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
+from irm_fast.data.lock import check_free
 from irm_fast.data.outputs import check_choice, check_folder_of
 from irm_fast.data.problems import shown
+from irm_fast.data.warning import warn_caller
 from irm_fast.data.whole import is_unfinished
 from irm_fast.models.passes import Passes, rows_bar
 from irm_fast.models.processes import check_same, from_main_process, is_first
 from irm_fast.models.rendering import RenderingCheck
+from irm_fast.models.tensor_files import HASH, ROW_HASH, damage_to, in_order, memory_of, opened
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from torch import Tensor
 
     from irm_fast.data.messages import Messages
@@ -190,10 +190,17 @@ def check_parts(work: Work, hashes: np.ndarray) -> set[Path]:
     Raises:
         ValueError: As `check_part`.
     """
-    found = {path: rows for path, rows in work.parts.items() if path.exists()}
+    found = {path: rows for path, rows in work.parts.items() if path.exists() and not is_damaged(path)}
     for path, rows in found.items():
         check_part(path, work.ids, rows, hashes, work.about)
     return set(found)
+
+
+def is_damaged(path: Path) -> bool:
+    """Whether a file is not as it was written; a warning then says that its rows are computed anew."""
+    if text := damage_to(path):
+        warn_caller(f"{path} is passed over: {text}; its rows are computed anew")
+    return bool(text)
 
 
 def row_hash(ids: Sequence[str] | None, messages: Sequence[Messages]) -> np.ndarray:
@@ -223,13 +230,14 @@ def check_target(out: Path, *, resume: bool = False, overwrite: bool = False, re
         replaces: Whether an earlier file may exist in any case.
 
     Raises:
-        ValueError: `resume` and `overwrite` are both set; the folder of the file does not exist; the file is a folder;
-            it exists and may not; parts of an interrupted run exist and neither option is set; or the folder of parts
-            holds other files.
+        ValueError: `resume` and `overwrite` are both set; the folder of the file does not exist; another run writes the
+            file (`HeldError`); the file is a folder; it exists and may not; parts of an interrupted run exist and
+            neither option is set; or the folder of parts holds other files.
     """
     folder = parts_folder(out)
     check_choice(resume=resume, overwrite=overwrite)
     check_folder_of(out)
+    check_free(out, folder=False, argument="out")
     if out.is_dir():
         raise ValueError(f"out: {out} is a folder; expected the name of a file")
     if out.exists() and not (overwrite or replaces):
@@ -259,7 +267,11 @@ def write_part(path: Path, columns: Mapping[str, Tensor], hashes: np.ndarray, ab
 
     from irm_fast.models.record import save_tensors
 
-    save_tensors({**columns, "row_hash": torch.from_numpy(hashes.copy())}, path, about)
+    tensors = {**columns, ROW_HASH: torch.from_numpy(hashes.copy())}
+    digest = hashlib.blake2b(digest_size=16)
+    for name in in_order(tensors):
+        digest.update(memory_of(tensors[name]))
+    save_tensors(tensors, path, {**about, HASH: digest.hexdigest()})
 
 
 def check_part(path: Path, ids: Sequence[str], rows: slice, hashes: np.ndarray, about: Mapping[str, str]) -> None:
@@ -290,15 +302,3 @@ def check_part(path: Path, ids: Sequence[str], rows: slice, hashes: np.ndarray, 
         shared = min(len(held), len(expected))
         first = ids[rows.start + min(int((held[:shared] == expected[:shared]).cumprod().sum()), len(expected) - 1)]
         raise ValueError(f"data: row {shown(first)} is not what {path} was written from, in that place; {choice}")
-
-
-@contextmanager
-def opened(path: str | Path) -> Iterator[Any]:
-    """Open a safetensors file to read tensors from; raise ValueError if it is missing or damaged."""
-    if not Path(path).is_file():
-        raise ValueError(f"{path}: not found; expected a file that irm-fast wrote")
-    try:
-        with safe_open(path, "pt") as file:
-            yield file
-    except SafetensorError as error:
-        raise ValueError(f"{path}: damaged or no safetensors file: {error}; expected one of irm-fast") from error

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
+from irm_fast.data.lock import RunLock
 from irm_fast.models.packing import spread
 
 T = TypeVar("T")
@@ -168,6 +170,31 @@ def added_up(tensor: torch.Tensor) -> torch.Tensor:
     """
     dist.all_reduce(tensor, group=_patient_group(dist.group.WORLD))
     return tensor
+
+
+@contextmanager
+def alone(
+    place: Path, command: str, *, folder: bool, argument: str = "output", distributed: bool = True
+) -> Iterator[None]:
+    """A context in which no other run writes to a place: the first of several processes has its lock for all.
+
+    Args:
+        place: The folder or the file that is written.
+        command: What the run does, for who is refused: "irm-fast train".
+        folder: Whether the place is a folder.
+        argument: The argument that names the place, for errors.
+        distributed: As of `from_main_process`.
+
+    Raises:
+        HeldError: Another run writes there.
+    """
+    lock = RunLock(place, command, folder=folder, argument=argument)
+    from_main_process(lock.take, distributed=distributed)
+    try:
+        yield
+    finally:
+        if not distributed or is_first():
+            lock.leave()
 
 
 @lru_cache(maxsize=1)

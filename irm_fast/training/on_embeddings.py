@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 from irm_fast.embeddings.shards import Shards
 from irm_fast.embeddings.store import Source, open_embeddings, read_source
@@ -10,7 +11,7 @@ from irm_fast.embeddings.text_model import EmbeddedRewardModel
 from irm_fast.evaluation.evaluation import heldout_metrics
 from irm_fast.evaluation.log_diagnosis import diagnose_rows
 from irm_fast.models.backbone import model_config
-from irm_fast.models.processes import from_main_process, started
+from irm_fast.models.processes import alone, from_main_process, started
 from irm_fast.training.config import EmbeddingTrainConfig
 from irm_fast.training.estimation import fit_embedded
 from irm_fast.training.prepare import Prepared, prepare_run, read_data
@@ -34,6 +35,12 @@ def train_on_embeddings(config: EmbeddingTrainConfig) -> TrainResult:
         ValueError: What is wrong with the log (`DataError`), the embeddings, the model, the settings or the folder.
         RuntimeError: The processes read different logs.
     """
+    with alone(Path(config.output), "irm-fast train", folder=True, distributed=started() > 1):
+        return _train(config)
+
+
+def _train(config: EmbeddingTrainConfig) -> TrainResult:
+    """`train_on_embeddings` into a folder that no other run writes to."""
     # Prepare: what can be refused is refused before the work
     source = read_source(config.embeddings)
     source = replace(source, model=config.model or source.model)

@@ -10,7 +10,7 @@ import torch
 from irm_fast.data.log import Log
 from irm_fast.evaluation.log_diagnosis import diagnose_rows
 from irm_fast.models.passes import default_device, resolve_precision
-from irm_fast.models.processes import from_main_process, joined, warned_once
+from irm_fast.models.processes import alone, from_main_process, joined, warned_once
 from irm_fast.training.build import check_loop, trial_loop
 from irm_fast.training.config import EmbeddingTrainConfig, TrainConfig
 from irm_fast.training.designs import TrainedDesign, best_design, keep_design, kept_design, train_design
@@ -77,8 +77,13 @@ def train_log(log: Log, config: TrainConfig, *, heldout: Log | None = None) -> T
             "save it and call train(config), or fit irm_fast.EmbeddingRewardModel to arrays"
         )
 
+    with alone(Path(config.output), "irm-fast train", folder=True):
+        return _train(log, _on_this_device(config), heldout)
+
+
+def _train(log: Log, config: TrainConfig, heldout: Log | None) -> TrainResult:
+    """Train on a log into a folder that no other run writes to; arguments as of `train_log`."""
     # Prepare: what can be refused is refused before the work
-    config = _on_this_device(config)
     prepared = prepare_run(log, config, heldout)
 
     # Propensities first, where the log shows them

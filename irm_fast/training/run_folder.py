@@ -16,6 +16,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from irm_fast.data.lock import LOCK
 from irm_fast.data.manifest import MANIFEST, check_of, checked
 from irm_fast.data.outputs import OutputFolder
 from irm_fast.data.whole import disk_errors, is_unfinished, write_whole
@@ -104,7 +105,8 @@ def _holds_files(folder: Path) -> bool:
 
     What a killed run left of a file that it was writing is none.
     """
-    entries = [entry for entry in folder.iterdir() if not is_unfinished(entry)] if folder.is_dir() else []
+    found = folder.iterdir() if folder.is_dir() else ()
+    entries = [entry for entry in found if entry.name != LOCK and not is_unfinished(entry)]
     return any(not entry.is_dir() or _holds_files(entry) for entry in entries)
 
 

@@ -10,7 +10,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from irm_fast.data.manifest import MANIFEST, checked, damage, read_manifest
 from irm_fast.embeddings.saved import RECORD as ESTIMATOR_RECORD
-from irm_fast.embeddings.store import damage_to
+from irm_fast.embeddings.store import damage_to_embeddings
 from irm_fast.models.record import PROPENSITIES, RECORD
 from irm_fast.training.run_folder import CHECKPOINTS, DATA
 
@@ -92,4 +92,4 @@ def _run(path: Path) -> Finding:
 
 def _embeddings(path: Path) -> Finding:
     """Return what is found of a file of embeddings."""
-    return Finding(path, "embeddings", damage_to(path))
+    return Finding(path, "embeddings", damage_to_embeddings(path))

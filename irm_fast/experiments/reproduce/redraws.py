@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from irm_fast import __version__
+from irm_fast.data.lock import only_run
 from irm_fast.data.simulation import check_arguments
 from irm_fast.data.whole import disk_errors, whole_file, write_whole
 from irm_fast.experiments.processes import side_by_side
@@ -59,6 +60,21 @@ def run_redraws(
     Raises:
         ValueError: An argument is out of range, the data cannot be used, or the folder holds something else.
     """
+    with only_run(output, "irm-fast reproduce", folder=True):
+        return _run_redraws(experiment, output, protocols, redraws, processes, resume=resume, overwrite=overwrite)
+
+
+def _run_redraws(
+    experiment: Experiment,
+    output: Path,
+    protocols: Sequence[str],
+    redraws: int,
+    processes: int | None,
+    *,
+    resume: bool,
+    overwrite: bool,
+) -> list[dict[str, Any]]:
+    """`run_redraws` in a folder that no other run writes to."""
     # Checks
     for protocol in protocols:
         check_arguments(protocol, SIGNALS, experiment.alpha, experiment.target, 0, TEST_FRACTION)
