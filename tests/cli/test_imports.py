@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,43 @@ def test_from_an_export_to_scores(export: Any, tiny_model: str, tmp_path: Path, 
     rewards = {row["id"].split(".")[0]: row["reward"] for row in rows}
     by_side = [np.array([rewards[f"t{i}"] for i in range(64) if GOOD[i] is side]) for side in (True, False)]
     assert by_side[0].mean() > by_side[1].mean() + by_side[1].std()  # it learned what pleases
+
+
+def commands(product: str) -> list[str]:
+    """The commands of docs/importing.md that begin with an export of a product, but for the installation."""
+    text = (Path(__file__).parents[2] / "docs" / "importing.md").read_text(encoding="utf-8")
+    _, _, after = text.partition("## Five commands")[2].partition(f"From an export of {product}")
+    block = after.split("```")[1]
+    return [line for line in block.strip().splitlines() if not line.startswith("pip ")]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("product", "export", "names"),
+    [
+        ("Langfuse", langfuse, {"calls": "observations.jsonl", "scores": "scores.jsonl"}),
+        ("Open WebUI", open_webui, {"chats": "all-chats-export.json"}),
+    ],
+)
+def test_the_commands_of_the_docs_as_they_are_written(
+    product: str, export: Any, names: dict[str, str], tiny_model: str, tmp_path: Path, monkeypatch: Any
+) -> None:
+    if export is langfuse:
+        pytest.importorskip("duckdb")
+    monkeypatch.chdir(tmp_path)
+    for name, rows in export()[1].items():
+        as_lines = names[name].endswith(".jsonl")
+        text = "".join(json.dumps(row) + "\n" for row in rows) if as_lines else json.dumps(rows)
+        Path(names[name]).write_text(text)
+    Path("answers.jsonl").write_text('{"prompt": "question 1", "completion": "good good"}\n')
+    lines = commands(product)
+    assert len(lines) == (4 if export is langfuse else 3)
+    for line in lines:
+        program, *words = shlex.split(line.replace("PATH_OR_HUB_ID", tiny_model))
+        assert program == "irm-fast"
+        run(*words)
+    [row] = [json.loads(line) for line in Path("rewards.jsonl").read_text().splitlines()]
+    assert np.isfinite(row["reward"])
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -354,7 +354,7 @@ def test_what_is_no_file_is_written_at_once(saved, data, tmp_path, small_parts):
 
 
 def test_no_more_than_a_part_is_in_memory(saved, tmp_path, small_parts, monkeypatch):
-    texts = ({"prompt": f"why {number}", "completion": "so " * 10_000} for number in range(400))
+    texts = ({"prompt": f"why {number}", "completion": "so " * 10_000} for number in range(1200))
     data = tmp_path / "long.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in texts))
     sizes = []
@@ -365,13 +365,14 @@ def test_no_more_than_a_part_is_in_memory(saved, tmp_path, small_parts, monkeypa
 
     monkeypatch.setattr(rewards_file, "rewards", rewards)
     assert run("score", saved, data, tmp_path / "first.jsonl").exit_code == 0  # what is imported stays
+    sizes.clear()
     tracemalloc.start()
     assert run("score", saved, data, tmp_path / "out.jsonl").exit_code == 0
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert sizes == [8] * 100
-    assert peak < 5e6 < data.stat().st_size / 2
-    assert read(tmp_path / "out.jsonl")[0] == [f"row-{number + 1}" for number in range(400)]
+    assert sizes == [8] * 150
+    assert peak < 12e6 < data.stat().st_size / 2
+    assert read(tmp_path / "out.jsonl")[0] == [f"row-{number + 1}" for number in range(1200)]
 
 
 def test_standard_input_is_read_as_a_file_is(saved, data, tmp_path, small_parts):
