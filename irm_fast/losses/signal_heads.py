@@ -13,7 +13,7 @@ from torch.nn.functional import linear
 
 from irm_fast.kernels.reference.values import check_values
 from irm_fast.losses import MAX_SIGNALS, SCALAR_LEARNING_RATE
-from irm_fast.losses.checks import check_feedback, check_states
+from irm_fast.losses.checks import check_feedback, check_rewards, check_states
 from irm_fast.losses.conversions import for_every_row
 from irm_fast.losses.linear import linear_implicit_rm_loss
 
@@ -34,7 +34,8 @@ class SignalHeads(nn.Module):
     of its parameters are scalars, which a backbone's learning rate would hardly move: train with `parameter_groups`.
 
     Args:
-        hidden_size: The width H of the hidden states.
+        hidden_size: The width H of the hidden states. None: there is no reward head, and the heads take the reward
+            logits of a model that has one, such as a sequence classifier, in the place of hidden states.
         signals: The number K of signals, 1 to 16, or their names.
         propensity_design: "constant", one propensity for each signal, the same for every response; or "hidden",
             propensity logits that are linear in the hidden state, and start constant.
@@ -43,14 +44,15 @@ class SignalHeads(nn.Module):
 
     Attributes:
         signals: The names of the signals; None if a number was given.
-        reward_weight: (H,), starts at 0. A checkpoint of a sequence classifier has it as `score.weight`, (1, H).
+        reward_weight: (H,), starts at 0; None without a reward head. A checkpoint of a sequence classifier has it as
+            `score.weight`, (1, H).
         reward_bias: (1,), a scalar; rewards of a checkpoint do not have it, probabilities of preference do.
         propensity_weight: (K, H), starts at 0; None in the design "constant".
         propensity_bias: (K,), scalars: in the design "constant" the logits of the propensities.
 
     Raises:
         TypeError: `signals` is neither a number nor a sequence of names.
-        ValueError: A number is out of range, or the design is unknown.
+        ValueError: A number is out of range, the design is unknown, or it is "hidden" and there are no hidden states.
 
     Examples:
         >>> import torch, irm_fast
@@ -62,11 +64,12 @@ class SignalHeads(nn.Module):
         1.0785
     """
 
+    reward_weight: Tensor | None
     propensity_weight: Tensor | None
 
     def __init__(
         self,
-        hidden_size: int,
+        hidden_size: int | None,
         signals: int | Sequence[str],
         propensity_design: HeadDesign = "constant",
         rates: ArrayLike | Tensor | None = None,
@@ -84,9 +87,12 @@ class SignalHeads(nn.Module):
                 f"propensity_design: got {propensity_design!r}; expected one of {designs}: propensities of other kinds "
                 "go into the loss as propensity_logits"
             )
-        self.reward_weight = nn.Parameter(torch.zeros(hidden_size))
+        if hidden_size is None and propensity_design == "hidden":
+            raise ValueError('hidden_size: got None; expected the width of hidden states for propensities of "hidden"')
+        width = hidden_size or 0
+        self.register_parameter("reward_weight", nn.Parameter(torch.zeros(width)) if width else None)
         self.reward_bias = nn.Parameter(torch.zeros(1))  # not (): FSDP shards no scalars
-        weight = nn.Parameter(torch.zeros(count, hidden_size)) if propensity_design == "hidden" else None
+        weight = nn.Parameter(torch.zeros(count, width)) if propensity_design == "hidden" else None
         self.register_parameter("propensity_weight", weight)
         self.propensity_bias = nn.Parameter(torch.zeros(count))
         if rates is not None:
@@ -136,22 +142,27 @@ class SignalHeads(nn.Module):
         """Compute the logits, in float32 under any autocast.
 
         Args:
-            hidden: Pooled hidden states, (N, H): one a row, such as that of the last token.
+            hidden: Pooled hidden states, (N, H): one a row, such as that of the last token. Without a reward head the
+                reward logits of another one, (N,) or (N, 1).
 
         Returns:
-            Reward logits (N,) and propensity logits (N, K), float32 (float64 for float64 hidden states).
+            Reward logits (N,), with the bias, and propensity logits (N, K), float32 (float64 for float64 `hidden`).
 
         Raises:
             ValueError: The shape is another.
         """
-        check_states(hidden, self.reward_weight.shape[0])
         dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         with torch.autocast(hidden.device.type, enabled=False):
-            states = hidden.to(dtype)
-            bias = self.propensity_bias.to(dtype)
-            reward = linear(states, self.reward_weight[None].to(dtype), self.reward_bias.to(dtype)).squeeze(-1)
+            states, bias = hidden.to(dtype), self.propensity_bias.to(dtype)
+            if self.reward_weight is None:
+                check_rewards(states.squeeze(-1) if states.dim() == 2 else states)
+                reward = states.reshape(-1)
+            else:
+                check_states(hidden, self.reward_weight.shape[0])
+                reward = linear(states, self.reward_weight[None].to(dtype)).squeeze(-1)
+            reward = reward + self.reward_bias.to(dtype)
             if self.propensity_weight is None:
-                return SignalLogits(reward, for_every_row(bias, torch.Size((len(states), len(bias)))))
+                return SignalLogits(reward, for_every_row(bias, torch.Size((len(reward), len(bias)))))
             return SignalLogits(reward, linear(states, self.propensity_weight.to(dtype), bias))
 
     def loss(self, hidden: Tensor, feedback: Tensor, **options: Any) -> Any:
@@ -167,7 +178,14 @@ class SignalHeads(nn.Module):
 
         Returns:
             The loss, or with `return_groups` the pair (loss, groups).
+
+        Raises:
+            ValueError: The heads have no reward head.
         """
+        if self.reward_weight is None:
+            raise ValueError(
+                "these heads have no reward head (hidden_size=None): use implicit_rm_loss(*heads(logits), ...)"
+            )
         if self.propensity_weight is None:
             options["propensity_logits"] = self.propensity_bias
         else:
@@ -211,7 +229,8 @@ class SignalHeads(nn.Module):
         """Describe the heads, for `print`."""
         design = "constant" if self.propensity_weight is None else "hidden"
         signals = self.signals or len(self.propensity_bias)
-        return f"hidden_size={len(self.reward_weight)}, signals={signals}, propensity_design={design!r}"
+        width = None if self.reward_weight is None else len(self.reward_weight)
+        return f"hidden_size={width}, signals={signals}, propensity_design={design!r}"
 
 
 def start_logits(rates: Tensor) -> Tensor:

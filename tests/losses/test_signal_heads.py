@@ -52,6 +52,24 @@ def test_logits_and_loss_agree(design: str, k: int, backend: str) -> None:
     torch.testing.assert_close(logits.propensity_logits, (slope + heads.propensity_bias).expand(N, k))
 
 
+def test_heads_beside_the_reward_head_of_another_model() -> None:
+    heads = irm_fast.SignalHeads(None, 2, rates=[0.1, 0.3])
+    with torch.no_grad():
+        heads.reward_bias.fill_(0.25)
+    assert [name for name, _ in heads.named_parameters()] == ["reward_bias", "propensity_bias"]
+    reward = torch.randn(5)
+    for given in (reward, reward[:, None]):
+        logits = heads(given)
+        torch.testing.assert_close(logits.reward_logits, reward + 0.25)
+        torch.testing.assert_close(logits.propensity_logits, heads.propensity_bias.expand(5, 2))
+    for wrong in (torch.zeros(5, 2), torch.zeros(5, 1, 1)):
+        with pytest.raises(ValueError, match="reward_logits must have shape"):
+            heads(wrong)
+    with pytest.raises(ValueError, match="no reward head"):
+        heads.loss(reward, torch.zeros(5, 2, dtype=torch.int8))
+    assert "hidden_size=None" in repr(heads)
+
+
 @pytest.mark.parametrize("design", ["constant", "hidden"])
 def test_logits_are_float32_under_autocast_and_for_low_precision(design: str) -> None:
     heads, (hidden, feedback) = trained(design), rows()
@@ -155,6 +173,7 @@ REFUSED: dict[str, tuple[type[Exception], str, dict[str, Any]]] = {
     "no signals": (ValueError, "signals: got 0; expected 1 to 16", {"signals": 0}),
     "too many": (ValueError, "signals: got 17; expected 1 to 16", {"signals": list("abcdefghijklmnopq")}),
     "a design": (ValueError, "propensity_design: got 'features'; expected one of", {"propensity_design": "features"}),
+    "no width": (ValueError, "hidden_size: got None", {"hidden_size": None, "propensity_design": "hidden"}),
     "too few rates": (ValueError, "rates: got 1 of them; expected one for each of 2", {"rates": 0.5}),
     "too high": (ValueError, r"rates: got \[0.5, 1.5\]; expected numbers from 0 to 1", {"rates": [0.5, 1.5]}),
     "NaN": (ValueError, r"rates: got \[0.5, nan\]", {"rates": [0.5, NAN]}),
