@@ -156,7 +156,7 @@ def score(
     progress: Progress = True,
     **settings: Any,
 ) -> None:
-    """Write the reward of every response; no feedback or rating is needed."""
+    """Write the reward of every response; no feedback or rating is needed. Exit code 1 if one is not finite."""
     from irm_fast.data.sources import check_not_input
 
     check_not_input(out, data)
@@ -168,9 +168,21 @@ def score(
     told = declared(settings)
     with launched() as distributed:
         passes = Passes(batch_size, token_budget, distributed, progress)
-        rows = score_file(model, data, out, passes=passes, declared=told, **how)  # type: ignore[arg-type]
-    if is_first():
-        echo(f"wrote {out}: {rows} rewards")
+        written = score_file(model, data, out, passes=passes, declared=told, **how)  # type: ignore[arg-type]
+    if not is_first():
+        return
+    echo(f"wrote {out}: {written.rows} rewards")
+    if written.not_finite:
+        from irm_fast.data.problems import row_named
+
+        some = ", ".join(row_named(name, row) for row, name in written.first)
+        more = f" and {written.not_finite - len(written.first)} more" * (written.not_finite > len(written.first))
+        echo(
+            f"error: {written.not_finite} of {written.rows} rewards are not finite, and null in the file: {some}{more}"
+            "; look at these rows, and at the model: irm-fast verify",
+            err=True,
+        )
+        raise typer.Exit(1)
 
 
 @with_log_settings

@@ -19,7 +19,15 @@ from irm_fast.diagnostics.intervals import ranking_intervals
 from irm_fast.diagnostics.metrics import operating_points, reward_metrics
 from irm_fast.diagnostics.within import alone_metrics, within_auroc
 from irm_fast.evaluation.propensities import with_propensities
-from irm_fast.evaluation.scoring import RewardModel, check_texts, declared_for, load, predict_log, rewards
+from irm_fast.evaluation.scoring import (
+    RewardModel,
+    check_predicted,
+    check_texts,
+    declared_for,
+    load,
+    predict_log,
+    rewards,
+)
 from irm_fast.models.heldout import HeldOut
 from irm_fast.models.passes import Passes
 
@@ -75,6 +83,7 @@ def evaluate_rated(model: RewardModel, rated: Rated, passes: Passes | None = Non
     """
     check_texts(model, rated.ids, rated.messages)
     logit = rewards(model, rated.messages, passes or Passes())["reward"] + float(model.reward_bias.detach())
+    check_predicted(rated.ids, logit)
     return rated_metrics(logit, rated)
 
 

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
@@ -19,7 +19,7 @@ from irm_fast.data.conversations import read_conversations
 from irm_fast.data.messages import Messages
 from irm_fast.data.whole import whole_file
 from irm_fast.embeddings.text_model import EmbeddedRewardModel
-from irm_fast.evaluation.scoring import RewardModel, check_lower, declared_for, load, rendering_of, rewards
+from irm_fast.evaluation.scoring import SHOWN, RewardModel, check_lower, declared_for, load, rendering_of, rewards
 from irm_fast.models.parts import Work, check_target, write_in_parts
 from irm_fast.models.passes import Passes, rows_bar
 from irm_fast.models.processes import alone, from_main_process
@@ -28,6 +28,39 @@ from irm_fast.models.tensor_files import opened
 
 FORMAT = "2"  # of the metadata entry "irm_fast_rewards" of parts
 _IDS = "ids"  # the column of a part that holds the ids of its rows, a list in JSON
+
+
+@dataclass
+class Written:
+    """What a file of rewards holds.
+
+    Attributes:
+        rows: The number of its rows.
+        not_finite: The number of those with a reward that is NaN or infinite, and null in the file.
+        first: The place and the id of the first of them.
+        done: The number of rows of which lines were made.
+    """
+
+    rows: int
+    not_finite: int = 0
+    first: list[tuple[int, str]] = field(default_factory=list)
+    done: int = 0
+
+    def lines(self, columns: Mapping[str, Tensor]) -> Iterator[str]:
+        """Yield the lines of the rows of a part, and count those with a number that is not finite.
+
+        Args:
+            columns: The ids as JSON, uint8, and the numbers of the n rows, each (n,), by name.
+        """
+        values = {name: column.tolist() for name, column in columns.items() if name != _IDS}
+        ids = json.loads(columns[_IDS].numpy().tobytes())
+        for name, *numbers in zip(ids, *values.values(), strict=True):
+            finite = [number if math.isfinite(number) else None for number in numbers]  # JSON has no NaN
+            if None in finite:
+                self.not_finite += 1
+                self.first += [(self.done, name)] * (len(self.first) < SHOWN)
+            self.done += 1
+            yield json.dumps({"id": name, **dict(zip(values, finite, strict=True))}) + "\n"
 
 
 def score_file(
@@ -41,7 +74,7 @@ def score_file(
     resume: bool = False,
     overwrite: bool = False,
     declared: Mapping[str, Any] | None = None,
-) -> int:
+) -> Written:
     """Write the reward of every response, a line each, in the order of the rows: id, reward, perhaps reward_lower.
 
     The file takes its name when it is whole. An interrupted run leaves its finished parts, of 4,096 rows each, in the
@@ -61,7 +94,7 @@ def score_file(
         declared: How the rows are to be read, as of `scoring.declared_for`.
 
     Returns:
-        The number of rows.
+        What was written; other processes than the first one know the number of rows alone.
 
     Raises:
         ValueError: There is no saved model or no readable data, `lower` does not fit, or parts exist of an interrupted
@@ -91,19 +124,20 @@ def score_file(
     def merge(parts: Sequence[Path]) -> None:
         with whole_file(out) as file:
             for part in parts:
-                file.writelines(_lines(_columns(part)))
+                file.writelines(written.lines(_columns(part)))
 
+    written = Written(len(ids))
     work = Work(out, ids, conversations, about, compute, merge, rendering_of(model))
     if not ordinary:
-        _write_at_once(work, passes)
-        return len(ids)
+        _write_at_once(work, passes, written)
+        return written
     with alone(out, "irm-fast score", folder=False, argument="out", distributed=passes.distributed):
         from_main_process(check, distributed=passes.distributed)  # once more: nobody else writes it from now on
         write_in_parts(work, passes, resume=resume, overwrite=overwrite)
-    return len(ids)
+    return written
 
 
-def _write_at_once(work: Work, passes: Passes) -> None:
+def _write_at_once(work: Work, passes: Passes, written: Written) -> None:
     """Write the lines of each part as soon as they are computed, to what is no ordinary file."""
     with ExitStack() as opened_files, rows_bar(len(work.ids), passes.progress) as bar:
         files: list[TextIO] = []
@@ -111,7 +145,7 @@ def _write_at_once(work: Work, passes: Passes) -> None:
         def write(columns: Mapping[str, Tensor]) -> None:
             if not files:
                 files.append(opened_files.enter_context(whole_file(work.out)))
-            files[0].writelines(_lines(columns))
+            files[0].writelines(written.lines(columns))
 
         hashes = work.checked()
         for rows in work.parts.values():
@@ -127,19 +161,6 @@ def _precision_of(model: RewardModel) -> str:
 
 
 def _columns(part: Path) -> dict[str, Tensor]:
-    """The columns of a part, as `_lines` takes them."""
+    """The columns of a part, as `Written.lines` takes them."""
     with opened(part) as file:
         return {name: file.get_tensor(name) for name in sorted(file.keys()) if name != "row_hash"}
-
-
-def _lines(columns: Mapping[str, Tensor]) -> Iterator[str]:
-    """The lines of the rows of a part; a number that is not finite becomes null.
-
-    Args:
-        columns: The ids as JSON, uint8, and the numbers of the n rows, each (n,), by name.
-    """
-    values = {name: column.tolist() for name, column in columns.items() if name != _IDS}
-    ids = json.loads(columns[_IDS].numpy().tobytes())
-    for name, *numbers in zip(ids, *values.values(), strict=True):
-        finite = (number if math.isfinite(number) else None for number in numbers)  # JSON has no NaN
-        yield json.dumps({"id": name, **dict(zip(values, finite, strict=True))}) + "\n"

@@ -13,6 +13,8 @@ from torch import Tensor
 from irm_fast.data.declarations import Declarations
 from irm_fast.data.log import Log
 from irm_fast.data.messages import Messages
+from irm_fast.data.problems import row_named
+from irm_fast.data.warning import warn_caller
 from irm_fast.embeddings.text_model import SOURCE, EmbeddedRewardModel
 from irm_fast.losses.implicit import implicit_rm_loss
 from irm_fast.models.batches import Collator, TokenizedRows
@@ -24,6 +26,7 @@ from irm_fast.models.rendering import RenderingCheck
 from irm_fast.models.reward_model import ImplicitRewardModel
 from irm_fast.models.tokens import tokenise
 
+SHOWN = 10  # rows in a message
 RewardModel = ImplicitRewardModel | EmbeddedRewardModel
 
 
@@ -118,7 +121,30 @@ def score(
     """
     check_lower(model, lower)
     columns = list(rewards(model, conversations, Passes(batch_size, token_budget, distributed), lower).values())
+    wrong = np.flatnonzero(~np.isfinite(columns[0]))
+    if len(wrong):
+        some = ", ".join(map(str, wrong[:SHOWN].tolist()))
+        warn_caller(f"score: {len(wrong)} of {len(columns[0])} rewards are not finite, of the rows {some}")
     return columns[0] if lower is None else (columns[0], columns[1])
+
+
+def check_predicted(ids: Sequence[str], predicted: np.ndarray) -> None:
+    """Check that what a model predicts is finite: nothing can be measured on what is not.
+
+    Args:
+        ids: The ids of N rows.
+        predicted: Their rewards or their losses, (N,).
+
+    Raises:
+        ValueError: Some are not; the message names the first of them.
+    """
+    wrong = np.flatnonzero(~np.isfinite(predicted))
+    if len(wrong):
+        some = ", ".join(row_named(ids[row], row) for row in wrong[:SHOWN].tolist())
+        raise ValueError(
+            f"model: what it predicts is not finite for {len(wrong)} of {len(predicted)} rows: {some}; expected finite "
+            "rewards: look at these rows, and at the model: irm-fast verify"
+        )
 
 
 def check_lower(model: RewardModel, lower: float | None) -> None:
@@ -158,12 +184,13 @@ def check_texts(model: RewardModel, ids: Sequence[str], conversations: Sequence[
 
 
 def predict_log(model: RewardModel, log: Log, passes: Passes) -> HeldOut:
-    """Predictions of a model for a log as `align` returns it."""
+    """Predictions of a model for a log as `align` returns it; ValueError if they are not finite."""
     check_texts(model, log.ids, log.messages)
     if isinstance(model, EmbeddedRewardModel):
         return model.predict_log(log, passes)
     rows = TokenizedRows.from_log(log, _tokenised(model, log.messages, passes))
     loss, reward, propensity = _run(model, rows, passes, lambda batch: heldout_step(model, model, batch))
+    check_predicted(log.ids, loss + reward)
     return HeldOut(loss, row_weights(log), reward, propensity)
 
 

@@ -21,6 +21,7 @@ from irm_fast.cli.commands import app
 from irm_fast.data.signals import RewardSpec
 from irm_fast.embeddings.store import read_embeddings
 from irm_fast.evaluation import rewards_file
+from irm_fast.evaluation.evaluation import evaluate_log
 from irm_fast.evaluation.scoring import load, score
 from irm_fast.models import parts, passes, processes
 from irm_fast.models.batches import Collator, TokenizedRows
@@ -503,3 +504,50 @@ def test_bar_on_a_terminal(monkeypatch):
                 bar.update(3)
             shown[rank, progress] = "3/3" in sys.stderr.getvalue()
     assert [key for key, value in shown.items() if value] == [("0", True)]
+
+
+@pytest.fixture
+def spoiled(monkeypatch):
+    """A function after which the rewards, or the losses, of rows of these numbers are not finite."""
+
+    def spoil(*wrong: int) -> None:
+        run = Passes.run
+
+        def spoiled_run(self, *args, **kwargs):
+            columns = run(self, *args, **kwargs)
+            columns[0][list(wrong)] = np.nan
+            return columns
+
+        monkeypatch.setattr(Passes, "run", spoiled_run)
+
+    return spoil
+
+
+@pytest.mark.parametrize("wrong", [(3,), range(20)])
+def test_rewards_that_are_not_finite_are_counted_and_named(saved, data, tmp_path, spoiled, wrong):
+    spoiled(*wrong)
+    out = tmp_path / "rewards.jsonl"
+    given = ["score", "--model", str(saved), "--data", str(data), "--out", str(out), "--no-progress"]
+    result = CliRunner().invoke(app, given)
+    assert result.exit_code == 1
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    null = [line["id"] for line in lines if line["reward"] is None]
+    assert len(lines) == ROWS and len(null) == len(wrong)
+    error = result.stderr.splitlines()[-1]
+    assert error.startswith(f"error: {len(wrong)} of 20 rewards are not finite, and null in the file: row ")
+    assert all(name in error for name in null[:10])
+    assert ("and 10 more" in error) == (len(wrong) == 20)
+
+
+def test_scores_that_are_not_finite_are_warned_of(saved, rows, spoiled):
+    spoiled(3)
+    with pytest.warns(UserWarning, match="score: 1 of 20 rewards are not finite, of the rows 3"):
+        found = score(load(saved), rows[1])
+    assert np.isnan(found).sum() == 1
+
+
+def test_nothing_is_measured_on_what_is_not_finite(saved, make_log, spoiled):
+    spoiled(3)
+    log = make_log(ROWS, signals=("copy",))
+    with pytest.raises(ValueError, match=r"model: what it predicts is not finite for 1 of 20 rows: row 'row-3'"):
+        evaluate_log(load(saved), log)
