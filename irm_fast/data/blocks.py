@@ -130,6 +130,8 @@ class TableBlock:
             try:
                 for place, row in zip(places.tolist(), arrow_rows(batch), strict=True):
                     yield RawRow(self.first + place, row)
+            except FieldError as error:
+                yield RawRow(self.whole, error.with_traceback(None))
             except (pyarrow.ArrowException, ValueError) as error:  # a value that Python does not have
                 yield RawRow(self.whole, FieldError("file", f"cannot be read: {error}; expected a Parquet file"))
 

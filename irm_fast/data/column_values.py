@@ -116,7 +116,7 @@ def numbers(column: Any, least: float = -FLOAT32_MAX, most: float = FLOAT32_MAX,
     import pyarrow.types as t
 
     if not (t.is_integer(column.type) or t.is_floating(column.type)):
-        return _nothing(column)
+        return _nothing(column)._replace(values=np.full(len(column), np.nan))
     given = is_given(column)
     values = _float64(column)
     with np.errstate(invalid="ignore"):

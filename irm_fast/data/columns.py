@@ -44,10 +44,12 @@ def parquet_batches(file: IO[bytes] | Any) -> Iterator[Any]:
 
 def arrow_rows(batch: Any) -> Iterator[dict[str, Any]]:
     """Yield the rows of an Arrow record batch as objects of JSON, without what is null."""
-    columns = [
-        (name, column_values(column), plain_of(column.type))
-        for name, column in zip(batch.schema.names, batch.columns, strict=True)
-    ]
+    columns = []
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            columns.append((name, column_values(column), plain_of(column.type)))
+        except (OverflowError, ValueError) as error:  # times beyond the years of Python, text that is not UTF-8
+            raise FieldError(name, f"cannot be read: {error}; expected {column.type} within its bounds") from None
     for number in range(len(batch)):
         row = {}
         for name, values, plain in columns:

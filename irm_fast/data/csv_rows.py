@@ -66,6 +66,6 @@ def _cell(name: str, cell: str) -> object:
     if cell.strip().lower() in _CONSTANTS:
         return _CONSTANTS[cell.strip().lower()]
     try:
-        return json.loads(cell) if re.fullmatch(r"\s*-?\d+(\.\d+)?([eE][-+]?\d+)?\s*", cell) else cell
+        return json.loads(cell) if re.fullmatch(r"\s*-?\d{1,300}(\.\d+)?([eE][-+]?\d+)?\s*", cell) else cell
     except ValueError:
         return cell

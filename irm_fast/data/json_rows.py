@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import IO, Any, cast
 
-from irm_fast.data.limits import MAX_DEPTH, MAX_LINE
+from irm_fast.data.limits import MAX_DEPTH, MAX_DIGITS, MAX_LINE
 from irm_fast.data.problems import FieldError, shown
 
 
@@ -136,7 +136,14 @@ def _refuse(constant: str) -> None:
     raise FieldError("json", f"got {constant}; expected a finite number, or null for a missing value")
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse)
+def _whole(digits: str) -> int:
+    """Parse a whole number, and refuse one that no number of 64 bits comes near."""
+    if len(digits) > MAX_DIGITS:
+        raise FieldError("json", f"got a number of {len(digits):,} digits; expected at most {MAX_DIGITS}")
+    return int(digits)
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse, parse_int=_whole)
 
 
 def parse_json(text: str) -> Any:

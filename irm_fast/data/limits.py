@@ -5,6 +5,7 @@ and no file needs more than about 1 GiB of memory to be refused.
 """
 
 MAX_LINE = 2**24  # bytes of a row
+MAX_DIGITS = 300  # of a whole number, which fits into a float then
 MAX_DEPTH = 64  # of lists and objects within each other
 MAX_GROWTH, ALWAYS_ALLOWED = 200, 2**26  # times the packed bytes read so far, and bytes, that a file may unpack to
 MAX_DICTIONARY = 2**27  # bytes that unpacking xz may take; the largest setting of the program xz takes half of it

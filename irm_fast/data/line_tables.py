@@ -100,17 +100,16 @@ class LineTables:
         """Extend the schema, so that it has these rows too."""
         if self.kind is None:
             return
+        import pyarrow
+
         try:
             for row in rows:
                 self.kind.take(row)
             if sum(1 for _ in self.kind.names()) > MOST_FIELDS:
                 raise NoTableError("too many fields")
-        except NoTableError:
+            self._schema = pyarrow.schema(list(self.kind.arrow()))
+        except ValueError:  # also of names that are not Unicode
             self.kind = self._schema = None
-            return
-        import pyarrow
-
-        self._schema = pyarrow.schema(list(self.kind.arrow()))
 
     def table_of(self, block: LineBlock) -> Any:
         """Return the record batch of a block, a row a line, or None where it may be none."""

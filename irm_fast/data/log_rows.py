@@ -169,7 +169,7 @@ def _feedback(fields: Fields, declared: Declarations) -> dict[str, int] | None:
 
 def _action(value: object, field: str, counts: bool) -> int:
     """Parse whether a user acted: 1, 0, or null as -1; of counts, any whole number from 0."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and value > 1 and float(value).is_integer():
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and value > 1 and value // 1 == value:
         if counts:
             return 1
         name = field.removeprefix("feedback.")

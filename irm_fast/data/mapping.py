@@ -136,8 +136,10 @@ class FieldMap:
         """Return the map of texts, as YAML and the command line give them.
 
         Raises:
-            ValueError: A text is no expression.
+            ValueError: A text is no expression, or there is no mapping.
         """
+        if not isinstance(given, Mapping):
+            raise ValueError(f"map: got {shown(given)}; expected fields with their paths")
         return _field_map(tuple((str(name), str(text)) for name, text in given.items()))
 
     def apply(self, row: Mapping[str, Any]) -> dict[str, Any]:

@@ -256,7 +256,9 @@ class Fields:
             return parse(self.values[name], self.spelled[name])
         except FieldError as error:
             self.fail(error.field, error.text)
-            return default
+        except OverflowError:  # a number in memory, larger than any of a file
+            self.fail(name, f"got {shown(self.values[name])}; expected a number that a float can hold")
+        return default
 
     def conversation(self) -> Messages:
         """Return prompt and completion joined; `messages` alone, ending with the assistant's turn, holds both."""

@@ -21,7 +21,7 @@ from irm_fast.models.batches import Collator, TokenizedRows
 from irm_fast.models.heldout import HeldOut
 from irm_fast.models.packed import packed_attention
 from irm_fast.models.passes import Passes, default_device, resolve_precision
-from irm_fast.models.record import read_record
+from irm_fast.models.record import RECORD, read_record
 from irm_fast.models.rendering import RenderingCheck
 from irm_fast.models.reward_model import ImplicitRewardModel
 from irm_fast.models.tokens import tokenise
@@ -41,9 +41,12 @@ def declared_for(directory: str | Path, declared: Mapping[str, Any] | None = Non
     """
     trained = read_record(directory).get("training") or {}
     new = {name: value for name, value in (declared or {}).items() if value is not None}
-    return Declarations.of_settings(
-        {**trained, "polarity": None, "on_error": "fail", **new}, misclick=True, of_model=True
-    )
+    told = {**trained, "polarity": None, "on_error": "fail"}
+    try:
+        Declarations.of_settings(told)
+    except ValueError as error:
+        raise ValueError(f"{Path(directory) / RECORD}: training: {error}") from None
+    return Declarations.of_settings({**told, **new}, misclick=True, of_model=True)
 
 
 def load(directory: str | Path, *, precision: str = "auto") -> RewardModel:
