@@ -62,7 +62,7 @@ _NAMES = (
     "acted_at",
 )
 _PACKERS: dict[str, Callable[[bytes], bytes]] = {
-    "gzip": gzip.compress,
+    "gzip": lambda data: gzip.compress(data, mtime=0),
     "bzip2": bz2.compress,
     "xz": lzma.compress,
     "zstd": lambda data: bytes(pa.Codec("zstd").compress(data)),
