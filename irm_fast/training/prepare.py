@@ -14,6 +14,7 @@ import numpy as np
 
 from irm_fast.data.log import Log
 from irm_fast.data.pairs import Pairs, read_pairs
+from irm_fast.data.problems import row_named
 from irm_fast.data.read import read_declared
 from irm_fast.data.signals import (
     RewardSpec,
@@ -25,6 +26,7 @@ from irm_fast.data.signals import (
     without_contradictions,
 )
 from irm_fast.data.warning import warn_caller
+from irm_fast.embeddings.given import WEIGHT
 from irm_fast.models.adapters import check_four_bits, check_installed, target_names
 from irm_fast.models.backbone import count_tokens, ready_tokenizer, skeleton
 from irm_fast.models.processes import started
@@ -266,10 +268,17 @@ def check_parts(log: Log, heldout: Log | None) -> None:
     """Check that the parts of a log have something to learn from, and something to judge by.
 
     Raises:
-        ValueError: A part has no row of a weight above 0, or the training part has no action and no preference.
+        ValueError: A part has no row of a weight above 0, or one beyond `WEIGHT`; or the training part has no action
+            and no preference.
     """
     remedy = "expected some; give more rows, another --seed or another --validation-fraction"
     for name, part in (("training", log), ("held-out", heldout)):
+        if part is not None and part.weight is not None and part.weight.max(initial=0) > WEIGHT:
+            row = int(part.weight.argmax())
+            raise ValueError(
+                f"weight: got {part.weight[row]:.3g} in {row_named(part.ids[row], row)} of the {name} part; expected "
+                f"at most {WEIGHT:.0e}, as a weight counts as that many rows: divide all weights by their mean"
+            )
         if part is not None and not (len(part) if part.weight is None else part.weight.sum() > 0):
             raise ValueError(f"weight: no row of the {name} part ({len(part)} rows) has a weight above 0; {remedy}")
     counts = True if log.weight is None else log.weight > 0

@@ -18,7 +18,7 @@ from irm_fast.training.plan import RunPlan, Trial, model_too_large, plan_of, try
 from irm_fast.training.prepare import prepare_run, read_data
 from irm_fast.training.propensities import FirstPropensities, fit_propensities, is_fitted
 from irm_fast.training.result import TrainResult
-from irm_fast.training.run_folder import METRICS, close_run, write_metrics
+from irm_fast.training.run_folder import METRICS, close_run, read_metrics, write_metrics
 
 
 @warned_once()
@@ -152,8 +152,10 @@ def _save(result: TrainResult, first: FirstPropensities | None, config: TrainCon
     objective = {"objective": config.objective, "stratification": stratification}
     if first:
         first.save(config.output)
-    line = {"propensity_design": result.design, **result.learned}
-    write_metrics(Path(config.output) / METRICS, [line], append=True)
+    lines = read_metrics(Path(config.output) / METRICS)
+    of_design = [line for line in lines if line["propensity_design"] == result.design]
+    of_design[-1].update(result.learned)  # the entry of the end of its training
+    write_metrics(Path(config.output) / METRICS, lines, append=False)
     result.model.save(config.output, objective | result.record(config))
     close_run(config)
 

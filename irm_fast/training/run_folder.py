@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from datetime import date
@@ -230,7 +230,7 @@ def _check_log(earlier: Mapping[str, Any], fingerprint: Mapping[str, Any], folde
         )
 
 
-def write_metrics(path: Path, lines: list[Mapping[str, Any]], *, append: bool) -> None:
+def write_metrics(path: Path, lines: Sequence[Mapping[str, Any]], *, append: bool) -> None:
     """Write a file of JSON lines, or append to it, with null for NaN, which JSON does not have."""
     text = "".join(json.dumps(plain(line)) + "\n" for line in lines)
     if not append:

@@ -10,6 +10,8 @@ import torch
 from irm_fast.data.log import Log
 from irm_fast.data.signals import RewardSpec
 from irm_fast.data.warning import warn_caller
+from irm_fast.diagnostics.subject import FAILED
+from irm_fast.diagnostics.text import REMEDIES
 from irm_fast.embeddings.objective import Objective
 from irm_fast.embeddings.one_signal import labels_choose
 from irm_fast.embeddings.two_step import ENOUGH, coactions
@@ -120,7 +122,12 @@ def check_co_actions(spec: RewardSpec, log: Log, config: TrainConfig) -> None:
 
 
 def warn_of_identification(spec: RewardSpec, log: Log) -> None:
-    """Warn where a single signal meets a propensity design that can explain any part of it."""
+    """Warn where a signal alone meets a design that explains any part of it, or known propensities are impossible."""
+    if spec.design == "known":
+        for check in diagnose_rows([log], spec).tests:
+            if check.name == "known propensities" and check.result == FAILED:
+                told = f"propensity_design 'known': {check.text}; the reward will be wrong"
+                warn_caller(f"{told}: {REMEDIES[check.name]}")
     if len(spec.signals) == 1 and spec.design in ("hidden", "features"):
         verdict = diagnose_rows([log], spec).verdict
         text = f"propensity_design {spec.design!r}, signal {spec.signals[0]!r}: the reward is {verdict}"

@@ -75,3 +75,27 @@ def test_preferences_alone_are_tested_by_their_labels(make_log, make_config):
     config = make_config(epochs=4, validation_fraction=0.4, learning_rate=3e-3)
     result = train_log(make_log(160, signals=()), config)
     assert result.learned["learned"] == "learned" and result.learned["gain_over_constant"] > 0.1
+
+
+@pytest.mark.parametrize("known", [1e-30, 0.02])
+def test_known_propensities_that_the_log_contradicts_are_told(make_log, make_config, known):
+    log = make_log(160)
+    log = replace(log, propensity=np.full(log.feedback.shape, known, np.float32))
+    with pytest.warns(UserWarning, match=r"known': .* acts in .*; its known propensities there allow .* will be wrong"):
+        result = train_log(log, make_config(epochs=1, propensity_design="known"))
+    assert result.diagnosis.kind == "contradicted" and "identified" not in result.diagnosis.verdict
+
+
+def test_weights_that_overflow_are_refused(make_log, make_config):
+    log = make_log()
+    weight = np.ones(48, np.float32)
+    weight[7] = 3e38
+    with pytest.raises(ValueError, match=r"weight: got 3e\+38 in row .row-7. .*; expected at most 1e\+09"):
+        train_log(replace(log, weight=weight), make_config(validation_fraction=0))
+
+
+def test_rows_of_the_same_tokens_are_refused(make_log, make_config):
+    config = make_config(max_length=1)
+    with pytest.raises(ValueError, match="max_length: got 1, and all 36 rows are the same 1 tokens"):
+        train_log(make_log(), config)
+    assert not Path(config.output).exists()
