@@ -55,8 +55,8 @@ def reproduce(
             resume=resume,
             overwrite=overwrite,
         )
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt("--resume goes on with what is done") from None
+    except KeyboardInterrupt as stop:
+        raise type(stop)("--resume goes on with what is done") from None
     echo(write_report(results, experiment, output))
 
 

@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from irm_fast.cli.terminal import echo
+from irm_fast.data.interruption import TerminatedError, exit_code, termination_raised
 from irm_fast.data.problems import redacting
 from irm_fast.data.whole import UnwrittenError, disk_words
 from irm_fast.models import Precision
@@ -44,6 +45,7 @@ def _former_switches(args: list[str]) -> list[str]:
     return result
 
 
+_WORDS = {KeyboardInterrupt: "interrupted", TerminatedError: "terminated"}
 _IN_WORDS = (ValueError, OSError, RuntimeError)  # whose texts are for people
 _OUT_OF_PYTHON = (UnicodeError, RecursionError, NotImplementedError)  # are such by descent, and speak to programmers
 
@@ -56,12 +58,13 @@ class Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with termination_raised():
+                return super().invoke(ctx)
         except (typer.Exit, typer.Abort, BrokenPipeError):  # caught below otherwise, by descent
             raise
         except KeyboardInterrupt as interrupt:
-            echo("; ".join(["interrupted", *map(str, interrupt.args)]), err=True)
-            raise typer.Exit(130) from None
+            echo("; ".join([_WORDS[type(interrupt)], *map(str, interrupt.args)]), err=True)
+            raise typer.Exit(exit_code(interrupt)) from None
         except Exception as error:
             if ctx.params.get("debug") or hasattr(error, "exit_code"):  # of the command line itself
                 raise

@@ -31,9 +31,9 @@ def train(
 
     try:
         result = run_training(run)
-    except KeyboardInterrupt:
-        if isinstance(run, TrainConfig) and can_resume(run):
-            raise KeyboardInterrupt("--resume goes on from what is finished") from None
+    except KeyboardInterrupt as stop:
+        if not stop.args and isinstance(run, TrainConfig) and can_resume(run):
+            raise type(stop)("--resume goes on from what is finished") from None
         raise
     if not is_first():
         return

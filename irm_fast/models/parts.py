@@ -170,9 +170,9 @@ def write_parts(
                 bar.update(done - bar.n)
         from_main(partial(work.merge, list(parts)))
         from_main(partial(shutil.rmtree, folder))
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         if any(path.exists() for path in parts):
-            raise KeyboardInterrupt("--resume goes on from the last whole part") from None
+            raise type(stop)("--resume goes on from the last whole part") from None
         raise
     finally:
         if is_first() or not passes.distributed:

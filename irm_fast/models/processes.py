@@ -133,7 +133,7 @@ def from_main_process(work: Callable[[], T], *, distributed: bool = True) -> T:
             outcome[0] = work()
         except Exception as error:  # the others would wait for the result
             outcome[1] = error
-    dist.broadcast_object_list(outcome, group=_patient_group(dist.group.WORLD))
+    dist.broadcast_object_list(outcome, group=patient_group(dist.group.WORLD))
     result, raised = outcome
     if raised is not None:
         raised.said_by_main_process = not state.is_main_process  # once is enough
@@ -148,7 +148,7 @@ def from_all(value: T) -> list[T]:
         value: What this process has, which can be pickled.
     """
     found: list[Any] = [None] * joined().num_processes
-    dist.all_gather_object(found, value, group=_patient_group(dist.group.WORLD))
+    dist.all_gather_object(found, value, group=patient_group(dist.group.WORLD))
     return found
 
 
@@ -159,7 +159,7 @@ def tensor_from(rank: int, tensor: torch.Tensor) -> None:
         rank: The number of that process.
         tensor: Its tensor, on the CPU and contiguous; in other processes one of the same shape and dtype.
     """
-    dist.broadcast(tensor, src=rank, group=_patient_group(dist.group.WORLD))
+    dist.broadcast(tensor, src=rank, group=patient_group(dist.group.WORLD))
 
 
 def added_up(tensor: torch.Tensor) -> torch.Tensor:
@@ -168,7 +168,7 @@ def added_up(tensor: torch.Tensor) -> torch.Tensor:
     Args:
         tensor: What this process has, on the CPU and contiguous, of the same shape in all.
     """
-    dist.all_reduce(tensor, group=_patient_group(dist.group.WORLD))
+    dist.all_reduce(tensor, group=patient_group(dist.group.WORLD))
     return tensor
 
 
@@ -198,7 +198,7 @@ def alone(
 
 
 @lru_cache(maxsize=1)
-def _patient_group(world: Any) -> Any:
+def patient_group(world: Any) -> Any:
     """A group of all processes that waits for days, as the usual one does not."""
     return dist.new_group(backend="gloo", timeout=timedelta(days=7))
 

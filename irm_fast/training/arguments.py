@@ -36,7 +36,7 @@ _OURS = {
     "eval_strategy": "eval_steps",
     "eval_steps": "eval_steps",
     "save_strategy": "eval_steps",
-    "save_steps": "eval_steps",
+    "save_steps": "save_steps",
     "torch_compile": "compile",
     "torch_compile_backend": "compile",
     "torch_compile_mode": "compile",

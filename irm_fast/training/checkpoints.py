@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,10 +13,13 @@ from torch import Tensor
 from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
+from irm_fast.data.interruption import SIGNALS
 from irm_fast.data.manifest import damage, files_of, write_manifest
 from irm_fast.data.whole import UnwrittenError, disk_errors, write_whole
+from irm_fast.models.packing import PackSampler
 from irm_fast.models.processes import from_main_process
 from irm_fast.training.distributed import local
+from irm_fast.training.saves import Saves
 
 PLAN = "packs.json"  # in each checkpoint: what decides the order of rows
 _STATE = "trainer_state.json"  # transformers' name
@@ -66,6 +70,11 @@ def _damage(checkpoint: Path) -> str:
     return f"{best.name}, which was the best, is not whole: {text}" if text else ""
 
 
+def _name(step: int) -> str:
+    """The name of the folder of a checkpoint."""
+    return f"{PREFIX_CHECKPOINT_DIR}-{step}"
+
+
 def _step(checkpoint: Path) -> int:
     """The step of a checkpoint, by the name of its folder."""
     step = checkpoint.name.rpartition("-")[2]
@@ -95,8 +104,26 @@ class WholeCheckpoints(Trainer):
     """transformers.Trainer with checkpoints that are whole, or not there.
 
     A checkpoint gets its manifest when all its files are on the disk, and only then are earlier ones deleted. A class
-    that inherits from it has the order of its rows as `packs.plan`.
+    that inherits from it has the order of its rows in `packs`, and in `saves` what tells when to save.
     """
+
+    saves: Saves
+    packs: PackSampler
+    _asked_at = 0  # the step after which `saves` was asked last: an epoch that ends asks once more
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        """Log, evaluate and save as transformers does, and when `saves` wants it.
+
+        Raises:
+            KeyboardInterrupt: A signal asked to stop; a checkpoint is saved, which the text says.
+        """
+        step = self.state.global_step
+        wanted = self.saves.wanted(step) if step > self._asked_at else 0
+        self._asked_at = step
+        self.control.should_save |= bool(wanted)
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+        if wanted in SIGNALS:
+            raise SIGNALS[wanted](f"saved after step {step} of {self.state.max_steps}; --resume goes on from there")
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """Run an epoch as transformers does, unless the run that is resumed was at its end already."""
@@ -106,8 +133,9 @@ class WholeCheckpoints(Trainer):
     def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
         """Begin or resume as transformers does; the best checkpoint is where the folder is now."""
         begun = super()._init_training_state(*args, **kwargs)
+        self._asked_at = self.state.global_step
         if self.state.best_global_step:
-            best = Path(str(self.args.output_dir), f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}")
+            best = Path(str(self.args.output_dir), _name(self.state.best_global_step))
             self.state.best_model_checkpoint = str(best) if best.is_dir() else None
         return begun
 
@@ -117,7 +145,7 @@ class WholeCheckpoints(Trainer):
         Raises:
             UnwrittenError: The disk is full. What there is of the checkpoint is deleted, and earlier ones are kept.
         """
-        folder = Path(str(self.args.output_dir), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        folder, begun = Path(str(self.args.output_dir), _name(self.state.global_step)), time.monotonic()
         needed = self._bytes_to_save()
 
         def make_room() -> None:
@@ -132,13 +160,14 @@ class WholeCheckpoints(Trainer):
                 super()._save_checkpoint(*args, **kwargs)
                 self.accelerator.wait_for_everyone()
                 if self.args.should_save:
-                    write_whole(folder / PLAN, json.dumps(self.packs.plan) + "\n")  # type: ignore[attr-defined]
+                    write_whole(folder / PLAN, json.dumps(self.packs.plan) + "\n")
                     write_manifest(folder, files_of(folder))
         except UnwrittenError:
             shutil.rmtree(folder, ignore_errors=True)
             raise
         if self.args.should_save:
             rotate_checkpoints(str(folder.parent), _KEPT, self.state.best_model_checkpoint)
+        self.saves.saved(time.monotonic() - begun)
 
     def _check_room(self, folder: Path, needed: int) -> None:
         """Raise UnwrittenError if a disk has not so many bytes free."""

@@ -57,10 +57,12 @@ class RunConfig(LogSettings):
     )
     seed: int = option(0, "Seed of the split, the new weights and the order of rows.", at_least=0)
     progress: bool = option(True, "Say how far the run is: a bar on a terminal, else some lines.")
+    resume: bool = option(False, "Go on with the interrupted run in the output folder; a fit on embeddings is redone.")
     overwrite: bool = option(False, "Delete what the earlier run wrote to the output folder, and start anew.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_choice(resume=self.resume, overwrite=self.overwrite)
         rates = self.misclick_rate if isinstance(self.misclick_rate, Mapping) else {"": self.misclick_rate}
         if not are_rates(rates.values()):
             raise ValueError(f"misclick_rate: got {self.misclick_rate}; expected {EXPECTED}")
@@ -177,6 +179,8 @@ class TrainConfig(RunConfig):
     max_length: int = option(1024, "Tokens per row; what is longer is truncated, or dropped.", above=0)
     overlong: Literal["truncate", "drop"] = option("truncate", "Longer rows lose their beginning, or are left out.")
     eval_steps: int | None = option(None, "Evaluate and checkpoint every so many steps, not epochs.", above=0)
+    save_steps: int | None = option(None, "Steps between checkpoints, beside those of evaluations.", above=0)
+    save_minutes: float = option(10.0, "Minutes between checkpoints at most; 0 saves at evaluations alone.", at_least=0)
     patience: int = option(
         2, "Stop after so many evaluations without a better held-out likelihood; 0 never.", at_least=0
     )
@@ -208,7 +212,6 @@ class TrainConfig(RunConfig):
     )
     max_skipped_steps: int = option(10, "Steps that skip leaves out, at most, before the run ends.", at_least=0)
     report_to: str = option("none", "Tracker known to transformers: none, tensorboard, wandb, ...")
-    resume: bool = option(False, "Go on with the interrupted run in the output folder.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -225,7 +228,6 @@ class TrainConfig(RunConfig):
                 f"weight_decay: got {self.weight_decay:g}, which times learning_rate {self.peak_learning_rate:g} is "
                 "more than all of a weight in a step; expected a product below 1"
             )
-        check_choice(resume=self.resume, overwrite=self.overwrite)
         if self.compile and self.liger:
             raise ValueError("liger: got true beside compile; expected one of them: both fuse the same operations")
 

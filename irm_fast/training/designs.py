@@ -82,7 +82,8 @@ def train_design(prepared: Prepared, spec: RewardSpec, config: TrainConfig, *, b
                 shutil.rmtree(path)
 
         from_main_process(begin)
-        trainer.train(resume_from_checkpoint=None if found.newest is None else str(found.newest))
+        with trainer.saves.watched():
+            trainer.train(resume_from_checkpoint=None if found.newest is None else str(found.newest))
 
         # Judgement
         trainer.check_reward_varies()

@@ -22,7 +22,7 @@ from irm_fast.data.outputs import OutputFolder
 from irm_fast.data.whole import disk_errors, is_unfinished, write_whole
 from irm_fast.models.adapters import ADAPTER
 from irm_fast.models.record import CHECKPOINT_WEIGHTS, INDEX, PROPENSITIES, PROPENSITY_FILE, RECORD
-from irm_fast.training.config import NOT_KEPT, RENAMED, RunConfig, TrainConfig, saved_config
+from irm_fast.training.config import NOT_KEPT, RENAMED, RunConfig, saved_config
 
 SETTINGS, METRICS, CHECKPOINTS, DATA = "train.yaml", "metrics.jsonl", "checkpoints", "train_data.json"
 STATES = "states.safetensors"  # of the untrained model, among the checkpoints until propensities are fitted to them
@@ -30,7 +30,7 @@ TRACKERS = "trackers"  # events of TensorBoard and others that write beside the 
 _OF_A_DESIGN = ("checkpoint-*", "model")  # all that lies among the checkpoints of a design but trackers' files
 _NO_RESULT = {  # may differ when a run goes on: none changes the model by more than rounding
     *NOT_KEPT,
-    *("report_to", "output", "lora_keep_adapter"),
+    *("report_to", "output", "lora_keep_adapter", "save_steps", "save_minutes"),
     *("gradient_checkpointing", "compile", "liger"),  # a run that ran out of memory goes on with less
     *("on_nonfinite", "max_skipped_steps"),  # one that ended at a step that is not finite goes on without it
 }
@@ -89,8 +89,6 @@ def check_output(config: RunConfig, fingerprint: Mapping[str, Any]) -> None:
         return
     if (folder / RECORD).is_file():
         raise ValueError(f"output {folder}: not empty, it holds a finished run; --overwrite deletes it")
-    if not isinstance(config, TrainConfig):
-        raise ValueError(f"output {folder}: holds an interrupted run; --overwrite starts anew")
     if not config.resume:
         choice = "--resume goes on with it, --overwrite starts anew"
         raise ValueError(f"output {folder}: holds an interrupted run; {choice}")
@@ -143,11 +141,7 @@ def date_of_run(config: RunConfig) -> str:
         config: The settings.
     """
     try:
-        earlier = (
-            json.loads((Path(config.output) / DATA).read_text(encoding="utf-8"))
-            if getattr(config, "resume", False)
-            else {}
-        )
+        earlier = json.loads((Path(config.output) / DATA).read_text(encoding="utf-8")) if config.resume else {}
     except (OSError, ValueError):  # which `check_output` refuses, or there is nothing to go on with
         earlier = {}
     return str(earlier.get("date") or date.today().isoformat())

@@ -34,6 +34,7 @@ from irm_fast.training.distributed import (
     sharding,
 )
 from irm_fast.training.predictions import SAMPLE, check_reward_varies, predict_rows
+from irm_fast.training.saves import Saves
 from irm_fast.training.throughput import Throughput, flops_of
 from irm_fast.training.watch import NumericalWatch, ids_in_words
 
@@ -79,7 +80,7 @@ class ImplicitTrainer(WholeCheckpoints):
         check_fsdp(config, args.world_size)
 
         # Batches
-        self.core, self.config = model, config
+        self.core, self.config, self.saves = model, config, Saves(config, args.world_size)
         self.packs = PackSampler(
             train_dataset.lengths,
             pairs=train_dataset.sides // 2,

@@ -16,6 +16,7 @@ LOG = f"{TEXTS} signals polarity absent null counts"
 TEXT = (
     "model propensity-rows pairs pairs-weight objective stratification ema-decay epochs batch-size token-budget "
     "gradient-accumulation learning-rate head-learning-rate weight-decay warmup-ratio max-length overlong eval-steps "
+    "save-steps save-minutes "
     "patience precision attn compile liger lora-rank lora-alpha lora-targets lora-keep-adapter load-in-4bit fsdp "
     "gradient-checkpointing optim trainer on-nonfinite max-skipped-steps report-to resume"
 )

@@ -291,7 +291,6 @@ def test_embeddings_of_another_log(settings, data, tmp_path):
     [
         ({"epochs": 5}, "epochs: got 5, which has no effect with embeddings"),
         ({"learning_rate": 1e-3}, "learning_rate"),
-        ({"resume": True}, "resume: got True"),
         ({"hidden_layers": "wide"}, "hidden_layers: got 'wide'; expected auto, linear, or widths"),
         ({"hidden_layers": "0"}, "hidden_layers: got '0'"),
         ({"embeddings": "", "model": "m"}, "hidden_layers: got 'linear', which has no effect without embeddings"),
