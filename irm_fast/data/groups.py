@@ -133,8 +133,10 @@ def numbered(names: Sequence[Hashable | None] | np.ndarray) -> np.ndarray:
         return _by_appearance(names)
     if isinstance(names, Names):
         parts = names.column().dictionary_encode().unify_dictionaries().chunks
-        codes = [part.indices.fill_null(NO_NAME).to_numpy() for part in parts]
-        return np.concatenate([np.empty(0, np.int64), *codes])
+        codes = np.concatenate([np.empty(0, np.int64), *(part.indices.fill_null(NO_NAME).to_numpy() for part in parts)])
+        named = codes >= 0
+        codes[named] = _by_appearance(codes[named])  # a part of a log has the codes of all of it
+        return codes
     known: dict[Hashable, int] = {}
     return np.array([NO_NAME if name is None else known.setdefault(name, len(known)) for name in names], np.int64)
 

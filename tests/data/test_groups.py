@@ -3,6 +3,7 @@
 import itertools
 
 import numpy as np
+import pyarrow
 import pytest
 
 from irm_fast.data.groups import (
@@ -98,3 +99,11 @@ def test_joined_sequences_are_one():
     assert [joined[i] for i in range(-6, 6)] == list("abcdefabcdef") and list(joined) == list("abcdef")
     with pytest.raises(IndexError):
         joined[6]
+
+
+def test_parts_of_names_with_a_dictionary_are_numbered_anew():
+    values = ["b", None, "a", "b", "c"]
+    column = pyarrow.array(values).dictionary_encode()
+    names = Names([pyarrow.record_batch([column], ["name"])])
+    assert numbered(names).tolist() == [0, NO_NAME, 1, 0, 2]
+    assert numbered(names[np.array([4, 1, 2, 4])]).tolist() == [0, NO_NAME, 1, 0]
