@@ -19,7 +19,7 @@ from irm_fast.data.importing.layouts import KEYS as LAYOUT_KEYS
 from irm_fast.data.key_places import KeyPlaces
 from irm_fast.data.log_rows import ACTIONS, FeatureKind
 from irm_fast.data.parts import ABSENT, Entries, Part, Seen
-from irm_fast.data.problems import FieldError, Problems
+from irm_fast.data.problems import FieldError, Problems, shown
 from irm_fast.data.rows import LOG_FIELDS, SEGMENTS, plain_name
 
 MOST_DOUBTS = 0.5  # of the rows of a block, from which all are read one by one
@@ -134,7 +134,7 @@ def part_of_columns(columns: Columns, problems: Problems) -> tuple[Part, np.ndar
     features, featured, texts, kinds = _features(columns)
     preference = _level(columns, "preference")
     numbers = _numbers(columns)
-    names = {name: c.values for name in ("user_id", "session_id") if (c := _named(columns, name, check.users))}
+    names = {name: _users(columns, name) for name in ("user_id", "session_id") if name in columns.held}
     segments = texts | {name: c.values for name in SEGMENTS if (c := _named(columns, name, check.names))}
     if set(SEGMENTS) & set(texts) & columns.held.keys():
         raise InDoubtError("a segment has two places")
@@ -194,12 +194,31 @@ def _ids(columns: Columns, lines: np.ndarray) -> Any:
     if checked is not None and checked.given.all():
         return checked.values
     numbered = pc.binary_join_element_wise("row", pa.array(lines).cast(pa.string()), "-")
-    return numbered if checked is None else pc.coalesce(checked.values, numbered)
+    return numbered if checked is None else pc.if_else(checked.values.is_valid(), checked.values, numbered)
 
 
 def _named(columns: Columns, name: str, checker: Callable[[Any], Checked]) -> Checked | None:
     """Return the names of a column, or None if there is no such column."""
     return columns.take(checker(columns.held[name])) if name in columns.held else None
+
+
+def _users(columns: Columns, name: str) -> Any:
+    """Return the users or the sessions, null where they are not known, of which a note is taken."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    checked, unknown = check.users(columns.held[name])
+    columns.take(checked)
+    if not unknown.any():
+        return checked.values
+
+    def note(taken: np.ndarray, problems: Problems) -> None:
+        counted = checked.values.filter(pa.array(unknown & taken)).value_counts()
+        for entry in counted.to_pylist():
+            problems.noted[f"{name}: {shown(entry['values'])} is taken as not known"] += entry["counts"]
+
+    columns.notes.append(note)
+    return pc.if_else(pa.array(unknown), pa.scalar(None, pa.string()), checked.values)
 
 
 def _level(columns: Columns, name: str) -> np.ndarray:

@@ -85,23 +85,25 @@ def names(column: Any) -> Checked:
     return Checked(column, given, given & ~_begins(column, _VISIBLE))
 
 
-def users(column: Any) -> Checked:
-    """Check names of users or sessions; in doubt are those that may stand for none."""
+def users(column: Any) -> tuple[Checked, np.ndarray]:
+    """Check names of users or sessions, and return a mask of those that stand for none, `UNKNOWN_USERS`."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     checked = names(column)
+    unknown = np.zeros(len(column), bool)
     if checked.doubt.all() or not pa.types.is_string(flat(column).type):
-        return checked
+        return checked, unknown
     column, data, starts, ends = checked.values, *_bytes(checked.values)
+    empty = checked.given & (starts == ends)
     first, last = np.take(data, starts, mode="clip"), np.take(data, ends - 1, mode="clip")
     hidden = (first <= 32) | (first > 126) | (last <= 32) | (last > 126)  # perhaps spaces, or letters of two cases
-    doubt = checked.doubt | (checked.given & hidden)
+    doubt = (checked.doubt | (checked.given & hidden)) & ~empty
     places = np.flatnonzero(checked.given & ~doubt & (ends - starts <= max(map(len, UNKNOWN_USERS))))
     short = column if len(places) == len(column) else column.take(pa.array(places))
-    doubt[places] |= pc.is_in(pc.utf8_lower(short), pa.array(sorted(UNKNOWN_USERS))).to_numpy(zero_copy_only=False)
+    unknown[places] = pc.is_in(pc.utf8_lower(short), pa.array(sorted(UNKNOWN_USERS))).to_numpy(zero_copy_only=False)
     doubt[places] |= ~pc.string_is_ascii(short).fill_null(True).to_numpy(zero_copy_only=False)
-    return checked._replace(doubt=doubt)
+    return checked._replace(doubt=doubt), (unknown | empty) & ~doubt
 
 
 def numbers(column: Any, least: float = -FLOAT32_MAX, most: float = FLOAT32_MAX, above: float | None = None) -> Checked:

@@ -11,11 +11,12 @@ import numpy as np
 from irm_fast.data.declarations import Declarations
 from irm_fast.data.groups import turn_key
 from irm_fast.data.log import Log
-from irm_fast.data.parts import ABSENT, Part, Seen, joined
+from irm_fast.data.parts import ABSENT, Part, Seen, compact, joined
 from irm_fast.data.texts import Conversations, Names, Store
 from irm_fast.data.warning import warn_caller
 
 Keep = Literal["texts", "hashes"]  # of texts, users and sessions
+_LATEST = 2**18  # rows of small parts, beyond which they become a larger one
 
 
 @dataclass
@@ -26,23 +27,18 @@ class Gathered:
         part: All rows as one part, without its texts.
         seen: What they have.
         log: The log.
-        ids: A hash of each name, int64 of shape (N,).
-        texts: A hash of each conversation, or None where the log has these.
-        names: By "user_id" or "session_id" a hash of each name, 0 where not known; empty where the log has these.
+        hashes: As of `Part`, of shape (N,): "id", and where the log does not have them also the others.
     """
 
     part: Part
     seen: Seen
     log: Log
-    ids: np.ndarray
-    texts: np.ndarray | None
-    names: dict[str, np.ndarray]
+    hashes: dict[str, np.ndarray]
 
     def subset(self, index: np.ndarray) -> Gathered:
         """Return the rows that an index selects."""
-        texts = None if self.texts is None else self.texts[index]
-        names = {name: values[index] for name, values in self.names.items()}
-        return Gathered(self.part, self.seen, self.log.subset(index), self.ids[index], texts, names)
+        hashes = {name: values[index] for name, values in self.hashes.items()}
+        return Gathered(self.part, self.seen, self.log.subset(index), hashes)
 
 
 class Gathering:
@@ -58,23 +54,27 @@ class Gathering:
     def __init__(self, keep: Keep) -> None:
         self.keep, self.seen = keep, Seen()
         self._parts: list[Part] = []
-        self._ids, self._texts = Store(), Store()
-        self._id_hashes: list[np.ndarray] = []
-        self._text_hashes: list[np.ndarray] = []
+        self._latest: list[Part] = []  # small ones, whose memory the next ones take
+        self._ids = Store(None if keep == "texts" else 2**24)  # of hashes names are asked for only where two are alike
+        self._texts = Store()
 
     def add(self, part: Part) -> None:
         """Take a part."""
         import pyarrow
 
-        self._id_hashes.append(hashes(part.ids))
+        part.hashes["id"] = hashes(part.ids)
         self._ids.add(pyarrow.record_batch([part.ids], ["name"]))
         if self.keep == "texts":
             self._texts.add(part.texts)
         else:
-            self._text_hashes.append(_text_hashes(part.texts))
-            part.names = {name: hashes(column) for name, column in part.names.items()}
+            part.hashes["text"] = _text_hashes(part.texts)
+            part.hashes |= {name: hashes(column) for name, column in part.names.items()}
+            part.names = {}
         part.ids = part.texts = None
-        self._parts.append(part)
+        self._latest.append(part)
+        if sum(map(len, self._latest)) > _LATEST:
+            self._parts.append(compact(self._latest))
+            self._latest = []
 
     def gathered(self, signals: tuple[str, ...], declared: Declarations) -> Gathered:
         """Return all rows as a log.
@@ -83,9 +83,10 @@ class Gathering:
             signals: The names of the signals to take.
             declared: How the log is to be read.
         """
-        parts, names = self._parts, self.seen.feature_names or ()
+        parts, names = [*self._parts, *self._latest], self.seen.feature_names or ()
+        self._parts, self._latest = [], []
         part = joined(parts) if parts else empty_part()
-        columns = {name: Names(_encoded(column)) for name, column in part.names.items() if self.keep == "texts"}
+        columns = {name: Names(_encoded(column)) for name, column in part.names.items()}
         log = Log(
             ids=Names(self._ids.close()),
             messages=Conversations(self._texts.close()),
@@ -110,19 +111,13 @@ class Gathering:
                 f"timestamp: {part.unknown_times} rows name a day before 1970 or after 5138, such as 0000-00-00: their "
                 "time is taken as unknown"
             )
-        texts = None if self.keep == "texts" else _stack(self._text_hashes)
-        hashed = {} if self.keep == "texts" else part.names
-        return Gathered(part, self.seen, log, _stack(self._id_hashes), texts, hashed)
-
-
-def _stack(columns: list[np.ndarray]) -> np.ndarray:
-    return np.concatenate([np.empty(0, np.int64), *columns])
+        return Gathered(part, self.seen, log, part.hashes)
 
 
 def empty_part() -> Part:
     """Return a part without rows."""
     nothing, none = np.zeros(0, bool), np.zeros(0, np.int64)
-    return Part(none, None, None, nothing, np.zeros(0, np.int8), nothing)
+    return Part(none, None, None, nothing, np.zeros(0, np.int8), nothing, hashes={"id": none, "text": none})
 
 
 def _encoded(column: Any) -> list[Any]:
@@ -143,7 +138,7 @@ def _feedback(part: Part, signals: tuple[str, ...], declared: Declarations) -> n
     for k, name in enumerate(signals):
         held = part.feedback.get(name)
         if declared.fill(name) == "silent":
-            feedback[:, k] = np.where(part.recorded, 0, -1)
+            feedback[part.recorded, k] = 0
         if held is not None:
             np.copyto(feedback[:, k], held, where=held != ABSENT)
     return feedback
@@ -182,7 +177,7 @@ def hashes(column: Any) -> np.ndarray:
 def _text_hashes(batch: Any) -> np.ndarray:
     """Return a hash (int64) of each conversation, of its roles and all that is said; names do not count."""
     prompts, completions = batch.columns
-    found = hashes(prompts) * np.int64(0x1E3779B97F4A7C15) + hashes(completions)
+    found: np.ndarray = hashes(prompts) * np.int64(0x1E3779B97F4A7C15) + hashes(completions)
     for place in np.flatnonzero(prompts.is_null().to_numpy(zero_copy_only=False)).tolist():
         found[place] = hash(tuple(map(turn_key, json.loads(completions[place].as_py()))))
     return found

@@ -12,16 +12,19 @@ from irm_fast.data.log import Log
 from irm_fast.data.parts import ABSENT, Part, Seen
 from irm_fast.data.problems import Problems, closest, is_plain, shown
 from irm_fast.data.rows import check_ids
+from irm_fast.data.texts import Names
 
 
 def check_unique(found: Gathered, problems: Problems) -> int:
     """Report every id that an earlier row has too, and count them."""
-    held = np.sort(found.ids)
+    held = np.sort(found.hashes["id"])
     twice = held[1:][held[1:] == held[:-1]]
     if not len(twice):
         return 0
-    rows = np.flatnonzero(np.isin(found.ids, twice))
-    return check_ids(zip(found.part.lines[rows].tolist(), found.log.ids[rows], strict=True), problems)
+    rows = np.flatnonzero(np.isin(found.hashes["id"], twice))
+    ids = found.log.ids
+    assert isinstance(ids, Names)
+    return check_ids(zip(found.part.lines[rows].tolist(), ids[rows], strict=True), problems)
 
 
 def check_rows(found: Gathered, problems: Problems) -> None:

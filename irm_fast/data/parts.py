@@ -52,6 +52,7 @@ class Part:
         odd: By place, the features of rows whose features are not those of the others.
         names: By "user_id" or "session_id" strings, null where not known.
         segments: By name strings, null where not known.
+        hashes: By "id", "text", "user_id" or "session_id" hashes of these, int64, 0 where not known.
     """
 
     lines: np.ndarray
@@ -69,6 +70,7 @@ class Part:
     odd: dict[int, dict[str, float | str | None]] = field(default_factory=dict)
     names: dict[str, pyarrow.Array] = field(default_factory=dict)
     segments: dict[str, pyarrow.Array] = field(default_factory=dict)
+    hashes: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -227,11 +229,17 @@ def joined(parts: list[Part]) -> Part:
 
 def in_order(parts: list[Part]) -> Part:
     """Return one part of several, its rows in the order of their numbers."""
+    part = compact(parts)
+    part.ids = part.ids.combine_chunks()
+    return part.subset(np.argsort(part.lines, kind="stable"))
+
+
+def compact(parts: list[Part]) -> Part:
+    """Return one part of several, as `joined`, whose strings lie in one piece."""
     part = joined(parts)
     for held in (part.names, part.segments):
         held |= {name: column.combine_chunks() for name, column in held.items()}
-    part.ids = part.ids.combine_chunks()
-    return part.subset(np.argsort(part.lines, kind="stable"))
+    return part
 
 
 def _stacked(held: Sequence[Any], sizes: Sequence[int], name: str) -> Any:
@@ -246,7 +254,7 @@ def _stacked(held: Sequence[Any], sizes: Sequence[int], name: str) -> Any:
         filled = [gap if column is None else column for column, gap in zip(held, missing, strict=True)]
         return Entries(*map(np.concatenate, zip(*filled, strict=True)))
     if isinstance(example, np.ndarray):
-        gap = {"feedback": ABSENT, "names": 0}.get(name, math.nan)
+        gap = {"feedback": ABSENT, "hashes": 0}.get(name, math.nan)
         return np.concatenate(
             [np.full(size, gap, example.dtype) if c is None else c for c, size in zip(held, sizes, strict=True)]
         )

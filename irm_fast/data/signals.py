@@ -21,6 +21,7 @@ Absent = Literal["error", "silent", "missing"]  # the meaning of a feedback key 
 Estimator = Literal["auto", "two-step", "joint"]  # of propensities
 DESIGNS: tuple[Design, ...] = get_args(Design)
 DESIGN_CHOICES: tuple[DesignChoice, ...] = get_args(DesignChoice)
+_ROWS_AT_ONCE = 2**16
 NESTED_FROM = 30  # actions: with fewer, chance nests one signal in another
 Numbers = TypeVar("Numbers", np.ndarray, "Tensor")
 
@@ -275,12 +276,15 @@ def signal_notes(log: Log) -> list[str]:
     Of two nested signals one acts only where the other does, as far as both are recorded there. That is said of 30
     actions or more, since chance nests rarer ones: at a propensity of 0.9 even 30 actions nest once in 24 times.
     """
-    acted = (log.feedback == 1).astype(np.int64)
-    shared = acted.T @ (log.feedback >= 0)  # (K, K): actions of the one where the other is recorded
-    both = acted.T @ acted
+    shared = both = np.zeros((len(log.signals), len(log.signals)), np.int64)
+    for start in range(0, len(log), _ROWS_AT_ONCE):
+        feedback = log.feedback[start : start + _ROWS_AT_ONCE]
+        acted = (feedback == 1).astype(np.int64)
+        shared = shared + acted.T @ (feedback >= 0)  # actions of the one where the other is recorded
+        both = both + acted.T @ acted
     notes = [
         f"{name}: never acts: it says nothing, and train leaves it out"
-        for name, count in zip(log.signals, acted.sum(axis=0), strict=True)
+        for name, count in zip(log.signals, np.diag(both), strict=True)
         if not count
     ]
     nested = (shared >= NESTED_FROM) & (both == shared)

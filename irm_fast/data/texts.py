@@ -197,9 +197,14 @@ def _is_plain(turn: Mapping[str, Any], role: str) -> bool:
 
 
 class Store:
-    """Texts on their way to a `Lazy`: in memory, and beyond `IN_MEMORY` bytes in a file without a name."""
+    """Texts on their way to a `Lazy`: in memory, and beyond a number of bytes in a file without a name.
 
-    def __init__(self) -> None:
+    Args:
+        limit: The number of bytes; None: `IN_MEMORY`.
+    """
+
+    def __init__(self, limit: int | None = None) -> None:
+        self._limit = IN_MEMORY if limit is None else limit
         self._held: list[pyarrow.RecordBatch] = []
         self._bytes = 0
         self._path: str | None = None
@@ -209,18 +214,24 @@ class Store:
         """Add rows."""
         self._held.append(batch)
         self._bytes += batch.nbytes
-        if self._bytes > (IN_MEMORY if self._writer is None else _WRITTEN_AT_ONCE):
+        if self._bytes > (self._limit if self._writer is None else _WRITTEN_AT_ONCE):
             self._write()
 
     def _write(self) -> None:
         import pyarrow
 
-        if self._writer is None:
-            number, self._path = tempfile.mkstemp(prefix="irm-fast-", suffix=".arrow")
-            os.close(number)
-            self._writer = pyarrow.ipc.new_file(self._path, self._held[0].schema)
-        for batch in _joined(self._held, _WRITTEN_AT_ONCE):
-            self._writer.write_batch(batch)
+        try:
+            if self._writer is None:
+                number, self._path = tempfile.mkstemp(prefix="irm-fast-", suffix=".arrow")
+                os.close(number)
+                self._writer = pyarrow.ipc.new_file(self._path, self._held[0].schema)
+            for batch in _joined(self._held, _WRITTEN_AT_ONCE):
+                self._writer.write_batch(batch)
+        except OSError as error:
+            text = (
+                f"texts of more than {self._limit:,} bytes are kept in {tempfile.gettempdir()}, which failed: {error}"
+            )
+            raise OSError(f"{text}; expected room there, or in another folder that TMPDIR names") from error
         self._held, self._bytes = [], 0
 
     def close(self) -> list[pyarrow.RecordBatch]:

@@ -46,8 +46,7 @@ def validate(
     declared = declared or Declarations.of(absent=absent, polarity=polarity, misclick=misclick)
     scan = scan_log(source, source.blocks(), declared, keep="hashes")
     log, found = scan.found.log, scan.found
-    assert found.texts is not None
-    users, sessions = (_counts(found.names.get(name)) for name in ("user_id", "session_id"))
+    users, sessions = (_counts(found.hashes.get(name)) for name in ("user_id", "session_id"))
     segments = {name: _counts(numbered(values) + 1) for name, values in log.segments.items()}
     times = np.array([]) if log.times is None else log.times[~np.isnan(log.times)]
     signals = {}
@@ -71,7 +70,7 @@ def validate(
         "preferred": int((log.preference == 1).sum()),
         "contradictions": scan.contradictions,
         "duplicate_ids": scan.duplicate_ids,
-        "duplicate_texts": _repeats(found.texts),
+        "duplicate_texts": _repeats(found.hashes["text"]),
         "users": len(users),
         "rows_per_user": _spread(users),
         "sessions": len(sessions),
