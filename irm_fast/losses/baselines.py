@@ -23,7 +23,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from irm_fast.losses import checks
+from irm_fast.losses import batch_checks, checks
 from irm_fast.losses.implicit import implicit_rm_loss
 from irm_fast.losses.operator import Reduction, divided
 from irm_fast.losses.pointwise import pointwise_loss
@@ -322,7 +322,7 @@ def sar_em_loss(
     propensity_logits = _propensity_of_rows(propensity_logits, reward_logits)
     posterior = reward_logits.detach(), propensity_logits.detach()
     if stratification is not None:
-        posterior = checks.check_stratification(stratification, reward_logits, propensity_logits)
+        posterior = batch_checks.check_stratification(stratification, reward_logits, propensity_logits)
     s, t = posterior
     acted, counted = (feedback == 1).to(f.dtype), recorded != 0
     # P(r* = 1 | silent) = g (1 - m) / (1 - g m), in logits
@@ -384,12 +384,12 @@ def recrec_loss(
 def _propensity_of_rows(propensity_logits: Tensor, reward_logits: Tensor) -> Tensor:
     """Return propensity logits of one signal, or a constant one, as (N,)."""
     checks.check_logits("propensity_logits", propensity_logits, None, reward_logits.device)
-    return checks.logits_of_rows("propensity_logits", propensity_logits, reward_logits.shape)
+    return batch_checks.logits_of_rows("propensity_logits", propensity_logits, reward_logits.shape)
 
 
 def _feedback(reward_logits: Tensor, feedback: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return whether each row acted and whether it is recorded, both times its weight: (N,) float32, or float64."""
-    checks.check_rewards(reward_logits)
+    batch_checks.check_rewards(reward_logits)
     feedback = checks.check_codes("feedback", feedback, reward_logits.shape, reward_logits.device)
     dtype = torch.float64 if reward_logits.dtype == torch.float64 else torch.float32
     code = feedback.to(torch.int16) if feedback.dtype in (torch.bool, torch.uint8) else feedback  # 255 is not -1

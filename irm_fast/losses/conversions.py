@@ -45,7 +45,7 @@ def for_every_row(logits: Tensor, rows: torch.Size) -> Tensor:
         logits: Constants of signals, see `is_of_signals`.
         rows: The shape of the result: (N,) of one signal, or (N, K).
     """
-    if logits.dtype != torch.float64:
+    if logits.dtype not in (torch.float32, torch.float64):
         logits = logits.float()
     n = rows[0]
     if torch.compiler.is_compiling() or rows.numel() < _SERIAL:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from irm_fast.kernels.batch import Batch
 from irm_fast.kernels.reference.values import check_values as check_values_of
-from irm_fast.losses import checks
+from irm_fast.losses import batch_checks, checks
 from irm_fast.losses.dispatch import Backend, choose_backend
 from irm_fast.losses.operator import Operation, Reduction, divided, mean_over, scaled_gradients
 
@@ -136,13 +136,16 @@ def implicit_rm_loss(
         1.2291
     """
     # Arguments
-    checked = checks.check_batch(reward_logits, propensity_logits, feedback, preference)
-    propensity_logits, feedback, preference, groups_dtype = checked
+    propensity_logits, feedback, preference, dtype = batch_checks.check_batch(
+        reward_logits, propensity_logits, feedback, preference
+    )
     n_signals = propensity_logits.shape[1] if propensity_logits.dim() == 2 else 1
     sides, rates = checks.signal_constants(polarity, misclick_rate, n_signals)
     reward_strat = propensity_strat = None
     if stratification is not None:
-        reward_strat, propensity_strat = checks.check_stratification(stratification, reward_logits, propensity_logits)
+        reward_strat, propensity_strat = batch_checks.check_stratification(
+            stratification, reward_logits, propensity_logits
+        )
     weight = checks.check_options(reward_logits, weight, reduction, normalizer)
     if check_values:
         check_values_of(feedback, preference, weight)
@@ -164,7 +167,7 @@ def implicit_rm_loss(
     )
     loss, groups = implicit_rm(reward_logits, propensity_logits, options=batch)
     loss = divided(loss, divide_by)
-    return loss if groups is None or not return_groups else (loss, groups.to(groups_dtype))
+    return loss if groups is None or not return_groups else (loss, groups.to(dtype))
 
 
 def stratify(
@@ -204,8 +207,9 @@ def stratify(
         >>> irm_fast.stratify(torch.zeros(1), torch.zeros(1), torch.tensor([0]))
         tensor([[0.0000, 0.3333, 0.3333, 0.3333]])
     """
-    checked = checks.check_batch(reward_logits, propensity_logits, feedback, preference)
-    propensity_logits, feedback, preference, groups_dtype = checked
+    propensity_logits, feedback, preference, dtype = batch_checks.check_batch(
+        reward_logits, propensity_logits, feedback, preference
+    )
     checks.check_values_exist(reward_logits.device)
     n_signals = propensity_logits.shape[1] if propensity_logits.dim() == 2 else 1
     sides, rates = checks.signal_constants(polarity, misclick_rate, n_signals)
@@ -225,7 +229,7 @@ def stratify(
     with torch.no_grad():
         _, groups = implicit_rm(reward_logits, propensity_logits, options=batch)
     assert groups is not None
-    return groups.to(groups_dtype)
+    return groups.to(dtype)
 
 
 class ImplicitRMLoss(nn.Module):

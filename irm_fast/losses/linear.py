@@ -16,7 +16,7 @@ from torch import Tensor
 from irm_fast.kernels.batch import Batch
 from irm_fast.kernels.reference.scale import scaled
 from irm_fast.kernels.reference.values import check_values as check_values_of
-from irm_fast.losses import checks
+from irm_fast.losses import batch_checks, checks
 from irm_fast.losses.dispatch import choose_backend
 from irm_fast.losses.implicit import LossOptions, PerSignal
 from irm_fast.losses.operator import Operation, Reduction, divided, mean_over
@@ -130,19 +130,19 @@ def linear_implicit_rm_loss(
         1.2291
     """
     # Arguments
-    feedback = checks.check_hidden(hidden, feedback)
+    feedback = batch_checks.check_hidden(hidden, feedback)
     n, n_signals = hidden.shape[0], feedback.shape[1] if feedback.dim() == 2 else 1
-    checks.check_heads(hidden, n_signals, reward_weight, reward_bias, propensity_weight, propensity_bias)
+    batch_checks.check_heads(hidden, n_signals, reward_weight, reward_bias, propensity_weight, propensity_bias)
     if (propensity_weight is None) == (propensity_logits is None):
         raise ValueError("give either propensity_weight (heads) or propensity_logits (constants or logits)")
     if propensity_logits is not None:
-        propensity_logits = checks.check_given_propensity(propensity_logits, hidden, feedback)
+        propensity_logits = batch_checks.check_given_propensity(propensity_logits, hidden, feedback)
     if preference is not None:
         preference = checks.check_codes("preference", preference, hidden.shape[:1], hidden.device)
     sides, rates = checks.signal_constants(polarity, misclick_rate, n_signals)
     reward_strat = propensity_strat = None
     if stratification is not None:
-        reward_strat, propensity_strat = checks.check_stratification(stratification, hidden[:, 0], feedback)
+        reward_strat, propensity_strat = batch_checks.check_stratification(stratification, hidden[:, 0], feedback)
         propensity_strat = propensity_strat.reshape(n, n_signals)
     weight = checks.check_options(hidden, weight, reduction, normalizer)
     if check_values:

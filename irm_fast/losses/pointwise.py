@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from irm_fast.kernels.batch import PointwiseBatch
-from irm_fast.losses import checks
+from irm_fast.losses import batch_checks, checks
 from irm_fast.losses.dispatch import choose_backend
 from irm_fast.losses.operator import Operation, Reduction, divided, mean_over, scaled_gradients
 
@@ -49,7 +49,7 @@ def pointwise_loss(
             require a gradient; or "mean" is taken over no rows without a normalizer.
         RuntimeError: The backend is not available, or a second derivative or `vmap` was asked for.
     """
-    checks.check_rewards(reward_logits)
+    batch_checks.check_rewards(reward_logits)
     positive_weight = _check_side("positive_weight", positive_weight, reward_logits)
     negative_weight = _check_side("negative_weight", negative_weight, reward_logits)
     checks.check_reduction(reward_logits.shape[0], reward_logits.device, reduction, normalizer)

@@ -13,7 +13,7 @@ from torch.nn.functional import linear
 
 from irm_fast.kernels.reference.values import check_values
 from irm_fast.losses import MAX_SIGNALS, SCALAR_LEARNING_RATE
-from irm_fast.losses.checks import check_feedback, check_rewards, check_states
+from irm_fast.losses.batch_checks import check_feedback, check_rewards, check_states
 from irm_fast.losses.conversions import for_every_row
 from irm_fast.losses.linear import linear_implicit_rm_loss
 
