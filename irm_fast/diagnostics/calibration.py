@@ -9,6 +9,7 @@ from scipy import special
 
 RIDGE = 1.0  # on standardised columns: with few actions the predictions stay nearly as they are
 GROUPS = 10
+BLOCK = 2**18  # rows whose columns are in memory at once
 
 
 def refit(acted: np.ndarray, rate: np.ndarray, features: np.ndarray) -> np.ndarray:
@@ -25,28 +26,41 @@ def refit(acted: np.ndarray, rate: np.ndarray, features: np.ndarray) -> np.ndarr
     Returns:
         Rates of shape (N,).
     """
-    offset = logit(rate)
-    columns = refit_columns(features)
-    penalty = np.full(columns.shape[1], RIDGE)
+    offset, scale = logit(rate), _scale(features)
+    blocks = [slice(first, first + BLOCK) for first in range(0, max(1, len(rate)), BLOCK)]
+    penalty = np.full(1 + 2 * features.shape[1], RIDGE)
     penalty[0] = 1e-3
-    weight = np.zeros(columns.shape[1])
+    weight = np.zeros(len(penalty))
     for _ in range(25):
-        p = special.expit(offset + columns @ weight)
-        gradient = columns.T @ (acted - p) - penalty * weight
-        curvature = (columns * (p * (1 - p))[:, None]).T @ columns + np.diag(penalty)
-        step = np.linalg.solve(curvature, gradient)
+        gradient, curvature = np.zeros(len(penalty)), np.zeros((len(penalty), len(penalty)))
+        for block in blocks:  # columns of all rows would take several times the memory of the log
+            columns = _columns(features[block], scale)
+            p = special.expit(offset[block] + columns @ weight)
+            gradient += columns.T @ (acted[block] - p)
+            curvature += (columns * (p * (1 - p))[:, None]).T @ columns
+        step = np.linalg.solve(curvature + np.diag(penalty), gradient - penalty * weight)
         weight = weight + step * min(
             1.0, 2.0 / max(np.abs(step).max(), 1e-12)
         )  # far steps overshoot where actions are rare
         if np.abs(step).max() < 1e-6:
             break
-    refitted: np.ndarray = special.expit(offset + columns @ weight)
-    return refitted
+    moved = [special.expit(offset[block] + _columns(features[block], scale) @ weight) for block in blocks]
+    return np.concatenate(moved)
 
 
 def refit_columns(features: np.ndarray) -> np.ndarray:
     """Return the columns, of shape (N, 1 + 2 F), along which `refit` moves rates: 1, features, their squares."""
-    scaled = np.clip((features - features.mean(axis=0)) / np.maximum(features.std(axis=0), 1e-6), -4, 4)
+    return _columns(features, _scale(features))
+
+
+def _scale(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the means and the standard deviations of features."""
+    return features.mean(axis=0), np.maximum(features.std(axis=0), 1e-6)
+
+
+def _columns(features: np.ndarray, scale: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """Return the columns of `refit_columns` for some rows, by the `_scale` of all."""
+    scaled = np.clip((features - scale[0]) / scale[1], -4, 4)
     return np.column_stack([np.ones(len(features)), scaled, scaled**2 - 1])
 
 

@@ -126,7 +126,9 @@ class DiagnosedLog:
         return self.subset(rows) if rows.any() else None
 
     def subset(self, rows: np.ndarray) -> DiagnosedLog:
-        """Return the rows that an index selects: row numbers, or a mask of shape (N,)."""
+        """Return the rows that an index selects: row numbers, or a mask of shape (N,). Of all rows there is no copy."""
+        if rows.dtype == bool and rows.all():
+            return self
         parts: dict[str, Any] = {"segments": {name: values[rows] for name, values in self.segments.items()}}
         for name in ROWWISE:
             whole = getattr(self, name)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -37,6 +38,7 @@ from irm_fast.embeddings.standardised import Standardised
 from irm_fast.embeddings.taste import without_taste
 from irm_fast.embeddings.two_step import mass, proof
 from irm_fast.embeddings.uncertainty import covariance_factor, mean_error
+from irm_fast.models.processes import from_main_process
 
 CONTEXT_ROUNDS = 2  # the second with the reward of the first; more would follow the noise of the level
 MISCLICK_ROUNDS = 15
@@ -295,7 +297,9 @@ def _diagnosis(fit: _Fit, covariance: Tensor | None, labels_ignorable: bool, lef
     """Diagnose the log by what was fitted to it, held out, and by what is said of users that were left out."""
     observed, context, reward = fit.observed, fit.context, fit.split.reward
     followers = np.array(observed.after) >= 0
-    diagnosis = diagnose(
+    error = None if covariance is None else mean_error(fit.problem.embeddings, reward, covariance)
+    diagnosed = partial(
+        diagnose,
         np.where(followers, -1, observed.feedback),  # a follower depends on another signal, as declared
         signals=observed.signals,
         polarity=observed.polarity,
@@ -309,12 +313,13 @@ def _diagnosis(fit: _Fit, covariance: Tensor | None, labels_ignorable: bool, lef
         users=observed.users,
         fold_rewards=reward.each.cpu().numpy(),
         uncorrected_mean=None if context is None else fit.uncorrected,
-        mean_error=None if covariance is None else mean_error(fit.problem.embeddings, reward, covariance),
+        mean_error=error,
         propensity=observed.propensity,
         sessions=observed.sessions,
         times=observed.times,
         context=() if context is None else context.parts,
     )
+    diagnosis = from_main_process(diagnosed, distributed=fit.problem.embeddings.blocks.distributed)
     if left_out is None:
         return diagnosis
     tests = tuple(left_out if test.name == left_out.name else test for test in diagnosis.tests)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -62,11 +63,17 @@ class Standardised:
         held = torch.empty(rows, width, device=device)
         for first in range(0, rows, blocks.size):
             block = slice(first, min(first + blocks.size, rows))
-            held[block] = scaler(raw.read(block.start, block.stop))
+            scaler.into(held[block], raw.read(block.start, block.stop).to(device))
         return cls(blocks, width, device, held=held)
 
     def __len__(self) -> int:
         return self.blocks.rows
+
+    @cached_property
+    def _buffer(self) -> Tensor:
+        """The rows of the block that is being looked at."""
+        assert self.raw is not None
+        return torch.empty(self.blocks.size, self.raw.shape[1], device=self.device)
 
     def __matmul__(self, weight: Tensor) -> Tensor:
         """Return the products of the rows and weights (D,) or (D, k), of shape (N,) or (N, k)."""
@@ -87,7 +94,8 @@ class Standardised:
         """Return what a function makes of the rows, of shape (N, ...), or of some of them.
 
         Args:
-            compute: A function of rows and their embeddings (n, D) that returns a tensor of shape (n, ...).
+            compute: A function of rows and their embeddings (n, D), which it does not keep, that returns a tensor of
+                shape (n, ...).
             rows: The numbers (int64) of some rows, in increasing order. None means all, which are slices then.
         """
         if self.blocks.is_one:
@@ -144,7 +152,8 @@ class Standardised:
             found = self.held.index_select(0, rows)
         else:
             assert self.raw is not None and self.scaler is not None
-            found = self.scaler(self.raw.at(rows.cpu().numpy()))
+            found = self.raw.at(rows.cpu().numpy()).to(self.device)
+            self.scaler.into(found, found)
         return found if self.column is None else torch.cat([found, self.column.index_select(0, rows)[:, None]], 1)
 
     def _some(self, block: slice, rows: Tensor | None) -> tuple[Rows, Tensor]:
@@ -156,7 +165,8 @@ class Standardised:
             found = self.held[block]
         else:
             assert self.raw is not None and self.scaler is not None
-            found = self.scaler(self.raw.read(block.start, block.stop))
+            found = self.raw.read(block.start, block.stop).to(self.device)
+            found = self.scaler.into(self._buffer[: len(found)], found)
         return block, found if self.column is None else torch.cat([found, self.column[block, None]], 1)
 
 
