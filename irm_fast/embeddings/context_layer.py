@@ -154,6 +154,25 @@ class ContextRows:
         return found.clamp_(min=1e-300).log_().mul_(~self.labelled[:, None])
 
 
+@dataclass(frozen=True)
+class Presence:
+    """`ContextRows.presence` of rows that are asked for: of all rows of a large log it would fill the memory.
+
+    Attributes:
+        rows: N rows.
+        logits: Propensity logits (N, K) of a user with the offset 0.
+        reward: Reward logits of shape (N,).
+    """
+
+    rows: ContextRows
+    logits: Tensor
+    reward: Tensor
+
+    def __getitem__(self, some: Tensor) -> Tensor:
+        """Return the presence (n, Q) in the rows that an index selects: row numbers, or a mask of shape (N,)."""
+        return self.rows.subset(some).presence(self.logits[some], self.reward[some])
+
+
 def _bounded(logits: Tensor) -> Tensor:
     """Return logits within -100 and 30, of which products of odds neither overflow nor vanish."""
     return logits.clamp(-100, 30)
@@ -165,13 +184,13 @@ def by_group(values: Tensor, group: Tensor) -> Tensor:
 
 
 def fit_layer(
-    rows: ContextRows, presence: Tensor | None, picked: Tensor, start: ContextLayer | None = None
+    rows: ContextRows, presence: Tensor | Presence | None, picked: Tensor, start: ContextLayer | None = None
 ) -> ContextLayer:
     """Fit a layer to the patterns of some proven rows.
 
     Args:
         rows: N rows.
-        presence: `ContextRows.presence` of all rows (N, Q); None to fit no offsets of users.
+        presence: `ContextRows.presence` of all rows (N, Q), or a `Presence`; None to fit no offsets of users.
         picked: The rows to fit to, a mask of shape (N,), with all rows of a user or none. Those that are not proven
             count by their presence alone.
         start: Where to start; its columns are the first of the rows' own. None means at the base logits.
@@ -192,7 +211,9 @@ def fit_layer(
         parameters |= {"log_sd": torch.tensor(-torch.inf), "power": torch.tensor(-torch.inf)}
     else:
         number, user = torch.unique(part.user, return_inverse=True)
-        present = by_group(presence[picked, ::EVERY] * rows.weight[picked, None], rows.user[picked])[number]
+        own, whose = torch.unique(rows.user[picked], return_inverse=True)
+        present = by_group(presence[picked][:, ::EVERY] * rows.weight[picked, None], whose)
+        present = present[torch.searchsorted(own, number)]
 
     def layer() -> ContextLayer:
         mix = torch.eye(signals, dtype=torch.float64) + parameters["mix"]

@@ -6,7 +6,7 @@ more than one standard error.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -22,6 +22,7 @@ from irm_fast.embeddings.context_layer import (
     ContextLayer,
     ContextLogits,
     ContextRows,
+    Presence,
     by_group,
     context_logits,
     fit_layer,
@@ -34,6 +35,7 @@ from irm_fast.embeddings.problem import Problem, Split
 
 ENOUGH = 30  # rows that show propensities: proven, and with a second signal recorded
 SAMPLE = 5_000  # of these to fit a layer to, at most
+PART = 2**17  # rows, and the rest of a user, whose offsets are looked at on the whole grid at once
 SURE = 0.9  # where actions may be misclicks: the `two_step.proof` from which an action proves a row
 
 
@@ -209,11 +211,26 @@ class _Data:
     def with_columns(self, columns: Tensor) -> _Data:
         return replace(self, rows=replace(self.rows, columns=columns), apart=replace(self.apart, columns=columns))
 
-    def presence(self, before: ContextLayer | None) -> Tensor:
-        """Return `ContextRows.presence`; `before` is an earlier layer, by which an action is likely or not."""
+    def presence(self, before: ContextLayer | None) -> Presence:
+        """Return the presence of actions; `before` is an earlier layer, by which an action is likely or not."""
         rows = self.rows
         logits = rows.base if before is None else before.logits(rows.base, rows.columns)
-        return rows.presence(logits, self.reward)
+        return Presence(rows, logits, self.reward)
+
+    def _of_whole_users(self, mask: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield parts of some rows, a mask (N,), each of whole users: row numbers, numbers of users, whose a row is."""
+        rows = torch.nonzero(mask)[:, 0]
+        if len(rows) > PART:
+            rows = rows[torch.argsort(self.rows.user[rows], stable=True)]
+        user = self.rows.user[rows]
+        first = 0
+        while first < len(rows):
+            end = first + PART
+            if end < len(rows):  # not within a user
+                end = int(torch.searchsorted(user, user[end - 1], right=True))
+            own, whose = torch.unique(user[first:end], return_inverse=True)
+            yield rows[first:end], own, whose
+            first = end
 
     def sampled(self, rows: Tensor) -> Tensor:
         """Return some of the rows, a mask (N,): those of whole users, about as many telling ones as are needed."""
@@ -223,29 +240,41 @@ class _Data:
         kept[order] = telling[order].cumsum(0) <= max(SAMPLE, int(telling.max()))
         return rows & kept[self.rows.user]
 
-    def layer(self, presence: Tensor | None, start: ContextLayer | None, fold: int | None = None) -> ContextLayer:
+    def layer(self, presence: Presence | None, start: ContextLayer | None, fold: int | None = None) -> ContextLayer:
         """Fit a layer without a fold, or to all rows."""
         rows = torch.ones_like(self.telling) if fold is None else self.folds != fold
         return fit_layer(self.apart, presence, self.sampled(rows), start)
 
-    def score(self, layer: ContextLayer, presence: Tensor | None, fold: int) -> Tensor:
+    def score(self, layer: ContextLayer, presence: Presence | None, fold: int) -> Tensor:
         """Return the log likelihood (U,) of the patterns of each user's rows in a fold."""
-        rows = self.folds == fold
-        some = None if presence is None else presence[rows]
         found = torch.zeros(int(self.apart.user.max()) + 1, dtype=torch.float64)
-        part = pattern_score(layer, self.apart.subset(rows), some)
-        found[: len(part)] = part
+        for rows, own, whose in self._of_whole_users(self.folds == fold):
+            part = replace(self.apart.subset(rows), user=whose)
+            found[own] = pattern_score(layer, part, None if presence is None else presence[rows])
         return found
 
-    def held_out_logits(self, layers: Sequence[ContextLayer], presence: Tensor | None) -> ContextLogits:
+    def held_out_logits(self, layers: Sequence[ContextLayer], presence: Presence | None) -> ContextLogits:
         """Return the logits of each row by the layer without its fold, given the rows of its user in its fold."""
         pattern, alone = torch.empty_like(self.apart.base), torch.empty_like(self.apart.base)
         for fold, layer in enumerate(layers):
-            rows = self.folds == fold
-            part, some = self.apart.subset(rows), None if presence is None else presence[rows]
-            found = context_logits(layer, part, None if some is None else signs(layer, part, some))
-            pattern[rows], alone[rows] = found.pattern, found.alone
+            for rows, _, whose in self._of_whole_users(self.folds == fold):
+                part = replace(self.apart.subset(rows), user=whose)
+                said = None if presence is None else signs(layer, part, presence[rows])
+                pattern[rows], alone[rows] = context_logits(layer, part, said)
         return ContextLogits(pattern, alone)
+
+    def training_logits(self, layer: ContextLayer, presence: Presence | None) -> tuple[ContextLogits, Tensor | None]:
+        """Return the logits of all rows by a layer, and mean and deviation (U, 2) of users' offsets; None without."""
+        if presence is None:
+            return context_logits(layer, self.rows, None), None
+        pattern, alone = torch.empty_like(self.rows.base), torch.empty_like(self.rows.base)
+        offsets = torch.zeros(int(self.rows.user.max()) + 1, 2, dtype=torch.float64)
+        for rows, own, whose in self._of_whole_users(torch.ones_like(self.telling)):
+            part = replace(self.rows.subset(rows), user=whose)
+            said = signs(layer, part, presence[rows])
+            pattern[rows], alone[rows] = context_logits(layer, part, said)
+            offsets[own] = _offsets(layer, by_group(said, whose))
+        return ContextLogits(pattern, alone), offsets
 
 
 def fit_context(
@@ -281,10 +310,8 @@ def fit_context(
         presence = None if earlier.offsets is None else data.presence(earlier.layer)
         by_fold = [data.layer(presence, start, fold) for fold, start in enumerate(earlier.by_fold)]
     layer = data.layer(presence, by_fold[0])
-    said = None if presence is None else signs(layer, data.rows, presence)
-    offsets = None if said is None else _offsets(layer, by_group(said, data.rows.user))
-    held_out = data.held_out_logits(by_fold, presence)
-    return FoundContext(layer, by_fold, bins, context_logits(layer, data.rows, said), held_out, offsets)
+    training, offsets = data.training_logits(layer, presence)
+    return FoundContext(layer, by_fold, bins, training, data.held_out_logits(by_fold, presence), offsets)
 
 
 @dataclass(frozen=True)
@@ -293,11 +320,11 @@ class _Parts:
 
     data: _Data  # with the columns of the bins
     bins: Mapping[str, Bins]
-    presence: Tensor | None  # None: users are no part
+    presence: Presence | None  # None: users are no part
     layers: Sequence[ContextLayer]
     scores: Sequence[Tensor]  # of each fold, (U,)
 
-    def better(self, data: _Data, bins: Mapping[str, Bins], presence: Tensor | None) -> _Parts | None:
+    def better(self, data: _Data, bins: Mapping[str, Bins], presence: Presence | None) -> _Parts | None:
         """Return other parts, fitted, if they predict held-out patterns better by more than one standard error.
 
         If the first fold is not predicted better at all, the others are not tried.

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from examples.identification.real_logs import RealLog, draw
 from irm_fast.data.groups import group_rows
+from irm_fast.embeddings import context_step
 from irm_fast.embeddings.context import Bins, fingerprint, places
 from irm_fast.embeddings.context_layer import (
     GRID,
@@ -576,3 +577,18 @@ def test_saved_and_read_without_names(fitted: EmbeddingRewardModel, tmp_path: Pa
     np.testing.assert_array_equal(again.predict_propensity(x, **context), fitted.predict_propensity(x, **context))
     for file in tmp_path.iterdir():
         assert b"person" not in file.read_bytes()
+
+
+def test_a_large_log_is_looked_at_in_parts_of_whole_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    users = np.random.default_rng(1).integers(250, size=1500)
+    case = make(1500, 4, activity=2 * np.random.default_rng(2).normal(size=250)[users])
+    times, names = np.arange(1500) * 60.0, [f"user {user}" for user in users]
+
+    def rewards() -> np.ndarray:
+        fitted = model(n_folds=2).fit(case.x, case.feedback, users=names, times=times)
+        assert "user" in fitted.context_
+        return np.column_stack([fitted.decision_function(case.x), fitted.predict_propensity(case.x, users=names)])
+
+    whole = rewards()
+    monkeypatch.setattr(context_step, "PART", 40)
+    np.testing.assert_array_equal(rewards(), whole)

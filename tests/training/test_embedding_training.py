@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from irm_fast.cli.commands import app
 from irm_fast.data.features import text_features
 from irm_fast.data.read import read_log
+from irm_fast.embeddings import blocks, inputs
 from irm_fast.embeddings.embedder import Embedder
 from irm_fast.embeddings.estimator import EmbeddingRewardModel
 from irm_fast.embeddings.store import read_embeddings
@@ -21,6 +22,7 @@ from irm_fast.evaluation.scoring import load, score
 from irm_fast.models.record import read_record
 from irm_fast.training.config import EmbeddingTrainConfig, load_config
 from irm_fast.training.on_embeddings import train_on_embeddings
+from tests.training import embedded_run, forked
 
 
 def run(*arguments: object, code: int = 0):
@@ -276,6 +278,22 @@ def test_moved_and_changed_models(settings, tiny_model, tmp_path, save_llama, sa
         with pytest.raises(ValueError, match=words):
             train_on_embeddings(settings(model=name, output=tmp_path / "again"))
     assert not (tmp_path / "again").exists()
+
+
+def test_two_processes_train_on_a_folder_of_shards(data, tiny_model, tmp_path, settings, monkeypatch):
+    """The log's rows lie in another order than those of the files, and its held-out rows among the others."""
+    log, shards = read_log(data), tmp_path / "shards"
+    order = np.random.default_rng(0).permutation(len(log))
+    mixed = log.subset(order)
+    write_embeddings(mixed.ids, mixed.messages, Embedder(tiny_model), shards, shard_rows=150)
+    monkeypatch.setattr(blocks, "ROWS", embedded_run.BLOCK)
+    monkeypatch.setattr(inputs, "HELD", 0)
+    alone = train_on_embeddings(settings(embeddings=f"{shards}/*.safetensors", propensity_design="auto"))
+    forked.run((str(data), str(shards), str(tmp_path / "two")), 2, tmp_path, embedded_run.main)
+    one, two = (load(tmp_path / name) for name in ("out", "two"))
+    np.testing.assert_array_equal(score(two, log.messages), score(one, log.messages))
+    assert np.std(score(two, log.messages)) > 0.1
+    assert read_record(tmp_path / "two")["metrics"] == alone.metrics
 
 
 def test_embeddings_of_another_log(settings, data, tmp_path):
