@@ -117,8 +117,13 @@ def folder_fingerprint(directory: str | Path) -> str:
     Returns:
         32 hexadecimal digits.
     """
+    return files_fingerprint(sorted(path for pattern in _FINGERPRINTED for path in Path(directory).glob(pattern)))
+
+
+def files_fingerprint(paths: Iterable[Path]) -> str:
+    """Hash files as `folder_fingerprint` does; returns 32 hexadecimal digits."""
     digest = hashlib.blake2b(digest_size=16)
-    for path in sorted(path for pattern in _FINGERPRINTED for path in Path(directory).glob(pattern)):
+    for path in paths:
         size = path.stat().st_size
         digest.update(f"{path.name} {size}".encode())
         with path.open("rb") as file:

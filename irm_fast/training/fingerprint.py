@@ -1,14 +1,17 @@
-"""The fingerprint of a log, by which a resumed run tells whether its log is the same."""
+"""Fingerprints of a log and of a model, by which a resumed run tells whether they are the same."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from irm_fast.data.log import Log
 from irm_fast.data.pairs import Pairs
+from irm_fast.models.backbone import ready_tokenizer, weight_files
+from irm_fast.models.record import files_fingerprint
 
 _FEW, _AT_ONCE = 100, 10_000  # entries that are taken one by one, and names that are one text
 
@@ -41,6 +44,21 @@ def describe(log: Log, heldout: Log | None, pairs: Pairs | None = None) -> dict[
         digest.update(json.dumps([pairs.ids, pairs.sides]).encode() + pairs.margin.tobytes())
         counts["pairs"] = len(pairs)
     return {**counts, "sha256": digest.hexdigest()}
+
+
+def describe_model(model: str, date: str) -> dict[str, str]:
+    """The fingerprint of a language model as its files are now: of its chat `template`, its `tokenizer`, its `weights`.
+
+    Args:
+        model: The folder or hub id.
+        date: The date that its chat template prints.
+    """
+    tokenizer: Any = ready_tokenizer(model, date)
+    vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()))
+    rules = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else vocabulary
+    texts = {"template": tokenizer.get_chat_template(), "tokenizer": f"{rules} {tokenizer.special_tokens_map}"}
+    hashes = {name: hashlib.blake2b(text.encode(), digest_size=16).hexdigest() for name, text in texts.items()}
+    return {**hashes, "weights": files_fingerprint(map(Path, sorted(weight_files(model))))}
 
 
 def _add(digest: Any, value: object) -> None:

@@ -29,14 +29,14 @@ from irm_fast.data.warning import warn_caller
 from irm_fast.embeddings.given import WEIGHT
 from irm_fast.models.adapters import check_four_bits, check_installed, target_names
 from irm_fast.models.backbone import count_tokens, ready_tokenizer, skeleton
-from irm_fast.models.processes import started
+from irm_fast.models.processes import from_main_process, started
 from irm_fast.models.rendering import RenderingCheck
 from irm_fast.training.arguments import training_arguments
 from irm_fast.training.config import RunConfig, TrainConfig
 from irm_fast.training.distributed import check_same_log
-from irm_fast.training.fingerprint import describe
+from irm_fast.training.fingerprint import describe, describe_model
 from irm_fast.training.row_tokens import RowTokens, tokens_of
-from irm_fast.training.run_folder import check_output, date_of_run
+from irm_fast.training.run_folder import check_output, check_same_tokens, date_of_run
 from irm_fast.training.specs import check_co_actions, specs_to_try, warn_of_identification
 
 
@@ -111,6 +111,8 @@ def prepare_run(log: Log, config: RunConfig, heldout: Log | None = None) -> Prep
     check_misclick_names(log, config)
     if isinstance(config, TrainConfig) and config.lora_rank:
         check_adapters(config)
+    if isinstance(config, TrainConfig):
+        fingerprint |= from_main_process(lambda: describe_model(config.model, fingerprint["date"]))
 
     # Rows, then signals: a signal may act in rows alone that are too long
     rows = len(log)
@@ -151,6 +153,8 @@ def prepare_run(log: Log, config: RunConfig, heldout: Log | None = None) -> Prep
     if isinstance(config, TrainConfig):  # a long pass, after all that is sooner refused
         logs = [log] if heldout is None else [log, heldout]
         tokens = tokens_of(logs, [training_pairs, heldout_pairs][: len(logs)], config, fingerprint["date"])
+        fingerprint["tokens"] = tokens.digest
+        check_same_tokens(config, tokens.digest)
     return Prepared(log, heldout, specs, dropped, fingerprint, training_pairs, heldout_pairs, tokens)
 
 

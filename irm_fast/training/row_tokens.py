@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -27,11 +28,13 @@ class RowTokens(NamedTuple):
         log: Of the rows to train on, and of the sides of pairs after them.
         heldout: Of the rows to evaluate on, and of the sides of pairs after them; None without such rows.
         truncated: The number of rows to train on, and of sides, that are longer than the limit.
+        digest: A hash of the token ids of all rows, whatever their order.
     """
 
     log: Tokens
     heldout: Tokens | None
     truncated: int
+    digest: str
 
 
 def tokens_of(logs: Sequence[Log], pairs: Sequence[Pairs | None], config: TrainConfig, date: str | None) -> RowTokens:
@@ -50,15 +53,18 @@ def tokens_of(logs: Sequence[Log], pairs: Sequence[Pairs | None], config: TrainC
     store, longer = TokenStore(), []
     rows, sides = RenderingCheck(tokenizer), RenderingCheck(tokenizer)
     counts: list[int] = []
+    digest = 0
 
     def add(conversations: Sequence[Messages], check: RenderingCheck) -> int:
         """Check and tokenise conversations; gives how many are longer than the limit."""
+        nonlocal digest
         cut = 0
         for start in range(0, len(conversations), CHUNK):
             texts = check.add(list(conversations[start : start + CHUNK]))
             if all(texts):  # else there is an error to report
                 ids, more = encode_texts(tokenizer, texts, limit)
                 store.add(ids)
+                digest += sum(map(_hash, ids))
                 cut += more
         return cut
 
@@ -71,7 +77,12 @@ def tokens_of(logs: Sequence[Log], pairs: Sequence[Pairs | None], config: TrainC
     tokens = store.close()
     _check_differ(tokens[: counts[0]], limit)
     heldout = tokens[counts[0] :] if len(logs) > 1 else None
-    return RowTokens(tokens[: counts[0]], heldout, longer[0])
+    return RowTokens(tokens[: counts[0]], heldout, longer[0], f"{digest % 2**64:016x}")
+
+
+def _hash(ids: np.ndarray) -> int:
+    """A hash of the token ids (T,) of a row."""
+    return int.from_bytes(hashlib.blake2b(np.asarray(ids, "<i8").tobytes(), digest_size=8).digest(), "little")
 
 
 def _check_differ(tokens: Tokens, limit: int) -> None:

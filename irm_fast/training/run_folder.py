@@ -34,6 +34,11 @@ _NO_RESULT = {  # may differ when a run goes on: none changes the model by more 
     *("gradient_checkpointing", "compile", "liger"),  # a run that ran out of memory goes on with less
     *("on_nonfinite", "max_skipped_steps"),  # one that ended at a step that is not finite goes on without it
 }
+_OF_MODEL = {  # of the fingerprint, and how errors name it
+    "template": "its chat template has",
+    "tokenizer": "its tokenizer has",
+    "weights": "its weights have",
+}
 _WHOLE = f"checkpoint-*/{MANIFEST}"  # the last file of a checkpoint: it was written to its end
 
 # What a run writes, with the names that transformers gives to models and tokenizers. Nothing else is ever deleted.
@@ -96,6 +101,26 @@ def check_output(config: RunConfig, fingerprint: Mapping[str, Any]) -> None:
         settings = saved_config(earlier.pop("settings"), str(folder / DATA))
         _check_settings(settings, config, folder)
         _check_log(earlier, fingerprint, folder)
+
+
+def check_same_tokens(config: RunConfig, digest: str) -> None:
+    """Check that a resumed run has the tokens of the interrupted one.
+
+    Args:
+        config: The settings.
+        digest: A hash of the tokens of all rows.
+
+    Raises:
+        ValueError: They differ, though neither the log nor the files of the model do.
+    """
+    folder = Path(config.output)
+    earlier = _begun(folder) if config.resume and folder.is_dir() else None
+    if earlier is not None and earlier.get("tokens", digest) != digest:
+        raise ValueError(
+            f"tokens: the rows are other tokens than those of the interrupted run in {folder}, though the log and the "
+            "files of the model are the same: another version of transformers or tokenizers, perhaps; bring it back "
+            "to resume the run, or use --overwrite"
+        )
 
 
 def _holds_files(folder: Path) -> bool:
@@ -211,7 +236,8 @@ def _check_settings(earlier: RunConfig, config: RunConfig, folder: Path) -> None
 
 def _check_log(earlier: Mapping[str, Any], fingerprint: Mapping[str, Any], folder: Path) -> None:
     """Raise ValueError if the run to resume had another log."""
-    if {**earlier, "date": ""} != {**fingerprint, "date": ""}:
+    of_log = ("rows", "pairs", "sha256")
+    if any(earlier.get(name) != fingerprint.get(name) for name in of_log):
         counts = [name for name in ("rows", "pairs") if name in fingerprint]
         other = [name for name in counts if earlier.get(name) != fingerprint[name]]
         change = ", ".join(f"{fingerprint[name]} {name} instead of {earlier.get(name)}" for name in other)
@@ -222,6 +248,12 @@ def _check_log(earlier: Mapping[str, Any], fingerprint: Mapping[str, Any], folde
             f"data: the log has changed since the run in {folder} was interrupted: {change}; "
             "bring back the log to resume it, or use --overwrite"
         )
+    for name, what in _OF_MODEL.items():
+        if name in earlier and earlier[name] != fingerprint.get(name, earlier[name]):
+            raise ValueError(
+                f"model: {what} changed since the run in {folder} was interrupted, so it would go on with other "
+                "tokens or weights; bring back the files of the model to resume it, or use --overwrite"
+            )
 
 
 def write_metrics(path: Path, lines: Sequence[Mapping[str, Any]], *, append: bool) -> None:

@@ -1,6 +1,7 @@
 """A resumed run goes on as if it had not been interrupted, or is refused."""
 
 import datetime
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from irm_fast.models import attention
-from irm_fast.models.tokens import render
+from irm_fast.models.tokens import encode_texts, render
 from irm_fast.training import run_folder
 from irm_fast.training.config import TrainConfig
 from irm_fast.training.fingerprint import describe
@@ -196,3 +197,60 @@ def test_a_resumed_run_prints_the_date_of_its_first_day(make_log, make_config, t
     run_folder.begin_run(dated, begun)
     result = train_log(make_log(), dated)
     assert "05.01.2026" in render(result.model.tokenizer, [{"role": "user", "content": "Hi"}])
+
+
+def edit_template(folder: Path) -> None:
+    path = folder / "tokenizer_config.json"
+    kept = json.loads(path.read_text())
+    path.write_text(json.dumps(kept | {"chat_template": "{% for m in messages %}{{ m['content'] }}!{% endfor %}"}))
+
+
+def edit_tokenizer(folder: Path) -> None:
+    path = folder / "tokenizer.json"
+    kept = json.loads(path.read_text())
+    kept["model"]["merges"] = kept["model"]["merges"][:-1]
+    path.write_text(json.dumps(kept))
+
+
+def edit_weights(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    held = bytearray(path.read_bytes())
+    held[-2] ^= 1
+    path.write_bytes(bytes(held))
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (edit_template, "model: its chat template has changed since the run"),
+        (edit_tokenizer, "model: its tokenizer has changed since the run"),
+        (edit_weights, "model: its weights have changed since the run"),
+    ],
+)
+def test_resume_notices_another_model(make_log, make_config, tmp_path, save_llama, save_tokenizer, edit, said):
+    """Half of the run would be on other tokens, or from other weights."""
+    model = tmp_path / "model"
+    save_llama(model, save_tokenizer(model))
+    config = replace(make_config(), model=str(model), estimator="joint")
+    train_until(6, make_log(), config)
+    again, moved = replace(config, resume=True), tmp_path / "moved"
+    edit(model)
+    with pytest.raises(ValueError, match=f"{said}.*bring back the files of the model to resume it, or use --overwrite"):
+        train_log(make_log(), again)
+    model.rename(moved)
+    save_llama(model, save_tokenizer(model))
+    assert train_log(make_log(), again).metrics
+
+
+def test_resume_notices_other_tokens(make_log, make_config, monkeypatch):
+    """As of another version of a library, which the files of the model do not show."""
+    config = make_config(estimator="joint")
+    train_until(6, make_log(), config)
+
+    def shorter(*args):
+        rows, longer = encode_texts(*args)
+        return [row[1:] for row in rows], longer
+
+    monkeypatch.setattr("irm_fast.training.row_tokens.encode_texts", shorter)
+    with pytest.raises(ValueError, match="tokens: the rows are other tokens than those of the interrupted run"):
+        train_log(make_log(), replace(config, resume=True))

@@ -128,12 +128,13 @@ def test_files_of_a_model_honour_the_umask(make_log, make_config, mask, mode):
 
 
 def test_interrupted_run_of_the_other_program(make_log, make_config, tmp_path):
-    """A fit on embeddings is not resumed, nor taken for the run of a language model."""
+    """A fit on embeddings is redone, and not taken for the run of a language model."""
     fingerprint = describe(make_log(), None)
     fit = EmbeddingTrainConfig(embeddings=str(tmp_path / "log.safetensors"), output=make_config().output)
     begin_run(fit, fingerprint)
-    with pytest.raises(ValueError, match=r"holds an interrupted run; --overwrite starts anew"):
+    with pytest.raises(ValueError, match=r"holds an interrupted run; --resume goes on with it, --overwrite"):
         check_output(fit, fingerprint)
+    check_output(replace(fit, resume=True), fingerprint)
     with pytest.raises(ValueError, match=r"resume: the interrupted run in .* was with embeddings.*--overwrite"):
         check_output(make_config(resume=True), fingerprint)
     check_output(make_config(overwrite=True), fingerprint)
