@@ -13,6 +13,7 @@ import numpy as np
 
 from irm_fast.data import column_values as check
 from irm_fast.data.blocks import LineBlock, TableBlock
+from irm_fast.data.column_turns import is_messages, texts_of
 from irm_fast.data.column_values import Checked
 from irm_fast.data.declarations import Declarations
 from irm_fast.data.importing.layouts import KEYS as LAYOUT_KEYS
@@ -59,7 +60,7 @@ class Columns:
 
     def _by_field(self) -> dict[str, Any]:
         """Return the columns that are read by their canonical names."""
-        if not LAYOUT_KEYS.isdisjoint(self.batch.schema.names):
+        if _may_be_of_another_layout(self.batch.schema):
             raise InDoubtError("may be records of another layout")
         if self.declared.signals and not set(self.declared.signals).isdisjoint(self.batch.schema.names):
             raise InDoubtError("signals are columns")
@@ -80,9 +81,12 @@ class Columns:
                 self.notes.append(_ignored(name, given))
             else:
                 held[canonical] = column
-        if not {"prompt", "completion"} <= held.keys():
+        if "prompt" not in held:
             raise InDoubtError("no prompt")
-        if actions and not ("feedback" in self.batch.schema.names and check.is_given(held["feedback"]).all()):
+        if is_messages(held["prompt"]) and (self.declared.fold_system or self.declared.join_turns):
+            raise InDoubtError("turns change")
+        in_all = "feedback" in held and check.is_given(held["feedback"]).all()
+        if actions and not (in_all and "feedback" in self.batch.schema.names):
             raise InDoubtError("signals may be columns")
         return held
 
@@ -127,14 +131,13 @@ def part_of_columns(columns: Columns, problems: Problems) -> tuple[Part, np.ndar
     Raises:
         InDoubtError: All rows have to be read one by one.
     """
-    import pyarrow as pa
-
-    prompt, completion = (columns.take(check.texts(columns.held[name])) for name in ("prompt", "completion"))
+    conversations, doubt = texts_of(columns.held["prompt"], columns.held.get("completion"))
+    columns.doubt |= doubt
     recorded, feedback = _feedback(columns)
     features, featured, texts, kinds = _features(columns)
     preference = _level(columns, "preference")
     numbers = _numbers(columns)
-    names = {name: _users(columns, name) for name in ("user_id", "session_id") if name in columns.held}
+    who = [name for name in ("user_id", "session_id") if name in columns.held]
     segments = texts | {name: c.values for name in SEGMENTS if (c := _named(columns, name, check.names))}
     if set(SEGMENTS) & set(texts) & columns.held.keys():
         raise InDoubtError("a segment has two places")
@@ -142,7 +145,7 @@ def part_of_columns(columns: Columns, problems: Problems) -> tuple[Part, np.ndar
     part = Part(
         lines=lines,
         ids=_ids(columns, lines),
-        texts=pa.record_batch([prompt.values, completion.values], ["prompt", "completion"]),
+        texts=conversations,
         recorded=recorded,
         preference=preference,
         featured=featured,
@@ -151,7 +154,7 @@ def part_of_columns(columns: Columns, problems: Problems) -> tuple[Part, np.ndar
         propensity=_entries(columns, "propensity", lambda column: check.numbers(column, most=1, above=_SMALLEST)),
         acted_at=_entries(columns, "acted_at", check.times),
         features=features,
-        names=names,
+        names={name: _users(columns, name) for name in who},
         segments=segments,
     )
     doubts = np.flatnonzero(columns.doubt)
@@ -194,7 +197,9 @@ def _ids(columns: Columns, lines: np.ndarray) -> Any:
     if checked is not None and checked.given.all():
         return checked.values
     numbered = pc.binary_join_element_wise("row", pa.array(lines).cast(pa.string()), "-")
-    return numbered if checked is None else pc.if_else(checked.values.is_valid(), checked.values, numbered)
+    if checked is None:
+        return numbered
+    return pc.if_else(checked.values.is_valid(), checked.values, numbered)  # type: ignore[no-untyped-call]
 
 
 def _named(columns: Columns, name: str, checker: Callable[[Any], Checked]) -> Checked | None:
@@ -305,6 +310,20 @@ def _ignored(name: str, given: np.ndarray) -> Callable[[np.ndarray, Problems], N
             problems.ignored[name] += count
 
     return note
+
+
+def _may_be_of_another_layout(schema: Any) -> bool:
+    """Return whether rows with these fields may be records of another layout than that of a log."""
+    import pyarrow.types as t
+
+    for name in LAYOUT_KEYS.intersection(schema.names):
+        kind = schema.field(name).type
+        if name == "messages" and t.is_list(kind) and t.is_struct(kind.value_type):
+            if not {"messageId", "feedback"}.isdisjoint(field.name for field in kind.value_type):
+                return True
+        elif name != "label" or t.is_boolean(kind):
+            return True
+    return False
 
 
 def _can_be_encoded(text: str) -> bool:

@@ -71,6 +71,11 @@ def texts(column: Any) -> Checked:
     return Checked(column, is_given(column), ~plain)
 
 
+def is_visible(column: Any) -> np.ndarray:
+    """Return a mask of the texts that certainly say something."""
+    return _begins(column, _VISIBLE)
+
+
 def names(column: Any) -> Checked:
     """Check names: texts that are not empty, or whole numbers."""
     import pyarrow as pa

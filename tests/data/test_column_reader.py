@@ -44,6 +44,7 @@ def _rows(rng: random.Random, count: int) -> list[Row]:
     rows: list[Row] = []
     sparse, nulls, late = rng.random() < 0.3, rng.random() < 0.3, rng.random() < 0.2
     more = {name: rng.random() < 0.3 for name in ("features", "propensity", "acted_at", "preference", "weight", "meta")}
+    chat = rng.choice([None, None, _as_prompt, _as_messages])
     time, id_of = rng.choice([None, "text", 1, 1000, 10**9]), rng.choice([lambda i: f"r{i}", int, lambda i: None])
     for i in range(count):
         feedback = {
@@ -77,8 +78,24 @@ def _rows(rng: random.Random, count: int) -> list[Row]:
             "weight": rng.choice([None, 1, 2.5, 0]),
             "meta": {"k": [i, 2], "n": {"z": None if i % 2 else "w"}, "click": 1},
         }
-        rows.append(row | {name: value for name, value in optional.items() if more[name]})
+        row |= {name: value for name, value in optional.items() if more[name]}
+        rows.append(row if chat is None else chat(rng, row))
     return rows
+
+
+def _as_prompt(rng: random.Random, row: Row) -> Row:
+    """The row with a list of messages as its prompt."""
+    system = [{"role": "system", "content": "é\n"}] if rng.random() < 0.5 else []
+    return row | {"prompt": [*system, {"content": row["prompt"], "role": "user"}]}
+
+
+def _as_messages(rng: random.Random, row: Row) -> Row:
+    """The row with all of its turns in one list, a few of them unusual."""
+    turns = [*_as_prompt(rng, row)["prompt"], {"role": "assistant", "content": row["completion"]}]
+    if rng.random() < 0.1:
+        odd = [{"role": "Human"}, {"content": " "}, {"content": None}, {"name": "n"}, {"z": 1}, {"feedback": 1}]
+        turns.append(turns[-1] | rng.choice(odd))
+    return {name: value for name, value in row.items() if name not in ("prompt", "completion")} | {"messages": turns}
 
 
 def _changed(rng: random.Random, row: Row) -> Row:
@@ -90,7 +107,7 @@ def _changed(rng: random.Random, row: Row) -> Row:
         return {name: value for name, value in row.items() if name != rng.choice(FIELDS)}
     if kind == 2:
         name = rng.choice(["copy", "share", "click", "new", "thumbs_down", "", 'q"k', "é"])
-        return row | {"feedback": {**row["feedback"], name: rng.choice(VALUES)}}
+        return row | {"feedback": {**(row["feedback"] or {}), name: rng.choice(VALUES)}}
     if kind == 3:
         return row | {"propensity": {rng.choice(["copy", "share", "zz"]): rng.choice([0.5, 1, None, 0, 1e-39])}}
     if kind == 4:
