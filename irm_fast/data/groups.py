@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from irm_fast.data.joined import Joined
 from irm_fast.data.messages import Messages
 from irm_fast.data.texts import Names
 
@@ -66,7 +67,7 @@ def number_prompts(conversations: Sequence[Messages]) -> Prompts:
         >>> later = [first, answer, {"role": "user", "content": "Why?"}, answer]
         >>> found = number_prompts([later, [first, answer]])
         >>> found.prompts.tolist(), found.conversations.tolist()
-        ([0, 1], [0, 0])
+        ([0, 1], [1, 1])
     """
     own, whole, asked = array("q"), array("q"), array("b")  # a number and a flag for each row
     begun, ends = array("q"), array("q", [0])  # the beginnings of all prompts, and where those of each row end
@@ -131,8 +132,13 @@ def numbered(names: Sequence[Hashable | None] | np.ndarray) -> np.ndarray:
     """
     if isinstance(names, np.ndarray) and names.dtype.kind in "iu":
         return _by_appearance(names)
-    if isinstance(names, Names):
-        parts = names.column().dictionary_encode().unify_dictionaries().chunks
+    held = names.parts if isinstance(names, Joined) else [names]
+    if held and all(isinstance(part, Names) for part in held):
+        import pyarrow
+
+        columns = [part.column() for part in held]  # type: ignore[union-attr]
+        chunks = [chunk for column in columns for chunk in column.chunks]
+        parts = pyarrow.chunked_array(chunks, columns[0].type).dictionary_encode().unify_dictionaries().chunks
         codes = np.concatenate([np.empty(0, np.int64), *(part.indices.fill_null(NO_NAME).to_numpy() for part in parts)])
         named = codes >= 0
         codes[named] = _by_appearance(codes[named])  # a part of a log has the codes of all of it

@@ -50,3 +50,10 @@ class Joined(Sequence[T]):
     def __iter__(self) -> Iterator[T]:
         for part in self.parts:
             yield from part
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence) or isinstance(other, str):
+            return NotImplemented
+        return len(self) == len(other) and all(one == two for one, two in zip(self, other, strict=True))
+
+    __hash__ = None  # type: ignore[assignment]

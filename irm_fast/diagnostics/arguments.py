@@ -93,23 +93,25 @@ def known_propensities(log: DiagnosedLog, propensity: ArrayLike) -> DiagnosedLog
     wrong = np.isfinite(values) & ((values <= 0) | (values > 1))
     if wrong.any():
         raise ValueError(f"propensity: got {values[wrong][0]:g}; expected probabilities in (0, 1], or NaN")
-    return replace(log, known=np.where(np.array(log.designs) == "known", values, np.nan))
+    are_known = np.array(log.designs) == "known"
+    return replace(log, known=np.where(are_known, values, np.nan)) if are_known.any() else log
 
 
 def with_predictions(log: DiagnosedLog, reward: np.ndarray, propensity: np.ndarray) -> DiagnosedLog:
     """Return the log with predicted probabilities, and action rates refitted on the rows that have a prediction."""
-    own, m = expit(reward[:, None] * log.polarity), expit(propensity)
-    known = np.where(np.isfinite(log.known), log.known, np.where(np.array(log.designs) == "known", m, np.nan))
-    predicted = np.isfinite(reward) & (np.isfinite(propensity) | (log.feedback < 0)).all(axis=1)
+    m = expit(propensity)
+    are_known = np.array(log.designs) == "known"
+    known = np.where(np.isfinite(log.known) | ~are_known, log.known, m) if are_known.any() else log.known
+    rows = np.flatnonzero(np.isfinite(reward) & (np.isfinite(propensity) | (log.feedback < 0)).all(axis=1))
     m = np.where(np.isfinite(m), m, 0.5)  # of entries that are missing in the log as well
-    rates = np.full(m.shape, np.nan)
-    raw = action_rate(own, m, log.misclick)
-    features = logit(np.column_stack([own[:, :1], m]))
+    own, rates, preferred = np.full(m.shape, np.nan), np.full(m.shape, np.nan), np.full(len(m), np.nan)
+    own[rows], preferred[rows] = expit(reward[rows, None] * log.polarity), expit(reward[rows])
+    raw = action_rate(own[rows], m[rows], log.misclick)
+    features = logit(np.column_stack([own[rows, :1], m[rows]]))
     for k in range(m.shape[1]):
-        recorded = predicted & (log.feedback[:, k] >= 0)
-        rates[predicted, k] = raw[predicted, k]
+        recorded = log.feedback[rows, k] >= 0
+        rates[rows, k] = raw[:, k]
         if recorded.any():
-            rates[recorded, k] = refit(log.feedback[recorded, k], raw[recorded, k], features[recorded])
-    own = np.where(predicted[:, None], own, np.nan)
-    preferred = np.where(predicted, expit(reward), np.nan)
+            acted = log.feedback[rows[recorded], k]
+            rates[rows[recorded], k] = refit(acted, raw[recorded, k], features[recorded])
     return replace(log, known=known, own=own, preferred=preferred, propensity=m, rates=rates)

@@ -31,7 +31,7 @@ class CrossRow(NamedTuple):
 
 
 def cross_row_dependence(
-    feedback: np.ndarray, rates: np.ndarray, users: Sequence[Hashable | None], *, slack: float = 0.0
+    feedback: np.ndarray, rates: np.ndarray, users: Sequence[Hashable | None] | np.ndarray, *, slack: float = 0.0
 ) -> CrossRow:
     """Measure the dependence between different rows of users who appear in several.
 
@@ -44,7 +44,7 @@ def cross_row_dependence(
         feedback: Integers of shape (N, K): 1 acted, 0 silent, -1 missing.
         rates: Predicted action rates of shape (N, K), best for rows that the model was not trained on; NaN leaves an
             entry out.
-        users: The user of each of the N rows, None where unknown.
+        users: The user of each of the N rows, None where unknown; or their numbers.
         slack: The relative covariance beyond which z counts.
     """
     user = numbered(users)

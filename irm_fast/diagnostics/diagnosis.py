@@ -125,7 +125,7 @@ def diagnose(
         misclick=np.zeros(count) if misclick_rate is None else np.asarray(misclick_rate, float),
         preference=np.full(rows, -1) if preference is None else np.asarray(preference),
         users=user_numbers,
-        known=np.full((rows, count), np.nan),
+        known=np.broadcast_to(np.nan, (rows, count)),
         feature_names=feature_names,
         user_names=user_names,
         sessions=arguments.session_numbers(sessions, users, rows),
@@ -138,8 +138,8 @@ def diagnose(
         log = arguments.known_propensities(log, propensity)
     if reward_logits is not None and propensity_logits is not None:
         log = arguments.with_predictions(log, np.asarray(reward_logits, float), np.asarray(propensity_logits, float))
-    if weight is not None:
-        log = log.subset(np.asarray(weight) > 0)
+    if weight is not None and not (counted := np.asarray(weight) > 0).all():
+        log = log.subset(counted)
     return _judged(log, labels_ignorable, fold_rewards, uncorrected_mean, mean_error, misclick_sensitivity)
 
 

@@ -108,9 +108,8 @@ def duplicates(log: DiagnosedLog) -> Check:
     if log.times is None or not np.isfinite(log.times).any() or not log.repeated(who):
         return Check(name, NOT_TESTABLE, "needs times, and users or sessions", about="scale")
     rows = np.isfinite(log.times)
-    key = np.column_stack([who[rows], log.times[rows], log.feedback[rows]])
-    index, count = np.unique(key, axis=0, return_inverse=True, return_counts=True)[1:]
-    twin = (count[index.ravel()] > 1).astype(float)
+    digits = 3 ** np.arange(log.feedback.shape[1])
+    twin = _repeated(who[rows] * 3 ** len(digits) + (log.feedback[rows] + 1) @ digits, log.times[rows]).astype(float)
     acted = (log.feedback[rows] == 1).any(axis=1)
     if not acted.any() or acted.all():
         return Check(name, TOO_FEW, "all rows act, or none does", about="scale")
@@ -120,3 +119,12 @@ def duplicates(log: DiagnosedLog) -> Check:
     tail = float(norm.sf((share - silent - TWINS) / error)) if error > 0 else 1.0
     said = f"{share:.0%} of the acted rows have a twin of the same user, time and feedback, {silent:.0%} of the silent"
     return Check(name, FAILED if tail < LEVEL else PASSED, said, share - silent, tail, about="scale")
+
+
+def _repeated(numbers: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """Return a mask of the rows (N,) whose number and time another row has, too."""
+    order = np.lexsort((times, numbers))
+    same = (np.diff(numbers[order]) == 0) & (np.diff(times[order]) == 0)
+    found = np.empty(len(order), bool)
+    found[order] = np.append(same, False) | np.append(False, same)
+    return found

@@ -45,11 +45,11 @@ def alike(log: DiagnosedLog, user_activity: Check) -> tuple[CrossRow | None, Che
         return None, Check(name, NOT_TESTABLE, why, about="scale")
     if log.rates is None:
         return None, Check(name, NOT_TESTABLE, NEEDS_PREDICTIONS, about="scale")
-    found = cross_row_dependence(log.feedback, log.rates, log.users.tolist())
+    found = cross_row_dependence(log.feedback, log.rates, log.users)
     if found.users < USERS or not math.isfinite(found.z):
         few = f"{found.users} users have several rows (at least {USERS} wanted)"
         return None, Check(name, TOO_FEW, few, about="scale")
-    beyond = cross_row_dependence(log.feedback, log.rates, log.users.tolist(), slack=ACROSS_ROWS)
+    beyond = cross_row_dependence(log.feedback, log.rates, log.users, slack=ACROSS_ROWS)
     p_value = float(norm.sf(beyond.z))
     j, k = next(iter(log.pairs()), (0, 1))
     low, high = (float(bound) for bound in found.interval[j, k])
@@ -128,7 +128,7 @@ def one_choice(log: DiagnosedLog) -> Check:
     name = "one choice a session"
     if log.sessions is None or not log.repeated(log.sessions):
         return Check(name, NOT_TESTABLE, "needs sessions of several rows")
-    found = cross_row_dependence(log.feedback, log.expected(), log.sessions.tolist())
+    found = cross_row_dependence(log.feedback, log.expected(), log.sessions)
     rho = np.diag(found.rho)
     error = (found.interval[..., 1] - found.interval[..., 0]).diagonal() / (2 * 1.96)
     if found.users < USERS or not np.isfinite(error).any() or not (error > 0).any():

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from irm_fast.data.declarations import Declarations
+from irm_fast.data.joined import Joined
 from irm_fast.data.log import Log
 from irm_fast.data.read import read_declared
 from irm_fast.data.signals import DesignChoice, RewardSpec, align
@@ -95,9 +96,6 @@ def diagnose_rows(
     """
     feedback, preference = (np.concatenate([getattr(log, name) for log in logs]) for name in ("feedback", "preference"))
     weight = np.concatenate([row_weights(log) for log in logs])
-    given = np.concatenate(
-        [np.full(log.feedback.shape, np.nan) if (p := log.propensity) is None else p for log in logs]
-    )
     reward, propensity = None, None
     if heldout is not None:
         reward, propensity = np.full(len(feedback), np.nan), np.full(feedback.shape, np.nan)
@@ -117,7 +115,7 @@ def diagnose_rows(
         weight=weight,
         users=joined(logs, "user_ids"),
         feature_names=spec.feature_names,
-        propensity=given,
+        propensity=joined(logs, "propensity"),
         sessions=joined(logs, "session_ids"),
         times=joined(logs, "times"),
         acted_at=joined(logs, "acted_at"),
@@ -134,8 +132,8 @@ def joined(logs: Sequence[Log], name: str) -> Any:
         name: The name of the field.
 
     Returns:
-        The list or the array of all rows, None or NaN in those of a log that lacks the field; None if all lack it. Of
-        segments a mapping: each of any log, as such a list.
+        The names or the array of all rows, None or NaN in those of a log that lacks the field; None if all lack it. Of
+        segments a mapping: each of any log, as such names.
     """
     values = [getattr(log, name) for log in logs]
     if name != "segments":
@@ -144,14 +142,14 @@ def joined(logs: Sequence[Log], name: str) -> Any:
 
 
 def _end_to_end(values: Sequence[Any], logs: Sequence[Log]) -> Any:
-    """Return the lists or arrays of logs end to end, None or NaN for a log that has none; None if no log has one."""
+    """Return the names or arrays of logs end to end, None or NaN for a log that has none; None if no log has one."""
     given = next((value for value in values if value is not None), None)
     pairs = list(zip(values, logs, strict=True))
-    if isinstance(given, list):
-        names = [entry for value, log in pairs for entry in value or [None] * len(log)]
-        return None if all(entry is None for entry in names) else names
     if given is None:
         return None
+    if not isinstance(given, np.ndarray):
+        names = Joined([[None] * len(log) if value is None else value for value, log in pairs])
+        return None if all(entry is None for entry in names) else names
     return np.concatenate(
         [np.full((len(log), *given.shape[1:]), np.nan) if value is None else value for value, log in pairs]
     )
