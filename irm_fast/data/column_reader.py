@@ -196,7 +196,8 @@ def _ids(columns: Columns, lines: np.ndarray) -> Any:
     checked = _named(columns, "id", check.names)
     if checked is not None and checked.given.all():
         return checked.values
-    numbered = pc.binary_join_element_wise("row", pa.array(lines).cast(pa.string()), "-")
+    texts = pa.array(lines).cast(pa.string())
+    numbered = pc.binary_join_element_wise("row", texts, "-")  # type: ignore[no-untyped-call]
     if checked is None:
         return numbered
     return pc.if_else(checked.values.is_valid(), checked.values, numbered)  # type: ignore[no-untyped-call]
