@@ -34,7 +34,7 @@ class InDoubtError(ValueError):
 
 def can_read(declared: Declarations) -> bool:
     """Return whether rows that are so declared may be read by columns."""
-    return not declared.map and declared.on_error != "quarantine"
+    return not declared.map
 
 
 class Columns:
@@ -196,11 +196,10 @@ def _ids(columns: Columns, lines: np.ndarray) -> Any:
     checked = _named(columns, "id", check.names)
     if checked is not None and checked.given.all():
         return checked.values
-    texts = pa.array(lines).cast(pa.string())
-    numbered = pc.binary_join_element_wise("row", texts, "-")  # type: ignore[no-untyped-call]
+    numbered = pc.binary_join_element_wise("row", pa.array(lines).cast(pa.string()), "-")
     if checked is None:
         return numbered
-    return pc.if_else(checked.values.is_valid(), checked.values, numbered)  # type: ignore[no-untyped-call]
+    return pc.if_else(checked.values.is_valid(), checked.values, numbered)
 
 
 def _named(columns: Columns, name: str, checker: Callable[[Any], Checked]) -> Checked | None:
@@ -235,7 +234,7 @@ def _level(columns: Columns, name: str) -> np.ndarray:
 
 
 def _numbers(columns: Columns) -> dict[str, np.ndarray]:
-    checkers = {
+    checkers: dict[str, Callable[[Any], Checked]] = {
         "weight": lambda column: check.numbers(column, least=0),
         "timestamp": check.times,
         "position": check.numbers,

@@ -28,7 +28,7 @@ from irm_fast.data.log_rows import action_columns
 from irm_fast.data.problems import DataError, Problems
 from irm_fast.data.rated import Rated, parse_rated, read_rated, warn_of_left_out
 from irm_fast.data.ratings import PAIR_FIELDS, RATED_FIELDS
-from irm_fast.data.row_stream import warn_of_skipped
+from irm_fast.data.row_stream import source_of, warn_of_skipped
 from irm_fast.data.rows import LOG_FIELDS
 from irm_fast.data.signals import Absent, contradictions, signal_notes, without_contradictions
 from irm_fast.data.sources import Given, Source
@@ -121,7 +121,7 @@ def read_log(
 
 def read_declared(source: Given, declared: Declarations) -> Log:
     """Read a log as it is declared; `read_log` says how, and what is raised."""
-    source = Source.of(source)
+    source = source_of(source, declared)
     scan = scan_log(source, source.blocks(), declared)
     return scan.accepted(declared)
 
@@ -139,8 +139,8 @@ def read_log_or_rated(source: Given, declared: Declarations | None = None) -> Lo
     Raises:
         DataError: All that is wrong with it, by file, line and field; first, what it was read as.
     """
-    source = Source.of(source)
     declared = replace(declared or Declarations(), misclick=True)
+    source = source_of(source, declared)
     blocks, read = source.blocks(), list[Block]()
 
     def rows() -> Iterator[RawRow]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,7 +14,7 @@ from irm_fast.data.declarations import Declarations
 from irm_fast.data.importing.layouts import in_log_layout
 from irm_fast.data.mapping import FieldMap
 from irm_fast.data.problems import FieldError, Problems
-from irm_fast.data.sources import QUARANTINE, Source
+from irm_fast.data.sources import QUARANTINE, Given, Source
 from irm_fast.data.warning import warn_caller
 from irm_fast.data.whole import whole_file
 
@@ -33,7 +34,6 @@ class RowStream:
 
     def __init__(self, declared: Declarations, problems: Problems) -> None:
         self.declared, self.problems, self.seen = declared, problems, 0
-        self._as_read: dict[int, object] = {}  # for a quarantine
 
     def rows(self, raw: Iterable[RawRow]) -> Iterator[tuple[int, Mapping[str, Any]]]:
         """Yield the next rows, of those that were read."""
@@ -41,8 +41,6 @@ class RowStream:
         for line, content in raw if fields else in_log_layout(raw, self.problems.noted):
             if line is not None:
                 self.seen += 1
-                if self.declared.on_error == "quarantine":
-                    self._as_read[line] = None if isinstance(content, FieldError) else content
             if isinstance(content, FieldError):
                 self.problems.add(line, content.field, content.text)
                 continue
@@ -64,11 +62,32 @@ class RowStream:
             return {}
         skipped = self.problems.skip(self.declared.allowed_errors(self.seen), self.seen)
         if skipped and self.declared.on_error == "quarantine":
+            as_read = self._read_again(skipped)
             with whole_file(quarantine_path(self.problems, self.declared)) as file:
                 for line, reason in skipped.items():
-                    entry = {"place": self.problems.place(line), "reason": reason, "row": self._as_read[line]}
+                    entry = {"place": self.problems.place(line), "reason": reason, "row": as_read.get(line)}
                     file.write(json.dumps(entry, default=str) + "\n")
         return skipped
+
+    def _read_again(self, lines: Mapping[int, object]) -> dict[int, object]:
+        """Return the rows of these numbers as they are in the source, None where there is no object."""
+        assert isinstance(self.problems.source, Source)
+        wanted, last = sorted(lines), 0
+        found: dict[int, object] = {}
+        for block in self.problems.source.blocks():
+            place = bisect.bisect_right(wanted, last)
+            last = max(last, block.last)
+            if place < len(wanted) and wanted[place] <= last:
+                for line, row in block.rows() if self.declared.map else in_log_layout(block.rows(), Counter()):
+                    if line is not None and line in lines:
+                        found[line] = None if isinstance(row, FieldError) else row
+        return found
+
+
+def source_of(given: Given, declared: Declarations) -> Source:
+    """Return the source of rows, which can be read again where a quarantine will ask for some."""
+    source = Source.of(given)
+    return source.repeatable() if declared.on_error == "quarantine" else source
 
 
 def quarantine_path(problems: Problems, declared: Declarations) -> Path:

@@ -11,9 +11,9 @@ from irm_fast.data.declarations import NEGATIVE_SIGNALS, Declarations
 from irm_fast.data.groups import numbered
 from irm_fast.data.problems import one_line
 from irm_fast.data.read import scan_log
-from irm_fast.data.row_stream import counted
+from irm_fast.data.row_stream import counted, source_of
 from irm_fast.data.signals import Absent, signal_notes
-from irm_fast.data.sources import Given, Source
+from irm_fast.data.sources import Given
 from irm_fast.data.times import shown_time
 
 
@@ -42,8 +42,8 @@ def validate(
     Raises:
         DataError: The file does not exist.
     """
-    source = Source.of(source)
     declared = declared or Declarations.of(absent=absent, polarity=polarity, misclick=misclick)
+    source = source_of(source, declared)
     scan = scan_log(source, source.blocks(), declared, keep="hashes")
     log, found = scan.found.log, scan.found
     users, sessions = (_counts(found.hashes.get(name)) for name in ("user_id", "session_id"))

@@ -234,6 +234,22 @@ def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
     assert read_log("-").messages == read_log(rows()).messages
 
 
+@pytest.mark.parametrize("kind", ["input", "generator", "blocks"])
+def test_rows_of_a_quarantine_are_read_again(kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(json_lines, "BLOCK", 2000)
+    made = rows(400)
+    made[5]["completion"], made[320]["completion"], made[390]["id"] = "", " ", "r1"
+    text = io.BytesIO(lines(made).encode())
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BufferedReader(text)))
+    (tmp_path / "log.jsonl").write_bytes(text.getvalue())
+    source = {"input": "-", "generator": iter(made), "blocks": tmp_path / "log.jsonl"}[kind]
+    with pytest.warns(UserWarning, match="left out 3 of 400 rows"):
+        log = read_log(source, on_error="quarantine", quarantine=tmp_path / "wrong.jsonl")
+    assert len(log) == 397
+    found = [json.loads(line)["row"] for line in (tmp_path / "wrong.jsonl").read_text().splitlines()]
+    assert found == [made[5], made[320], made[390]]
+
+
 def _frames() -> dict[str, Callable[[], Any]]:
     def pandas() -> Any:
         return pytest.importorskip("pandas").DataFrame(rows())
