@@ -435,6 +435,7 @@ def _numbers(
         return float(values)
     if not isinstance(values, Tensor):
         values = torch.as_tensor(values, device=reward_logits.device)
+    checks.check_tensor(name, values)
     shapes = [torch.Size(()), reward_logits.shape] if rows else [torch.Size(())]
     if values.shape not in shapes:
         expected = "a number or have shape " + str(tuple(reward_logits.shape)) if rows else "a number"

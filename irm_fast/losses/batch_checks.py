@@ -129,7 +129,7 @@ def check_states(hidden: Tensor, width: int | None = None) -> None:
         ValueError: The shape is another.
     """
     check_tensor("hidden", hidden)
-    if hidden.dim() != 2 or not hidden.shape[1] or width not in (None, hidden.shape[1]):
+    if hidden.dim() != 2 or not hidden.shape[1] or (width is not None and hidden.shape[1] != width):
         wanted = f"(N, {width or 'H'})"
         raise ValueError(f"hidden must have shape {wanted}, one pooled state a row, got {tuple(hidden.shape)}")
     check_logits("hidden", hidden, None, hidden.device)

@@ -32,7 +32,10 @@ def is_of_signals(logits: Tensor, rows: torch.Size) -> bool:
         logits: The logits.
         rows: The shape of the logits of rows: (N,) of one signal, or (N, K).
     """
-    return logits.shape != rows and logits.shape in ((), rows[1:] or (1,))
+    if not logits.dim():
+        return True
+    shape = logits.shape
+    return shape != rows and shape == (rows[1:] if len(rows) == 2 else (1,))
 
 
 def for_every_row(logits: Tensor, rows: torch.Size) -> Tensor:

@@ -35,7 +35,7 @@ def compute_loss_func(
     is refused.
 
     The model returns a mapping or named tuple with `reward_logits` or, as sequence classifiers of one label do,
-    `logits`, (N,) or (N, 1), and `propensity_logits`, (N, K), or (N,) of one signal: `heads(hidden)._asdict()` of
+    `logits`, (N,) or (N, 1), and `propensity_logits` in any shape that the loss takes: `heads(hidden)._asdict()` of
     `irm_fast.SignalHeads`. The batch has `labels`, one tensor, (N, K), or (N,) of one signal: the feedback (1 acted, 0
     silent, -1 or NaN not recorded), and after it the columns named in `columns`; `pack_labels` makes it. Data sets have
     it as "labels" or "label", which both collators of transformers turn into a tensor; `TrainingArguments` needs
@@ -70,7 +70,7 @@ def compute_loss_func(
     def loss_func(outputs: Any, labels: Tensor | None, num_items_in_batch: Tensor | float | None = None) -> Tensor:
         reward, propensity = _logits(outputs)
         feedback, others = _split(labels, propensity, columns)
-        per_row = (propensity.shape[1] if propensity.dim() == 2 else 1) + len(columns)
+        per_row = (feedback.shape[1] if feedback.dim() == 2 else 1) + len(columns)
         loss: Tensor = implicit_rm_loss(
             reward,
             propensity,
@@ -131,7 +131,7 @@ def _array(x: ArrayLike | Tensor) -> np.ndarray:
 
 
 def _logits(outputs: Any) -> tuple[Tensor, Tensor]:
-    """Return reward logits (N,) and propensity logits (N,) or (N, K) of a model's outputs."""
+    """Return reward logits (N,) and propensity logits of a model's outputs."""
     found = outputs if isinstance(outputs, Mapping) else getattr(outputs, "_asdict", dict)()
     reward, propensity = found.get("reward_logits", found.get("logits")), found.get("propensity_logits")
     if reward is None or propensity is None:
@@ -145,7 +145,7 @@ def _logits(outputs: Any) -> tuple[Tensor, Tensor]:
 
 
 def _split(labels: Tensor | None, propensity: Tensor, columns: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the feedback, shaped like the propensity logits, and the columns that follow it."""
+    """Return the feedback, as the loss takes it beside these propensity logits, and the columns that follow it."""
     if not isinstance(labels, Tensor):
         raise TypeError(
             f"labels: got {type(labels).__name__}; expected one tensor of feedback (see irm_fast.hf.pack_labels): the "
@@ -153,16 +153,17 @@ def _split(labels: Tensor | None, propensity: Tensor, columns: Sequence[str]) ->
         )
     if labels.device.type == "cpu" and not torch.compiler.is_compiling() and (labels == _IGNORED).any():
         raise ValueError(_refusal("labels"))
-    n_signals = propensity.shape[1] if propensity.dim() == 2 else 1
     table = labels.unsqueeze(-1) if labels.dim() == 1 else labels
-    if table.dim() != 2 or table.shape[1] != n_signals + len(columns):
-        what = f"{n_signals} signal(s)" + "".join(f", {name}" for name in columns)
+    count = table.shape[-1] - len(columns)
+    if table.dim() != 2 or count < 1 or (propensity.dim() == 2 and propensity.shape[1] != count):
+        n_signals = propensity.shape[1] if propensity.dim() == 2 else "K"
+        after = "".join(f", and the column {name}" for name in columns)
         raise ValueError(
-            f"labels: got shape {tuple(labels.shape)}; expected (N, {n_signals + len(columns)}), for {what}: further "
-            "columns are named in compute_loss_func(columns=...)"
+            f"labels: got shape {tuple(labels.shape)}; expected (N, {n_signals}) of feedback{after}: further columns "
+            "are named in compute_loss_func(columns=...)"
         )
-    others = {name: table[:, n_signals + i] for i, name in enumerate(columns)}
-    return table[:, :n_signals].reshape(propensity.shape), others
+    others = {name: table[:, count + i] for i, name in enumerate(columns)}
+    return table[:, 0] if propensity.dim() == 1 and count == 1 else table[:, :count], others
 
 
 def _rows(num_items: Tensor | float | None, per_row: int, training: bool) -> Tensor | float | None:

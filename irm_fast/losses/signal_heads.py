@@ -119,8 +119,11 @@ class SignalHeads(nn.Module):
         codes = check_feedback(feedback, feedback.shape[0] if feedback.dim() else 0, feedback.device)
         check_values(codes, None, None)
         codes = codes.reshape(codes.shape[0], -1).long()
+        count = len(self.propensity_bias)
+        if codes.shape[1] != count:
+            raise ValueError(f"feedback: got {codes.shape[1]} signal(s); expected those of the heads, {count}")
         recorded, acted = (codes >= 0).sum(0), (codes == 1).sum(0)
-        if codes.shape[1] == len(self.propensity_bias) and not recorded.all():
+        if not recorded.all():
             missing = int(recorded.argmin())
             name = self.signals[missing] if self.signals else missing
             raise ValueError(f"feedback: no row records signal {name!r}; expected rows with 1 or 0: leave it out")

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import grad
 
@@ -160,6 +161,19 @@ def test_the_definition_takes_nan_for_missing() -> None:
     for options in ({}, {"stratification": (s / 2, t)}):
         want = irm_fast.reference.implicit_rm_loss(s, t, f, **options)
         assert torch.equal(irm_fast.reference.implicit_rm_loss(s, t, floating, **options), want)
+
+
+@pytest.mark.parametrize("name", ["implicit", "linear"])
+@pytest.mark.parametrize("shape", [(), (K,)])
+def test_other_batch_sizes_are_not_compiled_anew(name: str, shape: Any) -> None:
+    s, constants, f = case(shape)
+    torch._dynamo.reset()
+    graphs = CompileCounterWithBackend("eager")
+    compiled = torch.compile(SEVERAL[name], fullgraph=True, backend=graphs)
+    for n in (N, 31, 12):
+        some, codes = s[:n].clone(), f[:n].clone()
+        torch.testing.assert_close(compiled(some, constants, codes.float()), SEVERAL[name](some, constants, codes))
+    assert graphs.frame_count <= 2  # one for the first size, one for all sizes
 
 
 @pytest.mark.parametrize("name", SEVERAL)

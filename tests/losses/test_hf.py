@@ -54,6 +54,19 @@ def test_outputs_and_labels_of_every_form() -> None:
             torch.testing.assert_close(loss_func(outputs, labels, num_items_in_batch=None), want)  # in evaluation
 
 
+@pytest.mark.parametrize("shape", [(), (2,)])
+def test_outputs_may_hold_constants(shape: tuple) -> None:
+    s, _, f = make(N, 2)
+    constants, weight = torch.full(shape, -0.5), torch.linspace(0, 2, N)
+    want = irm_fast.implicit_rm_loss(s, constants, f, weight=weight)
+    labels = torch.cat([f, weight[:, None]], 1)
+    loss_func = irm_fast.hf.compute_loss_func(columns=["weight"])
+    outputs = {"logits": s, "propensity_logits": constants}
+    torch.testing.assert_close(loss_func(outputs, labels, counted(labels)), want)
+    with pytest.raises(ValueError, match=r"propensity_logits must have shape \(24,\) .* \(1,\) or \(\)"):
+        loss_func({"logits": s, "propensity_logits": torch.zeros(2)}, labels[:, 1:], N)
+
+
 @pytest.mark.parametrize("columns", [("preference",), ("weight",), ("preference", "weight"), ("weight", "preference")])
 def test_labels_hold_preference_and_weight(columns: tuple) -> None:
     s, t, f = make(N, 2)
@@ -92,7 +105,7 @@ REFUSED: dict[str, tuple[type[Exception], str, dict[str, Any]]] = {
     "a dictionary": (TypeError, "labels: got dict; expected one tensor", {"labels": {"feedback": F}}),
     "a column too many": (
         ValueError,
-        r"labels: got shape \(4, 3\); expected \(N, 2\), for 2 signal\(s\): further columns are named in",
+        r"labels: got shape \(4, 3\); expected \(N, 2\) of feedback: further columns are named in",
         {"labels": torch.cat([F, F[:, :1]], 1)},
     ),
     "one dimension": (ValueError, r"labels: got shape \(4,\); expected \(N, 2\)", {"labels": F[:, 0]}),

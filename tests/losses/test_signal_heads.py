@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
 import irm_fast
 from irm_fast.losses import SCALAR_LEARNING_RATE
@@ -143,8 +144,7 @@ def made_log(n: int = 16_000) -> tuple[Tensor, Tensor]:
     return x, (pleased[:, None] & acts).long()
 
 
-@pytest.mark.parametrize("lr", [1e-5, 1e-4, 3e-4])
-@pytest.mark.parametrize("own_rate", [True, False])
+@pytest.mark.parametrize(("lr", "own_rate"), [(1e-5, True), (1e-4, True), (3e-4, True), (3e-4, False)])
 def test_constant_propensities_learn_beside_a_backbone(lr: float, own_rate: bool) -> None:
     """At the backbone's learning rate they would stay where they start."""
     x, feedback = made_log()
@@ -154,7 +154,7 @@ def test_constant_propensities_learn_beside_a_backbone(lr: float, own_rate: bool
     start = heads.propensity_bias.detach().sigmoid()
     model = nn.ModuleList([body, heads])
     optimizer = torch.optim.AdamW(heads.parameter_groups(lr, model) if own_rate else model.parameters(), lr=lr)
-    steps = [some for _ in range(3) for some in torch.randperm(len(x)).split(64)]
+    steps = [some for _ in range(3) for some in torch.randperm(len(x)).split(256)]
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, len(steps))
     for some in steps:
         optimizer.zero_grad()
@@ -166,6 +166,25 @@ def test_constant_propensities_learn_beside_a_backbone(lr: float, own_rate: bool
         assert (found - torch.tensor([0.15, 0.30])).abs().max() < 0.03
     else:
         assert (found - start).abs().max() < 0.02
+
+
+@pytest.mark.parametrize("design", ["constant", "hidden"])
+def test_heads_compile_whole(design: Any) -> None:
+    heads, (hidden, feedback) = trained(design), rows()
+
+    def step(hidden: Tensor, feedback: Tensor) -> Tensor:
+        return irm_fast.implicit_rm_loss(*heads(hidden), feedback) + heads.loss(hidden, feedback)
+
+    torch._dynamo.reset()
+    graphs = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(step, fullgraph=True, backend=graphs)
+    for n in (N, 40, 31):
+        some, codes = hidden[:n].clone(), feedback[:n].clone()
+        want, got = step(some, codes), compiled(some, codes)
+        torch.testing.assert_close(got, want)
+        for one, other in zip(*(torch.autograd.grad(x, [*heads.parameters()]) for x in (got, want)), strict=True):
+            torch.testing.assert_close(one, other)
+    assert graphs.frame_count <= 2  # one for the first size, one for all sizes
 
 
 REFUSED: dict[str, tuple[type[Exception], str, dict[str, Any]]] = {
@@ -193,7 +212,7 @@ def test_refused_feedback_and_states() -> None:
         heads.start_at(torch.tensor([[1, -1], [0, -1]]))
     with pytest.raises(ValueError, match="row 1 is not"):
         heads.start_at([[1, 0], [0, -100]])
-    with pytest.raises(ValueError, match="rates: got 1 of them; expected one for each of 2"):
+    with pytest.raises(ValueError, match=r"feedback: got 1 signal\(s\); expected those of the heads, 2"):
         heads.start_at([1, 0])
     with pytest.raises(ValueError, match=r"hidden must have shape \(N, 8\), one pooled state a row, got \(2, 3, 8\)"):
         heads(torch.zeros(2, 3, H))
