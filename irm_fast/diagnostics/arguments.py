@@ -102,16 +102,23 @@ def with_predictions(log: DiagnosedLog, reward: np.ndarray, propensity: np.ndarr
     m = expit(propensity)
     are_known = np.array(log.designs) == "known"
     known = np.where(np.isfinite(log.known) | ~are_known, log.known, m) if are_known.any() else log.known
-    rows = np.flatnonzero(np.isfinite(reward) & (np.isfinite(propensity) | (log.feedback < 0)).all(axis=1))
-    m = np.where(np.isfinite(m), m, 0.5)  # of entries that are missing in the log as well
+    rows = _index(np.isfinite(reward) & (np.isfinite(propensity) | (log.feedback < 0)).all(axis=1))
+    m[~np.isfinite(m)] = 0.5  # of entries that are missing in the log as well
     own, rates, preferred = np.full(m.shape, np.nan), np.full(m.shape, np.nan), np.full(len(m), np.nan)
     own[rows], preferred[rows] = expit(reward[rows, None] * log.polarity), expit(reward[rows])
-    raw = action_rate(own[rows], m[rows], log.misclick)
-    features = logit(np.column_stack([own[rows, :1], m[rows]]))
+    columns = [*own[rows, :1].T, *m[rows].T]
+    features = np.empty((len(preferred[rows]), len(columns)))
+    for number, column in enumerate(columns):  # one after the other: a log may be large
+        features[:, number] = logit(column)
     for k in range(m.shape[1]):
-        recorded = log.feedback[rows, k] >= 0
-        rates[rows, k] = raw[:, k]
-        if recorded.any():
-            acted = log.feedback[rows[recorded], k]
-            rates[rows[recorded], k] = refit(acted, raw[recorded, k], features[recorded])
+        rate, acted = action_rate(own[rows, k], m[rows, k], log.misclick[k]), log.feedback[rows, k]
+        if (acted >= 0).any():
+            recorded = _index(acted >= 0)
+            rate[recorded] = refit(acted[recorded], rate[recorded], features[recorded])
+        rates[rows, k] = rate
     return replace(log, known=known, own=own, preferred=preferred, propensity=m, rates=rates)
+
+
+def _index(mask: np.ndarray) -> np.ndarray | slice:
+    """Return an index of the rows of a mask (N,): of all rows there is no copy."""
+    return slice(None) if mask.all() else np.flatnonzero(mask)

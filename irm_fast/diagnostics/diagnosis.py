@@ -123,7 +123,7 @@ def diagnose(
         feedback=feedback.astype(np.int64),
         polarity=np.ones(count, int) if polarity is None else np.asarray(polarity, int),
         misclick=np.zeros(count) if misclick_rate is None else np.asarray(misclick_rate, float),
-        preference=np.full(rows, -1) if preference is None else np.asarray(preference),
+        preference=np.broadcast_to(-1, rows) if preference is None else np.asarray(preference),
         users=user_numbers,
         known=np.broadcast_to(np.nan, (rows, count)),
         feature_names=feature_names,

@@ -92,7 +92,7 @@ def fit_model(
         spread=scaler.scale,
         features=None if feature_scaler is None else feature_scaler(observed.features),  # type: ignore[arg-type]
         objective=Objective.of(observed, device),
-        known=torch.from_numpy(observed.known_logits()).to(device),
+        known=_known_logits(observed, device),
         folds=observed.folds(n_folds, random),
         propensity_sds=propensity_sds,
         training=training,
@@ -133,6 +133,13 @@ def fit_model(
         signals=Signals(observed.signals, observed.polarity, observed.misclick_rate),
         candidates=candidate_rewards(problem, observed),
     )
+
+
+def _known_logits(observed: Observed, device: torch.device) -> Tensor:
+    """Return the logits of known propensities, of shape (N, K), 0 elsewhere; without any, zeros that take no memory."""
+    if observed.propensity is None:
+        return torch.zeros(1, device=device).expand(observed.feedback.shape)
+    return torch.from_numpy(observed.known_logits()).to(device)
 
 
 @dataclass

@@ -91,6 +91,9 @@ class Problem:
 
     def order(self, found: FoundPropensities) -> PropensityLogits:
         """Return the part of the logits that comes from the signal that acted before."""
+        if not any(first >= 0 for first in self.objective.after):
+            nothing = self.known.new_zeros(1).expand(self.known.shape)
+            return PropensityLogits(nothing, nothing)
         held_out = found.order[torch.from_numpy(self.folds).to(found.order.device)]
         return PropensityLogits(self.objective.followed * found.order.mean(0), self.objective.followed * held_out)
 

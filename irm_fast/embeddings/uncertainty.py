@@ -140,8 +140,7 @@ class _Influence(NamedTuple):
         x: The embeddings.
         objective: The implicit loss of the rows.
         gradients: The gradients by the logits.
-        curvature: The weights w m (1 - m) of the curvature of the regressions on proven rows, of shape (N, K).
-        residual: The weighted residuals w (m - f) of these regressions, of shape (N, K).
+        logits: The propensity logits, of shape (N, K).
         evidence: `two_step.proven`, of shape (N, K).
         joint: The signals whose propensities the joint likelihood fitted.
         joint_reads: What each of these reads.
@@ -152,8 +151,7 @@ class _Influence(NamedTuple):
     x: Standardised
     objective: Objective
     gradients: _Gradients
-    curvature: Tensor
-    residual: Tensor
+    logits: Tensor
     evidence: Tensor
     joint: Sequence[int]
     joint_reads: Sequence[_Reads]
@@ -177,13 +175,11 @@ class _Influence(NamedTuple):
         signals = range(len(designs))
         joint = [k for k in signals if designs[k] != "known" and not two_steps[k]]
         in_two_steps = [k for k in signals if two_steps[k]]
-        m, weight = torch.sigmoid(logits), objective.weight[:, None]
         return cls(
             x=x,
             objective=objective,
             gradients=_gradients(reward.held_out, logits, objective),
-            curvature=weight * m * (1 - m),
-            residual=weight * (m - (objective.feedback == 1).float()),
+            logits=logits,
             evidence=proven(objective),
             joint=joint,
             joint_reads=[_Reads.of(designs[k], x, z, found.prior, 1 / BIAS_SD**2) for k in joint],
@@ -207,7 +203,8 @@ class _Influence(NamedTuple):
             crosses.append(_product(block, with_one, self.gradients.cross[rows][:, k]))
             seen = torch.nonzero(self.evidence[rows][:, k])[:, 0]
             block = block[seen]
-            own.append(_product(block, block, self.curvature[rows][seen, k]))
+            m, weight = torch.sigmoid(self.logits[rows][seen, k]), self.objective.weight[rows][seen]
+            own.append(_product(block, block, weight * m * (1 - m)))
         return [_product(influence, influence, 1 / self.objective.weight[rows]), *crosses, *own]
 
     def of_all(self, rows: Rows, some: Tensor, moved: Sequence[Tensor]) -> Tensor:
@@ -216,7 +213,9 @@ class _Influence(NamedTuple):
         for k, reads, by_evidence in zip(self.proven, self.proven_reads, moved, strict=True):
             seen = torch.nonzero(self.evidence[rows][:, k])[:, 0]
             block = reads.columns(rows, some)[seen]
-            added = (self.residual[rows][seen, k, None] * block) @ by_evidence.to(block)
+            m, weight = torch.sigmoid(self.logits[rows][seen, k]), self.objective.weight[rows][seen]
+            residual = weight * (m - (self.objective.feedback[rows][seen, k] == 1).float())
+            added = (residual[:, None] * block) @ by_evidence.to(block)
             influence[:, : some.shape[1] + 1].index_add_(0, seen, added, alpha=-1)
         return influence
 
