@@ -134,11 +134,27 @@ class Observed:
             )
         order = random.permutation(len(sizes))
         order = order[np.argsort(-sizes[order], kind="stable")]
-        fold, load = np.empty(len(sizes), int), np.zeros(count)
-        for number in order:  # the largest first, each to the emptiest fold
+        fold, load = np.empty(len(sizes), int), np.zeros(count, int)
+        several = int((sizes > 1).sum())
+        for number in order[:several]:  # the largest first, each to the emptiest fold
             fold[number] = load.argmin()
             load[fold[number]] += sizes[number]
+        fold[order[several:]] = _emptiest(load, len(order) - several)
         return fold[group]
+
+
+def _emptiest(load: np.ndarray, count: int) -> np.ndarray:
+    """Return the folds (integer) of so many single rows, each in turn to the emptiest fold, of shape (count,).
+
+    Args:
+        load: The number of rows that each fold has before, of shape (folds,).
+        count: The number of single rows.
+    """
+    folds = len(load)
+    most = max(int(load.max()), -(-(int(load.sum()) + count) // folds))  # rows that a fold has in the end, at most
+    places = np.concatenate([np.arange(had, most + 1) * folds + number for number, had in enumerate(load)])
+    found: np.ndarray = np.sort(places)[:count] % folds  # in the order in which they are filled
+    return found
 
 
 def observe(

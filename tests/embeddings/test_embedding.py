@@ -22,6 +22,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 import irm_fast
 from irm_fast.embeddings import fit, problem
 from irm_fast.embeddings.estimator import EmbeddingRewardModel
+from irm_fast.embeddings.observed import observe
 from tests.embeddings.embedding_cases import SMALL_NETWORK, Case, make, model
 
 LABELS = "the check labels rows 1 and 2, or with words; feedback is 1 acted, 0 silent, -1 missing"
@@ -522,3 +523,21 @@ def test_a_refused_refit_leaves_the_earlier_fit(case: Case) -> None:
     np.testing.assert_array_equal(old.decision_function(case.x), before)
     network = old.set_params(**SMALL_NETWORK).fit(case.x, case.feedback)
     assert not network.is_linear_ and not hasattr(network, "coef_")
+
+
+@pytest.mark.parametrize("largest", [2, 3, 40])
+def test_rows_go_to_the_emptiest_fold_groups_before_single_rows(largest: int) -> None:
+    rng = np.random.default_rng(largest)
+    sizes = np.where(rng.random(60) < 0.5, 1, rng.integers(1, largest, size=60))
+    groups = rng.permutation(np.repeat(np.arange(60), sizes))
+    rows = observe(
+        len(groups), np.ones((len(groups), 1)), design="constant", polarity=1, misclick_rate=0, groups=groups
+    )
+    found, number = rows.folds(3, np.random.RandomState(0)), rows.group_numbers()
+    sizes = np.bincount(number)
+    order = np.random.RandomState(0).permutation(60)
+    load, expected = [0, 0, 0], {}
+    for group in sorted(order, key=lambda each: -sizes[each]):
+        expected[group] = int(np.argmin(load))
+        load[expected[group]] += sizes[group]
+    assert found.tolist() == [expected[group] for group in number]
