@@ -8,7 +8,6 @@ of them, and a loss that is not finite makes its gradient so.
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -91,7 +90,8 @@ class NumericalWatch(TrainerCallback):
     def guard(self, loss: Tensor) -> Tensor:
         """The same loss; one that is not finite gets a gradient of NaN, which no sum over processes hides."""
         found = loss.detach()
-        return loss * torch.where(found.isfinite(), torch.ones_like(found), torch.full_like(found, math.nan))
+        loss.register_hook(lambda gradient: gradient + (found - found))  # 0, or NaN
+        return loss
 
     def mask(self, norm: Tensor, optimizer: torch.optim.Optimizer, step: int) -> None:
         """Make the optimiser leave weights and moments as they are, if the gradient is not finite.
