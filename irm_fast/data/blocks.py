@@ -96,6 +96,15 @@ class LineBlock:
             if line.strip():
                 yield RawRow(number, object_of(line))
 
+    def halves(self) -> list[LineBlock]:
+        """Return the block in two, or as it is if it is one line."""
+        middle = self.raw.find(b"\n", len(self.raw) // 2) + 1
+        if middle in (0, len(self.raw)):
+            return [self]
+        lines = self.raw.count(b"\n", 0, middle)
+        first = LineBlock(self.first, self.raw[:middle], lines)
+        return [first, LineBlock(self.first + lines, self.raw[middle:], self.lines - lines)]
+
     def after(self, start: int, *, parted: bool) -> LineBlock:
         """Return the block with the numbers that its rows have after `start` others."""
         return replace(self, first=self.first + start)

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 
 from irm_fast.data import column_values as check
-from irm_fast.data.blocks import LineBlock, TableBlock
+from irm_fast.data.blocks import TableBlock
 from irm_fast.data.column_turns import is_messages, texts_of
 from irm_fast.data.column_values import Checked
 from irm_fast.data.declarations import Declarations
 from irm_fast.data.importing.layouts import KEYS as LAYOUT_KEYS
 from irm_fast.data.key_places import KeyPlaces
+from irm_fast.data.line_tables import LineTable
 from irm_fast.data.log_rows import ACTIONS, FeatureKind
 from irm_fast.data.parts import ABSENT, Entries, Part, Seen
 from irm_fast.data.problems import FieldError, Problems, shown
@@ -41,8 +42,8 @@ class Columns:
     """The columns of a block, as far as they are read.
 
     Args:
-        block: The block.
-        batch: Its rows.
+        first: The number of its first row.
+        table: Its rows.
         declared: How the log is to be read.
         seen: What the rows before have.
 
@@ -50,10 +51,10 @@ class Columns:
         InDoubtError: The block has to be read row by row.
     """
 
-    def __init__(self, block: LineBlock | TableBlock, batch: Any, declared: Declarations, seen: Seen) -> None:
-        self.declared, self.seen, self.batch, self.rows = declared, seen, batch, len(batch)
-        self.keys = KeyPlaces(block.raw, batch) if isinstance(block, LineBlock) else None
-        self.first = block.first
+    def __init__(self, first: int, table: LineTable | TableBlock, declared: Declarations, seen: Seen) -> None:
+        self.first, self.declared, self.seen = first, declared, seen
+        self.batch, self.rows = table.batch, len(table.batch)
+        self.keys = KeyPlaces(table) if isinstance(table, LineTable) else None
         self.doubt = np.zeros(self.rows, bool)
         self.notes: list[Callable[[np.ndarray, Problems], None]] = []  # what to note of the rows that are taken
         self.held = self._by_field()

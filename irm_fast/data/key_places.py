@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from irm_fast.data.column_values import is_given
+from irm_fast.data.line_tables import LineTable
 
 _ESCAPED = re.compile(rb'\\[^"\\][^"\\]*":')  # the end of a key that has an escape
 _QUOTE, _BACKSLASH, _SPACE = b'"\\ '
@@ -33,12 +34,11 @@ class KeyPlaces:
     Within a text a quote is escaped, and no text is followed by a colon: `"copy":` is always a key.
 
     Args:
-        raw: The lines, an object each.
-        batch: What Arrow makes of them.
+        table: The lines, an object each.
     """
 
-    def __init__(self, raw: bytes, batch: Any) -> None:
-        self.raw, self.batch = raw, batch
+    def __init__(self, table: LineTable) -> None:
+        self.raw, self.ends, self.batch = table
         self._regular: bool | None = None
         self._places: dict[str, list[Place | None]] | None = None
         self._lines: Any = None
@@ -84,8 +84,7 @@ class KeyPlaces:
         import pyarrow.compute as pc
 
         if self._lines is None:
-            ends = np.flatnonzero(np.frombuffer(self.raw, np.uint8) == 10)[: len(self.batch) - 1]
-            offsets = np.concatenate([[0], ends, [len(self.raw)]]).astype(np.int32)
+            offsets = np.append(0, self.ends).astype(np.int32)
             self._lines = pa.Array.from_buffers(
                 pa.binary(), len(self.batch), [None, pa.py_buffer(offsets), pa.py_buffer(self.raw)]
             )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -85,6 +85,20 @@ class Kind:
 _NAMES = {bool: "bool", int: "int", float: "float", str: "text", dict: "object", list: "list"}
 
 
+class LineTable(NamedTuple):
+    """Lines of JSON as a table.
+
+    Attributes:
+        raw: The lines.
+        ends: Where each of them ends, int64 of shape (n,).
+        batch: Their objects.
+    """
+
+    raw: bytes
+    ends: np.ndarray
+    batch: Any
+
+
 class LineTables:
     """Parses blocks of lines as tables.
 
@@ -111,10 +125,13 @@ class LineTables:
         except ValueError:  # also of names that are not Unicode
             self.kind = self._schema = None
 
-    def table_of(self, block: LineBlock) -> Any:
-        """Return the record batch of a block, a row a line, or None where it may be none."""
+    def table_of(self, block: LineBlock) -> LineTable | None:
+        """Return the table of a block, a row a line, or None where it may be none."""
         schema = self._schema
-        if schema is None or not len(schema) or not _is_text(block.raw) or not (count := _objects(block.raw)):
+        if schema is None or not len(schema) or not _is_text(block.raw):
+            return None
+        ends = _ends_of_objects(block.raw)
+        if ends is None:
             return None
         import pyarrow
         from pyarrow import json
@@ -130,7 +147,8 @@ class LineTables:
         except (pyarrow.ArrowException, ValueError):
             return None
         [batch] = table.combine_chunks().to_batches()
-        return batch if len(batch) == count and all(_is_finite(column) for column in batch.columns) else None
+        fine = len(batch) == len(ends) and all(_is_finite(column) for column in batch.columns)
+        return LineTable(block.raw, ends, batch) if fine else None
 
 
 def _is_text(raw: bytes) -> bool:
@@ -144,8 +162,8 @@ def _is_text(raw: bytes) -> bool:
     return True
 
 
-def _objects(raw: bytes) -> int:
-    """Return the number of lines if each begins with { and ends with }, else 0.
+def _ends_of_objects(raw: bytes) -> np.ndarray | None:
+    """Return where each line ends if each begins with { and ends with }, else None.
 
     No value of JSON goes on with { after a }: so none is spread over such lines, and if there are as many objects as
     lines, each line is one.
@@ -159,7 +177,7 @@ def _objects(raw: bytes) -> int:
     if carriage.any():
         before = np.where(carriage, data[ends - 2], before)
     begins = data[np.append(0, ends[:-1] + 1)]
-    return len(ends) if ends[0] > 1 and (begins == ord("{")).all() and (before == ord("}")).all() else 0
+    return ends if ends[0] > 1 and (begins == ord("{")).all() and (before == ord("}")).all() else None
 
 
 def _is_finite(column: Any) -> bool:

@@ -192,15 +192,16 @@ def by_columns(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Read small blocks, and count the rows that are read by columns and all rows."""
     monkeypatch.setattr(json_lines, "FIRST_LINES", 3)
     monkeypatch.setattr(json_lines, "BLOCK", 3000)
-    counted, part = [0, 0], log_reader.LogReader._part
+    counted, parts = [0, 0], log_reader.LogReader.parts
 
-    def counting(self, block, batch):
-        before = self.by_columns
-        found = part(self, block, batch)
-        counted[:] = counted[0] + self.by_columns - before, counted[1] + len(found)
-        return found
+    def counting(self, blocks):
+        for part in parts(self, blocks):
+            counted[1] += len(part)
+            yield part
+        counted[0] += self.by_columns
 
-    monkeypatch.setattr(log_reader.LogReader, "_part", counting)
+    monkeypatch.setattr(log_reader, "_FEW", 4)
+    monkeypatch.setattr(log_reader.LogReader, "parts", counting)
     return counted
 
 
@@ -222,3 +223,11 @@ def test_usual_rows_are_read_by_columns(by_columns, tmp_path):
         path.write_text("".join(json.dumps(row) + "\n" for row in _rows(rng, 200)))
         _found(path, Declarations.of(absent="silent", misclick=True))
     assert by_columns[0] > 0.8 * by_columns[1] > 0
+
+
+def test_a_line_that_is_no_row_takes_few_with_it(by_columns, tmp_path):
+    rows = [json.dumps(row) for row in _rows(random.Random(1), 400)]
+    rows[50::100] = ["{no json", '{"id": NaN}', "[]", '{"id": 1, "id": 2}']
+    (tmp_path / "log.jsonl").write_text("\n".join(rows))
+    report = validate(tmp_path / "log.jsonl", declared=Declarations.of(absent="silent", misclick=True, on_error="skip"))
+    assert report["valid_rows"] == 396 == by_columns[1] and by_columns[0] > 320

@@ -35,7 +35,7 @@ def _table(raw: bytes):
 
 @pytest.mark.parametrize("raw", PLAIN)
 def test_plain_lines_are_a_table_of_what_our_parser_gives(raw):
-    for found, line in zip(_table(raw).to_pylist(), raw.splitlines(), strict=True):
+    for found, line in zip(_table(raw).batch.to_pylist(), raw.splitlines(), strict=True):
         expected = object_of(line)
         expected |= {"c": {"x": None, "y": None}} if expected.get("c") == {} else {}
         assert found == {**dict.fromkeys(KNOWN), **expected}
@@ -68,12 +68,12 @@ def test_null_and_absent_keys_are_told_apart(style):
     raw = "".join(json.dumps(row, separators=style) + "\n" for row in rows).encode()
     tables = LineTables()
     tables.learn(rows)
-    batch = tables.table_of(LineBlock(1, raw, len(rows)))
-    feedback = batch.column("feedback")
+    table = tables.table_of(LineBlock(1, raw, len(rows)))
+    feedback = table.batch.column("feedback")
     within = feedback.is_valid().to_numpy(zero_copy_only=False)
     for name, doubtful in (("copy", [5]), ("e", [])):
         given = feedback.flatten()[feedback.type.get_field_index(name)].is_valid().to_numpy(zero_copy_only=False)
-        has, doubt = KeyPlaces(raw, batch).has_key(name, within, given)
+        has, doubt = KeyPlaces(table).has_key(name, within, given)
         assert np.flatnonzero(doubt).tolist() == doubtful
         expected = [name in (row["feedback"] or {}) for row in rows]
         assert [entry for entry, open_ in zip(has, doubt, strict=True) if not open_] == [
@@ -86,6 +86,6 @@ def test_keys_that_are_written_otherwise_are_in_doubt(line):
     raw = line.replace("\\t", "\t").encode() + b'\n{"f": {"copy": 1}}\n'
     tables = LineTables()
     tables.learn([{"f": {"copy": 1}}])
-    batch = tables.table_of(LineBlock(1, raw, 2))
-    has, doubt = KeyPlaces(raw, batch).has_key("copy", np.array([True, True]), np.array([False, True]))
+    table = tables.table_of(LineBlock(1, raw, 2))
+    has, doubt = KeyPlaces(table).has_key("copy", np.array([True, True]), np.array([False, True]))
     assert doubt.tolist() == [True, False] and has[1]
