@@ -275,8 +275,14 @@ def _in_context(
 
 
 def _check_varies(reward: Reward) -> None:
-    """Raise ValueError if the reward is the same for all rows."""
+    """Raise ValueError if the reward is the same for all rows, or not finite."""
     logits = reward.each.mean(0).cpu().numpy()
+    wrong = np.flatnonzero(~np.isfinite(logits))
+    if len(wrong):
+        raise ValueError(
+            f"X: the reward of row {wrong[0]} is {logits[wrong[0]]} ({len(wrong)} of {len(logits)} are not finite): "
+            "the fit diverged; expected embeddings of an ordinary scale, and for networks a smaller learning_rate"
+        )
     if is_constant(logits):
         raise ValueError(
             f"X: {constant_in_words(logits)}: nothing was learned; expected embeddings that differ between rows and "

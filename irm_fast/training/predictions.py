@@ -10,7 +10,9 @@ from accelerate.utils import gather_object
 
 from irm_fast.diagnostics.learned import constant_in_words, is_constant
 from irm_fast.evaluation.scoring import heldout_step
+from irm_fast.models.heldout import HeldOut
 from irm_fast.models.reward_model import ImplicitRewardModel
+from irm_fast.training.watch import ids_in_words
 
 SAMPLE = 64  # rows by which a reward that does not vary is told
 
@@ -43,6 +45,26 @@ def predict_rows(
     order = np.argsort(table["row"], kind="stable")
     order = order[table["row"][order] >= 0]
     return {name: values[order] for name, values in table.items()}
+
+
+def check_heldout(heldout: HeldOut, step: int, name: Callable[[int], str] | None) -> None:
+    """Check that held-out losses and rewards are finite.
+
+    Args:
+        heldout: The predictions.
+        step: The number of the step after which they were made, for the error.
+        name: Gives the id of a held-out row by its number, or None.
+
+    Raises:
+        RuntimeError: Some are not.
+    """
+    rows = np.flatnonzero(~np.isfinite(heldout.loss + heldout.reward))
+    if len(rows):
+        raise RuntimeError(
+            f"training diverged: after step {step} the held-out loss of {len(rows)} of {len(heldout.loss)} rows is not "
+            f"finite: {ids_in_words(rows, name)}; lower learning_rate or head_learning_rate, and start anew with "
+            "--overwrite"
+        )
 
 
 def check_reward_varies(reward: np.ndarray, learning_rate: float, max_length: int) -> None:

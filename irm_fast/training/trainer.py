@@ -33,10 +33,11 @@ from irm_fast.training.distributed import (
     local,
     sharding,
 )
-from irm_fast.training.predictions import SAMPLE, check_reward_varies, predict_rows
+from irm_fast.training.parameter_groups import groups_of
+from irm_fast.training.predictions import SAMPLE, check_heldout, check_reward_varies, predict_rows
 from irm_fast.training.saves import Saves
 from irm_fast.training.throughput import Throughput, flops_of
-from irm_fast.training.watch import NumericalWatch, ids_in_words
+from irm_fast.training.watch import NumericalWatch
 
 STRATIFICATION_FILE = "stratification.safetensors"
 
@@ -288,7 +289,7 @@ class ImplicitTrainer(WholeCheckpoints):
         order, sides = np.split(np.arange(len(table["row"])), [len(table["row"]) - self.eval_dataset.sides])  # type: ignore[union-attr]
         heldout = HeldOut(*(table[name][order] for name in HeldOut._fields))
         feedback = table["feedback"][order]
-        self._check_heldout(heldout)
+        check_heldout(heldout, self.state.global_step, self.heldout_name)
 
         # Metrics
         metrics = heldout_metrics(self.core.spec, heldout, feedback)
@@ -297,16 +298,6 @@ class ImplicitTrainer(WholeCheckpoints):
             metrics["pairs_accuracy"] = float(np.mean((lead > 0) + 0.5 * (lead == 0)))
         named = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         return EvalLoopOutput(predictions=heldout, label_ids=feedback, metrics=named, num_samples=len(order))  # type: ignore[arg-type]
-
-    def _check_heldout(self, heldout: HeldOut) -> None:
-        """Raise RuntimeError if the loss of a held-out row is not finite."""
-        rows = np.flatnonzero(~np.isfinite(heldout.loss + heldout.reward))
-        if len(rows):
-            raise RuntimeError(
-                f"training diverged: after step {self.state.global_step} the held-out loss of {len(rows)} of "
-                f"{len(heldout.loss)} rows is not finite: {ids_in_words(rows, self.heldout_name)}; lower "
-                "learning_rate or head_learning_rate, and start anew with --overwrite"
-            )
 
     def check_reward_varies(self) -> None:
         """Check that the reward differs between some of the training rows. Every process has to call this.
@@ -339,20 +330,10 @@ class ImplicitTrainer(WholeCheckpoints):
             The optimiser; the one that exists if it was created before.
         """
         if self.optimizer is None:
-            parameters = {name: p for name, p in self.core.named_parameters() if p.requires_grad}
-            scalars = self.core.scalar_parameters()
-            decayed = set(self.get_decay_parameter_names(self.core)) - scalars
+            decayed = set(self.get_decay_parameter_names(self.core))
             kind, settings = self.get_optimizer_cls_and_kwargs(self.args)
-            groups: list[dict[str, Any]] = [
-                {"params": decayed, "weight_decay": self.args.weight_decay},
-                {"params": parameters.keys() - decayed - scalars, "weight_decay": 0.0},
-                {"params": scalars, "weight_decay": 0.0, "lr": self.config.head_learning_rate},
-            ]
-            for group in groups:
-                names = group["params"]
-                group["params"] = [parameter for name, parameter in parameters.items() if name in names]
-            # A group without parameters would lose its settings in a sharded checkpoint.
-            self.optimizer = kind([group for group in groups if group["params"]], **settings)
+            groups = groups_of(self.core, decayed, self.args.weight_decay, self.config.head_learning_rate)
+            self.optimizer = kind(groups, **settings)
         return self.optimizer
 
     def what_is_trained(self) -> dict[str, int]:

@@ -115,6 +115,11 @@ class NumericalWatch(TrainerCallback):
             copied.record()
         self.steps.append(_Step(step, self.batches, self.sums, flag, copied))
 
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.state = state
+
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.state = state
         while len(self.steps) > 1:
