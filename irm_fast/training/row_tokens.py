@@ -80,7 +80,7 @@ def tokens_of(logs: Sequence[Log], pairs: Sequence[Pairs | None], config: TrainC
     return RowTokens(tokens[: counts[0]], heldout, longer[0], f"{digest % 2**64:016x}")
 
 
-def _hash(ids: np.ndarray) -> int:
+def _hash(ids: Sequence[int]) -> int:
     """A hash of the token ids (T,) of a row."""
     return int.from_bytes(hashlib.blake2b(np.asarray(ids, "<i8").tobytes(), digest_size=8).digest(), "little")
 
