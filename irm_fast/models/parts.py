@@ -212,7 +212,7 @@ def row_hash(ids: Sequence[str] | None, messages: Sequence[Messages]) -> np.ndar
     """
     rows: Iterable[object] = messages if ids is None else zip(ids, messages, strict=True)
     digests = (hashlib.blake2b(json.dumps(row).encode(), digest_size=8).digest() for row in rows)
-    return np.frombuffer(b"".join(digests), "<i8").astype(np.int64)
+    return np.fromiter((int.from_bytes(digest, "little", signed=True) for digest in digests), np.int64, len(messages))
 
 
 def parts_folder(out: Path) -> Path:

@@ -51,8 +51,9 @@ def test_shards_hold_what_one_file_holds(log, embedder, tmp_path, small_parts):
         np.testing.assert_array_equal(np.concatenate([shard[name] for shard in shards]), whole[name])
     assert [len(shard["row_hash"]) for shard in shards] == [8, 8, 4]
     assert {read_source(folder / name) for name in NAMES} == {read_source(file)}
-    some = read_embeddings(folder / NAMES[1], log.ids[8:16], log.messages[8:16])
-    np.testing.assert_array_equal(some, whole["embeddings"][8:16])
+    for rows in (np.arange(ROWS), np.array([17, 3, 9, 0])):
+        some = log.subset(rows)
+        np.testing.assert_array_equal(read_embeddings(folder, some.ids, some.messages), whole["embeddings"][rows])
 
 
 class Interrupted(Exception):
@@ -75,6 +76,8 @@ def interrupted(log, embedder, tmp_path, small_parts, monkeypatch) -> Path:
         with pytest.raises(Interrupted):
             write(log, embedder, folder)
     assert held(folder) == [NAMES[0], f"{NAMES[1]}.parts"]
+    with pytest.raises(ValueError, match="2 of the 3 files of 'embeddings' are missing"):
+        read_embeddings(folder, log.ids, log.messages)
     return folder
 
 
