@@ -27,7 +27,7 @@ from typing import Any
 
 from benchmarks.fuzz_inputs import SEEDS, changed
 
-SECONDS, MEMORY = 10, 2**30  # that an input may take
+SECONDS, MEMORY = 10, 2**30  # of the processor, and bytes, that an input may take
 _UNSAID = (UnicodeError, json.JSONDecodeError)  # are ValueErrors by descent, and say nothing of a file
 
 
@@ -106,14 +106,14 @@ def work(seconds: float, seed: int, status: Path) -> None:
     """Read inputs until the time is over; the status tells the parent how far it is."""
     from irm_fast.data.guards import bounded_memory
 
-    signal.signal(signal.SIGALRM, _interrupt)
+    signal.signal(signal.SIGPROF, _interrupt)
     warnings.simplefilter("ignore")
     rng, counts, found = random.Random(seed), Counter[str](), dict[str, str]()
     folder = status.parent / "work"
     folder.mkdir(exist_ok=True)
     seeds = {path.name: path.read_bytes() for path in sorted(SEEDS.iterdir()) if path.is_file()}
     reads = {name: targets(name, folder) for name in seeds}
-    names = [name for name in seeds for _ in range(1 if name.startswith("export") else 20)]  # those start a database
+    names = [name for name in seeds for _ in range(1 if name.startswith("export") else 200)]  # those start a database
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         name = rng.choice(names)
@@ -139,7 +139,7 @@ def _write(status: Path, counts: Counter[str], found: dict[str, str]) -> None:
 
 def _outcome(read: Callable[[Path], Any], path: Path, bounded_memory: Callable[[int], Any]) -> tuple[str, str]:
     """Return what became of an input, "read", "refused", or which promise it broke and where, and its message."""
-    signal.alarm(SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         with bounded_memory(MEMORY):
             read(path)
@@ -154,7 +154,7 @@ def _outcome(read: Callable[[Path], Any], path: Path, bounded_memory: Callable[[
     except BaseException as error:  # a panic of a library in Rust
         return f"undocumented {type(error).__name__}{_place(error)}", str(error)
     finally:
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def _place(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""Rows of tables: of Parquet files and of data frames. In both a field that a row lacks looks like one that is null."""
+"""Rows of tables of Arrow and of data frames. In both a field that a row lacks looks like one that is null."""
 
 from __future__ import annotations
 
@@ -6,40 +6,10 @@ import base64
 import datetime
 import decimal
 import math
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from typing import IO, Any
+from typing import Any
 
 from irm_fast.data.problems import FieldError
-
-BATCH = 8192  # rows of a Parquet file that are read at once
-
-
-def parquet_batches(file: IO[bytes] | Any) -> Iterator[Any]:
-    """Read a Parquet file, yielding record batches of Arrow.
-
-    Types are those that the file declares by itself: what other programs note in its metadata is not heeded.
-
-    Args:
-        file: The file, or its path.
-
-    Raises:
-        FieldError: It cannot be read, or two of its columns have one name.
-    """
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        opened = parquet.ParquetFile(file, memory_map=True)
-        names = opened.schema_arrow.names
-        twice = [name for name, count in Counter(names).items() if count > 1]
-        if twice:
-            raise FieldError(twice[0], f"{names.count(twice[0])} columns have this name; expected one")
-        yield from opened.iter_batches(BATCH)
-    except FieldError:
-        raise
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise FieldError("file", f"cannot be read: {error}; expected a Parquet file") from None
 
 
 def arrow_rows(batch: Any) -> Iterator[dict[str, Any]]:

@@ -15,11 +15,11 @@ from itertools import starmap
 from typing import IO, Any, cast
 
 from irm_fast.data.blocks import Block, RawRow, RowBlock, TableBlock, row_blocks
-from irm_fast.data.columns import parquet_batches
 from irm_fast.data.compression import packing, unpacked
 from irm_fast.data.csv_rows import rows_of_csv, separator_of
 from irm_fast.data.json_lines import blocks_of_lines
 from irm_fast.data.json_rows import entries_of
+from irm_fast.data.parquet_files import parquet_batches
 from irm_fast.data.problems import FieldError, shown
 
 KINDS = "JSON Lines, a JSON array of objects, CSV with a header, or Parquet"
