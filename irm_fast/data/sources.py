@@ -9,13 +9,14 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from tempfile import TemporaryFile
+from tempfile import TemporaryFile, gettempdir
 from typing import IO, Any, Union
 
 from irm_fast.data.blocks import Block, RawRow, RowBlock, row_blocks
 from irm_fast.data.columns import frame_rows, plain
 from irm_fast.data.formats import KINDS, read_stream
 from irm_fast.data.problems import DataError, FieldError, Problems, shown
+from irm_fast.data.whole import disk_errors
 
 Given = Union[str, Path, "Source", Iterable[Any]]  # what a source can be made of; see `Source`
 NO_ROWS = ("_", ".")  # beginnings of names in a folder that hold no rows, such as _SUCCESS
@@ -70,7 +71,8 @@ class Source:
             self.rows = list(self.rows)
         for part in self.parts if self.rows is None else ():
             if part not in self._kept and not (part != "-" and Path(part).is_file()):
-                with nullcontext(sys.stdin.buffer) if part == "-" else open(part, "rb") as file:
+                stream = nullcontext(sys.stdin.buffer) if part == "-" else open(part, "rb")  # noqa: SIM115  # closed below
+                with stream as file, disk_errors(Path(gettempdir())):
                     self._kept[part] = TemporaryFile()  # noqa: SIM115  # open as long as the source
                     shutil.copyfileobj(file, self._kept[part])
         return self

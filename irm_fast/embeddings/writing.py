@@ -18,7 +18,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from irm_fast.data.lock import check_free
-from irm_fast.data.outputs import OutputFolder, check_choice, check_folder_of, check_suffix
+from irm_fast.data.outputs import OutputFolder, check_choice, check_folder_of
 from irm_fast.data.problems import row_named
 from irm_fast.data.whole import is_unfinished
 from irm_fast.embeddings.embedder import Embedder, check_choice_of
@@ -141,7 +141,11 @@ def check_embeddings_target(out: Path, *, resume: bool = False, overwrite: bool 
         ValueError: As `check_target`, or the folder holds something else.
     """
     if not is_folder(out):
-        check_suffix(out, ".safetensors")
+        if out.suffix != ".safetensors":
+            raise ValueError(
+                f"out: got {out.name!r}; expected a name that ends in .safetensors, or for several files the name of a "
+                "folder, without an end"
+            )
         check_target(out, resume=resume, overwrite=overwrite)
         return
     check_choice(resume=resume, overwrite=overwrite)
