@@ -145,7 +145,22 @@ def one_signal() -> tuple[Tensor, Tensor, Tensor]:
     return s.requires_grad_(), t.squeeze(1).requires_grad_(), feedback.squeeze(1)
 
 
+def constants() -> tuple[Tensor, Tensor, Tensor]:
+    """Reward logits (N,), constant propensity logits (K,), and feedback of floating point (N, K), NaN where missing."""
+    s, _, feedback = make(5000, 2)
+    return s.requires_grad_(), torch.zeros(2, requires_grad=True), torch.where(feedback == -1, torch.nan, feedback)
+
+
+def trainer_loss(inputs: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    """The loss of a step as `transformers.Trainer` asks for it, with its count of labels, which is on the device."""
+    s, t, labels = inputs
+    outputs = {"logits": s[:, None], "propensity_logits": t}
+    return irm_fast.hf.compute_loss_func()(outputs, labels, num_items_in_batch=labels.ne(-100).sum())
+
+
 CASES = {
+    "constants": lambda: (plain_loss, constants()),
+    "trainer": lambda: (trainer_loss, constants()),
     "loss": lambda: (plain_loss, (*(x.requires_grad_() for x in make(5000, 2)[:2]), make(5000, 2)[2])),
     "linear": lambda: (linear_loss, linear_inputs(5000, 1024, 2)),
     "pointwise": lambda: (pointwise, pointwise_inputs(5000)),

@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from transformers import Trainer, TrainingArguments
 
+import irm_fast
 from irm_fast.models.reward_model import ImplicitRewardModel
 from irm_fast.training.run import train_log
 from irm_fast.training.trainer import ImplicitTrainer
@@ -115,6 +117,39 @@ def test_what_the_page_saves_is_a_sequence_classifier(product: Product, tmp_path
     got = [row["score"] for row in read(names["texts"][:5], add_special_tokens=False)]
     assert want.std() > 1e-3
     np.testing.assert_allclose(got, want.detach(), rtol=0, atol=1e-6)
+
+
+class Small(torch.nn.Module):
+    """Heads on three numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = irm_fast.SignalHeads(3, 2, "hidden", rates=[0.2, 0.3])
+        torch.nn.init.normal_(self.heads.reward_weight)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return self.heads(x)._asdict()
+
+
+def test_the_trainer_evaluates_and_predicts_by_rows(tmp_path: Path) -> None:
+    """Also where the last batch is smaller; without `label_names` there are no labels, which is said."""
+    torch.manual_seed(0)
+    model, x, feedback = Small(), torch.randn(21, 3), torch.randint(-1, 2, (21, 2))
+    rows = [{"x": a, "labels": b} for a, b in zip(x, feedback, strict=True)]
+
+    def trainer(**settings: Any) -> Trainer:
+        quiet = {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "save_strategy": "no"}
+        args = TrainingArguments(str(tmp_path), per_device_eval_batch_size=8, **quiet, **settings)
+        loss_func = irm_fast.hf.compute_loss_func()
+        return Trainer(model, args, train_dataset=rows, eval_dataset=rows, compute_loss_func=loss_func)
+
+    whole = trainer(label_names=["labels"])
+    want = irm_fast.implicit_rm_loss(*model.heads(x), feedback).item()
+    assert whole.evaluate()["eval_loss"] == pytest.approx(want, rel=1e-6)
+    for got, logits in zip(whole.predict(rows).predictions, model.heads(x), strict=True):
+        np.testing.assert_allclose(got, logits.detach(), rtol=1e-6)
+    with pytest.raises(TypeError, match="labels: got NoneType"):
+        trainer().train()
 
 
 def test_every_block_of_the_page_is_run() -> None:
