@@ -40,16 +40,16 @@ def implicit_rm_loss(
 ) -> Tensor:
     """Loss of every row, (N,) float64, differentiable by autograd.
 
-    Shapes: `reward_logits` (N,), `propensity_logits` and `feedback` (N, K), `preference` (N,); `polarity` and
-    `misclick_rate` a number or (K,). Arguments mean what they mean in `irm_fast.implicit_rm_loss`.
+    Shapes: `reward_logits` (N,), `propensity_logits` (N, K), (K,) or (), `feedback` (N, K), `preference` (N,);
+    `polarity` and `misclick_rate` a number or (K,). Arguments mean what they mean in `irm_fast.implicit_rm_loss`.
     """
-    s, t = _finite(reward_logits), _finite(propensity_logits)
+    s, t = _finite(reward_logits), _finite(propensity_logits).expand(feedback.shape)
     options = (preference, polarity, misclick_rate)
     if stratification is None:
         return -torch.logsumexp(_joint(s, _log_likelihoods(t, feedback, *options)), dim=0)
 
     with torch.no_grad():  # posteriors are constants
-        e = _log_likelihoods(_finite(stratification[1]), feedback, *options)
+        e = _log_likelihoods(_finite(stratification[1]).expand(feedback.shape), feedback, *options)
         q, not_q = torch.softmax(_joint(_finite(stratification[0]), e), dim=0)
         active = q[:, None] * e.active_preferred + not_q[:, None] * e.active_other  # p_k = PA + NA
         impossible = torch.isinf(e.log_p_preferred) & torch.isinf(e.log_p_other)
@@ -75,9 +75,7 @@ def linear_implicit_rm_loss(
     if propensity_weight is not None:
         propensity_logits = h @ propensity_weight.double().T + propensity_bias
     assert propensity_logits is not None
-    return implicit_rm_loss(
-        h @ reward_weight.double() + reward_bias, propensity_logits.expand(feedback.shape), feedback, **options
-    )
+    return implicit_rm_loss(h @ reward_weight.double() + reward_bias, propensity_logits, feedback, **options)
 
 
 def pointwise_loss(reward_logits: Tensor, positive_weight: Tensor, negative_weight: Tensor) -> Tensor:
@@ -102,7 +100,7 @@ def stratify(
 
     PA: preferred and active, NA: not preferred and active, PP: preferred and passive, NP: not preferred and passive.
     """
-    s, t = _finite(reward_logits), _finite(propensity_logits)
+    s, t = _finite(reward_logits), _finite(propensity_logits).expand(feedback.shape)
     e = _log_likelihoods(t, feedback, preference, polarity, misclick_rate)
     q, not_q = torch.softmax(_joint(s, e), dim=0)[..., None]
     return torch.stack(

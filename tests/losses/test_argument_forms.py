@@ -163,6 +163,16 @@ def test_the_definition_takes_nan_for_missing() -> None:
         assert torch.equal(irm_fast.reference.implicit_rm_loss(s, t, floating, **options), want)
 
 
+@pytest.mark.parametrize("shape", [(), (K,)])
+def test_the_definition_takes_constants(shape: tuple) -> None:
+    s, constants, f = case(shape, torch.float64)
+    rows = constants.expand(N, K)
+    for function in (irm_fast.reference.implicit_rm_loss, irm_fast.reference.stratify):
+        torch.testing.assert_close(function(s, constants, f), function(s, rows, f), rtol=1e-14, atol=0)
+    stratified = [irm_fast.reference.implicit_rm_loss(s, t, f, stratification=(s / 2, t)) for t in (constants, rows)]
+    torch.testing.assert_close(*stratified, rtol=1e-14, atol=0)
+
+
 @pytest.mark.parametrize("name", ["implicit", "linear"])
 @pytest.mark.parametrize("shape", [(), (K,)])
 def test_other_batch_sizes_are_not_compiled_anew(name: str, shape: Any) -> None:
