@@ -293,7 +293,7 @@ def fit_context(
         The context; or None if there is none, if fewer than 30 rows outside a fold show propensities, or if no part
         predicts held-out actions better.
     """
-    if observed.users is None and observed.sessions is None and observed.times is None:
+    if not observed.has_context:
         return None
     data = _Data.of(problem, split, observed, proof)
     if min(int((data.telling & (data.folds != fold)).sum()) for fold in data.folds.unique()) < ENOUGH:

@@ -257,6 +257,8 @@ def _in_context(
         The split; held-out propensity logits (N, K) of each signal by itself; and the context, or None.
     """
     found = split.found
+    if not observed.has_context:
+        return split, split.logits.held_out, None
     alone, context, base, device = split.logits.held_out, None, split.logits, problem.embeddings.device
     for _ in range(CONTEXT_ROUNDS):
         if context is not None and not layers:  # base propensities that know the context

@@ -42,6 +42,8 @@ class Objective:
     @cached_property
     def followed(self) -> Tensor:
         """1 where a signal follows one that acted in the row, else 0 (float32), of shape (N, K)."""
+        if not followers(self.after):  # zeros that take no memory
+            return torch.zeros(1, device=self.feedback.device).expand(self.feedback.shape)
         found = torch.zeros_like(self.feedback, dtype=torch.float32)
         for follower, first in followers(self.after):
             found[:, follower] = (self.feedback[:, first] == 1).float()

@@ -58,6 +58,11 @@ class Observed:
     def __len__(self) -> int:
         return len(self.feedback)
 
+    @property
+    def has_context(self) -> bool:
+        """Whether anything is known of who was shown the rows, and when."""
+        return not (self.users is None and self.sessions is None and self.times is None)
+
     def known_logits(self) -> np.ndarray:
         """Return propensity logits (float32) of shape (N, K) for the design `known`, 0 for other signals."""
         known = np.array([design == "known" for design in self.designs])

@@ -96,7 +96,7 @@ def calibrated(reward: Reward, propensity: PropensityLogits, objective: Objectiv
     for network in reward.networks:
         for parameter in network.layers[-1].parameters():
             parameter.data *= slope
-    held_out, each = slope * reward.held_out + shift, slope * reward.each + shift
+    held_out, each = slope * reward.held_out + shift, (slope * reward.each).add_(shift)
     moved = replace(
         reward,
         weight=slope * reward.weight,
@@ -198,7 +198,7 @@ def _fit_linear(
         sd, share, begins = start
     fits = [fitted(fold, sd, share, begin) for fold, begin in enumerate(begins)]
     unit = shares[share].sqrt()
-    each = x.map(lambda _, some: torch.stack([some @ (units * unit) + bias for units, bias in fits], 1)).unbind(1)
+    each = x.map(lambda _, some: torch.stack([some @ (units * unit) + bias for units, bias in fits], 1)).T
     weight, bias = (torch.stack(values).mean(0) for values in zip(*fits, strict=True))
     precision = torch.cat([x.width / sd**2 / shares[share], x.zeros(1)])
     start = LinearStart(sd, share, fits)
@@ -229,14 +229,13 @@ def _fit_networks(
         with torch.no_grad():
             each.append(x.map(lambda _, some, network=network: network(some).squeeze(1)))  # type: ignore[misc]
     zeros = x.zeros(x.width + 1)
-    reward = Reward(zeros[1:], zeros[0], tuple(networks), None, *_by_fold(each, folds))
+    reward = Reward(zeros[1:], zeros[0], tuple(networks), None, *_by_fold(torch.stack(each), folds))
     return _with_losses(reward, propensity.held_out, objective)
 
 
-def _by_fold(each: Sequence[Tensor], folds: np.ndarray) -> tuple[Tensor, Tensor]:
+def _by_fold(each: Tensor, folds: np.ndarray) -> tuple[Tensor, Tensor]:
     """Return the logit (N,) of each row from the fold model that did not see it, and the logits of all (folds, N)."""
-    stacked = torch.stack(list(each))
-    return stacked[torch.from_numpy(folds).to(stacked.device), torch.arange(len(folds), device=stacked.device)], stacked
+    return each.T.gather(1, torch.from_numpy(folds).to(each.device)[:, None])[:, 0], each
 
 
 def _with_losses(reward: Reward, propensity: Tensor, objective: Objective) -> Reward:

@@ -139,7 +139,7 @@ class _Influence(NamedTuple):
     Attributes:
         x: The embeddings.
         objective: The implicit loss of the rows.
-        gradients: The gradients by the logits.
+        reward: The held-out reward logits, of shape (N,).
         logits: The propensity logits, of shape (N, K).
         evidence: `two_step.proven`, of shape (N, K).
         joint: The signals whose propensities the joint likelihood fitted.
@@ -150,7 +150,7 @@ class _Influence(NamedTuple):
 
     x: Standardised
     objective: Objective
-    gradients: _Gradients
+    reward: Tensor
     logits: Tensor
     evidence: Tensor
     joint: Sequence[int]
@@ -178,7 +178,7 @@ class _Influence(NamedTuple):
         return cls(
             x=x,
             objective=objective,
-            gradients=_gradients(reward.held_out, logits, objective),
+            reward=reward.held_out,
             logits=logits,
             evidence=proven(objective),
             joint=joint,
@@ -187,20 +187,26 @@ class _Influence(NamedTuple):
             proven_reads=[_Reads.of(designs[k], x, z, found.prior, 0.0) for k in in_two_steps],
         )
 
+    def gradients(self, rows: Rows) -> _Gradients:
+        """Return the gradients of a block by the logits."""
+        assert isinstance(rows, slice)
+        return _gradients(self.reward[rows], self.logits[rows], self.objective, rows)
+
     def of_joint(self, rows: Rows, some: Tensor) -> Tensor:
         """Return what rows add to the gradient of the joint likelihood, of shape (n, P): reward and bias first."""
-        parts = [_with_one(some) * self.gradients.reward[rows][:, None]]
+        gradients = self.gradients(rows)
+        parts = [_with_one(some) * gradients.reward[:, None]]
         for k, reads in zip(self.joint, self.joint_reads, strict=True):
-            parts.append(reads.columns(rows, some) * self.gradients.propensity[rows][:, k, None])
+            parts.append(reads.columns(rows, some) * gradients.propensity[:, k, None])
         return torch.cat(parts, 1)
 
     def curvatures(self, rows: Rows, some: Tensor) -> list[Tensor]:
         """Return A of the joint likelihood; then B of each signal that was fitted on proven rows; then their C."""
-        influence, with_one = self.of_joint(rows, some), _with_one(some)
+        influence, with_one, gradients = self.of_joint(rows, some), _with_one(some), self.gradients(rows)
         crosses, own = [], []
         for k, reads in zip(self.proven, self.proven_reads, strict=True):
             block = reads.columns(rows, some)
-            crosses.append(_product(block, with_one, self.gradients.cross[rows][:, k]))
+            crosses.append(_product(block, with_one, gradients.cross[:, k]))
             seen = torch.nonzero(self.evidence[rows][:, k])[:, 0]
             block = block[seen]
             m, weight = torch.sigmoid(self.logits[rows][seen, k]), self.objective.weight[rows][seen]
@@ -272,18 +278,18 @@ def mean_error(x: Standardised, reward: Reward, factor: Tensor) -> float:
     return float(torch.linalg.vector_norm(moved))
 
 
-def _gradients(reward: Tensor, logits: Tensor, objective: Objective) -> _Gradients:
-    """Return the gradients of the rows at reward logits (N,) and propensity logits (N, K)."""
+def _gradients(reward: Tensor, logits: Tensor, objective: Objective, block: slice) -> _Gradients:
+    """Return the gradients of the rows of a block at reward logits (n,) and propensity logits (n, K)."""
     reward, logits = (values.detach().requires_grad_() for values in (reward, logits))
-    rows = torch.arange(len(reward), device=reward.device)
+    rows = torch.arange(block.start, block.stop, device=reward.device)
     by_reward, by_propensity = torch.autograd.grad(objective.loss(reward, logits, rows, "sum"), [reward, logits])
     with torch.no_grad():
         # The gradient by s is g - q, and a silent signal adds -softplus(t + log(1 - e)), times its polarity, to logit q
         sign = torch.tensor(objective.polarity, device=reward.device)
         certain = torch.log1p(-torch.tensor(objective.misclick_rate, device=reward.device))
-        posterior = (torch.sigmoid(reward) - by_reward / objective.weight).clamp(0, 1)
-        spread = (objective.weight * posterior * (1 - posterior))[:, None]
-        silent = (objective.feedback == 0) * torch.sigmoid(logits + certain)
+        posterior = (torch.sigmoid(reward) - by_reward / objective.weight[block]).clamp(0, 1)
+        spread = (objective.weight[block] * posterior * (1 - posterior))[:, None]
+        silent = (objective.feedback[block] == 0) * torch.sigmoid(logits + certain)
     return _Gradients(by_reward, by_propensity, spread * silent * sign)
 
 
