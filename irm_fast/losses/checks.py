@@ -76,7 +76,7 @@ def check_tensor(name: str, x: Tensor) -> None:
     if type(x) is not Tensor:
         _check_kind(name, x)
     # Dynamo cannot ask for the negation bit, and resolves it by itself.
-    if x.layout != torch.strided or (not torch.compiler.is_compiling() and x.is_neg()):
+    if x.is_nested or x.layout != torch.strided or (not torch.compiler.is_compiling() and x.is_neg()):
         raise TypeError(f"{name} must be an ordinary dense tensor (to_dense(), resolve_neg())")
 
 
@@ -204,8 +204,8 @@ def check_normalizer(normalizer: float | Tensor, device: torch.device) -> None:
             raise ValueError(f"normalizer is on {normalizer.device}, the first argument on {device}")
     elif not isinstance(normalizer, Real):
         raise TypeError(f"normalizer must be a number or a 0-dim tensor, got {type(normalizer).__name__}")
-    elif not 0 < as_float("normalizer", normalizer) < math.inf:
-        raise ValueError(f"normalizer must be finite and above 0, got {normalizer}")
+    elif not rates.LEAST <= as_float("normalizer", normalizer) < math.inf:  # 1 over less is infinite in float32
+        raise ValueError(f"normalizer must be finite and above 0, got {normalizer}; expected what float32 holds")
 
 
 def signal_constants(polarity: Any, misclick_rate: Any, n_signals: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -242,11 +242,16 @@ def as_float(name: str, value: Any) -> float:
         value: The number.
 
     Raises:
-        ValueError: It is an integer beyond all floats.
+        ValueError: It is beyond all floats.
     """
+    if isinstance(value, float):
+        return value
     if isinstance(value, int) and abs(value) >= 2**1023:
         raise ValueError(f"{name} must be a number that a float holds, got an integer of {value.bit_length()} bits")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{name} must be a number that a float holds, got a {type(value).__name__}") from None
 
 
 def per_signal(name: str, value: Any, default: float, n_signals: int) -> tuple[float, ...]:

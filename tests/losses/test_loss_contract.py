@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -218,6 +219,9 @@ def test_one_misclick_rate_serves_every_signal(backend: str) -> None:
 # --- arguments that are refused ----------------------------------------------------------------------------
 
 S, T, F = torch.zeros(4), torch.zeros(4, 2), torch.zeros(4, 2, dtype=torch.int8)
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # torch's own, of prototypes and of what it will give up
+    NESTED, QUANTISED = torch.nested.nested_tensor([S, S]), torch.quantize_per_tensor(S, 0.1, 0, torch.qint8)
 REFUSED: dict[str, tuple[type[Exception], str, dict[str, Any]]] = {
     "integer rewards": (TypeError, "reward_logits", {"reward_logits": S.long()}),
     "integer propensities": (TypeError, "propensity_logits", {"propensity_logits": T.int()}),
@@ -265,6 +269,9 @@ REFUSED: dict[str, tuple[type[Exception], str, dict[str, Any]]] = {
     "misclick that float32 takes for 0": (ValueError, "misclick_rate", {"misclick_rate": 1e-45}),
     "misclick that float32 takes for 1": (ValueError, "misclick_rate", {"misclick_rate": 1 - 1e-9}),
     "misclick beyond floats": (ValueError, "misclick_rate must be .* 1329 bits", {"misclick_rate": 10**400}),
+    "normalizer whose inverse is infinite": (ValueError, "normalizer must be finite", {"normalizer": 1e-310}),
+    "nested": (TypeError, "reward_logits must be an ordinary dense", {"reward_logits": NESTED}),
+    "quantised": (TypeError, "reward_logits must be float32.*qint8", {"reward_logits": QUANTISED}),
     "normalizer beyond floats": (ValueError, "normalizer must be .* 1329 bits", {"normalizer": 10**400}),
     "misclick negative": (ValueError, "misclick_rate", {"misclick_rate": -0.1}),
     "misclick nan": (ValueError, "misclick_rate", {"misclick_rate": NAN}),
