@@ -30,7 +30,8 @@ _MADE_AT_ONCE = 1024  # rows, while one iterates
 class Lazy(Sequence[T], Generic[T]):
     """N values that are made of Arrow data when they are asked for. A part of them shares the data.
 
-    An index gives a value; a slice, row numbers or a mask of shape (N,) give a sequence of the same kind.
+    An index gives a value; a slice, row numbers or a mask of shape (N,) give a sequence of the same kind. Row numbers are
+    not copied: parts of the columns of a log share them.
 
     Args:
         batches: The data, in their order.
@@ -60,7 +61,11 @@ class Lazy(Sequence[T], Generic[T]):
             return type(self)(self.batches, rows)
         if isinstance(index, (np.ndarray, list)):
             index = np.asarray(index) if len(index) else np.empty(0, np.int64)
-            index = np.flatnonzero(index) if index.dtype == bool else np.where(index < 0, index + len(self), index)
+            index = np.flatnonzero(index) if index.dtype == bool else index
+            if len(index) and index.min() < 0:
+                index = np.where(index < 0, index + len(self), index)
+            if len(index) and not 0 <= index.min() <= index.max() < len(self):
+                raise IndexError(f"got rows up to {index.max()} of {len(self)}")
             return type(self)(self.batches, index if self.rows is None else self.rows[index])
         number = range(len(self))[index]
         row = number if self.rows is None else int(self.rows[number])

@@ -55,6 +55,9 @@ def test_conversations_are_like_a_list(limit, monkeypatch, tmp_path):
             assert part != [*expected[:-1], [{"role": "user", "content": "another"}]]
             with pytest.raises(IndexError):
                 part[len(expected)]
+            with pytest.raises(IndexError):
+                part[np.array([0, len(expected)])]
+            assert part[np.array([-1])] == expected[-1:]
     assert lazy[2:4] + values[:1] == [*values[2:4], values[0]] and values[:1] + lazy[:1] == [values[0]] * 2
 
 
