@@ -14,6 +14,7 @@ from torch.nn.functional import linear
 from irm_fast.kernels.reference.values import check_values
 from irm_fast.losses import MAX_SIGNALS, SCALAR_LEARNING_RATE
 from irm_fast.losses.batch_checks import check_feedback, check_rewards, check_states
+from irm_fast.losses.checks import check_values_exist
 from irm_fast.losses.conversions import for_every_row
 from irm_fast.losses.linear import linear_implicit_rm_loss
 
@@ -112,10 +113,12 @@ class SignalHeads(nn.Module):
             The heads themselves.
 
         Raises:
+            TypeError: The feedback is a meta or fake tensor, or complex.
             ValueError: The shape is another, a value is impossible, or no row records a signal.
         """
         if not isinstance(feedback, Tensor):
             feedback = torch.from_numpy(np.asarray(feedback, np.float64))
+        check_values_exist(feedback.device)
         codes = check_feedback(feedback, feedback.shape[0] if feedback.dim() else 0, feedback.device)
         check_values(codes, None, None)
         codes = codes.reshape(codes.shape[0], -1).long()

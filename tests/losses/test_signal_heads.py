@@ -210,6 +210,8 @@ def test_refused_feedback_and_states() -> None:
     heads = irm_fast.SignalHeads(H, ["copy", "share"])
     with pytest.raises(ValueError, match="no row records signal 'share'"):
         heads.start_at(torch.tensor([[1, -1], [0, -1]]))
+    with pytest.raises(TypeError, match="meta tensors, which have no values"):
+        heads.start_at(torch.zeros(3, 2, device="meta"))
     with pytest.raises(ValueError, match="row 1 is not"):
         heads.start_at([[1, 0], [0, -100]])
     with pytest.raises(ValueError, match=r"feedback: got 1 signal\(s\); expected those of the heads, 2"):
