@@ -137,6 +137,8 @@ def numbered(names: Sequence[Hashable | None] | np.ndarray) -> np.ndarray:
         import pyarrow
 
         columns = [part.column() for part in held]  # type: ignore[union-attr]
+        if len({column.type for column in columns}) > 1:  # of logs that were read in different ways
+            columns = [column.cast(pyarrow.string()) for column in columns]
         chunks = [chunk for column in columns for chunk in column.chunks]
         parts = pyarrow.chunked_array(chunks, columns[0].type).dictionary_encode().unify_dictionaries().chunks
         codes = np.concatenate([np.empty(0, np.int64), *(part.indices.fill_null(NO_NAME).to_numpy() for part in parts)])

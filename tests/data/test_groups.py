@@ -56,6 +56,13 @@ def test_names_in_arrow_get_the_numbers_of_a_list():
     assert numbered(Names.of([])).tolist() == numbered([]).tolist() == []
 
 
+def test_names_of_several_logs_are_numbered_together():
+    values = ["b", None, "a", "b", "c", None, "a"]
+    coded = pyarrow.record_batch([pyarrow.array(values[3:]).dictionary_encode()], ["name"])
+    for second in (Names.of(values[3:]), Names([coded]), values[3:]):
+        assert numbered(Joined([Names.of(values[:3]), second])).tolist() == numbered(values).tolist()
+
+
 def test_a_session_counts_within_its_user_where_several_have_it():
     sessions = ["s", "s", "t", "t", None, "s", "t"]
     users = ["a", "b", "a", None, "a", "a", "a"]
