@@ -28,6 +28,7 @@ def parquet_batches(file: IO[bytes]) -> Iterator[Any]:
     """
     import pyarrow
 
+    pyarrow.allocate_buffer(1)  # the first time the memory pool reserves 1 GiB of addresses, which would count
     memory = PARQUET_MEMORY + _THREAD * (os.cpu_count() or 1)
     size, taken, rows = file.seek(0, os.SEEK_END), 0, 0
     try:

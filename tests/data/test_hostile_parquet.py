@@ -2,6 +2,8 @@
 
 import io
 import resource
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -94,3 +96,15 @@ def test_a_row_count_that_lies_is_said_or_without_effect(tmp_path: Path, how: st
         (tmp_path / "log.parquet").write_bytes(changed)
         report = validate(tmp_path / "log.parquet")
         assert report["rows"] <= 100 and (report["rows"] == 100 or report["problems"])
+
+
+def test_an_honest_file_is_read_in_a_new_process(tmp_path):
+    """The memory pool of Arrow reserves addresses when it is first used, which are no memory of the file."""
+    rows = 60_000
+    texts = [f"{number} " + "word " * 60 for number in range(rows)]
+    feedback = [{"copy": number % 2} for number in range(rows)]
+    table = pa.table({"prompt": texts, "completion": texts, "feedback": feedback})
+    parquet.write_table(table, tmp_path / "log.parquet", compression="none", use_dictionary=False)
+    code = "import sys; from irm_fast.data.read import read_log; print(len(read_log(sys.argv[1])))"
+    command = [sys.executable, "-c", code, str(tmp_path / "log.parquet")]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == str(rows)
