@@ -7,6 +7,7 @@ machine sees that the lock is not renewed any more.
 from __future__ import annotations
 
 import _thread
+import glob
 import json
 import os
 import socket
@@ -64,12 +65,8 @@ class Holder:
         """Whether its process is gone; None if that cannot be known here."""
         if (self.host, self.space) != (socket.gethostname(), _space()):
             return None
-        try:
-            os.kill(self.process, 0)
-        except ProcessLookupError:
+        if not _is_alive(self.process):
             return True
-        except OSError:  # of another user
-            return False
         return bool(self.started) and self.started != _started(self.process)  # its number was given to another one
 
 
@@ -104,14 +101,13 @@ class RunLock:
         own = self.path.with_name(f"{self.path.name}.{me.process}{UNFINISHED}")
         try:
             with disk_errors(self.path):
-                own.write_text(self._text, encoding="utf-8")
-                flush(own)
                 self._take(own)
         except BaseException:
             self._remove_folder()
             raise
         finally:
             own.unlink(missing_ok=True)
+        self._sweep()
         threading.Thread(target=self._renew, daemon=True).start()
 
     def leave(self) -> None:
@@ -122,12 +118,23 @@ class RunLock:
                 self.path.unlink()
         self._remove_folder()
 
+    def _sweep(self) -> None:
+        """Remove what runs left that were killed while they took the lock."""
+        for path in self.path.parent.glob(f"{glob.escape(self.path.name)}.*{UNFINISHED}"):
+            process = path.name.removesuffix(UNFINISHED).rpartition(".")[2]
+            if process.isdecimal() and not _is_alive(int(process)):
+                path.unlink(missing_ok=True)
+
     def _take(self, own: Path) -> None:
         """Give the own file the name of the lock, unless another one has it that is alive."""
         for _ in range(_TRIES):
+            own.write_text(self._text, encoding="utf-8")
+            flush(own)
             try:
                 os.link(own, self.path)
                 return
+            except FileNotFoundError:  # another machine took it for what a killed run left
+                continue
             except FileExistsError:
                 if self._replaced(own):
                     return
@@ -243,6 +250,17 @@ def only_run(place: Path, command: str, *, folder: bool, argument: str = "output
         yield
     finally:
         lock.leave()
+
+
+def _is_alive(process: int) -> bool:
+    """Whether there is a process of this number on this machine."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # of another user
+        pass
+    return True
 
 
 def _space() -> str:

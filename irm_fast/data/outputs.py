@@ -64,8 +64,8 @@ class OutputFolder:
             folder: The folder that a run is about to write.
 
         Returns:
-            "new" if it does not exist, "empty" if it holds nothing, "ours" if it bears the mark of such a run, and
-            "foreign" otherwise.
+            "new" if it does not exist, "empty" if it holds nothing that is whole, "ours" if it bears the mark of such a
+            run, and "foreign" otherwise.
 
         Raises:
             ValueError: The path is no folder.
@@ -74,7 +74,7 @@ class OutputFolder:
             return "new"
         if not folder.is_dir():
             raise ValueError(f"{self.argument}: {folder} is a file; expected a new or empty folder")
-        if not any(entry.name != LOCK for entry in folder.iterdir()):
+        if all(self._is_passing(entry) for entry in folder.iterdir()):
             return "empty"
         return "ours" if self.is_marked(folder) else "foreign"
 
@@ -128,10 +128,14 @@ class OutputFolder:
         """
         if entry.is_symlink():
             return False
-        if entry.name == LOCK or is_unfinished(entry, (*self.files, *self.folders, f"{LOCK}.*")):
+        if self._is_passing(entry):
             return True
         patterns = self.folders if entry.is_dir() else self.files
         return any(fnmatch(entry.name, pattern) for pattern in patterns)
+
+    def _is_passing(self, entry: Path) -> bool:
+        """Whether an entry is the lock of the folder, or what a killed run left of a file that it was writing."""
+        return entry.name == LOCK or is_unfinished(entry, (*self.files, *self.folders, f"{LOCK}.*"))
 
     def foreign(self, folder: Path) -> list[str]:
         """Sorted names of the entries that no run wrote."""

@@ -93,7 +93,8 @@ def check_output(config: RunConfig, fingerprint: Mapping[str, Any]) -> None:
             )
         return
     if (folder / RECORD).is_file():
-        raise ValueError(f"output {folder}: not empty, it holds a finished run; --overwrite deletes it")
+        left = f"; its {CHECKPOINTS}, which a kill has left, may go" if (folder / CHECKPOINTS).is_dir() else ""
+        raise ValueError(f"output {folder}: not empty, it holds a finished run; --overwrite deletes it{left}")
     if not config.resume:
         choice = "--resume goes on with it, --overwrite starts anew"
         raise ValueError(f"output {folder}: holds an interrupted run; {choice}")

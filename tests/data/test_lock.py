@@ -52,6 +52,14 @@ def test_a_second_run_is_refused_by_name_until_the_first_is_gone(tmp_path) -> No
     assert list(folder.iterdir()) == []
 
 
+def test_what_was_killed_as_it_took_the_lock_leaves_nothing_for_good(tmp_path) -> None:
+    left, other = tmp_path / f"{LOCK}.{2**22 + 1}.unfinished", tmp_path / f"{LOCK}.{os.getppid()}.unfinished"
+    left.write_text('{"comm')
+    other.write_text("of a process that is alive")
+    with only_run(tmp_path, "irm-fast train", folder=True):
+        assert not left.exists() and other.exists()
+
+
 def test_folders_that_were_made_for_the_lock_alone_do_not_stay(tmp_path) -> None:
     with pytest.raises(ValueError, match="no such log"), only_run(tmp_path / "a" / "b", "irm-fast train", folder=True):
         raise ValueError("no such log")
@@ -153,9 +161,10 @@ def test_a_lock_neither_fills_a_folder_nor_is_cleared_nor_foreign(tmp_path) -> N
     kind = OutputFolder("demo", ("note.txt",), (), lambda folder: (folder / "note.txt").is_file())
     (tmp_path / LOCK).touch()
     (tmp_path / f"{LOCK}.12.unfinished").touch()
+    (tmp_path / "note.txt.unfinished").mkdir()
     assert kind.foreign(tmp_path) == []
-    (tmp_path / f"{LOCK}.12.unfinished").unlink()
     assert kind.check(tmp_path) == "empty"
+    (tmp_path / f"{LOCK}.12.unfinished").unlink()
     (tmp_path / "note.txt").touch()
     kind.check_replaceable(tmp_path, alone=True)
     kind.clear_own(tmp_path)

@@ -126,7 +126,7 @@ def test_other_errors_pass(tmp_path, error) -> None:
 # what lies in the folder for temporary files.
 ALLOWED = {
     "data/whole.py": "_moved",
-    "data/lock.py": "take _take _replaced",
+    "data/lock.py": "_take _replaced",
     "data/rewriting.py": "_open_bytes _write_parquet",
     "data/importing/records.py": "write_rows",
     "data/importing/exports.py": "_part",

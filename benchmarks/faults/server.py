@@ -1,0 +1,87 @@
+"""Runs commands of irm-fast under a plan of faults, each in a fork of a process that has imported everything.
+
+Reads a plan a line from the standard input, and writes what came of it: see `sweep.Server`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+LIMIT = 120.0  # seconds of a command
+MODULES = (
+    *("training.run", "training.on_embeddings", "training.designs", "embeddings.writing", "evaluation.rewards_file"),
+    *("training.propensities", "cli.commands"),
+)
+
+
+def main() -> None:
+    """Serve plans until the standard input ends."""
+    for name in MODULES:
+        importlib.import_module(f"irm_fast.{name}")
+    for name in ("sklearn.linear_model", "scipy.optimize", "transformers.models.llama.modeling_llama", "pyarrow"):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    from irm_fast.models import parts
+
+    parts.PART_ROWS = 16  # so that kills meet many
+    faults = ctypes.CDLL(None)
+    for line in sys.stdin:
+        print(json.dumps(_run(json.loads(line), faults)), flush=True)
+
+
+def _run(plan: dict[str, Any], faults: Any) -> dict[str, Any]:
+    """Run one command in a fork; returns its exit code, what it said, and its file operations."""
+    said, operations = Path(plan["scratch"], "said"), Path(plan["scratch"], "operations")
+    for path in (said, operations):
+        path.unlink(missing_ok=True)
+    child = os.fork()
+    if not child:
+        code = 99
+        try:
+            handle = os.open(said, os.O_CREAT | os.O_WRONLY)
+            os.dup2(handle, 1)
+            os.dup2(handle, 2)
+            os.setsid()
+            within = str(plan["within"]).encode()
+            faults.faults_plan(within, plan["mode"], ctypes.c_long(plan["number"]), str(operations).encode())
+            code = _command(plan["arguments"])
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            os._exit(code)
+    until = time.monotonic() + LIMIT
+    ended, status = os.waitpid(child, os.WNOHANG)
+    while not ended and time.monotonic() < until:
+        time.sleep(0.004)
+        ended, status = os.waitpid(child, os.WNOHANG)
+    if not ended:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    code = os.waitstatus_to_exitcode(status) if ended else None
+    lines = operations.read_text(errors="replace").splitlines() if operations.exists() else []
+    return {"code": code, "said": said.read_text(errors="replace"), "operations": lines}
+
+
+def _command(arguments: list[str]) -> int:
+    """Run a command in this process; returns its exit code."""
+    from irm_fast.cli import commands
+
+    sys.argv = ["irm-fast", *arguments]
+    try:
+        commands.main()
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    return 0
+
+
+if __name__ == "__main__":
+    main()
