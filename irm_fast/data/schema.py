@@ -155,8 +155,8 @@ def check_alike(**lists: Sized) -> None:
             raise FieldError(name, text)
 
 
-def read_json(path: Path, writer: str) -> Any:
-    """Read a file of JSON of a bounded size.
+def read_object(path: Path, writer: str) -> dict[str, Any]:
+    """Read a file of bounded size that holds an object of JSON.
 
     Args:
         path: The file.
@@ -170,9 +170,12 @@ def read_json(path: Path, writer: str) -> Any:
     if path.stat().st_size > MAX_RECORD:
         raise ValueError(f"{path}: damaged: larger than {MAX_RECORD:,} bytes; expected what {writer} wrote")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content: Any = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # cut short, or no text at all, or deeper than anything of ours
         raise ValueError(f"{path}: damaged, not readable as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: damaged: got a {type(content).__name__}; expected an object, as {writer} wrote it")
+    return content
 
 
 def read_record(path: Path, version: int, writer: str, rule: Rule = mapping) -> dict[str, Any]:
@@ -187,9 +190,7 @@ def read_record(path: Path, version: int, writer: str, rule: Rule = mapping) -> 
     Raises:
         ValueError: The file is missing, of a newer format, or damaged: which field, what was got and is expected.
     """
-    record = read_json(path, writer)
-    if not isinstance(record, dict):
-        raise ValueError(f"{path}: damaged: got a {type(record).__name__}; expected an object, as {writer} wrote it")
+    record = read_object(path, writer)
     found = record.get("format")
     if type(found) is not int or found != version:
         newer = type(found) is int and found > version

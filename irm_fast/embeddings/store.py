@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from safetensors import SafetensorError
 
-from irm_fast.data.problems import row_named
+from irm_fast.data.problems import FieldError, row_named
 from irm_fast.data.whole import whole_path
 from irm_fast.embeddings.shards import Shards, files_of, open_files
 from irm_fast.models.parts import parts_folder, row_hash
+from irm_fast.models.record import SOURCE
 from irm_fast.models.tensor_files import HASH, ROW_HASH, damage_to, in_order, memory_of, opened
 
 if TYPE_CHECKING:
@@ -269,6 +270,10 @@ def _source(path: str | Path, file: Any) -> Source:
         raise ValueError(f"{path}: format: got {version}; expected {FORMAT}: {hint}")
     try:
         flags = {name: metadata[name] == "True" for name in ("normalize", "lower_case") if name in metadata}
-        return Source(**{**metadata, **flags, "max_length": int(metadata["max_length"])})
+        told = {**metadata, **flags, "max_length": int(metadata["max_length"])}
+        SOURCE("", told)
+        return Source(**told)
+    except FieldError as error:
+        raise ValueError(f"{path}: damaged metadata: {error.field}: {error.text}") from None
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: damaged metadata ({error}); expected those that irm-fast embed wrote") from error

@@ -18,8 +18,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from irm_fast.data.schema import read_object
 from irm_fast.data.whole import write_whole
-from irm_fast.models.foreign_files import quiet_transformers
+from irm_fast.models.foreign_files import loading, quiet_transformers
 from irm_fast.models.record import save_tensors
 
 ADAPTER = "adapter"  # the folder of a kept adapter, beside the merged checkpoint
@@ -72,7 +73,9 @@ class Adapter(NamedTuple):
         """Read what `save` wrote, or None if there is no such folder."""
         if not (directory / _CONFIG).is_file():
             return None
-        return cls(json.loads((directory / _CONFIG).read_text(encoding="utf-8")), load_file(directory / _WEIGHTS))
+        config = read_object(directory / _CONFIG, "irm-fast train")
+        with loading(f"{directory / _WEIGHTS}: damaged"):
+            return cls(config, load_file(directory / _WEIGHTS))
 
 
 def check_installed() -> None:

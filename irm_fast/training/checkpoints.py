@@ -15,6 +15,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from irm_fast.data.interruption import SIGNALS
 from irm_fast.data.manifest import damage, files_of, write_manifest
+from irm_fast.data.schema import read_object
 from irm_fast.data.whole import UnwrittenError, disk_errors, write_whole
 from irm_fast.models.packing import PackSampler
 from irm_fast.models.processes import from_main_process
@@ -91,7 +92,7 @@ def check_plan(checkpoint: Path, plan: Mapping[str, Any]) -> None:
     Raises:
         ValueError: The order was another.
     """
-    earlier = json.loads((checkpoint / PLAN).read_text(encoding="utf-8"))
+    earlier = read_object(checkpoint / PLAN, "irm-fast train")
     for name, now in plan.items():
         if earlier.get(name) != now:
             raise ValueError(

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
+
+from irm_fast.data.limits import MAX_SETTINGS, MAX_VALUES
 
 # What errors say that they expected: of settings that are read in a way of their own, and of types
 _EXPECTED_OF = {
@@ -45,16 +49,21 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """The mapping that a YAML file holds; an empty file holds an empty one.
 
     Raises:
-        ValueError: The file is no mapping in YAML, or a key stands there twice.
+        ValueError: The file is no mapping in YAML, a key stands there twice, or it is beyond limits.
         OSError: The file cannot be read.
     """
     import yaml
 
     try:
-        text = Path(path).read_text(encoding="utf-8")
-        values = yaml.safe_load(text)
-        twice = _given_twice(yaml.compose(text, Loader=yaml.SafeLoader))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        with Path(path).open("rb") as file:
+            text = file.read(MAX_SETTINGS + 1).decode()
+        if len(text) > MAX_SETTINGS:
+            raise ValueError(f"{path}: longer than {MAX_SETTINGS:,} bytes; expected lines of 'setting: value'")
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        if _size(node, {}) > MAX_VALUES:
+            raise ValueError(f"{path}: stands for more than {MAX_VALUES:,} values; expected lines of 'setting: value'")
+        values, twice = yaml.safe_load(text), _given_twice(node)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path}: not readable as YAML: {error}") from error
     if twice is not None:
         raise ValueError(f"{path}:{twice.start_mark.line + 1}: {twice.value}: given a second time; expected it once")
@@ -63,6 +72,17 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"{path}: got a {type(values).__name__}; expected lines of 'setting: value'")
     return values
+
+
+def _size(node: Any, known: dict[int, float]) -> float:
+    """The number of values that a node of YAML stands for, with those that it repeats by name; infinite for circles."""
+    if node is None or isinstance(node.value, str):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = math.inf  # as long as it is not left: whoever comes here meanwhile goes in a circle
+        parts = chain.from_iterable(node.value) if node.id == "mapping" else node.value
+        known[id(node)] = 1 + sum(_size(part, known) for part in parts)
+    return known[id(node)]
 
 
 def _given_twice(node: Any) -> Any:

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 
+from irm_fast.data.manifest import MANIFEST
 from irm_fast.embeddings.estimator import EmbeddingRewardModel
 
 EDITS = [
@@ -36,6 +37,7 @@ def fitted():
 
 def edit(folder, field, value):
     path = folder / "embedding_model.json"
+    (folder / MANIFEST).unlink(missing_ok=True)  # as who edits it on purpose does, or a stranger
     record = json.loads(path.read_text())
     *outer, last = field.split(".")
     inner = record

@@ -7,6 +7,7 @@ from dataclasses import asdict
 import pytest
 import torch
 
+from irm_fast.data.manifest import MANIFEST
 from irm_fast.data.signals import RewardSpec
 from irm_fast.embeddings.store import Source
 from irm_fast.evaluation.scoring import declared_for
@@ -34,13 +35,14 @@ EDITS = [
 
 def edited(folder, **change):
     path = folder / "irm_fast.json"
+    (folder / MANIFEST).unlink(missing_ok=True)  # as who edits it on purpose does, or a stranger
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     return path
 
 
 @pytest.mark.parametrize(("field", "value"), EDITS)
 def test_an_edited_field_is_refused_by_name(tmp_path, field, value):
-    write_record(tmp_path, SPEC, 0.5, {"training": {"absent": "error"}})
+    write_record(tmp_path, [], SPEC, 0.5, {"training": {"absent": "error"}})
     assert spec_of_record(read_record(tmp_path)) == SPEC
     path = edited(tmp_path, **{field: value})
     with pytest.raises(ValueError) as refused:
@@ -53,7 +55,7 @@ def test_an_edited_field_is_refused_by_name(tmp_path, field, value):
 
 @pytest.mark.parametrize("field", ["signals", "polarity", "misclick_rate", "max_length", "reward_bias", "design"])
 def test_a_missing_field_is_named(tmp_path, field):
-    write_record(tmp_path, SPEC, 0.5, {})
+    write_record(tmp_path, [], SPEC, 0.5, {})
     path = tmp_path / "irm_fast.json"
     path.write_text(json.dumps({name: value for name, value in json.loads(path.read_text()).items() if name != field}))
     with pytest.raises(ValueError, match=rf"irm_fast\.json: {field}: damaged: no {field}"):
@@ -76,7 +78,7 @@ def test_a_record_of_gigabytes_is_not_read(tmp_path):
 
 
 def test_newer_versions_are_refused_by_number_and_newer_fields_are_not(tmp_path):
-    write_record(tmp_path, SPEC, 0.5, {"colour": "green"})
+    write_record(tmp_path, [], SPEC, 0.5, {"colour": "green"})
     assert spec_of_record(read_record(tmp_path)) == SPEC
     edited(tmp_path, format=2)
     with pytest.raises(ValueError, match=r"format: got 2; expected 1; upgrade irm-fast"):
