@@ -90,7 +90,8 @@ class NumericalWatch(TrainerCallback):
     def guard(self, loss: Tensor) -> Tensor:
         """The same loss; one that is not finite gets a gradient of NaN, which no sum over processes hides."""
         found = loss.detach()
-        loss.register_hook(lambda gradient: gradient + (found - found))  # 0, or NaN
+        if loss.requires_grad:
+            loss.register_hook(lambda gradient: gradient + (found - found))  # 0, or NaN
         return loss
 
     def mask(self, norm: Tensor, optimizer: torch.optim.Optimizer, step: int) -> None:
