@@ -175,10 +175,10 @@ def run(seconds: float, seed: int, keep: Path | None = None) -> dict[str, Any]:
         with tempfile.TemporaryDirectory(prefix="fuzz-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as at:
             status = Path(at) / "status.json"
             command = [sys.executable, "-m", "benchmarks.fuzz", "--child", at]
-            command += ["--seconds", str(min(left, 600)), "--seed", str(seed + 1000 * number)]
+            command += ["--seconds", str(min(left, 300)), "--seed", str(seed + 1000 * number)]
             try:
                 done = subprocess.run(
-                    command, stderr=subprocess.PIPE, timeout=min(left, 600) + 6 * SECONDS, check=False
+                    command, stderr=subprocess.PIPE, timeout=min(left, 300) + 6 * SECONDS, check=False
                 )
                 died = (
                     f"crash {done.returncode} {done.stderr.decode(errors='replace')[-300:]}" if done.returncode else ""
