@@ -16,6 +16,7 @@ from torch import Tensor
 
 from irm_fast.data import schema
 from irm_fast.data.manifest import write_manifest
+from irm_fast.data.problems import FieldError
 from irm_fast.data.signals import DESIGNS, RewardSpec
 from irm_fast.data.whole import whole_path, write_whole
 
@@ -73,6 +74,8 @@ _LAYOUT = schema.fields(
 def _rule(name: str, record: Any) -> None:
     """Check `irm_fast.json`."""
     _LAYOUT(name, record)
+    if record["design"] == "features" and not record["feature_names"]:
+        raise FieldError("feature_names", "got none; expected some, as the design 'features' reads them")
     given = [field for field in SIGNALS if record[field] or field != "misclick_rate"]  # none stands for rates of 0
     schema.check_alike(**{field: record[field] for field in ("signals", *given)})
 
