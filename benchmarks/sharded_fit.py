@@ -6,9 +6,9 @@
     python -m benchmarks.sharded_fit compare FOLDER
 
 `make` writes made embeddings (float32) and feedback of two signals. `fit` takes the first rows, and appends a line to
-FOLDER/fits.jsonl: seconds, `peak_gb` (the largest resident size, with pages of the files, which the system takes back
-when it needs them), `held_gb` (the largest anonymous memory, which it cannot take back), and rewards of some rows.
-`compare` prints how far the rewards of fits to the same rows lie apart.
+FOLDER/fits.jsonl: seconds, also those of the processor, `peak_gb` (the largest resident size, with pages of the files,
+which the system takes back when it needs them), `held_gb` (the largest anonymous memory, which it cannot take back),
+and rewards of some rows. `compare` prints how far the rewards of fits to the same rows lie apart.
 """
 
 from __future__ import annotations
@@ -85,9 +85,9 @@ def fit(folder: Path, rows: int | None, *, in_memory: bool) -> dict:
     held = HeldMemory()
     held.start()
     x = np.concatenate(shards) if in_memory else shards
-    started = time.perf_counter()
+    started, computed = time.perf_counter(), time.process_time()
     model = EmbeddingRewardModel(hidden_layers=(), random_state=0, device="cpu", verbose=1).fit(x, feedback)
-    seconds = time.perf_counter() - started
+    seconds, computed = time.perf_counter() - started, time.process_time() - computed
     held.over.set()
     held.join()
     return {
@@ -96,6 +96,7 @@ def fit(folder: Path, rows: int | None, *, in_memory: bool) -> dict:
         "process": int(os.environ.get("RANK", "0")),
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
         "seconds": round(seconds, 1),
+        "cpu_seconds": round(computed, 1),
         "peak_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 2),
         "held_gb": round(held.most, 2),
         "diagnosis": model.diagnosis_.kind,

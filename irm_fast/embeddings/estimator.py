@@ -160,7 +160,7 @@ class EmbeddingRewardModel(Predictions):
         users: Sequence | None = None,
         sessions: Sequence | None = None,
         times: ArrayLike | None = None,
-        groups: Sequence | None = None,
+        groups: Sequence | np.ndarray | None = None,
         label_probability: ArrayLike | None = None,
     ) -> EmbeddingRewardModel:
         """Fit to a log of N rows and K signals. If the fit is interrupted, the model keeps its earlier state.

@@ -6,7 +6,7 @@ Unknown is what other libraries write for it: None, NaN, `pandas.NA` and NaT.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Set
+from collections.abc import Hashable, Mapping, Sequence, Set
 from datetime import datetime, timezone
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from irm_fast.data.problems import shown
+from irm_fast.data.texts import Names
 from irm_fast.data.times import LATEST
 from irm_fast.data.warning import warn_caller
 
@@ -195,7 +196,7 @@ def check_spread(name: str, spread: np.ndarray) -> None:
         )
 
 
-def names(name: str, value: Any, rows: int) -> list[Any] | None:
+def names(name: str, value: Any, rows: int) -> Sequence[Any] | None:
     """Return N names with None where they are unknown, or None if no names are given.
 
     Args:
@@ -216,6 +217,8 @@ def names(name: str, value: Any, rows: int) -> list[Any] | None:
         raise ValueError(f"{name}: got shape {tuple(shape)}; expected ({rows},), one name for each row of X")
     if len(value) != rows:
         raise ValueError(f"{name}: got {len(value)}; expected {rows}, as the rows of X")
+    if isinstance(value, Names) or (isinstance(value, np.ndarray) and value.dtype.kind in "iu"):
+        return value  # type: ignore[return-value]  # nothing to look for; a list of many would take much more memory
     found = [None if is_unknown(entry) else entry for entry in value]
     for row, entry in enumerate(found):
         if not isinstance(entry, Hashable) or (isinstance(entry, str) and not entry.strip()):

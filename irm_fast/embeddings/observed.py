@@ -94,7 +94,10 @@ class Observed:
         rows = np.flatnonzero(self.weight > 0).tolist()
 
         def of(names: Sequence[Any] | None) -> list[Any] | None:
-            return None if names is None else [names[row] for row in rows]
+            if names is None:
+                return None
+            held = list(names)  # some sequences are slow to read one by one
+            return [held[row] for row in rows]
 
         return replace(
             self,
@@ -113,7 +116,7 @@ class Observed:
     def group_numbers(self) -> np.ndarray | None:
         """Return group numbers from 0, of shape (N,): of the groups, or else of the users; None without either."""
         names = self.groups if self.groups is not None else self.users
-        return None if names is None else group_rows(list(names))
+        return None if names is None else group_rows(names)
 
     def folds(self, count: int, random: np.random.RandomState) -> np.ndarray:
         """Divide the rows into folds of about equal size, with all rows of a group (or else of a user) in one fold.

@@ -62,7 +62,7 @@ def fit_embedded(
         users=log.user_ids,
         sessions=log.session_ids,
         times=log.times,
-        groups=log.groups().tolist(),
+        groups=log.groups(),
         label_probability=log.label_probability,
     )
     features = log.feature_names if reads == "features" else ()
