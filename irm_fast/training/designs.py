@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from irm_fast.data.manifest import damage
 from irm_fast.data.signals import RewardSpec
 from irm_fast.data.warning import warn_caller
 from irm_fast.diagnostics.metrics import paired_difference
@@ -134,6 +135,10 @@ def kept_design(config: TrainConfig, spec: RewardSpec) -> TrainedDesign | None:
     """The trained design that `keep_design` left before the run was interrupted, or None."""
     folder = _model_folder(config, spec)
     if not config.resume or not (folder / RECORD).is_file():
+        return None
+    if text := from_main_process(lambda: damage(folder)):
+        warn_caller(f"{folder} is passed over: {text}; its propensity design goes on from its last checkpoint")
+        from_main_process(lambda: shutil.rmtree(folder))
         return None
     record, model = read_record(folder), ImplicitRewardModel.load(folder)
     metrics = {name: np.nan if value is None else value for name, value in record["metrics"].items()}

@@ -21,13 +21,16 @@ from safetensors.torch import load_file
 from irm_fast.data.groups import hold_out
 from irm_fast.data.joined import Joined
 from irm_fast.data.log import Log
+from irm_fast.data.manifest import damage, write_manifest
 from irm_fast.data.messages import Messages
 from irm_fast.data.signals import RewardSpec
+from irm_fast.data.warning import warn_caller
 from irm_fast.data.whole import whole_files
 from irm_fast.embeddings.embedder import Embedder
 from irm_fast.embeddings.store import date_of_parts, read_embeddings, read_source
 from irm_fast.embeddings.text_model import EmbeddedRewardModel
 from irm_fast.embeddings.writing import write_embeddings
+from irm_fast.models.parts import is_damaged
 from irm_fast.models.processes import from_main_process, is_first
 from irm_fast.models.record import PROPENSITIES, RECORD, save_tensors
 from irm_fast.training.config import TrainConfig
@@ -37,6 +40,7 @@ from irm_fast.training.progress import tell
 from irm_fast.training.run_folder import CHECKPOINTS, STATES, begin_run
 
 VALUES = "propensities.safetensors"  # among the checkpoints
+_VALUES_FILES = "propensities.json"  # the manifest of that file
 _AT_ONCE = 2**16  # rows whose states are read from their file
 
 
@@ -140,6 +144,7 @@ def _fitted(
         heldout = prepared.heldout
         values["heldout"] = _predicted(model, vectors[len(log) :], heldout, np.arange(len(heldout)))
     save_tensors({name: torch.from_numpy(part) for name, part in values.items()}, folder / VALUES)
+    write_manifest(folder, [VALUES], at=folder / _VALUES_FILES)
     model.save(folder / PROPENSITIES, classifier=False)
     (folder / STATES).unlink()
     return model.spec, model.context, values
@@ -157,8 +162,14 @@ def _predicted(model: EmbeddedRewardModel, vectors: np.ndarray, log: Log, rows: 
 
 
 def is_fitted(config: TrainConfig) -> bool:
-    """Whether an interrupted run that goes on has fitted the propensities."""
-    return config.resume and (Path(config.output) / CHECKPOINTS / PROPENSITIES / RECORD).is_file()
+    """Whether an interrupted run that goes on has fitted the propensities; a warning says if they are damaged."""
+    folder = Path(config.output) / CHECKPOINTS
+    if not config.resume or not (folder / PROPENSITIES / RECORD).is_file():
+        return False
+    if text := damage(folder / PROPENSITIES) or damage(folder, at=folder / _VALUES_FILES):
+        warn_caller(f"{folder}: the propensities that were fitted first are passed over: {text}; they are fitted anew")
+        shutil.rmtree(folder / PROPENSITIES)
+    return not text
 
 
 def _write_states(parts: Sequence[Log], path: Path, config: TrainConfig) -> None:
@@ -166,7 +177,7 @@ def _write_states(parts: Sequence[Log], path: Path, config: TrainConfig) -> None
 
     The processes share the rows.
     """
-    if from_main_process(lambda: config.resume and path.is_file()):
+    if from_main_process(lambda: config.resume and path.is_file() and not is_damaged(path)):
         return
     if config.progress and is_first():
         tell("propensities first: one pass of the untrained model over the log, then a fit to its states")

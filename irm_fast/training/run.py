@@ -89,7 +89,7 @@ def _train(log: Log, config: TrainConfig, heldout: Log | None) -> TrainResult:
     # Propensities first, where the log shows them
     rows, first = prepared, None
     if prepared.specs[0].estimator == "two-step":
-        if not is_fitted(config):
+        if not from_main_process(lambda: is_fitted(config)):
             check_loop(prepared, config)
         first = fit_propensities(prepared, config)
         rows = first.prepared

@@ -21,6 +21,7 @@ from irm_fast.models.passes import Passes
 from irm_fast.training import propensities, run
 from irm_fast.training.run import train_log
 from irm_fast.training.trainer import ImplicitTrainer
+from tests.training.test_checkpoints import flip
 from tests.training.training_cases import Interrupted, largest_difference, train_until, write_log
 
 
@@ -147,6 +148,33 @@ def test_resumed_run_keeps_its_propensities(make_log, make_config, monkeypatch, 
     assert said not in capsys.readouterr().err
     assert largest_difference(whole, resumed) == 0
     assert resumed.metrics == whole.metrics
+
+
+@pytest.mark.parametrize("name", ["propensities.safetensors", "propensities/embedding_model.safetensors"])
+def test_damaged_propensities_are_fitted_anew(make_log, make_config, name):
+    log = make_log(160)
+    whole = train_log(log, make_config("whole", propensity_design="auto", epochs=1))
+    config = make_config("cut", propensity_design="auto", epochs=1)
+    train_until(10, log, config)
+    flip(Path(config.output) / "checkpoints" / name)
+    with pytest.warns(UserWarning, match=r"fitted first are passed over: .* holds other bytes than were written"):
+        resumed = train_log(log, replace(config, resume=True))
+    assert largest_difference(whole, resumed) == 0
+
+
+def test_damaged_states_are_made_anew(make_log, make_config, monkeypatch):
+    log = make_log(160)
+    whole = train_log(log, make_config("whole", propensity_design="auto", epochs=1))
+    config = make_config("cut", propensity_design="auto", epochs=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(propensities, "fit_embedded", lambda *args, **kwargs: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train_log(log, config)
+    flip(Path(config.output) / "checkpoints" / "states.safetensors")
+    with pytest.warns(
+        UserWarning, match=r"states.safetensors is passed over: it holds other numbers"
+    ):
+        assert largest_difference(whole, train_log(log, replace(config, resume=True))) == 0
 
 
 def test_interrupted_pass_goes_on(make_log, make_config, monkeypatch):

@@ -17,6 +17,7 @@ from irm_fast.training.config import TrainConfig
 from irm_fast.training.fingerprint import describe
 from irm_fast.training.run import train_log
 from irm_fast.training.trainer import ImplicitTrainer
+from tests.training.test_checkpoints import flip
 from tests.training.training_cases import Interrupted, interrupt, largest_difference, metrics_of, train_until
 
 DATED = "{{ strftime_now('%d.%m.%Y') }}{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}"
@@ -105,6 +106,18 @@ def test_resume_of_auto_keeps_the_first_design(make_log, make_config, monkeypatc
         resumed = train_log(make_log(), replace(cut, resume=True))
     assert resumed.designs == pytest.approx(dict(whole.designs))
     assert largest_difference(whole, resumed) < 1e-6
+
+
+def test_a_damaged_design_is_trained_anew(make_log, make_config):
+    config = make_config(propensity_design="auto", estimator="joint")
+    whole = train_log(make_log(), replace(config, output=f"{config.output}.whole"))
+    train_until(6, make_log(), config, "hidden")
+    kept = Path(config.output) / "checkpoints" / "constant" / "model"
+    flip(kept / "model.safetensors")
+    with pytest.warns(UserWarning, match=r"constant/model is passed over: model.safetensors holds other bytes"):
+        resumed = train_log(make_log(), replace(config, resume=True))
+    assert largest_difference(whole, resumed) == 0
+    assert resumed.designs == pytest.approx(dict(whole.designs))
 
 
 def test_resume_of_auto_keeps_metrics_that_are_no_numbers(make_log, make_config):
