@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -38,7 +38,9 @@ class Gathered:
     def subset(self, index: np.ndarray) -> Gathered:
         """Return the rows that an index selects."""
         hashes = {name: values[index] for name, values in self.hashes.items()}
-        return Gathered(self.part, self.seen, self.log.subset(index), hashes)
+        texts = self.log.messages if len(self.log.messages) == len(self.log) else self.log.ids  # there may be none
+        log = replace(self.log, messages=texts).subset(index)  # type: ignore[arg-type]
+        return Gathered(self.part, self.seen, log if texts is self.log.messages else replace(log, messages=[]), hashes)
 
 
 class Gathering:
