@@ -25,8 +25,8 @@ ROW = {"id": "a", "prompt": "q", "completion": "x", "feedback": {"copy": 1}}
 
 def test_nothing_breaks_a_promise_in_some_seconds(tmp_path: Path) -> None:
     result = fuzz.run(15, seed=0, keep=tmp_path)
-    assert result["found"] == {} and result["inputs"] > 300, result
-    assert sum(count for name, count in result["counts"].items() if name.endswith("read")) > 50
+    assert result["found"] == {} and result["inputs"] > 100, result
+    assert sum(count for name, count in result["counts"].items() if name.endswith("read")) > 10
 
 
 def test_seeds_are_read_as_they_are(tmp_path: Path) -> None:
