@@ -384,18 +384,14 @@ def test_standard_input_is_read_as_a_file_is(saved, data, tmp_path, small_parts)
     assert one.read_bytes() == other.read_bytes()
 
 
-def test_rows_that_change_while_they_are_scored_are_an_error(saved, tmp_path, small_parts, monkeypatch):
-    data, rewards = tmp_path / "long.jsonl", rewards_file.rewards
-    row = {"prompt": "why", "completion": "good " * 5_000}  # longer than what is read ahead
-    data.write_text(f"{json.dumps(row)}\n" * 20)
-
-    def change(*arguments):
-        data.write_text(data.read_text().replace("good", "bad."))
-        return rewards(*arguments)
-
-    monkeypatch.setattr(rewards_file, "rewards", change)
-    result = run("score", saved, data, tmp_path / "out.jsonl")
-    assert (result.exit_code, "data: rows 9 and on have changed since they were checked" in result.stderr) == (2, True)
+def test_rows_that_change_after_they_were_checked_are_an_error(rows):
+    ids, messages = rows[0], [[dict(turn) for turn in row] for row in rows[1]]
+    work = parts.Work(Path("rewards.jsonl"), ids, messages, {}, lambda *_: {}, lambda _: None)
+    hashes = work.checked()
+    assert work.columns(slice(8, 16), hashes, Passes()) == {}
+    messages[9][-1]["content"] = "another"
+    with pytest.raises(ValueError, match="data: rows 9 and on have changed since they were checked; start anew"):
+        work.columns(slice(8, 16), hashes, Passes())
 
 
 # Several processes
