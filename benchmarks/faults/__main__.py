@@ -18,6 +18,7 @@ def main() -> None:
     """Print a line for each command and fault, and what went wrong."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--every", type=int, default=1, help="only every so many operations")
+    parser.add_argument("--skip", type=int, default=0, help="so many operations first")
     parser.add_argument("--command", action="append", help="only this command; may be repeated")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -34,7 +35,7 @@ def main() -> None:
                     number
                     for number, operation in enumerate(operations, 1)
                     if fault != "torn" or operation.startswith("write ")
-                ][:: chosen.every]
+                ][chosen.skip :: chosen.every]
                 found = stopped(server, command, fault, numbers, whole, operations)
                 count = Counter(one.verdict for one in found)
                 cells = [count[kind] for kind in ("exact", "refused", "stuck", "different")]

@@ -171,9 +171,7 @@ def test_damaged_states_are_made_anew(make_log, make_config, monkeypatch):
         with pytest.raises(ZeroDivisionError):
             train_log(log, config)
     flip(Path(config.output) / "checkpoints" / "states.safetensors")
-    with pytest.warns(
-        UserWarning, match=r"states.safetensors is passed over: it holds other numbers"
-    ):
+    with pytest.warns(UserWarning, match=r"states.safetensors is passed over: it holds other numbers"):
         assert largest_difference(whole, train_log(log, replace(config, resume=True))) == 0
 
 
