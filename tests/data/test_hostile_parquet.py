@@ -53,10 +53,10 @@ def test_it_is_refused_in_a_line_in_bounded_memory(tmp_path: Path, kind: str) ->
     make, words = HOSTILE[kind]
     path = tmp_path / "log.parquet"
     parquet.write_table(make(), path, compression="zstd", dictionary_pagesize_limit=2**30)
-    before, started = resource.getrlimit(resource.RLIMIT_DATA), time.monotonic()
+    before, started = resource.getrlimit(resource.RLIMIT_DATA), time.process_time()
     [problem] = validate(path)["problems"]
     assert problem.startswith(f"{path}: file: ") and any(word in problem for word in words.split("|"))
-    assert time.monotonic() - started < 60 and resource.getrlimit(resource.RLIMIT_DATA) == before
+    assert time.process_time() - started < 60 and resource.getrlimit(resource.RLIMIT_DATA) == before
 
 
 def test_memory_is_bounded_while_a_batch_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,10 +29,10 @@ def test_it_is_refused_quickly_and_in_a_line(tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     text, words = HOSTILE[kind]
     (tmp_path / "c.yaml").write_bytes(text.encode(errors="surrogateescape"))
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(ValueError, match=words) as refused:
         load_config(tmp_path / "c.yaml")
-    assert time.monotonic() - started < 20 and len(str(refused.value)) < 1000
+    assert time.process_time() - started < 20 and len(str(refused.value)) < 1000
     assert not (tmp_path / "pwned").exists()
 
 
