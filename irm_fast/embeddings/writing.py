@@ -7,6 +7,7 @@ shards and nothing else, so that none has the vectors of another.
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -196,6 +197,8 @@ def _write_shards(work: Work, passes: Passes, shard_rows: int, *, resume: bool, 
                 "--shard-rows of the interrupted run to resume it, or start anew with --overwrite"
             )
         whole = {shard.out for shard in shards if shard.out.is_file() and not is_damaged(shard.out)}
+        for path in whole:  # of which a killed run has left the parts
+            shutil.rmtree(parts_folder(path), ignore_errors=True)
         for shard in shards:  # all of them before the work begins
             if shard.out in whole:
                 check_part(shard.out, shard.ids, slice(shard.span.start, shard.span.stop), hashes, shard.about)

@@ -133,6 +133,12 @@ def test_a_signal_after_the_last_step_is_not_lost(make_log, make_config, monkeyp
     assert largest_difference(whole, train_log(make_log(), replace(config, resume=True))) == 0
 
 
+def test_termination_ends_one_of_several_processes_at_once(monkeypatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with termination_raised():
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
 def test_termination_is_raised_where_a_command_is() -> None:
     with pytest.raises(TerminatedError) as caught, termination_raised():
         os.kill(os.getpid(), signal.SIGTERM)
