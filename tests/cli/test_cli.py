@@ -94,7 +94,7 @@ def test_errors_are_one_line(rated, tiny_model, tmp_path, options, fragments):
     [
         "states.safetensors",
         "propensities/irm_fast.json",
-        "constant/checkpoint-3/trainer_state.json",
+        "constant/checkpoint-3/irm_fast_files.json",
         "constant/model/irm_fast.json",
     ],
 )
