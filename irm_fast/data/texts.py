@@ -30,8 +30,8 @@ _MADE_AT_ONCE = 1024  # rows, while one iterates
 class Lazy(Sequence[T], Generic[T]):
     """N values that are made of Arrow data when they are asked for. A part of them shares the data.
 
-    An index gives a value; a slice, row numbers or a mask of shape (N,) give a sequence of the same kind. Row numbers
-    are not copied: parts of the columns of a log share them.
+    An index gives a value, a slice a list, as of a list; row numbers or a mask of shape (N,) give a sequence of the same
+    kind. Row numbers are not copied: parts of the columns of a log share them.
 
     Args:
         batches: The data, in their order.
@@ -53,12 +53,14 @@ class Lazy(Sequence[T], Generic[T]):
     def __getitem__(self, index: int) -> T: ...
 
     @overload
-    def __getitem__(self, index: slice | np.ndarray) -> Lazy[T]: ...
+    def __getitem__(self, index: slice) -> list[T]: ...
 
-    def __getitem__(self, index: int | slice | np.ndarray) -> T | Lazy[T]:
+    @overload
+    def __getitem__(self, index: np.ndarray) -> Lazy[T]: ...
+
+    def __getitem__(self, index: int | slice | np.ndarray) -> T | list[T] | Lazy[T]:
         if isinstance(index, slice):
-            rows = np.arange(*index.indices(len(self))) if self.rows is None else self.rows[index]
-            return type(self)(self.batches, rows)
+            return list(self[np.arange(*index.indices(len(self)))])
         if isinstance(index, (np.ndarray, list)):
             index = np.asarray(index) if len(index) else np.empty(0, np.int64)
             index = np.flatnonzero(index) if index.dtype == bool else index

@@ -751,5 +751,7 @@ def test_score_writes_null_for_nan(tmp_path, monkeypatch):
     monkeypatch.setattr(rewards_file, "_precision_of", lambda model: "float32")
     monkeypatch.setattr(rewards_file, "rewards", lambda *_: {"reward": np.array([math.nan, 0.5], np.float32)})
     out = tmp_path / "out.jsonl"
-    assert score_command(write(tmp_path / "log.jsonl", [row(1), row(2)]), out).exit_code == 0
+    result = score_command(write(tmp_path / "log.jsonl", [row(1), row(2)]), out)
+    assert result.exit_code == 1
+    assert "1 of 2 rewards are not finite" in result.stderr
     assert out.read_text().splitlines() == ['{"id": "r1", "reward": null}', '{"id": "r2", "reward": 0.5}']

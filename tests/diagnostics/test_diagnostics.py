@@ -216,7 +216,7 @@ def test_identified_only_by_known_propensities_or_ignorable_labels():
     assert mixed.kind == "conditional"
     nothing = np.empty((ROWS, 0), np.int8)
     assert diagnose(nothing, propensity_design="constant", preference=labels).kind == "not identified"
-    only = {"reward_logits": two.reward, "propensity_logits": np.empty((ROWS, 0))}
+    only = {"reward_logits": np.where(labels == 1, 1.0, -1.0), "propensity_logits": np.empty((ROWS, 0))}
     assert (
         diagnose(nothing, propensity_design="constant", preference=labels, labels_ignorable=True, **only).kind
         == "identified"
