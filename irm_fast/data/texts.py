@@ -30,8 +30,8 @@ _MADE_AT_ONCE = 1024  # rows, while one iterates
 class Lazy(Sequence[T], Generic[T]):
     """N values that are made of Arrow data when they are asked for. A part of them shares the data.
 
-    An index gives a value, and a slice a list; row numbers or a mask of shape (N,) give a sequence of the same kind. Row
-    numbers are not copied: parts of the columns of a log share them.
+    An index gives a value, and a slice a list; row numbers or a mask of shape (N,) give a sequence of the same kind.
+    Row numbers are not copied: parts of the columns of a log share them.
 
     Args:
         batches: The data, in their order.
