@@ -20,6 +20,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import irm_fast
+from irm_fast.data.manifest import MANIFEST
 from irm_fast.embeddings import fit, problem
 from irm_fast.embeddings.estimator import EmbeddingRewardModel
 from irm_fast.embeddings.observed import observe
@@ -446,6 +447,7 @@ def test_damaged_files(fitted: EmbeddingRewardModel, damage: Callable, message: 
 
 def test_a_model_saved_before_the_design_had_its_name(fitted: EmbeddingRewardModel, tmp_path: Path) -> None:
     fitted.save(tmp_path)
+    (tmp_path / MANIFEST).unlink()  # which earlier versions did not write
     spoil_json(tmp_path, lambda r: r["settings"].update(propensity=r["settings"].pop("propensity_design")))
     assert EmbeddingRewardModel.load(tmp_path).propensity_design == fitted.propensity_design
 
@@ -462,8 +464,13 @@ STEPS = {
     "covariance_factor": fit,
     "diagnose": fit,
 }
-# Settings under which all steps are taken, together: networks, an open level.
+# Settings under which all steps are taken, together, of rows with times: networks, an open level.
 EVERY_STEP: list[dict[str, Any]] = [SMALL_NETWORK, {"estimator": "joint"}]
+
+
+def times_of(case: Case) -> np.ndarray:
+    """Times of the rows (N,), without which no context is fitted."""
+    return np.arange(len(case.x)) * 60.0
 
 
 def interrupted(monkeypatch: pytest.MonkeyPatch, step: str) -> list[str]:
@@ -486,7 +493,7 @@ def test_an_interrupted_fit_is_not_fitted(
     for settings in EVERY_STEP:
         new = model(**settings)
         try:
-            new.fit(case.x, case.feedback)
+            new.fit(case.x, case.feedback, times=times_of(case))
         except KeyboardInterrupt:
             for use in (new.predict, new.decision_function, new.predict_propensity):
                 with pytest.raises(NotFittedError):
@@ -503,11 +510,11 @@ def test_an_interrupted_refit_leaves_the_earlier_fit(
 ) -> None:
     linear = step in ("propensity_shift", "covariance_factor")
     settings = {"estimator": "joint"} if linear else SMALL_NETWORK
-    old = model(**settings).fit(case.x, case.feedback)
+    old = model(**settings).fit(case.x, case.feedback, times=times_of(case))
     before, attributes = old.decision_function(case.x), dict(vars(old))
     reached = interrupted(monkeypatch, step)
     with pytest.raises(KeyboardInterrupt):
-        old.fit(case.x[:, :3], case.feedback)
+        old.fit(case.x[:, :3], case.feedback, times=times_of(case))
     assert reached and vars(old).keys() == attributes.keys()
     assert all(vars(old)[name] is value for name, value in attributes.items())
     np.testing.assert_array_equal(old.decision_function(case.x), before)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from irm_fast.data.manifest import MANIFEST
 from irm_fast.embeddings import fit, one_signal
 from irm_fast.embeddings.candidates import candidate_rewards
 from irm_fast.embeddings.estimator import EmbeddingRewardModel
@@ -246,6 +247,7 @@ def test_a_saved_model_keeps_its_candidates(case: Case, fitted: EmbeddingRewardM
     path = tmp_path / "embedding_model.safetensors"
     old = {name: value for name, value in load_file(path).items() if not name.startswith("candidate.")}
     save_file(old, path)
+    (tmp_path / MANIFEST).unlink()
     loaded = EmbeddingRewardModel.load(tmp_path)
     low, high = loaded.predict_interval(case.x, 0.9)
     np.testing.assert_allclose(loaded.predict_disagreement(case.x), (high - low) / 2 / 1.6449, rtol=1e-3)

@@ -5,6 +5,7 @@ import datetime
 import pytest
 import transformers.utils.chat_template_utils as transformers_templates
 
+from irm_fast.data.manifest import MANIFEST
 from irm_fast.models.backbone import load_backbone
 from irm_fast.models.reward_model import ImplicitRewardModel
 from irm_fast.models.template import date_of, with_date
@@ -85,5 +86,6 @@ def test_a_saved_model_keeps_its_date_and_one_of_an_earlier_version_is_warned_of
     again = ImplicitRewardModel.load(tmp_path / "saved")
     assert "05 Jan 2026" in render(again.tokenizer, MESSAGES)
     (tmp_path / "saved" / "chat_template.jinja").write_text(LLAMA)
+    (tmp_path / "saved" / MANIFEST).unlink()  # which earlier versions did not write
     with pytest.warns(UserWarning, match="prints the date of the day.*train the model anew, or write the day"):
         ImplicitRewardModel.load(tmp_path / "saved")
