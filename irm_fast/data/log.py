@@ -18,7 +18,8 @@ class Log:
     """N impressions, each a response that was shown to a user, with the feedback of K signals.
 
     What `read_log` returns holds its names and conversations in Arrow, as sequences that are equal to lists of the same
-    values and make these when they are asked for (`data.texts`); a log that is put together may hold lists.
+    values and make these when they are asked for (`data.texts`), so that a change of one is not kept: `replace(log,
+    messages=[...])` has others. A log that is put together may hold lists.
 
     Attributes:
         ids: N unique names.

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import bisect
 import json
-import os
+import mmap
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 import numpy as np
@@ -63,7 +62,11 @@ class Lazy(Sequence[T], Generic[T]):
             return list(self[np.arange(*index.indices(len(self)))])
         if isinstance(index, (np.ndarray, list)):
             index = np.asarray(index) if len(index) else np.empty(0, np.int64)
-            index = np.flatnonzero(index) if index.dtype == bool else index
+            if index.dtype == bool and len(index) != len(self):
+                raise IndexError(f"got a mask of {len(index)} rows; expected one of {len(self)}")
+            if index.dtype != bool and not np.issubdtype(index.dtype, np.integer):
+                raise IndexError(f"got an index of {index.dtype}; expected whole numbers, or a mask")
+            index = np.flatnonzero(index) if index.dtype == bool else index.astype(np.int64, copy=False)
             if len(index) and index.min() < 0:
                 index = np.where(index < 0, index + len(self), index)
             if len(index) and not 0 <= index.min() <= index.max() < len(self):
@@ -144,7 +147,7 @@ class Lazy(Sequence[T], Generic[T]):
         import pyarrow
 
         if self.rows is None or not len(self):
-            return type(self), ([] if not len(self) else self.batches,)
+            return type(self), (self.batches if len(self) else [batch.slice(0, 0) for batch in self.batches[:1]],)
         columns = [self.column(name) for name in self.batches[0].schema.names]
         table = pyarrow.Table.from_arrays(columns, schema=self.batches[0].schema)
         return type(self), (table.to_batches(),)
@@ -214,7 +217,7 @@ class Store:
         self._limit = IN_MEMORY if limit is None else limit
         self._held: list[pyarrow.RecordBatch] = []
         self._bytes = 0
-        self._path: str | None = None
+        self._file: Any = None
         self._writer: Any = None
 
     def add(self, batch: pyarrow.RecordBatch) -> None:
@@ -229,9 +232,8 @@ class Store:
 
         try:
             if self._writer is None:
-                number, self._path = tempfile.mkstemp(prefix="irm-fast-", suffix=".arrow")
-                os.close(number)
-                self._writer = pyarrow.ipc.new_file(self._path, self._held[0].schema)
+                self._file = tempfile.TemporaryFile()  # noqa: SIM115  # mapped for as long as the texts are used
+                self._writer = pyarrow.ipc.new_file(self._file, self._held[0].schema)
             for batch in _joined(self._held, _WRITTEN_AT_ONCE):
                 self._writer.write_batch(batch)
         except OSError as error:
@@ -249,20 +251,11 @@ class Store:
             return _joined(self._held, IN_MEMORY)
         self._write()
         self._writer.close()
-        file = pyarrow.memory_map(self._path)
-        self._discard()
-        reader = pyarrow.ipc.open_file(file)
+        self._file.flush()
+        mapped = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._file.close()
+        reader = pyarrow.ipc.open_file(pyarrow.BufferReader(pyarrow.py_buffer(mapped)))
         return [reader.get_batch(number) for number in range(reader.num_record_batches)]
-
-    def _discard(self) -> None:
-        """Take the name of the file away: its bytes live as long as they are mapped."""
-        if self._path is not None:
-            with suppress(OSError):  # a system that keeps the names of open files
-                os.unlink(self._path)
-            self._path = None
-
-    def __del__(self) -> None:
-        self._discard()
 
 
 def _joined(batches: Sequence[pyarrow.RecordBatch], size: int) -> list[pyarrow.RecordBatch]:
