@@ -35,6 +35,15 @@ class HeldError(ValueError):
     """Another run writes to the same place; the text names it."""
 
 
+_lost = threading.Event()  # set once a lock of this process was taken by another one
+
+
+def check_held() -> None:
+    """Raise KeyboardInterrupt if another run has taken a lock of this one: nothing is written there any more."""
+    if _lost.is_set():
+        raise KeyboardInterrupt
+
+
 @dataclass(frozen=True)
 class Holder:
     """The run that holds a lock.
@@ -67,7 +76,7 @@ class Holder:
             return None
         if not _is_alive(self.process):
             return True
-        return bool(self.started) and self.started != _started(self.process)  # its number was given to another one
+        return self.started != _started(self.process) if self.started else None  # its number may be another one's
 
 
 class RunLock:
@@ -94,6 +103,7 @@ class RunLock:
             HeldError: Another run has it.
             OSError: The folder cannot be written to.
         """
+        _lost.clear()
         if self.folder:
             self._make_folder()
         me = Holder.this(self.command)
@@ -208,6 +218,7 @@ class RunLock:
                 continue
             if not self._left.is_set():
                 print(f"{self.path} was taken from this run, which stops: another one may write there", file=sys.stderr)
+                _lost.set()
                 _thread.interrupt_main()
             return
 

@@ -108,7 +108,7 @@ class MetricsFile(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if state.is_world_process_zero:
-            others = [line for line in read_metrics(self.path) if line["propensity_design"] != self.design]
+            others = [line for line in read_metrics(self.path) if line.get("propensity_design") != self.design]
             own = [{"propensity_design": self.design, **entry} for entry in state.log_history]
             write_metrics(self.path, [*others, *own], append=False)
 

@@ -153,8 +153,9 @@ def _save(result: TrainResult, first: FirstPropensities | None, config: TrainCon
     if first:
         first.save(config.output)
     lines = read_metrics(Path(config.output) / METRICS)
-    of_design = [line for line in lines if line["propensity_design"] == result.design]
-    of_design[-1].update(result.learned)  # the entry of the end of its training
+    of_design = [line for line in lines if line.get("propensity_design") == result.design]
+    if of_design:  # else the file was lost
+        of_design[-1].update(result.learned)  # the entry of the end of its training
     write_metrics(Path(config.output) / METRICS, lines, append=False)
     result.model.save(config.output, objective | result.record(config))
     close_run(config)

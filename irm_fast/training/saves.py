@@ -13,11 +13,13 @@ import torch
 import torch.distributed as dist
 
 from irm_fast.data.interruption import SIGNALS, handled
+from irm_fast.data.lock import check_held
 from irm_fast.models.processes import is_first, patient_group
 from irm_fast.training.config import TrainConfig
 from irm_fast.training.progress import tell
 
 _SHARE = 0.05  # of the time that goes by at most to saves that the clock asks for
+_ECHO = 5.0  # seconds in which SIGTERM may come again by another way: from a scheduler, and from torchrun
 _SAVE = 1  # what is wanted; a stop is wanted by the number of its signal, which is larger
 
 
@@ -35,7 +37,7 @@ class Saves:
     def __init__(self, config: TrainConfig, processes: int) -> None:
         self.steps, self.seconds, self.processes = config.save_steps, 60 * config.save_minutes, processes
         self.last = time.monotonic()
-        self.asked = 0  # the signal
+        self.asked, self._asked_at = 0, 0.0  # the signal, and when it came
         self._told: tuple[Any, torch.Tensor] | None = None
 
     @contextmanager
@@ -51,9 +53,12 @@ class Saves:
             raise SIGNALS[self.asked]
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
+        check_held()
+        if self.asked == number == signal.SIGTERM and time.monotonic() - self._asked_at < _ECHO:
+            return
         if self.asked:
             raise SIGNALS[number]
-        self.asked = number
+        self.asked, self._asked_at = number, time.monotonic()
         if is_first():
             tell(f"{signal.Signals(number).name}: a checkpoint is saved after this step; once more stops at once")
 
@@ -63,6 +68,7 @@ class Saves:
         Args:
             step: The number of the step; every process calls this after every one.
         """
+        check_held()
         own = self.asked or self._due(step)
         if self.processes == 1:
             return own

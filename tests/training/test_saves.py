@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from irm_fast.data import lock
 from irm_fast.data.interruption import TerminatedError, exit_code, termination_raised
 from irm_fast.data.lock import LOCK
 from irm_fast.models.processes import joined
@@ -114,6 +115,41 @@ def test_a_second_signal_stops_at_once(make_log, make_config, monkeypatch) -> No
         train_log(make_log(), config)
     assert not checkpoints(config) and not (Path(config.output) / LOCK).exists()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_termination_that_comes_by_two_ways_saves(make_log, make_config, monkeypatch) -> None:
+    from irm_fast.training.trainer import ImplicitTrainer
+
+    step = ImplicitTrainer.training_step
+
+    def twice(self, *args, **kwargs):
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(ImplicitTrainer, "training_step", twice)
+    config = make_config()
+    with pytest.raises(TerminatedError):
+        train_log(make_log(), config)
+    assert checkpoints(config)
+
+
+def test_a_run_that_lost_its_lock_saves_nothing(make_log, make_config, monkeypatch) -> None:
+    from irm_fast.training.trainer import ImplicitTrainer
+
+    step = ImplicitTrainer.training_step
+
+    def lost(self, *args, **kwargs):
+        lock._lost.set()
+        os.kill(os.getpid(), signal.SIGINT)
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(ImplicitTrainer, "training_step", lost)
+    config = make_config()
+    with pytest.raises(KeyboardInterrupt):
+        train_log(make_log(), config)
+    assert not checkpoints(config)
+    lock._lost.clear()
 
 
 def test_a_signal_after_the_last_step_is_not_lost(make_log, make_config, monkeypatch) -> None:
