@@ -13,7 +13,7 @@ from torch import nn
 
 from irm_fast.data.problems import shown
 
-MAX_EXPERTS = 2**17  # of all layers together
+MAX_EXPERTS = 2**21  # of all layers together
 ALWAYS_MADE, MAX_BEYOND_FILES = 2**30, 16  # bytes of weights, and times those of the files, that are made
 _LAYERS, _POSITIONS = 2**10, 2**31
 _LIMITS = {  # by what entries of a configuration are called; each far above that of any model
