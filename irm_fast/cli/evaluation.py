@@ -171,7 +171,8 @@ def score(
         written = score_file(model, data, out, passes=passes, declared=told, **how)  # type: ignore[arg-type]
     if not is_first():
         return
-    echo(f"wrote {out}: {written.rows} rewards")
+    beside = out.exists() and not out.is_file()  # the rewards may be on /dev/stdout
+    echo(f"wrote {out}: {written.rows} rewards", err=beside)
     if written.not_finite:
         from irm_fast.data.problems import row_named
 
