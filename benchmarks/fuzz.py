@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import random
 import resource
@@ -102,8 +103,8 @@ def _interrupt(*_: Any) -> None:
     raise Hang
 
 
-def work(seconds: float, seed: int, status: Path) -> None:
-    """Read inputs until the time is over; the status tells the parent how far it is."""
+def work(seconds: float, inputs: float, seed: int, status: Path) -> None:
+    """Read so many inputs, or until the time is over; the status tells the parent how far it is."""
     from irm_fast.data.guards import bounded_memory
 
     signal.signal(signal.SIGPROF, _interrupt)
@@ -115,7 +116,7 @@ def work(seconds: float, seed: int, status: Path) -> None:
     reads = {name: targets(name, folder) for name in seeds}
     names = [name for name in seeds for _ in range(1 if name.startswith("export") else 200)]  # those start a database
     until = time.monotonic() + seconds
-    while time.monotonic() < until:
+    while time.monotonic() < until and counts.total() < inputs:
         name = rng.choice(names)
         content, read = changed(seeds[name], name, rng), rng.choice(reads[name])
         path = status.parent / f"input-{name}"
@@ -163,19 +164,19 @@ def _place(error: BaseException) -> str:
     return f" at {Path(ours[-1].filename).name}:{ours[-1].lineno}" if ours else ""
 
 
-def run(seconds: float, seed: int, keep: Path | None = None) -> dict[str, Any]:
-    """Read inputs until the time is over, in processes that may die.
+def run(seconds: float, seed: int, keep: Path | None = None, inputs: float = math.inf) -> dict[str, Any]:
+    """Read so many inputs, or until the time is over, in processes that may die.
 
     Returns:
         The number of inputs of each kind and outcome, and what broke a promise, with the seed of each.
     """
     counts, found = Counter[str](), dict[str, str]()
     until, number = time.monotonic() + seconds, 0
-    while (left := until - time.monotonic()) > 0.5:
+    while (left := until - time.monotonic()) > 0.5 and (rest := inputs - counts.total()) > 0:
         with tempfile.TemporaryDirectory(prefix="fuzz-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as at:
             status = Path(at) / "status.json"
             command = [sys.executable, "-m", "benchmarks.fuzz", "--child", at]
-            command += ["--seconds", str(min(left, 300)), "--seed", str(seed + 1000 * number)]
+            command += ["--seconds", str(min(left, 300)), "--inputs", str(rest), "--seed", str(seed + 1000 * number)]
             try:
                 done = subprocess.run(
                     command, stderr=subprocess.PIPE, timeout=min(left, 300) + 6 * SECONDS, check=False
@@ -204,15 +205,16 @@ def run(seconds: float, seed: int, keep: Path | None = None) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--inputs", type=float, default=math.inf)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path)
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        work(options.seconds, options.seed, options.child / "status.json")
+        work(options.seconds, options.inputs, options.seed, options.child / "status.json")
         return
-    result = run(options.seconds, options.seed, options.keep)
+    result = run(options.seconds, options.seed, options.keep, options.inputs)
     print(json.dumps(result, indent=1))
     sys.exit(bool(result["found"]))
 

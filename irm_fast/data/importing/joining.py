@@ -79,7 +79,8 @@ def _load_actions(
     value = table.has(("value",))
     undone = f"lower(trim({table.text(value)})) IN ('0', '0.0', 'false', 'no')" if value else "false"
     connection.execute(
-        f"CREATE TEMP TABLE actions AS SELECT {table.text(on)} AS key, {name} AS signal, "
+        f"CREATE TEMP TABLE actions AS SELECT {table.text(on)} AS key, "
+        f"CASE WHEN trim({name}) <> '' THEN {name} END AS signal, "
         f"{table.time(time) if time else 'NULL::DOUBLE'} AS time, coalesce({undone}, false) AS undone FROM {table.rows}"
     )
     total, keyless, nameless, undone_count = connection.execute(

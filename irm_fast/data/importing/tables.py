@@ -46,7 +46,7 @@ def database(out: Path, memory: str = MEMORY) -> Iterator[Any]:
         memory: The memory that it may take, such as "3GB".
 
     Raises:
-        ValueError: DuckDB is not installed, or the memory is no size.
+        ValueError: DuckDB is not installed, the memory is no size, or DuckDB fails within the context.
     """
     try:
         import duckdb
@@ -62,7 +62,8 @@ def database(out: Path, memory: str = MEMORY) -> Iterator[Any]:
             connection.execute(_SECONDS)
             yield connection
         except duckdb.Error as error:
-            raise ValueError(f"import: {str(error).splitlines()[0]}") from error
+            said = str(error).splitlines()[0]
+            raise ValueError(f"import: {out} is not written: {said}; look at the columns of the tables") from error
         finally:
             connection.close()
 

@@ -101,7 +101,7 @@ def _score(
         return "scores that a program gave"
     if key is None and trace is None:
         return "scores that name neither a trace nor a call"
-    if not isinstance(name, str):
+    if not isinstance(name, str) or not name.strip():
         return "scores without a name"
     if (signal := signal_of(name, values)) is None:
         return f"scores {name!r} that are no action, such as numbers between 0 and 1, and 0 where nothing happened"

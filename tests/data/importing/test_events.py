@@ -67,6 +67,15 @@ def csv(path: Path, rows: list[dict[str, Any]]) -> Path:
 KINDS = {"jsonl": lines, "parquet": parquet, "csv": csv}
 
 
+def test_an_action_of_an_empty_name_is_one_without_a_name(tmp_path: Path) -> None:
+    acts = [*ACTIONS, acted(1, " ", 3), acted(2, "", 4)]
+    account = import_events(
+        lines(tmp_path / "i.jsonl", IMPRESSIONS), lines(tmp_path / "a.jsonl", acts), tmp_path / "o.jsonl"
+    )
+    assert account.dropped["actions without a name"] == 2
+    assert read_log(tmp_path / "o.jsonl").signals == ("copy", "share")
+
+
 @pytest.mark.parametrize("end", ["jsonl", "parquet"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_an_action_means_depends_on_its_time(tmp_path: Path, kind: str, end: str) -> None:
