@@ -38,14 +38,10 @@ def rows_of_csv(file: IO[bytes], encoding: str, separator: str) -> Iterator[tupl
     csv.field_size_limit(MAX_LINE)
     text = io.TextIOWrapper(cast(Any, file), encoding="utf-8-sig" if encoding == "utf-8" else encoding, newline="")
     reader = csv.reader(text, delimiter=separator, strict=True)
-    names, first = [name.strip() for name in next(reader)], 2
+    names = [name.strip() for name in _cells(reader, separator) or []]
     while True:
         first = reader.line_num + 1
-        try:
-            cells = next(reader, None)
-        except csv.Error as error:
-            why = f"line {first}: {error}; expected CSV with quotes around cells that hold {separator!r} or new lines"
-            raise FieldError("file", why) from None
+        cells = _cells(reader, separator)
         if cells is None:
             return
         if len(cells) != len(names):
@@ -54,6 +50,16 @@ def rows_of_csv(file: IO[bytes], encoding: str, separator: str) -> Iterator[tupl
             continue
         content = {name: _cell(name, cell) for name, cell in zip(names, cells, strict=True) if cell != ""}
         yield first, content
+
+
+def _cells(reader: Any, separator: str) -> list[str] | None:
+    """Return the cells of the next line, the header's too, or None at the end."""
+    first = reader.line_num + 1
+    try:
+        return next(reader, None)
+    except csv.Error as error:
+        why = f"line {first}: {error}; expected CSV with quotes around cells that hold {separator!r} or new lines"
+        raise FieldError("file", why) from None
 
 
 _CONSTANTS = {"true": True, "false": False, "null": None, "none": None, "nan": None, "na": None}

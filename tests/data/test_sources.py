@@ -341,3 +341,10 @@ def test_no_part_is_written_over(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is the input"):
         check_not_input(tmp_path / "a.jsonl", tmp_path)
     assert Source.of(source := Source(tmp_path)) is source
+
+
+def test_a_header_of_csv_that_does_not_end_is_refused_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_bytes(b'id,prompt,"completion\nr1,question,answer\n')
+    with pytest.raises(DataError, match=r"log\.csv: file: line 1: unexpected end of data; expected CSV"):
+        read_log(path)
