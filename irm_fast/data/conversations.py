@@ -11,6 +11,7 @@ from typing import Any, TypeVar, overload
 import numpy as np
 
 from irm_fast.data.declarations import Declarations
+from irm_fast.data.joined import ListLike
 from irm_fast.data.messages import Messages
 from irm_fast.data.problems import DataError, Problems
 from irm_fast.data.rated import warn_of_left_out
@@ -122,7 +123,7 @@ class _Reader:
         return ((name, messages) for line, name, messages in rows if line not in self.skipped)
 
 
-class _Column(Sequence[T]):
+class _Column(ListLike[T]):
     """The ids or the conversations of a reader."""
 
     def __init__(self, reader: _Reader, field: int) -> None:

@@ -1,4 +1,4 @@
-"""Sequences one after the other, as one sequence: nothing is copied."""
+"""Sequences that stand for lists, such as several one after the other: nothing is copied."""
 
 from __future__ import annotations
 
@@ -10,7 +10,18 @@ from typing import TypeVar, overload
 T = TypeVar("T")
 
 
-class Joined(Sequence[T]):
+class ListLike(Sequence[T]):
+    """A sequence that is equal to a list of the same values, and as little a key as one."""
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence) or isinstance(other, str):
+            return NotImplemented
+        return len(self) == len(other) and all(one == two for one, two in zip(self, other, strict=True))
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class Joined(ListLike[T]):
     """The values of several sequences, in their order. A slice reads slices of them.
 
     Args:
@@ -50,10 +61,3 @@ class Joined(Sequence[T]):
     def __iter__(self) -> Iterator[T]:
         for part in self.parts:
             yield from part
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Sequence) or isinstance(other, str):
-            return NotImplemented
-        return len(self) == len(other) and all(one == two for one, two in zip(self, other, strict=True))
-
-    __hash__ = None  # type: ignore[assignment]

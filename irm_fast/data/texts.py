@@ -11,9 +11,11 @@ import json
 import mmap
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import numpy as np
+
+from irm_fast.data.joined import ListLike
 
 if TYPE_CHECKING:
     import pyarrow
@@ -26,7 +28,7 @@ _WRITTEN_AT_ONCE = 2**25  # bytes
 _MADE_AT_ONCE = 1024  # rows, while one iterates
 
 
-class Lazy(Sequence[T], Generic[T]):
+class Lazy(ListLike[T]):
     """N values that are made of Arrow data when they are asked for. A part of them shares the data.
 
     An index gives a value, and a slice a list; row numbers or a mask of shape (N,) give a sequence of the same kind.
@@ -88,24 +90,12 @@ class Lazy(Sequence[T], Generic[T]):
 
     def _taken(self, rows: np.ndarray) -> list[T]:
         """Return the values of rows, by their numbers in the batches."""
-        import pyarrow
-
-        place = np.searchsorted(self._starts, rows, side="right") - 1
-        order = np.argsort(place, kind="stable")
         found: list[Any] = [None] * len(rows)
-        for group in np.split(order, np.flatnonzero(np.diff(place[order])) + 1):
-            number = int(place[group[0]])
-            taken = self.batches[number].take(pyarrow.array(rows[group] - self._starts[number]))
+        for group, number, places in self._by_batch(rows):
+            taken = self.batches[number].take(places)
             for where, value in zip(group.tolist(), self._made(taken), strict=True):
                 found[where] = value
         return found
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Sequence) or isinstance(other, str):
-            return NotImplemented
-        return len(self) == len(other) and all(one == two for one, two in zip(self, other, strict=True))
-
-    __hash__ = None  # type: ignore[assignment]
 
     def __add__(self, other: Iterable[T]) -> list[T]:
         return [*self, *other]
@@ -132,16 +122,22 @@ class Lazy(Sequence[T], Generic[T]):
         """Return a column of rows, by their numbers in the batches."""
         import pyarrow
 
-        place = np.searchsorted(self._starts, rows, side="right") - 1
-        order = np.argsort(place, kind="stable")
-        groups = np.split(order, np.flatnonzero(np.diff(place[order])) + 1)
-        parts = []
-        for group in groups:
-            number = int(place[group[0]])
-            held = self.batches[number].column(name)
-            parts.append(held.take(pyarrow.array(rows[group] - self._starts[number])))
-        joined = parts[0] if len(parts) == 1 else pyarrow.concat_arrays(parts)
-        return joined if len(parts) == 1 else joined.take(pyarrow.array(np.argsort(order)))
+        groups = list(self._by_batch(rows))
+        parts = [self.batches[number].column(name).take(places) for _, number, places in groups]
+        if len(parts) == 1:
+            return parts[0]
+        order = np.concatenate([group for group, _, _ in groups])
+        return pyarrow.concat_arrays(parts).take(pyarrow.array(np.argsort(order)))
+
+    def _by_batch(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, int, pyarrow.Array]]:
+        """Yield for each batch that rows lie in: their places among the rows, its number, and their places in it."""
+        import pyarrow
+
+        batch = np.searchsorted(self._starts, rows, side="right") - 1
+        order = np.argsort(batch, kind="stable")
+        for group in np.split(order, np.flatnonzero(np.diff(batch[order])) + 1):
+            number = int(batch[group[0]])
+            yield group, number, pyarrow.array(rows[group] - self._starts[number])
 
     def __reduce__(self) -> tuple[Any, ...]:
         import pyarrow
