@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.memory import anonymous
 from benchmarks.report import machine
 
 CHUNK = 500_000
@@ -59,9 +60,7 @@ class HeldMemory(threading.Thread):
 
     def run(self) -> None:
         while not self.over.wait(0.1):
-            lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-            held = next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
-            self.most = max(self.most, held * 1024 / 1e9)
+            self.most = max(self.most, anonymous() / 1e9)
 
 
 def first_rows(folder: Path, rows: int) -> list[np.ndarray]:
