@@ -19,8 +19,7 @@ from irm_fast.models.tokens import CHUNK, Refused, render, rendered
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from irm_fast.data.problems import row_named
-from irm_fast.data.messages import Messages
+    from irm_fast.data.messages import Messages
 
 _MARK = "irm-fast-0f3a9c"  # a response that no other text holds
 _FORMS: Mapping[str, Callable[[Messages], Messages]] = {

@@ -15,6 +15,7 @@ from irm_fast.embeddings.writing import write_embeddings
 from irm_fast.models import parts
 from irm_fast.models.passes import Passes, place
 from irm_fast.models.reward_model import ImplicitRewardModel
+from tests.embeddings.interruption import interrupted_after
 
 
 @pytest.fixture(scope="module")
@@ -195,26 +196,12 @@ def test_files_of_the_first_format_are_read_by_id_and_text(tiny_encoder, rows, t
         read_embeddings(old, [f"row-{number + 7}" for number in range(20)], messages)
 
 
-class Interrupted(Exception):
-    pass
-
-
 @pytest.fixture
-def interrupted(tiny_encoder, rows, tmp_path, small_parts, monkeypatch):
+def interrupted(tiny_encoder, rows, tmp_path, small_parts):
     """A run that ended in its third part: (path of its file, embedder)."""
     out, embedder = tmp_path / "e.safetensors", Embedder(tiny_encoder)
-    write, written = parts.write_part, []
-
-    def write_two(path, *arguments):
-        if len(written) == 2:
-            raise Interrupted
-        written.append(path)
-        write(path, *arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(parts, "write_part", write_two)
-        with pytest.raises(Interrupted):
-            write_embeddings(*rows, embedder, out)
+    with interrupted_after(2):
+        write_embeddings(*rows, embedder, out)
     assert [path.name for path in tmp_path.iterdir()] == ["e.safetensors.parts"]
     return out, embedder
 

@@ -12,6 +12,7 @@ from irm_fast.embeddings.embedder import Embedder
 from irm_fast.embeddings.store import read_embeddings, read_source
 from irm_fast.embeddings.writing import write_embeddings
 from irm_fast.models import parts
+from tests.embeddings.interruption import interrupted_after
 from tests.evaluation import command_run
 from tests.training import forked
 
@@ -56,25 +57,12 @@ def test_shards_hold_what_one_file_holds(log, embedder, tmp_path, small_parts):
         np.testing.assert_array_equal(read_embeddings(folder, some.ids, some.messages), whole["embeddings"][rows])
 
 
-class Interrupted(Exception):
-    pass
-
-
 @pytest.fixture
-def interrupted(log, embedder, tmp_path, small_parts, monkeypatch) -> Path:
+def interrupted(log, embedder, tmp_path, small_parts) -> Path:
     """The folder of a run that ended in the second part of its second file."""
-    folder, write_part, written = tmp_path / "shards", parts.write_part, []
-
-    def write_three(path, *arguments):
-        if len(written) == 3:
-            raise Interrupted
-        written.append(path)
-        write_part(path, *arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(parts, "write_part", write_three)
-        with pytest.raises(Interrupted):
-            write(log, embedder, folder)
+    folder = tmp_path / "shards"
+    with interrupted_after(3):
+        write(log, embedder, folder)
     assert held(folder) == [NAMES[0], f"{NAMES[1]}.parts"]
     with pytest.raises(ValueError, match="2 of the 3 files of 'embeddings' are missing"):
         read_embeddings(folder, log.ids, log.messages)
