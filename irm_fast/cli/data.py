@@ -102,9 +102,9 @@ def simulate(
     that `train --propensity-design features` is well specified there.
     """
     from irm_fast.data.read import read_rated
+    from irm_fast.data.reading.sources import check_not_input
     from irm_fast.data.simulation import output_paths, write_simulation
     from irm_fast.data.simulation import simulate as draw
-    from irm_fast.data.sources import check_not_input
 
     for path in output_paths(out, overwrite=True):
         check_not_input(path, rated)

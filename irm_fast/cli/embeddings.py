@@ -37,7 +37,7 @@ def embed(
 ) -> None:
     """Write an embedding of every row: logs, ratings or pairs. `train --embeddings` learns from it."""
     from irm_fast.data.conversations import read_conversations
-    from irm_fast.data.sources import check_not_input
+    from irm_fast.data.reading.sources import check_not_input
 
     check_not_input(out, data)
     from irm_fast.embeddings.embedder import Embedder

@@ -124,8 +124,8 @@ def mask(
     **settings: Any,
 ) -> None:
     """Write a log with null for signals in a part of it, where silence is a broken button, as diagnose advises."""
-    from irm_fast.data.outputs import check_file, check_folder_of
-    from irm_fast.data.sources import check_not_input
+    from irm_fast.data.reading.sources import check_not_input
+    from irm_fast.data.writing.outputs import check_file, check_folder_of
     from irm_fast.evaluation.masking import mask_log
 
     check_not_input(out, data)
@@ -157,7 +157,7 @@ def score(
     **settings: Any,
 ) -> None:
     """Write the reward of every response; no feedback or rating is needed. Exit code 1 if one is not finite."""
-    from irm_fast.data.sources import check_not_input
+    from irm_fast.data.reading.sources import check_not_input
 
     check_not_input(out, data)
     from irm_fast.evaluation.rewards_file import score_file
@@ -206,8 +206,8 @@ def label(
     preference and propensity disagree, with more where the reward is least sure. Rows that have a preference are left
     out.
     """
-    from irm_fast.data.outputs import check_file, check_folder_of, check_suffix
-    from irm_fast.data.sources import check_not_input
+    from irm_fast.data.reading.sources import check_not_input
+    from irm_fast.data.writing.outputs import check_file, check_folder_of, check_suffix
 
     check_not_input(out, data)
     check_folder_of(out)
@@ -239,8 +239,8 @@ def _draw_labels(
     *,
     overwrite: bool,
 ) -> None:
-    from irm_fast.data.outputs import check_file
     from irm_fast.data.read import read_declared
+    from irm_fast.data.writing.outputs import check_file
     from irm_fast.evaluation.labelling import rows_to_label, write_labels
     from irm_fast.evaluation.scoring import declared_for, load
     from irm_fast.models.processes import from_main_process, is_first, launched

@@ -13,9 +13,9 @@ import typer
 from typer.core import TyperGroup
 
 from irm_fast.cli.terminal import echo
-from irm_fast.data.interruption import TerminatedError, exit_code, termination_raised
 from irm_fast.data.problems import redacting
-from irm_fast.data.whole import UnwrittenError, disk_words
+from irm_fast.data.writing.interruption import TerminatedError, exit_code, termination_raised
+from irm_fast.data.writing.whole import UnwrittenError, disk_words
 from irm_fast.models import Precision
 from irm_fast.training.config import MISSING, PROGRAMS, EmbeddingTrainConfig, RunConfig, TrainConfig
 from irm_fast.training.log_settings import LogSettings, TextSettings

@@ -16,9 +16,9 @@ from irm_fast.data.messages import Messages
 from irm_fast.data.problems import DataError, Problems
 from irm_fast.data.rated import warn_of_left_out
 from irm_fast.data.ratings import is_pair, rated_rows
+from irm_fast.data.reading.sources import Given, Source
 from irm_fast.data.row_stream import RowStream, warn_of_skipped
 from irm_fast.data.rows import TEXT_FIELDS, FieldNames, Fields, check_ids, name_of, plain_name
-from irm_fast.data.sources import Given, Source
 
 T = TypeVar("T")
 _TEXTS = FieldNames(TEXT_FIELDS)

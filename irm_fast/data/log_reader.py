@@ -6,13 +6,13 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from irm_fast.data.blocks import Block, LineBlock, RawRow, RowBlock, TableBlock
-from irm_fast.data.column_reader import Columns, InDoubtError, can_read, part_of_columns
 from irm_fast.data.declarations import Declarations
-from irm_fast.data.line_tables import LineTable, LineTables
 from irm_fast.data.log_rows import LogRow, log_row
 from irm_fast.data.parts import Part, Seen, in_order, part_of_rows
 from irm_fast.data.problems import Problems
+from irm_fast.data.reading.blocks import Block, LineBlock, RawRow, RowBlock, TableBlock
+from irm_fast.data.reading.column_reader import Columns, InDoubtError, can_read, part_of_columns
+from irm_fast.data.reading.line_tables import LineTable, LineTables
 from irm_fast.data.row_stream import RowStream
 
 _LEARNT_FROM = 1000  # rows that are read one by one anyway

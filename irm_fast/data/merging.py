@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 from irm_fast.data.messages import Messages
 from irm_fast.data.problems import Problems, closest, shown
-from irm_fast.data.rewriting import rewritten, spelled
+from irm_fast.data.reading.sources import read_rows
 from irm_fast.data.rows import PREFERENCE, TEXT_FIELDS, FieldNames, Fields, level_of, name_of, propensity_of
-from irm_fast.data.sources import read_rows
+from irm_fast.data.writing.rewriting import rewritten, spelled
 
 CHANCE = "label_probability"
 FIELDS = FieldNames({**TEXT_FIELDS, "preference": PREFERENCE, CHANCE: (CHANCE,)})

@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from irm_fast.data.json_rows import parse_json
 from irm_fast.data.problems import FieldError, Problems, shown
+from irm_fast.data.reading.json_rows import parse_json
 
 Messages = list[dict[str, Any]]  # role and content, which is text; perhaps some of `KEPT`
 

@@ -13,8 +13,8 @@ from irm_fast.data.messages import Messages
 from irm_fast.data.problems import Problems
 from irm_fast.data.rated import warn_of_left_out
 from irm_fast.data.ratings import pair_row
+from irm_fast.data.reading.sources import Given, Source, read_rows
 from irm_fast.data.rows import check_ids
-from irm_fast.data.sources import Given, Source, read_rows
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 
-from irm_fast.data.blocks import Block, RawRow
 from irm_fast.data.declarations import Declarations, Null, OnError
 from irm_fast.data.gathering import Gathered, Gathering, Keep
 from irm_fast.data.importing.layouts import LAYOUTS, layout_of
@@ -28,10 +27,11 @@ from irm_fast.data.log_rows import action_columns
 from irm_fast.data.problems import DataError, Problems
 from irm_fast.data.rated import Rated, parse_rated, read_rated, warn_of_left_out
 from irm_fast.data.ratings import PAIR_FIELDS, RATED_FIELDS
+from irm_fast.data.reading.blocks import Block, RawRow
+from irm_fast.data.reading.sources import Given, Source
 from irm_fast.data.row_stream import source_of, warn_of_skipped
 from irm_fast.data.rows import LOG_FIELDS
 from irm_fast.data.signals import Absent, contradictions, signal_notes, without_contradictions
-from irm_fast.data.sources import Given, Source
 from irm_fast.losses import MAX_SIGNALS
 
 __all__ = ["DataError", "Log", "Rated", "read_log", "read_log_or_rated", "read_rated", "signal_notes"]

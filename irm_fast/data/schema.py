@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping, Sized
 from pathlib import Path
 from typing import Any
 
-from irm_fast.data.limits import MAX_NAME, MAX_RECORD, MAX_TEXT
 from irm_fast.data.problems import FieldError, is_plain, shown
+from irm_fast.data.reading.limits import MAX_NAME, MAX_RECORD, MAX_TEXT
 
 Rule = Callable[[str, Any], None]
 MOST = 2**31 - 1  # of a whole number

@@ -27,9 +27,9 @@ from irm_fast.data.features import FEATURES, text_features
 from irm_fast.data.groups import group_numbers, hold_out, number_prompts
 from irm_fast.data.log import Log
 from irm_fast.data.messages import Messages
-from irm_fast.data.outputs import check_file, check_suffix
 from irm_fast.data.rated import Rated, check_both
-from irm_fast.data.whole import whole_file
+from irm_fast.data.writing.outputs import check_file, check_suffix
+from irm_fast.data.writing.whole import whole_file
 
 SIGNALS = ("click", "copy", "share", "save")
 # What moves users to act differs much between responses (by about 1.5 on the logit) and between signals: long answers

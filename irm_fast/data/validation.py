@@ -11,9 +11,9 @@ from irm_fast.data.declarations import NEGATIVE_SIGNALS, Declarations
 from irm_fast.data.groups import numbered
 from irm_fast.data.problems import one_line
 from irm_fast.data.read import scan_log
+from irm_fast.data.reading.sources import Given
 from irm_fast.data.row_stream import counted, source_of
 from irm_fast.data.signals import Absent, signal_notes
-from irm_fast.data.sources import Given
 from irm_fast.data.times import shown_time
 
 

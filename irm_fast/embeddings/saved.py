@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from irm_fast.data import schema
-from irm_fast.data.manifest import refuse_damage, write_manifest
 from irm_fast.data.signals import DESIGN_CHOICES, DESIGNS
-from irm_fast.data.whole import write_whole
+from irm_fast.data.writing.manifest import refuse_damage, write_manifest
+from irm_fast.data.writing.whole import write_whole
 from irm_fast.diagnostics import Diagnosis
 from irm_fast.embeddings.context import Bins
 from irm_fast.embeddings.context_layer import ContextLayer

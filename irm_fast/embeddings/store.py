@@ -19,7 +19,7 @@ import numpy as np
 from safetensors import SafetensorError
 
 from irm_fast.data.problems import FieldError, row_named
-from irm_fast.data.whole import whole_path
+from irm_fast.data.writing.whole import whole_path
 from irm_fast.embeddings.shards import Shards, files_of, open_files
 from irm_fast.models.parts import parts_folder, row_hash
 from irm_fast.models.record import SOURCE

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from irm_fast.data.features import text_features
-from irm_fast.data.manifest import refuse_damage
 from irm_fast.data.signals import RewardSpec, known_logits
 from irm_fast.data.warning import warn_caller
+from irm_fast.data.writing.manifest import refuse_damage
 from irm_fast.embeddings.embedder import Embedder
 from irm_fast.embeddings.saved import RECORD as ESTIMATOR_RECORD
 from irm_fast.embeddings.saved import TENSORS

@@ -18,10 +18,10 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from irm_fast.data.lock import check_free
-from irm_fast.data.outputs import OutputFolder, check_choice, check_folder_of
 from irm_fast.data.problems import row_named
-from irm_fast.data.whole import is_unfinished
+from irm_fast.data.writing.lock import check_free
+from irm_fast.data.writing.outputs import OutputFolder, check_choice, check_folder_of
+from irm_fast.data.writing.whole import is_unfinished
 from irm_fast.embeddings.embedder import Embedder, check_choice_of
 from irm_fast.embeddings.store import about, merge_parts
 from irm_fast.models.parts import (

@@ -13,7 +13,7 @@ from irm_fast.data.declarations import Declarations
 from irm_fast.data.log import Log
 from irm_fast.data.problems import Problems
 from irm_fast.data.read import read_declared
-from irm_fast.data.rewriting import rewritten
+from irm_fast.data.writing.rewriting import rewritten
 from irm_fast.diagnostics.arguments import session_numbers, texts, user_numbers
 from irm_fast.diagnostics.segments import part_named
 from irm_fast.diagnostics.subject import DiagnosedLog

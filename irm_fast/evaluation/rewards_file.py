@@ -17,7 +17,7 @@ from torch import Tensor
 
 from irm_fast.data.conversations import read_conversations
 from irm_fast.data.messages import Messages
-from irm_fast.data.whole import whole_file
+from irm_fast.data.writing.whole import whole_file
 from irm_fast.embeddings.text_model import EmbeddedRewardModel
 from irm_fast.evaluation.scoring import SHOWN, RewardModel, check_lower, declared_for, load, rendering_of, rewards
 from irm_fast.models.parts import Work, check_target, write_in_parts

@@ -17,12 +17,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from irm_fast.data.lock import only_run
 from irm_fast.data.log import Log
-from irm_fast.data.outputs import OutputFolder
 from irm_fast.data.rated import Rated
 from irm_fast.data.simulation import Simulation, simulate, write_simulation
-from irm_fast.data.whole import whole_files, write_whole
+from irm_fast.data.writing.lock import only_run
+from irm_fast.data.writing.outputs import OutputFolder
+from irm_fast.data.writing.whole import whole_files, write_whole
 from irm_fast.experiments.processes import side_by_side
 
 KEPT = "implicit, 2 signals"  # the method whose model stays in the folder

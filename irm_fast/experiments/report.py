@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from irm_fast.data.whole import whole_path
+from irm_fast.data.writing.whole import whole_path
 
 Results = Sequence[Mapping[str, Mapping[str, float]]]  # seed -> method -> metric -> value
 ByMethod = Mapping[str, Sequence[Mapping[str, float]]]  # method -> seed -> metric -> value

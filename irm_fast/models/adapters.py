@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from irm_fast.data.schema import read_object
-from irm_fast.data.whole import write_whole
+from irm_fast.data.writing.whole import write_whole
 from irm_fast.models.foreign_files import loading, quiet_transformers
 from irm_fast.models.record import save_tensors
 

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
-from irm_fast.data.manifest import files_of
-from irm_fast.data.whole import whole_files
+from irm_fast.data.writing.manifest import files_of
+from irm_fast.data.writing.whole import whole_files
 from irm_fast.models.foreign_files import loading, quiet_transformers
 from irm_fast.models.record import CHECKPOINT_WEIGHTS, INDEX
 from irm_fast.models.sizes import check_sizes, check_weights_fit

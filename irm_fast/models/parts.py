@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from irm_fast.data.lock import check_free
-from irm_fast.data.outputs import check_choice, check_folder_of
 from irm_fast.data.problems import shown
 from irm_fast.data.warning import warn_caller
-from irm_fast.data.whole import is_unfinished
+from irm_fast.data.writing.lock import check_free
+from irm_fast.data.writing.outputs import check_choice, check_folder_of
+from irm_fast.data.writing.whole import is_unfinished
 from irm_fast.models.passes import Passes, rows_bar
 from irm_fast.models.processes import check_same, from_main_process, is_first
 from irm_fast.models.rendering import RenderingCheck

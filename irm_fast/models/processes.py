@@ -17,7 +17,7 @@ import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
-from irm_fast.data.lock import RunLock
+from irm_fast.data.writing.lock import RunLock
 from irm_fast.models.packing import spread
 
 T = TypeVar("T")

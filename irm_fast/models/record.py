@@ -15,10 +15,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from irm_fast.data import schema
-from irm_fast.data.manifest import write_manifest
 from irm_fast.data.problems import FieldError
 from irm_fast.data.signals import DESIGNS, RewardSpec
-from irm_fast.data.whole import whole_path, write_whole
+from irm_fast.data.writing.manifest import write_manifest
+from irm_fast.data.writing.whole import whole_path, write_whole
 
 FORMAT = 1  # of irm_fast.json
 RECORD, PROPENSITY_FILE = "irm_fast.json", "propensity.safetensors"

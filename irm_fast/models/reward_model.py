@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from irm_fast.data.manifest import refuse_damage
 from irm_fast.data.signals import RewardSpec
+from irm_fast.data.writing.manifest import refuse_damage
 from irm_fast.losses.signal_heads import start_logits
 from irm_fast.models.adapters import ADAPTER, Adapter, Lora, add_adapters, is_of_adapter, merge_adapters
 from irm_fast.models.backbone import load_backbone, load_classifier, load_tokenizer, save_checkpoint, token_limit

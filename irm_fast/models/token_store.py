@@ -12,7 +12,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from irm_fast.data.whole import disk_errors
+from irm_fast.data.writing.whole import disk_errors
 
 IN_MEMORY = 2**26  # bytes of token ids; more of them are in a temporary file
 _WRITTEN_AT_ONCE = 2**24  # bytes

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from irm_fast.data.guards import TooLong, bounded_memory, bounded_time
-from irm_fast.data.limits import MAX_RENDERED, RENDER_MEMORY, RENDER_SECONDS
 from irm_fast.data.problems import redacting, shown
+from irm_fast.data.reading.limits import MAX_RENDERED, RENDER_MEMORY, RENDER_SECONDS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

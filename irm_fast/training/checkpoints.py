@@ -13,10 +13,10 @@ from torch import Tensor
 from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
-from irm_fast.data.interruption import SIGNALS
-from irm_fast.data.manifest import damage, files_of, write_manifest
 from irm_fast.data.schema import read_object
-from irm_fast.data.whole import UnwrittenError, disk_errors, write_whole
+from irm_fast.data.writing.interruption import SIGNALS
+from irm_fast.data.writing.manifest import damage, files_of, write_manifest
+from irm_fast.data.writing.whole import UnwrittenError, disk_errors, write_whole
 from irm_fast.models.packing import PackSampler
 from irm_fast.models.processes import from_main_process
 from irm_fast.training.distributed import local

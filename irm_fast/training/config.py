@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
-from irm_fast.data.outputs import check_choice
 from irm_fast.data.signals import DesignChoice, Estimator
-from irm_fast.data.whole import write_whole
+from irm_fast.data.writing.outputs import check_choice
+from irm_fast.data.writing.whole import write_whole
 from irm_fast.losses import SCALAR_LEARNING_RATE
 from irm_fast.losses.rates import EXPECTED, are_rates
 from irm_fast.models import Attention, Precision, Recompute

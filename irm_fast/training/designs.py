@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from irm_fast.data.manifest import damage
 from irm_fast.data.signals import RewardSpec
 from irm_fast.data.warning import warn_caller
+from irm_fast.data.writing.manifest import damage
 from irm_fast.diagnostics.metrics import paired_difference
 from irm_fast.models.heldout import HeldOut
 from irm_fast.models.processes import from_main_process

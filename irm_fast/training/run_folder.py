@@ -16,10 +16,10 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from irm_fast.data.lock import LOCK
-from irm_fast.data.manifest import MANIFEST, check_of, checked
-from irm_fast.data.outputs import OutputFolder
-from irm_fast.data.whole import disk_errors, is_unfinished, write_whole
+from irm_fast.data.writing.lock import LOCK
+from irm_fast.data.writing.manifest import MANIFEST, check_of, checked
+from irm_fast.data.writing.outputs import OutputFolder
+from irm_fast.data.writing.whole import disk_errors, is_unfinished, write_whole
 from irm_fast.models.adapters import ADAPTER
 from irm_fast.models.record import CHECKPOINT_WEIGHTS, INDEX, PROPENSITIES, PROPENSITY_FILE, RECORD
 from irm_fast.training.config import NOT_KEPT, RENAMED, RunConfig, saved_config

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from irm_fast.data.interruption import SIGNALS, handled
-from irm_fast.data.lock import check_held
+from irm_fast.data.writing.interruption import SIGNALS, handled
+from irm_fast.data.writing.lock import check_held
 from irm_fast.models.processes import is_first, patient_group
 from irm_fast.training.config import TrainConfig
 from irm_fast.training.progress import tell

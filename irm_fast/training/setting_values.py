@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from irm_fast.data.limits import MAX_SETTINGS, MAX_VALUES
+from irm_fast.data.reading.limits import MAX_SETTINGS, MAX_VALUES
 
 # What errors say that they expected: of settings that are read in a way of their own, and of types
 _EXPECTED_OF = {

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from irm_fast.data.manifest import MANIFEST, checked, damage, read_manifest
+from irm_fast.data.writing.manifest import MANIFEST, checked, damage, read_manifest
 from irm_fast.embeddings.saved import RECORD as ESTIMATOR_RECORD
 from irm_fast.embeddings.store import damage_to_embeddings
 from irm_fast.models.record import PROPENSITIES, RECORD

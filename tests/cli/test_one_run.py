@@ -8,8 +8,8 @@ import pytest
 from typer.testing import CliRunner
 
 from irm_fast.cli.commands import app
-from irm_fast.data.lock import only_run
-from tests.data.test_lock import hold
+from irm_fast.data.writing.lock import only_run
+from tests.data.writing.test_lock import hold
 from tests.training.training_cases import write_log
 
 FOLDERS = {

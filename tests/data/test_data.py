@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 from irm_fast.cli.commands import app
 from irm_fast.data.groups import group_rows, hold_out, numbered
 from irm_fast.data.read import DataError, read_log, signal_notes
+from irm_fast.data.reading.sources import Source
 from irm_fast.data.signals import check_design, keep_signals
-from irm_fast.data.sources import Source
 from irm_fast.data.validation import format_validation, validate
 from irm_fast.evaluation import rewards_file
 

@@ -72,7 +72,7 @@ def test_parquet_keeps_its_columns_and_types(tmp_path: Path, kind: str | None, m
     import pyarrow
     from pyarrow import parquet
 
-    monkeypatch.setattr("irm_fast.data.rewriting.ROWS", 3)  # several batches
+    monkeypatch.setattr("irm_fast.data.writing.rewriting.ROWS", 3)  # several batches
     table = pyarrow.table(
         {
             "id": [f"r{i}" for i in range(8)],

@@ -20,7 +20,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import irm_fast
-from irm_fast.data.manifest import MANIFEST
+from irm_fast.data.writing.manifest import MANIFEST
 from irm_fast.embeddings import fit, problem
 from irm_fast.embeddings.estimator import EmbeddingRewardModel
 from irm_fast.embeddings.observed import observe

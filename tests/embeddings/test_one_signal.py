@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from irm_fast.data.manifest import MANIFEST
+from irm_fast.data.writing.manifest import MANIFEST
 from irm_fast.embeddings import fit, one_signal
 from irm_fast.embeddings.candidates import candidate_rewards
 from irm_fast.embeddings.estimator import EmbeddingRewardModel

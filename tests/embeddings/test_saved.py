@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from irm_fast.data.manifest import MANIFEST
+from irm_fast.data.writing.manifest import MANIFEST
 from irm_fast.embeddings.estimator import EmbeddingRewardModel
 
 EDITS = [

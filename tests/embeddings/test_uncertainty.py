@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from sklearn.exceptions import NotFittedError
 
-from irm_fast.data.manifest import MANIFEST
+from irm_fast.data.writing.manifest import MANIFEST
 from irm_fast.embeddings import uncertainty
 from irm_fast.embeddings.estimator import EmbeddingRewardModel
 from irm_fast.embeddings.objective import Objective

@@ -9,9 +9,9 @@ from sklearn import metrics as judge
 from typer.testing import CliRunner
 
 from irm_fast.cli.commands import app
-from irm_fast.data import sources
 from irm_fast.data.conversations import read_conversations
 from irm_fast.data.read import DataError, Rated
+from irm_fast.data.reading import sources
 from irm_fast.data.signals import RewardSpec, align
 from irm_fast.diagnostics.metrics import paired_difference, reward_metrics
 from irm_fast.evaluation.evaluation import evaluate, evaluate_rated, rated_metrics

@@ -7,8 +7,8 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from irm_fast.data.manifest import MANIFEST
 from irm_fast.data.signals import RewardSpec
+from irm_fast.data.writing.manifest import MANIFEST
 from irm_fast.embeddings.store import Source
 from irm_fast.evaluation.scoring import declared_for
 from irm_fast.models.record import read_record, spec_of_record, write_record

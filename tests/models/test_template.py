@@ -5,7 +5,7 @@ import datetime
 import pytest
 import transformers.utils.chat_template_utils as transformers_templates
 
-from irm_fast.data.manifest import MANIFEST
+from irm_fast.data.writing.manifest import MANIFEST
 from irm_fast.models.backbone import load_backbone
 from irm_fast.models.reward_model import ImplicitRewardModel
 from irm_fast.models.template import date_of, with_date

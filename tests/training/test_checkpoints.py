@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from irm_fast.data.manifest import MANIFEST
-from irm_fast.data.whole import UnwrittenError
+from irm_fast.data.writing.manifest import MANIFEST
+from irm_fast.data.writing.whole import UnwrittenError
 from irm_fast.training import checkpoints
 from irm_fast.training.checkpoints import WholeCheckpoints, find_checkpoint
 from irm_fast.training.run import train_log

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from irm_fast.data import lock
-from irm_fast.data.interruption import TerminatedError, exit_code, termination_raised
-from irm_fast.data.lock import LOCK
+from irm_fast.data.writing import lock
+from irm_fast.data.writing.interruption import TerminatedError, exit_code, termination_raised
+from irm_fast.data.writing.lock import LOCK
 from irm_fast.models.processes import joined
 from irm_fast.training import saves
 from irm_fast.training.config import TrainConfig

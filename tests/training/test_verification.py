@@ -9,8 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from irm_fast.cli.commands import app
-from irm_fast.data import manifest
-from irm_fast.data.manifest import MANIFEST, damage, files_of, refuse_damage, write_manifest
+from irm_fast.data.writing import manifest
+from irm_fast.data.writing.manifest import MANIFEST, damage, files_of, refuse_damage, write_manifest
 from irm_fast.evaluation.scoring import load
 from irm_fast.training.run import train_log
 from tests.training.test_checkpoints import DAMAGE, flip

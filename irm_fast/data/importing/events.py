@@ -14,7 +14,7 @@ from irm_fast.data.importing.joining import join
 from irm_fast.data.importing.records import check_out
 from irm_fast.data.importing.tables import MEMORY, Table, database
 from irm_fast.data.importing.windows import Windows
-from irm_fast.data.sources import Given, Source, check_not_input
+from irm_fast.data.reading.sources import Given, Source, check_not_input
 
 
 def import_events(

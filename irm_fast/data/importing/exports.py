@@ -15,9 +15,9 @@ from irm_fast.data.importing.tables import MEMORY, Table, database, literal
 from irm_fast.data.importing.thumbs import DOWN, UP
 from irm_fast.data.importing.traces import READERS, Action, Span
 from irm_fast.data.importing.windows import Windows
-from irm_fast.data.limits import MAX_LINE
 from irm_fast.data.problems import DataError, FieldError
-from irm_fast.data.sources import Given, Source
+from irm_fast.data.reading.limits import MAX_LINE
+from irm_fast.data.reading.sources import Given, Source
 
 _SPANS = {"key": "VARCHAR", "trace": "VARCHAR", "rank": "INTEGER", "time": "DOUBLE", "row": "JSON"}
 _ACTIONS = {"key": "VARCHAR", "trace": "VARCHAR", "signal": "VARCHAR", "time": "DOUBLE"}

@@ -14,7 +14,7 @@ from irm_fast.data.importing.windows import Windows
 from irm_fast.data.problems import DataError
 from irm_fast.data.rows import SEGMENTS
 from irm_fast.data.times import shown_time
-from irm_fast.data.whole import whole_path
+from irm_fast.data.writing.whole import whole_path
 from irm_fast.losses import MAX_SIGNALS
 
 SIGNAL = ("signal", "action", "event", "event_type", "event_name", "type", "name")

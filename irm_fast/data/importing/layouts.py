@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from irm_fast.data.blocks import RawRow
 from irm_fast.data.importing import annotations as labels
 from irm_fast.data.importing import conversations as chats
 from irm_fast.data.problems import FieldError
+from irm_fast.data.reading.blocks import RawRow
 
 Record = Mapping[str, Any]
 

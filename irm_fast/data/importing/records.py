@@ -8,14 +8,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from irm_fast.data.blocks import RawRow
 from irm_fast.data.importing.account import Account
 from irm_fast.data.importing.layouts import LAYOUTS, layout_of, rows_of_record
-from irm_fast.data.outputs import check_file, check_folder_of
 from irm_fast.data.problems import DataError, FieldError
-from irm_fast.data.sources import Given, Source, check_not_input
+from irm_fast.data.reading.blocks import RawRow
+from irm_fast.data.reading.sources import Given, Source, check_not_input
 from irm_fast.data.times import time_of
-from irm_fast.data.whole import whole_path
+from irm_fast.data.writing.outputs import check_file, check_folder_of
+from irm_fast.data.writing.whole import whole_path
 
 ENDS = (".jsonl", ".parquet")
 BATCH = 10_000  # rows of a Parquet file that are in memory at a time

@@ -12,10 +12,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from irm_fast.data.compression import packing, unpacked
-from irm_fast.data.limits import MAX_LINE
 from irm_fast.data.problems import DataError, closest
-from irm_fast.data.sources import Given, Source
+from irm_fast.data.reading.compression import packing, unpacked
+from irm_fast.data.reading.limits import MAX_LINE
+from irm_fast.data.reading.sources import Given, Source
 
 HEAD, MEMORY = 1000, "3GB"
 _UNPACKS = {None: "", "gzip": ", compression = 'gzip'", "zstd": ", compression = 'zstd'"}  # options of a reader

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from irm_fast import __version__
-from irm_fast.data.outputs import OutputFolder, check_choice
-from irm_fast.data.whole import write_whole
+from irm_fast.data.writing.outputs import OutputFolder, check_choice
+from irm_fast.data.writing.whole import write_whole
 from irm_fast.experiments.reproduce.population import PROTOCOLS, SIGNALS, Population
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from irm_fast.data.whole import whole_path
+from irm_fast.data.writing.whole import whole_path
 from irm_fast.experiments.reproduce.methods import EXPLICIT, KNOWN
 from irm_fast.experiments.reproduce.table import Results, Table
 

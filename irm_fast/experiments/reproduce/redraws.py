@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from irm_fast import __version__
-from irm_fast.data.lock import only_run
 from irm_fast.data.simulation import check_arguments
-from irm_fast.data.whole import disk_errors, whole_file, write_whole
+from irm_fast.data.writing.lock import only_run
+from irm_fast.data.writing.whole import disk_errors, whole_file, write_whole
 from irm_fast.experiments.processes import side_by_side
 from irm_fast.experiments.reproduce.experiment import MADE, Experiment, population_of, read
 from irm_fast.experiments.reproduce.folder import (

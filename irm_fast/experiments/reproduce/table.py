@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from irm_fast.data.whole import whole_file
+from irm_fast.data.writing.whole import whole_file
 from irm_fast.experiments.report import markdown_table, percent, share_closed
 from irm_fast.experiments.reproduce.methods import DEFAULT, EXPLICIT, ITEMS, KNOWN, NAIVE
 

@@ -12,11 +12,11 @@ from pathlib import Path
 from tempfile import TemporaryFile, gettempdir
 from typing import IO, Any, Union
 
-from irm_fast.data.blocks import Block, RawRow, RowBlock, row_blocks
-from irm_fast.data.columns import frame_rows, plain
-from irm_fast.data.formats import KINDS, read_stream
 from irm_fast.data.problems import DataError, FieldError, Problems, shown
-from irm_fast.data.whole import disk_errors
+from irm_fast.data.reading.blocks import Block, RawRow, RowBlock, row_blocks
+from irm_fast.data.reading.columns import frame_rows, plain
+from irm_fast.data.reading.formats import KINDS, read_stream
+from irm_fast.data.writing.whole import disk_errors
 
 Given = Union[str, Path, "Source", Iterable[Any]]  # what a source can be made of; see `Source`
 NO_ROWS = ("_", ".")  # beginnings of names in a folder that hold no rows, such as _SUCCESS

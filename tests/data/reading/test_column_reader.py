@@ -11,10 +11,11 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from irm_fast.data import json_lines, log_reader
+from irm_fast.data import log_reader
 from irm_fast.data.declarations import Declarations
 from irm_fast.data.problems import DataError
 from irm_fast.data.read import read_declared
+from irm_fast.data.reading import json_lines
 from irm_fast.data.texts import Lazy
 from irm_fast.data.validation import validate
 

@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import IO, Any, cast
 
-from irm_fast.data.limits import MAX_DEPTH, MAX_DIGITS, MAX_LINE
 from irm_fast.data.problems import FieldError, shown
+from irm_fast.data.reading.limits import MAX_DEPTH, MAX_DIGITS, MAX_LINE
 
 
 def object_of(raw: bytes) -> dict[str, Any] | FieldError:

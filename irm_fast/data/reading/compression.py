@@ -9,8 +9,8 @@ import lzma
 from collections.abc import Callable
 from typing import IO, Any
 
-from irm_fast.data.limits import ALWAYS_ALLOWED, MAX_DICTIONARY, MAX_GROWTH
 from irm_fast.data.problems import FieldError
+from irm_fast.data.reading.limits import ALWAYS_ALLOWED, MAX_DICTIONARY, MAX_GROWTH
 
 _PACKED: dict[bytes, str] = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz"}
 _OPEN: dict[str, Callable[[Any], Any]] = {"gzip": gzip.open, "bzip2": bz2.open}

@@ -9,8 +9,8 @@ import re
 from collections.abc import Iterator
 from typing import IO, Any, cast
 
-from irm_fast.data.limits import MAX_LINE
 from irm_fast.data.problems import FieldError
+from irm_fast.data.reading.limits import MAX_LINE
 
 TEXTS = re.compile(  # columns of CSV that stay as they are written
     r"(row|impression|user|session|response|message|request|trace)?_?(id|uuid)|prompt|messages|question|instruction|input|context|"

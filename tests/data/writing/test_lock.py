@@ -14,14 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from irm_fast.data import lock
-from irm_fast.data.lock import LOCK, HeldError, Holder, RunLock, check_free, only_run
-from irm_fast.data.outputs import OutputFolder
+from irm_fast.data.writing import lock
+from irm_fast.data.writing.lock import LOCK, HeldError, Holder, RunLock, check_free, only_run
+from irm_fast.data.writing.outputs import OutputFolder
 
 
 def hold(folder: Path, seconds: float = 60.0) -> subprocess.Popen:
     """A process that holds the lock of a folder; it is ready."""
-    code = "import sys, time; from pathlib import Path; from irm_fast.data.lock import only_run\n"
+    code = "import sys, time; from pathlib import Path; from irm_fast.data.writing.lock import only_run\n"
     code += f"with only_run(Path({str(folder)!r}), 'irm-fast test', folder=True): print('ready', flush=True); "
     code += f"time.sleep({seconds})"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

@@ -14,13 +14,13 @@ from collections.abc import Iterator
 from itertools import starmap
 from typing import IO, Any, cast
 
-from irm_fast.data.blocks import Block, RawRow, RowBlock, TableBlock, row_blocks
-from irm_fast.data.compression import packing, unpacked
-from irm_fast.data.csv_rows import rows_of_csv, separator_of
-from irm_fast.data.json_lines import blocks_of_lines
-from irm_fast.data.json_rows import entries_of
-from irm_fast.data.parquet_files import parquet_batches
 from irm_fast.data.problems import FieldError, shown
+from irm_fast.data.reading.blocks import Block, RawRow, RowBlock, TableBlock, row_blocks
+from irm_fast.data.reading.compression import packing, unpacked
+from irm_fast.data.reading.csv_rows import rows_of_csv, separator_of
+from irm_fast.data.reading.json_lines import blocks_of_lines
+from irm_fast.data.reading.json_rows import entries_of
+from irm_fast.data.reading.parquet_files import parquet_batches
 
 KINDS = "JSON Lines, a JSON array of objects, CSV with a header, or Parquet"
 _OTHERS = {

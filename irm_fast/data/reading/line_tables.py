@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from irm_fast.data.blocks import LineBlock
+from irm_fast.data.reading.blocks import LineBlock
 
 MOST_FIELDS = 300  # of a schema; beyond, keys are data
 

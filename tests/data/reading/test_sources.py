@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from irm_fast.data import compression, json_lines
 from irm_fast.data.conversations import read_conversations
 from irm_fast.data.declarations import Declarations
 from irm_fast.data.pairs import read_pairs
 from irm_fast.data.rated import read_rated
 from irm_fast.data.read import DataError, read_log
-from irm_fast.data.sources import Source, check_not_input
+from irm_fast.data.reading import compression, json_lines
+from irm_fast.data.reading.sources import Source, check_not_input
 from irm_fast.data.validation import format_validation, validate
 
 

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from irm_fast.data.whole import flush, is_unfinished, write_whole
+from irm_fast.data.writing.whole import flush, is_unfinished, write_whole
 
 MANIFEST = "irm_fast_files.json"
 FORMAT = 1

@@ -13,11 +13,11 @@ from pathlib import Path
 import pyarrow
 import pytest
 
-from irm_fast.data import compression
-from irm_fast.data.json_rows import entries_of
-from irm_fast.data.limits import MAX_LINE
 from irm_fast.data.problems import DataError, FieldError
 from irm_fast.data.read import read_log
+from irm_fast.data.reading import compression
+from irm_fast.data.reading.json_rows import entries_of
+from irm_fast.data.reading.limits import MAX_LINE
 
 ROW = b'{"id": "a", "prompt": "q", "completion": "x", "feedback": {"copy": 1}}\n'
 
@@ -99,7 +99,7 @@ def test_packed_files_within_each_other_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [1, 3, 17, 2**16])
 def test_an_array_is_parsed_in_pieces(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-    monkeypatch.setattr("irm_fast.data.json_rows._CHUNK", size)
+    monkeypatch.setattr("irm_fast.data.reading.json_rows._CHUNK", size)
     entries = [{"a": 'ä]\\"[{' * n, "b": [n, {"c": None}]} for n in range(9)] + [[], "x", 1.5, None]
     for indent, encoding in itertools.product((None, 2), ("utf-8", "utf-16")):
         text = json.dumps(entries, indent=indent, ensure_ascii=False)

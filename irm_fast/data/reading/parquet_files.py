@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 from irm_fast.data.guards import bounded_memory
-from irm_fast.data.limits import ALWAYS_ALLOWED, MAX_COLUMNS, MAX_GROWTH, MAX_LINE, PARQUET_MEMORY
 from irm_fast.data.problems import FieldError
+from irm_fast.data.reading.limits import ALWAYS_ALLOWED, MAX_COLUMNS, MAX_GROWTH, MAX_LINE, PARQUET_MEMORY
 
 BATCH, BATCH_BYTES = 8192, 2**26  # rows of a Parquet file that are read at once, and about how many bytes
 _THREAD = 2**24  # bytes, which the threads of Arrow take beside what they read

@@ -11,12 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Literal, cast
 
-from irm_fast.data.blocks import RawRow
 from irm_fast.data.importing.layouts import LAYOUTS, layout_of
-from irm_fast.data.json_rows import object_of
 from irm_fast.data.problems import DataError, FieldError, Problems
-from irm_fast.data.sources import rows_of
-from irm_fast.data.whole import whole_path
+from irm_fast.data.reading.blocks import RawRow
+from irm_fast.data.reading.json_rows import object_of
+from irm_fast.data.reading.sources import rows_of
+from irm_fast.data.writing.whole import whole_path
 
 Fields = Mapping[str, object]
 Kinds = Mapping[tuple[str, ...], str | None]

@@ -3,10 +3,10 @@ import json
 import numpy as np
 import pytest
 
-from irm_fast.data.blocks import LineBlock
-from irm_fast.data.json_rows import object_of
-from irm_fast.data.key_places import KeyPlaces
-from irm_fast.data.line_tables import LineTables
+from irm_fast.data.reading.blocks import LineBlock
+from irm_fast.data.reading.json_rows import object_of
+from irm_fast.data.reading.key_places import KeyPlaces
+from irm_fast.data.reading.line_tables import LineTables
 
 KNOWN = {"a": 1, "b": "x", "c": {"x": 1, "y": 0.5}, "d": 0.5, "e": True, "l": [1]}
 PLAIN = [

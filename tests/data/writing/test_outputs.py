@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from irm_fast.data.outputs import (
+from irm_fast.data.writing.outputs import (
     OutputExistsError,
     OutputFolder,
     check_choice,

@@ -11,17 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from irm_fast.data import column_values as check
-from irm_fast.data.blocks import TableBlock
-from irm_fast.data.column_turns import is_messages, texts_of
-from irm_fast.data.column_values import Checked
 from irm_fast.data.declarations import Declarations
 from irm_fast.data.importing.layouts import KEYS as LAYOUT_KEYS
-from irm_fast.data.key_places import KeyPlaces
-from irm_fast.data.line_tables import LineTable
 from irm_fast.data.log_rows import ACTIONS, FeatureKind
 from irm_fast.data.parts import ABSENT, Entries, Part, Seen
 from irm_fast.data.problems import FieldError, Problems, shown
+from irm_fast.data.reading import column_values as check
+from irm_fast.data.reading.blocks import TableBlock
+from irm_fast.data.reading.column_turns import is_messages, texts_of
+from irm_fast.data.reading.column_values import Checked
+from irm_fast.data.reading.key_places import KeyPlaces
+from irm_fast.data.reading.line_tables import LineTable
 from irm_fast.data.rows import LOG_FIELDS, SEGMENTS, plain_name
 
 MOST_DOUBTS = 0.5  # of the rows of a block, from which all are read one by one

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from irm_fast.data.columns import arrow_rows
-from irm_fast.data.json_rows import object_of
 from irm_fast.data.problems import FieldError
+from irm_fast.data.reading.columns import arrow_rows
+from irm_fast.data.reading.json_rows import object_of
 
 if TYPE_CHECKING:
     import pyarrow

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from irm_fast.data.column_values import is_given
-from irm_fast.data.line_tables import LineTable
+from irm_fast.data.reading.column_values import is_given
+from irm_fast.data.reading.line_tables import LineTable
 
 _ESCAPED = re.compile(rb'\\[^"\\][^"\\]*":')  # the end of a key that has an escape
 _QUOTE, _BACKSLASH, _SPACE = b'"\\ '

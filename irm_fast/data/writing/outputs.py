@@ -2,7 +2,7 @@
 
 A command that writes a folder describes it with an `OutputFolder`; one that writes single files calls `check_file`.
 Nothing in this module follows a symbolic link or deletes what the command did not write itself. Files are written by
-`irm_fast.data.whole`, so that each is whole or absent.
+`irm_fast.data.writing.whole`, so that each is whole or absent.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Literal
 
-from irm_fast.data.lock import LOCK
-from irm_fast.data.whole import is_unfinished
+from irm_fast.data.writing.lock import LOCK
+from irm_fast.data.writing.whole import is_unfinished
 
 State = Literal["new", "empty", "ours", "foreign"]
 

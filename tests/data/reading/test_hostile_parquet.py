@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from irm_fast.data import parquet_files
+from irm_fast.data.reading import parquet_files
 from irm_fast.data.validation import validate
 
 

@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from irm_fast.data.whole import UNFINISHED, disk_errors, flush
+from irm_fast.data.writing.whole import UNFINISHED, disk_errors, flush
 
 try:
     import fcntl

@@ -9,10 +9,10 @@ from typing import IO, Any, cast
 
 import numpy as np
 
-from irm_fast.data.blocks import Block, LineBlock, RawRow, RowBlock
-from irm_fast.data.json_rows import object_of
-from irm_fast.data.limits import MAX_LINE
 from irm_fast.data.problems import FieldError
+from irm_fast.data.reading.blocks import Block, LineBlock, RawRow, RowBlock
+from irm_fast.data.reading.json_rows import object_of
+from irm_fast.data.reading.limits import MAX_LINE
 
 ALL_WRONG = 20  # lines without one that is JSON, from which a file is of another kind
 FIRST_LINES = 100  # which are read one by one, and show the fields

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from irm_fast.data import column_values as check
 from irm_fast.data.messages import ROLES
+from irm_fast.data.reading import column_values as check
 
 _ASSISTANT = ROLES.index("assistant")
 _FORM = ("role", "content")

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from irm_fast.data.outputs import OutputFolder
-from irm_fast.data.whole import UnwrittenError, is_unfinished, whole_file, whole_files, whole_path, write_whole
+from irm_fast.data.writing.outputs import OutputFolder
+from irm_fast.data.writing.whole import UnwrittenError, is_unfinished, whole_file, whole_files, whole_path, write_whole
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def test_a_file_is_whole_or_as_before(tmp_path) -> None:
@@ -125,9 +125,9 @@ def test_other_errors_pass(tmp_path, error) -> None:
 # Where a file is written otherwise: helpers that are lent the path of an unfinished file, lines that are appended, and
 # what lies in the folder for temporary files.
 ALLOWED = {
-    "data/whole.py": "_moved",
-    "data/lock.py": "_take _replaced",
-    "data/rewriting.py": "_open_bytes _write_parquet",
+    "data/writing/whole.py": "_moved",
+    "data/writing/lock.py": "_take _replaced",
+    "data/writing/rewriting.py": "_open_bytes _write_parquet",
     "data/importing/records.py": "write_rows",
     "data/importing/exports.py": "_part",
     "training/run_folder.py": "write_metrics close_run",
@@ -186,7 +186,7 @@ def test_no_file_of_the_package_is_written_otherwise() -> None:
             if function in ALLOWED.get(module, "").split():
                 used.add((module, function))
             else:
-                found.append(f"irm_fast/{module}:{line}: {call} in {function}: write it by irm_fast.data.whole")
+                found.append(f"irm_fast/{module}:{line}: {call} in {function}: write it by irm_fast.data.writing.whole")
     assert not found, "\n".join(found)
     listed = {(module, function) for module, functions in ALLOWED.items() for function in functions.split()}
     assert used == listed, f"no longer needed: {sorted(listed - used)}"

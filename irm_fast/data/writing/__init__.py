@@ -1,0 +1,1 @@
+"""Files that are whole or absent, with manifests, and folders that one run has to itself."""
