@@ -25,6 +25,7 @@ _LIMITS = {  # by what entries of a configuration are called; each far above tha
     r"n_embd|n_inner|d_[a-z]+|dim|([a-z]+_)*(rank|head_dim|ffn_dim|hidden_dim|channels)": 2**20,
     r"([a-z]+_)*(positions?|position_embeddings|n_ctx|max_length|seq_len|seq_length|window)": _POSITIONS,
 }
+_NO_SIZE = "model_max_length"  # of a tokenizer, where 1e30 stands for no limit; no weight has it as a dimension
 _SIZES = [(re.compile(pattern), limit) for pattern, limit in _LIMITS.items()]
 
 
@@ -41,6 +42,8 @@ def check_sizes(config: Mapping[str, Any], where: str) -> None:
     layers = experts = 1
     for name, value in _numbers(config):
         last = re.sub(r"\[\d+\]$", "", name).rpartition(".")[2]
+        if last == _NO_SIZE:
+            continue
         limit = next((limit for pattern, limit in _SIZES if pattern.fullmatch(last)), None)
         least = -1 if limit == _POSITIONS else 0  # which stands for none there
         if limit is not None and not least <= value <= limit:

@@ -48,14 +48,19 @@ def rendered(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Message
         ValueError: The template takes more time or memory, or makes more text, than it may.
     """
     for start in range(0, len(conversations), TOGETHER):
-        try:
-            with bounded_memory(RENDER_MEMORY), bounded_time(RENDER_SECONDS):
-                texts = [_text(tokenizer, messages) for messages in conversations[start : start + TOGETHER]]
-        except TooLong:
-            raise _beyond(f"takes more than {RENDER_SECONDS} s") from None
-        except MemoryError:
-            raise _beyond(f"takes more than {RENDER_MEMORY:,} bytes of memory") from None
-        yield from texts
+        yield from _within_bounds(tokenizer, conversations[start : start + TOGETHER])
+
+
+def _within_bounds(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Messages]) -> list[str | Refused]:
+    """The texts of some conversations, rendered together; where that takes too much, one by one."""
+    try:
+        with bounded_memory(RENDER_MEMORY), bounded_time(RENDER_SECONDS):
+            return [_text(tokenizer, messages) for messages in conversations]
+    except (TooLong, MemoryError) as error:
+        if len(conversations) > 1:
+            return [text for messages in conversations for text in _within_bounds(tokenizer, [messages])]
+        what = f"{RENDER_SECONDS} s" if isinstance(error, TooLong) else f"{RENDER_MEMORY:,} bytes of memory"
+    raise _beyond(f"takes more than {what} for a conversation")
 
 
 def _text(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> str | Refused:

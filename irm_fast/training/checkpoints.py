@@ -24,7 +24,7 @@ from irm_fast.training.saves import Saves
 
 PLAN = "packs.json"  # in each checkpoint: what decides the order of rows
 _STATE = "trainer_state.json"  # transformers' name
-_KEPT = 1  # the newest one, and the best one if that is another
+_KEPT = 2  # the newest one, and the best one or that before it: damage of the newest costs no whole run
 _MARGIN = 2**22  # bytes of a checkpoint that are neither weights nor the state of the optimiser
 
 

@@ -98,6 +98,7 @@ def test_other_wrong_entries_are_refused_in_a_line(folder, field, value):
 
 def test_sizes_within_parts_and_of_experts_together_are_checked():
     check_sizes({"num_hidden_layers": 61, "n_routed_experts": 384, "vocab_size": 163840, "sliding_window": -1}, "c")
+    check_sizes({"model_max_length": 1e30}, "c")  # which stands for no limit
     with pytest.raises(ValueError, match=r"c: text_config.layers\[1\].num_layers: got 5000; expected 0 to 1,024"):
         check_sizes({"text_config": {"layers": [{}, {"num_layers": 5000}]}}, "c")
     with pytest.raises(ValueError, match=r"c: got 1,000 layers of 10,000 experts"):

@@ -94,3 +94,22 @@ def test_a_redacted_refusal_shows_nothing_that_the_template_says(folder, monkeyp
     monkeypatch.setenv("IRM_FAST_REDACT", "1")
     with pytest.raises(ValueError, match=r"refuses the roles user, assistant: TemplateError$"):
         ready_tokenizer(folder)
+
+
+def test_conversations_that_take_too_much_together_are_rendered_one_by_one(folder, monkeypatch):
+    """None of them takes more than a template may take for one."""
+    tokenizer_with(folder, "{{ messages[-1]['content'] }}{{ eos_token }}", monkeypatch)
+    tokenizer = ready_tokenizer(folder)
+    rows = [[{"role": "user", "content": f"{i}"}, *ROW[1:]] for i in range(tokens.TOGETHER)]
+    expected, text, times = [render(tokenizer, row) for row in rows], tokens._text, []
+
+    def busy(*args):
+        until = time.process_time() + 0.05
+        while time.process_time() < until:
+            pass
+        times.append(until)
+        return text(*args)
+
+    monkeypatch.setattr(tokens, "_text", busy)
+    assert [*tokens.rendered(tokenizer, rows)] == expected
+    assert len(times) > tokens.TOGETHER, "the test needs rows that take too much together"

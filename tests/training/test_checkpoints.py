@@ -183,3 +183,16 @@ def test_a_damaged_record_of_the_log_is_refused(interrupted, make_log, tmp_path,
     with pytest.raises(ValueError, match=r"train_data.json is (damaged|missing).*bring it back, or use --overwrite"):
         train_log(make_log(), config)
     assert train_log(make_log(), replace(config, resume=False, overwrite=True)).metrics
+
+
+def test_without_a_best_checkpoint_there_is_an_older_one_to_go_on_from(make_log, make_config) -> None:
+    whole = train_log(make_log(), make_config("whole", validation_fraction=0))
+    config = make_config("cut", validation_fraction=0, save_steps=1, save_minutes=0)
+    train_until(4, make_log(), config)
+    folder = Path(config.output) / CHECKPOINTS / "constant"
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint-3", "checkpoint-4"]
+    (folder / "checkpoint-4" / "optimizer.pt").unlink()
+    with pytest.MonkeyPatch.context() as patch, pytest.warns(UserWarning, match=r"goes on from .*checkpoint-3"):
+        interrupt(patch, 2)  # would raise if an earlier step were done again
+        resumed = train_log(make_log(), replace(config, resume=True))
+    assert largest_difference(whole, resumed) == 0

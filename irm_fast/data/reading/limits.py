@@ -15,4 +15,4 @@ MAX_SETTINGS, MAX_VALUES = 2**20, 10**5  # bytes of a file of settings, and valu
 MAX_RECORD = 2**26  # bytes of a record of ours, such as irm_fast.json
 MAX_NAME, MAX_TEXT = 2**16, 2**24  # characters of a name and of a text in a record
 MAX_RENDERED = 2**24  # characters that a chat template may make of a conversation
-RENDER_SECONDS, RENDER_MEMORY = 10, 2**30  # that it may take for a few conversations, and bytes
+RENDER_SECONDS, RENDER_MEMORY = 10, 2**30  # that it may take for a conversation, and bytes
