@@ -7,7 +7,7 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_BUILD_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo test lint format bench clean
+.PHONY: help install demo test lint format bench docs clean
 help:           ## list the targets
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
@@ -39,6 +39,10 @@ format: $(VENV)/.installed  ## format the sources
 
 bench: $(VENV)/.installed  ## time both losses against eager PyTorch, torch.compile and the memory floor
 	$(BIN)/python -m pytest benchmarks --benchmark-only
+
+docs: $(VENV)/.installed  ## build the site, build/site/index.html; a warning is an error
+	$(BIN)/python -m pip install --quiet -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:          ## remove everything that make made
 	rm -rf $(VENV) build demo .pytest_cache .ruff_cache .mypy_cache .benchmarks

@@ -1,4 +1,4 @@
-"""The sweep: `python -m benchmarks.faults`, which prints the table of docs/reliability.md.
+"""The sweep: `python -m benchmarks.faults`, which prints the table of docs/why/reliability.md.
 
 Each command is killed before each of its file operations, after half of each of its writes, and finds no room on the
 disk from each operation on; then it goes on with --resume, and where that is refused, with --overwrite.

@@ -1,4 +1,4 @@
-"""The pictures of docs/identification.md."""
+"""The pictures of docs/why/identification.md."""
 
 from __future__ import annotations
 

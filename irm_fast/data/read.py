@@ -5,7 +5,7 @@ A log is JSONL or Parquet, one row an impression:
 "preference"?, "label_probability"?, "weight"?, "user_id"?, "session_id"?, "timestamp"?, "position"?,
 "acted_at": {"copy": time}?, "platform"?, "version"?, "model"?, "features"?}`.
 In the feedback, 1 means that the user acted, 0 that the user could have acted and did not, and null that it is missing,
-which says nothing. The fields are those of `Log`; `docs/log.md` describes them for who writes a log.
+which says nothing. The fields are those of `Log`; `docs/how/log.md` describes them for who writes a log.
 """
 
 from __future__ import annotations

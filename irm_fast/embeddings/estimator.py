@@ -171,7 +171,7 @@ class EmbeddingRewardModel(Predictions):
                 memory-mapped array; or a list of arrays and of paths of .npy or .safetensors files (a tensor named
                 "embeddings"), a folder of such files or a pattern, one after the other in the order of the numbers in
                 their names. Linear heads pass over them, in a torchrun each process over its own rows; see
-                docs/training.md.
+                docs/how/training.md.
             y: Feedback (bool or numbers) of shape (N,) or (N, K): 1 acted, 0 silent, -1 not recorded. None, NaN and
                 `pandas.NA` are read as -1. Columns that have names name the signals.
             propensity: Known probabilities in (0, 1] of shape (N, K), which the design "known" requires.

@@ -1,7 +1,7 @@
 """The threads of this process on a CPU: how many a model gets, and how they wait for each other.
 
 OpenMP's threads spin while they wait. Where another process holds one of the cores they spin in each operation until it
-gives the core back, and a step of training takes up to thirty times as long (docs/training.md).
+gives the core back, and a step of training takes up to thirty times as long (docs/how/training.md).
 """
 
 from __future__ import annotations

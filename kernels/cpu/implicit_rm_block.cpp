@@ -1,7 +1,7 @@
 // The implicit reward-model loss on CPUs: posterior, loss and gradients of a block of rows in one pass.
 //
 // Rows are taken in tiles that stay in the first-level cache. Each step is a plain loop over the rows of a tile, free of
-// branches, which the compiler vectorises. kernels/reference/definition.py defines what is computed; docs/numerics.md
+// branches, which the compiler vectorises. kernels/reference/definition.py defines what is computed; docs/why/numerics.md
 // derives the forms used here, which keep float32 accurate in the tails. The Triton twin, with the same quantities under
 // the same names, is kernels/triton/four_groups.py.
 //

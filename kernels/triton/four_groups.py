@@ -1,7 +1,7 @@
 """Device functions of the four-group model on a tile of rows and signals: evidence, posterior, loss, gradients.
 
 A tile is [BLOCK_N, BLOCK_K] with BLOCK_K a power of two; a column that is no signal counts as missing, and so
-contributes nothing. What belongs to a row is [BLOCK_N, 1]. docs/numerics.md derives the forms. The C++ twin is
+contributes nothing. What belongs to a row is [BLOCK_N, 1]. docs/why/numerics.md derives the forms. The C++ twin is
 kernels/cpu/implicit_rm_block.cpp: the same quantities under the same names.
 """
 

@@ -3,7 +3,7 @@
 The C++ twin is kernels/cpu/one_sided.h. Acting then proves r*=1, all terms are products and sums of positive
 probabilities, and one logarithm a row is enough. Here powers of e are taken out of every product, so that nothing
 underflows and no row needs the general form. Rows are vectors [BLOCK_N], signals tuples of K such vectors: what belongs
-to a row stays in one thread. docs/numerics.md derives the forms.
+to a row stays in one thread. docs/why/numerics.md derives the forms.
 """
 
 import triton

@@ -1,4 +1,4 @@
-"""From what a product exports to scores of its answers, by the commands of docs/importing.md."""
+"""From what a product exports to scores of its answers, by the commands of docs/how/importing.md."""
 
 from __future__ import annotations
 
@@ -94,8 +94,8 @@ def test_from_an_export_to_scores(export: Any, tiny_model: str, tmp_path: Path, 
 
 
 def commands(product: str) -> list[str]:
-    """The commands of docs/importing.md that begin with an export of a product, but for the installation."""
-    text = (Path(__file__).parents[2] / "docs" / "importing.md").read_text(encoding="utf-8")
+    """The commands of docs/how/importing.md that begin with an export of a product, but for the installation."""
+    text = (Path(__file__).parents[2] / "docs" / "how" / "importing.md").read_text(encoding="utf-8")
     _, _, after = text.partition("## Five commands")[2].partition(f"From an export of {product}")
     block = after.split("```")[1]
     return [line for line in block.strip().splitlines() if not line.startswith("pip ")]

@@ -65,7 +65,7 @@ def check_tails(k: int) -> dict[str, Any]:
     """Errors of losses and gradients of rows above 1e-30, for logits as far as 10,000 from 0.
 
     They are relative to each, beyond what float32 loses of the power of e that is taken out of a row: the sum of all
-    positive parts of logits, each addition rounded (docs/numerics.md). Of one signal that is exact.
+    positive parts of logits, each addition rounded (docs/why/numerics.md). Of one signal that is exact.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""The recipes of docs/own-training.md, run as they stand there, by one process or several.
+"""The recipes of docs/how/own-training.md, run as they stand there, by one process or several.
 
 A recipe is the Python block under a heading. Names of folders in it are replaced, and of its settings the learning rate
 and the order of the rows, so that its losses can be held to those of the product's trainer.
@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-DOCS = Path(__file__).parents[2] / "docs" / "own-training.md"
+DOCS = Path(__file__).parents[2] / "docs" / "how" / "own-training.md"
 RATE = 3e-4
 Result = tuple[list[float], list[float]]  # the losses of the steps, and the scalars that were learned
 

@@ -1,4 +1,4 @@
-"""The recipes of docs/own-training.md: their losses are those of `irm-fast train`, and their scalars learn."""
+"""The recipes of docs/how/own-training.md: their losses are those of `irm-fast train`, and their scalars learn."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """How much the doors let in: what a file from a stranger may make us read, unpack, nest and compute.
 
-Each limit has one name here; `docs/reliability.md` says what happens at each. Limits of rows are far above honest logs,
-and no file needs more than about 1 GiB of memory to be refused.
+Each limit has one name here; `docs/why/reliability.md` says what happens at each. Limits of rows are far above honest
+logs, and no file needs more than about 1 GiB of memory to be refused.
 """
 
 MAX_LINE = 2**24  # bytes of a row

@@ -213,7 +213,7 @@ def test_the_query_for_warehouses_joins_alike(tmp_path: Path) -> None:
     import duckdb
 
     log, _ = log_of(tmp_path, IMPRESSIONS, ACTIONS)
-    page = (Path(__file__).parents[3] / "docs" / "importing.md").read_text()
+    page = (Path(__file__).parents[3] / "docs" / "how" / "importing.md").read_text()
     query = page.partition("```sql")[2].partition("```")[0]
     with duckdb.connect() as connection:
         for name, file in (("impressions", "i"), ("actions", "a")):
