@@ -1,17 +1,21 @@
 """The sweep: `python -m benchmarks.faults`, which prints the table of docs/why/reliability.md.
 
 Each command is killed before each of its file operations, after half of each of its writes, and finds no room on the
-disk from each operation on; then it goes on with --resume, and where that is refused, with --overwrite.
+disk from each operation on; then it goes on with --resume, and where that is refused, with --overwrite. With --moments
+it is killed at so many random moments instead.
 """
 
 from __future__ import annotations
 
 import argparse
+import random
 import tempfile
+import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.faults.sweep import Server, prepare, reference, stopped
+from benchmarks.faults.sweep import Command, Outcome, Server, killed, prepare, reference, stopped
 
 
 def main() -> None:
@@ -20,7 +24,10 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1, help="only every so many operations")
     parser.add_argument("--skip", type=int, default=0, help="so many operations first")
     parser.add_argument("--command", action="append", help="only this command; may be repeated")
+    parser.add_argument("--moments", type=int, default=0, help="kill each command at so many random moments instead")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
     chosen = parser.parse_args()
+    draw = random.Random(chosen.seed)
     with tempfile.TemporaryDirectory() as folder:
         server = Server(Path(folder))
         commands = prepare(server)
@@ -29,7 +36,13 @@ def main() -> None:
         for command in commands:
             if chosen.command and command.name not in chosen.command:
                 continue
+            begun = time.monotonic()
             whole, operations = reference(server, command)
+            seconds = (time.monotonic() - begun) / 2
+            if chosen.moments:
+                moments = [draw.uniform(0, seconds) for _ in range(chosen.moments)]
+                _print(server, command, "moment", operations, killed(server, command, moments, whole))
+                continue
             for fault in ("killed", "torn", "full"):
                 numbers = [
                     number
@@ -37,19 +50,20 @@ def main() -> None:
                     if fault != "torn" or operation.startswith("write ")
                 ][chosen.skip :: chosen.every]
                 found = stopped(server, command, fault, numbers, whole, operations)
-                count = Counter(one.verdict for one in found)
-                cells = [count[kind] for kind in ("exact", "refused", "stuck", "different")]
-                left = sum(bool(one.left) for one in found)
-                values = (command.name, fault, len(operations), len(found), *cells, left)
-                print(f"| {' | '.join(map(str, values))} |", flush=True)
-                for one in found:
-                    if one.verdict != "exact" or one.line or one.left:
-                        operation = one.operation.replace(str(server.place), "")
-                        print(
-                            f"  {one.verdict} at {one.number} ({operation}): {one.line} {' '.join(one.left)}",
-                            flush=True,
-                        )
+                _print(server, command, fault, operations, found)
         server.close()
+
+
+def _print(server: Server, command: Command, fault: str, operations: Sequence[str], found: Sequence[Outcome]) -> None:
+    """Print a row of the table, and a line for each stop that was not simply exact."""
+    count = Counter(one.verdict for one in found)
+    cells = [count[kind] for kind in ("exact", "refused", "stuck", "different")]
+    left = sum(bool(one.left) for one in found)
+    print(f"| {' | '.join(map(str, (command.name, fault, len(operations), len(found), *cells, left)))} |", flush=True)
+    for one in found:
+        if one.verdict != "exact" or one.line or one.left:
+            operation = one.operation.replace(str(server.place), "")
+            print(f"  {one.verdict} at {one.number} ({operation}): {one.line} {' '.join(one.left)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -58,15 +58,16 @@ def _run(plan: dict[str, Any], faults: Any) -> dict[str, Any]:
             sys.stderr.flush()
         finally:
             os._exit(code)
-    until = time.monotonic() + LIMIT
+    moment = plan["moment"]
+    until = time.monotonic() + (LIMIT if moment is None else moment)
     ended, status = os.waitpid(child, os.WNOHANG)
     while not ended and time.monotonic() < until:
-        time.sleep(0.004)
+        time.sleep(0.001)
         ended, status = os.waitpid(child, os.WNOHANG)
     if not ended:
         os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-    code = os.waitstatus_to_exitcode(status) if ended else None
+        _, status = os.waitpid(child, 0)
+    code = os.waitstatus_to_exitcode(status) if ended or moment is not None else None
     lines = operations.read_text(errors="replace").splitlines() if operations.exists() else []
     return {"code": code, "said": said.read_text(errors="replace"), "operations": lines}
 

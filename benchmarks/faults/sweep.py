@@ -62,9 +62,9 @@ class Outcome(NamedTuple):
     """What became of a place where a command was stopped.
 
     Attributes:
-        fault: What was done: "killed", "torn" or "full".
-        number: At which operation.
-        operation: Its name and path.
+        fault: What was done: "killed", "torn" or "full" at an operation, or killed at a "moment".
+        number: At which operation, or the number of the moment.
+        operation: Its name and path, or the moment.
         verdict: "exact": by the stopped command, or after --resume, the result is that of a run without a fault.
             "refused": --resume was refused in a line, and --overwrite made the exact result. "different", or "stuck":
             neither of them did.
@@ -110,10 +110,19 @@ class Server:
             text=True,
         )
 
-    def run(self, arguments: Sequence[str], mode: str = "counted", number: int = 0) -> Result:
-        """Run a command, with a fault at one of its file operations within the place, or counted alone."""
+    def run(
+        self, arguments: Sequence[str], mode: str = "counted", number: int = 0, moment: float | None = None
+    ) -> Result:
+        """Run a command, with a fault at one of its file operations within the place, or counted alone.
+
+        Args:
+            arguments: Its arguments.
+            mode: One of `MODES`.
+            number: The number of the operation, from 1.
+            moment: When to kill it if it has not ended, in seconds; None: never.
+        """
         plan = {"arguments": list(arguments), "mode": MODES[mode], "number": number}
-        plan |= {"within": str(self.place), "scratch": str(self.folder)}
+        plan |= {"within": str(self.place), "scratch": str(self.folder), "moment": moment}
         assert self._process.stdin is not None and self._process.stdout is not None
         print(json.dumps(plan), file=self._process.stdin, flush=True)
         return Result(**json.loads(self._process.stdout.readline()))
@@ -234,25 +243,55 @@ def stopped(
     """
     found = []
     for number in numbers:
-        arguments = command.arguments(server.fresh())
-        first = server.run(arguments, fault, number)
-        verdict, line = "exact", ""
-        if first.code is None or (fault == "full" and first.code and not first.is_line):
-            line = f"said: {first.line}"  # its verdict is what --resume makes of it
-        if first.code or digest(server.place, command) != whole:
-            again = server.run([*arguments, "--resume"])
-            if again.code:
-                finished = "finished run" in again.line or "exists already" in again.line
-                if not (finished and digest(server.place, command) == whole):
-                    verdict, line = "refused", again.line if again.is_line else f"said: {again.line}"
-                    anew = server.run([*arguments, "--overwrite"])
-                    if anew.code:
-                        verdict, line = "stuck", f"{line} | {anew.line}"
-            if verdict != "stuck" and digest(server.place, command) != whole:
-                verdict = "different"
-        left = sorted({path.name for pattern in _LEFT for path in server.place.rglob(pattern)})
-        found.append(Outcome(fault, number, operations[number - 1], verdict, line, tuple(left)))
+        first = server.run(command.arguments(server.fresh()), fault, number)
+        found.append(_gone_on(server, command, first, fault, number, whole, operations[number - 1]))
     return found
+
+
+def killed(server: Server, command: Command, moments: Iterable[float], whole: str) -> list[Outcome]:
+    """Kill a command at some moments, whatever it does then, and go on with it.
+
+    Args:
+        server: Runs the command.
+        command: The command.
+        moments: When, in seconds.
+        whole: The digest of its result without a fault.
+    """
+    found = []
+    for number, moment in enumerate(moments, 1):
+        first = server.run(command.arguments(server.fresh()), moment=moment)
+        last = first.operations[-1] if first.operations else "nothing"
+        operation = f"{moment:.3f} s, after {last}"
+        found.append(_gone_on(server, command, first, "moment", number, whole, operation))
+    return found
+
+
+def _gone_on(
+    server: Server, command: Command, first: Result, fault: str, number: int, whole: str, operation: str
+) -> Outcome:
+    """Resume a command that was stopped, or start it anew, and compare its result with that of a run without a fault.
+
+    Args:
+        first: What came of the command that was stopped.
+        operation: Where it was stopped; the other arguments are as of `stopped`.
+    """
+    arguments = command.arguments(server.place)
+    verdict, line = "exact", ""
+    if first.code is None or (fault == "full" and first.code and not first.is_line):
+        line = f"said: {first.line}"  # its verdict is what --resume makes of it
+    if first.code or digest(server.place, command) != whole:
+        again = server.run([*arguments, "--resume"])
+        if again.code:
+            finished = "finished run" in again.line or "exists already" in again.line
+            if not (finished and digest(server.place, command) == whole):
+                verdict, line = "refused", again.line if again.is_line else f"said: {again.line}"
+                anew = server.run([*arguments, "--overwrite"])
+                if anew.code:
+                    verdict, line = "stuck", f"{line} | {anew.line}"
+        if verdict != "stuck" and digest(server.place, command) != whole:
+            verdict = "different"
+    left = sorted({path.name for pattern in _LEFT for path in server.place.rglob(pattern)})
+    return Outcome(fault, number, operation, verdict, line, tuple(left))
 
 
 def reference(server: Server, command: Command, runs: int = 2) -> tuple[str, list[str]]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from benchmarks.faults.sweep import Command, Outcome, Result, Server, digest, prepare, reference, stopped
+from benchmarks.faults.sweep import Command, Outcome, Result, Server, digest, killed, prepare, reference, stopped
 
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux") or shutil.which("cc") is None, reason="faults are made by a C library on Linux"
@@ -63,6 +63,14 @@ def test_what_is_stopped_ends_as_if_it_had_not_been(faults, name) -> None:
     assert not [one for one in found if one.verdict != "exact" or one.line or one.left], found
 
 
+def test_what_is_killed_at_a_moment_ends_as_if_it_had_not_been(faults) -> None:
+    server, commands = faults
+    whole, _ = reference(server, commands["score"], runs=1)
+    found = killed(server, commands["score"], [0.05, 60], whole)
+    assert [one.verdict for one in found] == ["exact", "exact"], found
+    assert found[0].operation.startswith("0.050 s, after "), "the first moment is before the end"
+
+
 def test_the_harness_sees_what_is_wrong(faults, monkeypatch) -> None:
     """A result that differs, one that is refused, and a place that can be neither resumed nor overwritten."""
     server, commands = faults
@@ -74,9 +82,9 @@ def test_the_harness_sees_what_is_wrong(faults, monkeypatch) -> None:
     run = server.run
     for wrong, verdict in ((["--resume"], "refused"), (["--resume", "--overwrite"], "stuck")):
 
-        def refused(arguments, mode="counted", number=0, wrong=tuple(wrong)):
+        def refused(arguments, *rest, wrong=tuple(wrong)):
             what = [name for name in wrong if name in arguments]
-            return Result(2, f"error: {what[0]}: no", []) if what else run(arguments, mode, number)
+            return Result(2, f"error: {what[0]}: no", []) if what else run(arguments, *rest)
 
         monkeypatch.setattr(server, "run", refused)
         [one] = stopped(server, embed, "killed", [number], whole, operations)
