@@ -43,6 +43,8 @@ class RewardSpec:
         max_length: The largest number of tokens of a row; longer rows are truncated.
         estimator: "two-step" where propensities were fitted first, and held constant while the reward was trained;
             "joint" where one likelihood trained both.
+        keeps_bos: Whether a row that is truncated keeps the BOS token that it begins with. Models of earlier versions
+            were trained without it there, and are scored alike.
 
     Examples:
         >>> spec = RewardSpec("constant", signals=("copy", "dislike"), polarity=(1, -1), misclick_rate=(0.0, 0.05))
@@ -59,6 +61,7 @@ class RewardSpec:
     feature_names: tuple[str, ...] = ()
     max_length: int = 1024
     estimator: str = "joint"
+    keeps_bos: bool = True
 
     @property
     def columns(self) -> int:

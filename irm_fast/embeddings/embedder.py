@@ -52,6 +52,7 @@ class Embedder:
         precision: The dtype of weights and states: "float32", "bfloat16", or "auto", bfloat16 on a GPU.
         files: What files of sentence-transformers say. None: those of the folder.
         date: The date that a chat template prints, as of `template.set_template`.
+        keeps_bos: Whether a truncated text keeps the BOS token that a chat template begins with.
 
     Attributes:
         reward_model: The decoder as a reward model; None for an encoder.
@@ -59,7 +60,7 @@ class Embedder:
         tokenizer: The tokenizer of the model.
         source: How the embeddings are made, for the file that holds them.
         device: Where the model runs.
-        earlier_fingerprint: The `source.fingerprint` that earlier versions gave it.
+        earlier_fingerprints: Those that earlier versions gave it in the place of `source.fingerprint`.
 
     Raises:
         ValueError: `pooling` or `precision` is unknown, the model or its tokenizer cannot be loaded, the model is an
@@ -75,6 +76,7 @@ class Embedder:
         precision: str = "auto",
         files: SentenceFiles | None = None,
         date: str | None = None,
+        keeps_bos: bool = True,
     ) -> None:
         check_choice_of("pooling", pooling, POOLINGS)
         self.device = default_device()
@@ -101,13 +103,17 @@ class Embedder:
             max_length=max_length,
             precision=precision,
             dtype="float32",
-            fingerprint=fingerprint(self.body, self.tokenizer, template),
+            fingerprint=fingerprint(self.body, self.tokenizer, template, whole=not decodes),
             normalize=files.normalize,
             prompt="" if decodes else files.prompt,
             lower_case=not decodes and files.lower_case,
             date=date_of(template),
+            keeps_bos=decodes and keeps_bos,
         )
-        self.earlier_fingerprint = _earlier_fingerprint(self.body, self._tokenise([_SAMPLE], max_length)[0][0])
+        self.earlier_fingerprints = (
+            fingerprint(self.body, self.tokenizer, template),
+            _earlier_fingerprint(self.body, self._tokenise([_SAMPLE], max_length)[0][0]),
+        )
         place(self.body, self.device, computed)
         (self.reward_model or self.body).to(self.device).eval()
 
@@ -177,7 +183,7 @@ class Embedder:
     def _tokenise(self, conversations: Sequence[Messages], max_length: int) -> tuple[list[np.ndarray], int]:
         """Return the token ids (int32) of each conversation, and how many of them lost their beginning."""
         if self.reward_model:
-            return tokenise(self.tokenizer, conversations, max_length)
+            return tokenise(self.tokenizer, conversations, max_length, keeps_bos=self.source.keeps_bos)
         texts = [self.source.prompt + "\n\n".join(map(_plain, row)) for row in conversations]
         if self.source.lower_case:
             texts = [text.lower() for text in texts]
@@ -196,7 +202,7 @@ def _plain(turn: Mapping[str, Any]) -> str:
     return f"{turn['role'].capitalize()}: {turn['content']}{calls}"
 
 
-def fingerprint(model: nn.Module, tokenizer: Any, template: str = "") -> str:
+def fingerprint(model: nn.Module, tokenizer: Any, template: str = "", *, whole: bool = True) -> str:
     """Hash 64 numbers of every weight tensor of a model, together with what its tokenizer does.
 
     The hash is cheap, and it depends neither on where the model is stored nor on how its files are split. Fine-tuning
@@ -206,12 +212,14 @@ def fingerprint(model: nn.Module, tokenizer: Any, template: str = "") -> str:
         model: The model.
         tokenizer: Its tokenizer: the hash is of the vocabulary, and of the token ids of a text.
         template: The chat template, with the date that it prints; "" if it is not read.
+        whole: Whether special tokens that the tokenizer adds by itself count. Decoders do not read them, and a saved
+            checkpoint has a tokenizer that adds none.
 
     Returns:
         "2:" and 32 hexadecimal digits.
     """
     vocabulary = sorted(tokenizer.get_vocab().items())
-    ids = [tokenizer(_TEXT, add_special_tokens=special)["input_ids"] for special in (False, True)]
+    ids = [tokenizer(_TEXT, add_special_tokens=special)["input_ids"] for special in (False, whole)]
     digest = hashlib.blake2b(json.dumps([vocabulary, ids, template]).encode(), digest_size=16)
     _add_weights(digest, model)
     return _WITH_TOKENIZER + digest.hexdigest()

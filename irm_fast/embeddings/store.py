@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 FORMAT = "2"  # of the metadata entry "irm_fast_embeddings"
 _WITH_IDS = "1"  # the format whose hashes are of ids, too
+_FLAGS = ("normalize", "lower_case", "keeps_bos")  # of a source
 _DTYPES = {"float32": "F32", "bfloat16": "BF16"}  # safetensors' names
 
 
@@ -49,6 +50,7 @@ class Source:
         prompt: The text that was put before every text.
         lower_case: Whether texts were read in lower case.
         date: The date that the chat template printed; "" if it prints none.
+        keeps_bos: Whether a truncated text kept the BOS token that it began with; of earlier versions, it did not.
     """
 
     model: str
@@ -62,6 +64,7 @@ class Source:
     prompt: str = ""
     lower_case: bool = False
     date: str = ""
+    keeps_bos: bool = False
 
     def difference(self, other: Source) -> str:
         """Return the name of the first setting that differs, or "" if none does.
@@ -269,7 +272,7 @@ def _source(path: str | Path, file: Any) -> Source:
         hint = "upgrade irm-fast" if version else "not written by irm-fast embed"
         raise ValueError(f"{path}: format: got {version}; expected {FORMAT}: {hint}")
     try:
-        flags = {name: metadata[name] == "True" for name in ("normalize", "lower_case") if name in metadata}
+        flags = {name: metadata[name] == "True" for name in _FLAGS if name in metadata}
         told = {**metadata, **flags, "max_length": int(metadata["max_length"])}
         SOURCE("", told)
         return Source(**told)

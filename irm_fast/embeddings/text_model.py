@@ -23,7 +23,7 @@ from irm_fast.embeddings.sentence_files import SentenceFiles
 from irm_fast.embeddings.shards import Shards
 from irm_fast.embeddings.store import Source
 from irm_fast.losses.implicit import implicit_rm_loss
-from irm_fast.models.backbone import save_checkpoint
+from irm_fast.models.checkpoint import save_checkpoint
 from irm_fast.models.heldout import HeldOut
 from irm_fast.models.passes import Passes
 from irm_fast.models.record import read_record, spec_of_record, write_record
@@ -219,8 +219,11 @@ class EmbeddedRewardModel:
         if not self.is_checkpoint:
             return None
         # In float32 whatever made the embeddings: the head belongs to the whole weights.
-        whole = open_source(replace(self.source, precision="float32")).reward_model
+        embedder = open_source(replace(self.source, precision="float32"))
+        whole = embedder.reward_model
         assert whole is not None  # of a decoder
+        # The saved tokenizer adds no tokens: the fingerprint is the one that does not count them.
+        self.source = replace(self.source, fingerprint=embedder.source.fingerprint)
         with torch.no_grad():
             whole.classifier.score.weight.copy_(torch.as_tensor(self.estimator.coef_)[None])
         return whole.cpu()
@@ -316,8 +319,9 @@ def open_source(source: Source) -> Embedder:
         precision=source.precision,
         files=SentenceFiles(source.pooling, source.normalize, source.prompt, source.lower_case),
         date=source.date,
+        keeps_bos=source.keeps_bos,
     )
-    if source.fingerprint not in (embedder.source.fingerprint, embedder.earlier_fingerprint):
+    if source.fingerprint not in (embedder.source.fingerprint, *embedder.earlier_fingerprints):
         if embedder.source.date and not source.date:
             why = (
                 "the embeddings are of an earlier version, which did not keep the date that the chat template printed; "

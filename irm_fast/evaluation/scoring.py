@@ -199,7 +199,8 @@ def predict_log(model: RewardModel, log: Log, passes: Passes) -> HeldOut:
 
 def _tokenised(model: ImplicitRewardModel, conversations: Sequence[Messages], passes: Passes) -> list[np.ndarray]:
     """Token ids (T,) int32 of each conversation."""
-    ids, _ = passes.tokenise(conversations, lambda some: tokenise(model.tokenizer, some, model.spec.max_length))
+    limit, keeps_bos = model.spec.max_length, model.spec.keeps_bos
+    ids, _ = passes.tokenise(conversations, lambda some: tokenise(model.tokenizer, some, limit, keeps_bos=keeps_bos))
     return ids
 
 

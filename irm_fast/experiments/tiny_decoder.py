@@ -41,7 +41,7 @@ def make_tiny_decoder(
     from tokenizers import ByteLevelBPETokenizer
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    from irm_fast.models.backbone import save_checkpoint
+    from irm_fast.models.checkpoint import save_checkpoint
 
     bpe = ByteLevelBPETokenizer()
     bpe.train_from_iterator(texts, vocab_size, special_tokens=list(SPECIAL.values()), show_progress=False)

@@ -14,10 +14,7 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
-from irm_fast.data.writing.manifest import files_of
-from irm_fast.data.writing.whole import whole_files
-from irm_fast.models.foreign_files import loading, quiet_transformers
-from irm_fast.models.record import CHECKPOINT_WEIGHTS, INDEX
+from irm_fast.models.foreign_files import loading
 from irm_fast.models.sizes import check_sizes, check_weights_fit
 from irm_fast.models.template import set_template
 from irm_fast.models.tokens import CHUNK, add_padding_token, encode, set_padding
@@ -167,27 +164,6 @@ def _resolved(model: str | Path) -> str:
     _refuse_adapter(name)
     model_config(name)
     return name
-
-
-def save_checkpoint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> list[str]:
-    """Write a language model and its tokenizer as transformers does, each file whole or absent.
-
-    Args:
-        model: The model.
-        tokenizer: The tokenizer.
-        folder: The folder, which is made where there is none. Weights of an earlier model in it are replaced.
-
-    Returns:
-        The names of the files that were written.
-    """
-    with quiet_transformers(), whole_files(folder) as unfinished:
-        model.save_pretrained(unfinished)
-        tokenizer.save_pretrained(unfinished)
-        written = files_of(unfinished)
-    for path in (path for pattern in (*CHECKPOINT_WEIGHTS, INDEX) for path in folder.glob(pattern)):
-        if path.name not in written:  # in another number of parts
-            path.unlink()
-    return written
 
 
 def _four_bits(dtype: torch.dtype) -> Any:

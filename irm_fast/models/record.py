@@ -50,7 +50,10 @@ SOURCE = schema.fields(  # how embeddings are made
         "dtype": schema.choice("float32", "bfloat16"),
         "fingerprint": schema.text(),
     },
-    {"normalize": schema.flag, "prompt": schema.text(), "lower_case": schema.flag, "date": schema.text()},
+    {
+        **dict.fromkeys(("normalize", "lower_case", "keeps_bos"), schema.flag),
+        **dict.fromkeys(("prompt", "date"), schema.text()),
+    },
 )
 _LAYOUT = schema.fields(
     {
@@ -63,6 +66,7 @@ _LAYOUT = schema.fields(
     },
     {
         "estimator": schema.choice("two-step", "joint"),
+        "keeps_bos": schema.flag,
         "diagnosis": schema.optional(schema.mapping),
         "training": schema.optional(schema.fields({}, _DECLARED)),
         "embeddings": SOURCE,
@@ -88,6 +92,7 @@ def read_record(directory: str | Path) -> dict[str, Any]:
     """
     record = schema.read_record(Path(directory) / RECORD, FORMAT, "irm-fast train", _rule)
     record.setdefault("estimator", "joint")  # which earlier versions had alone
+    record.setdefault("keeps_bos", False)  # likewise
     return record
 
 

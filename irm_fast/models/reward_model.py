@@ -16,7 +16,8 @@ from irm_fast.data.signals import RewardSpec
 from irm_fast.data.writing.manifest import refuse_damage
 from irm_fast.losses.signal_heads import start_logits
 from irm_fast.models.adapters import ADAPTER, Adapter, Lora, add_adapters, is_of_adapter, merge_adapters
-from irm_fast.models.backbone import load_backbone, load_classifier, load_tokenizer, save_checkpoint, token_limit
+from irm_fast.models.backbone import load_backbone, load_classifier, load_tokenizer, token_limit
+from irm_fast.models.checkpoint import save_checkpoint
 from irm_fast.models.finite import check_finite
 from irm_fast.models.heads import Heads, Logits, PropensityDesign
 from irm_fast.models.record import (

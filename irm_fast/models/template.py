@@ -22,7 +22,7 @@ DEFAULT_TEMPLATE = (
     "{{- '' if loop.last else '\\n\\n' -}}"
     "{%- endfor -%}{{- eos_token -}}"
 )
-_SAMPLE = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
+SAMPLE = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
 _CLOCK = "strftime_now"  # the function of templates that gives the date
 _DIRECTIVE = re.compile(r"%[-_^#]?[A-Za-z%]")
 # A macro of that name comes before it. The line break that ends it is dropped, as after every block.
@@ -54,7 +54,7 @@ def template_ending_in_eos(tokenizer: PreTrainedTokenizerBase) -> str:
     trimmed = "{%- filter trim -%}" + own + "{%- endfilter -%}"
     for template in (own, trimmed, trimmed + "{{- eos_token -}}"):
         tokenizer.chat_template = template
-        ids = tokenizer(render(tokenizer, _SAMPLE), add_special_tokens=False)["input_ids"]
+        ids = tokenizer(render(tokenizer, SAMPLE), add_special_tokens=False)["input_ids"]
         if ids and ids[-1] == tokenizer.eos_token_id:
             return template
     raise ValueError(f"the tokenizer does not read its EOS token {tokenizer.eos_token!r} as one token")

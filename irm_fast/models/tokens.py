@@ -1,4 +1,4 @@
-"""Conversations as token ids: rendered by the chat template, ended in EOS, cut on the left."""
+"""Conversations as token ids: rendered by the chat template, ended in EOS, and where too long without their oldest."""
 
 from __future__ import annotations
 
@@ -89,14 +89,15 @@ def first_line(error: BaseException) -> str:
 
 
 def encode(
-    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Messages], max_length: int
+    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Messages], max_length: int, *, keeps_bos: bool = True
 ) -> tuple[list[list[int]], int]:
     """Tokenise conversations, as `tokenizer.apply_chat_template(messages, tokenize=True)` does.
 
     Args:
         tokenizer: A tokenizer whose chat template ends a text in EOS.
         conversations: N conversations.
-        max_length: The number of tokens of a row, at most; longer ones lose their beginning.
+        max_length: The number of tokens of a row, at most; longer ones lose their oldest text.
+        keeps_bos: Whether such rows keep the BOS token that they begin with.
 
     Returns:
         The token ids of each conversation, the last always EOS; and the number of conversations that were longer.
@@ -109,11 +110,11 @@ def encode(
         if isinstance(text, Refused):
             raise text
         texts.append(text)
-    return encode_texts(tokenizer, texts, max_length)
+    return encode_texts(tokenizer, texts, max_length, keeps_bos=keeps_bos)
 
 
 def encode_texts(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int, *, keeps_bos: bool = True
 ) -> tuple[list[list[int]], int]:
     """Tokenise conversations that `rendered` made texts of; results as of `encode`.
 
@@ -121,6 +122,7 @@ def encode_texts(
         tokenizer: The tokenizer.
         texts: N texts.
         max_length: The number of tokens of a row, at most.
+        keeps_bos: As of `encode`.
 
     Raises:
         ValueError: A text does not end in EOS.
@@ -131,7 +133,15 @@ def encode_texts(
     for text, ids in zip(texts, encoded, strict=True):
         if not ids or ids[-1] != tokenizer.eos_token_id:
             raise ValueError(f"the model's chat template ends a text in {shown(text[-40:])}; expected EOS there")
-    return [ids[-max_length:] for ids in encoded], sum(len(ids) > max_length for ids in encoded)
+    bos = tokenizer.bos_token_id if keeps_bos else None
+    return [_cut(ids, max_length, bos) for ids in encoded], sum(len(ids) > max_length for ids in encoded)
+
+
+def _cut(ids: list[int], max_length: int, bos: int | None) -> list[int]:
+    """The last tokens of a row, after the BOS token if it begins with that; of one token alone it is the last."""
+    if len(ids) > max_length > 1 and ids[0] == bos:
+        return [ids[0], *ids[1 - max_length :]]
+    return ids[-max_length:]
 
 
 def check_padding(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -174,12 +184,12 @@ def add_padding_token(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def tokenise(
-    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Messages], max_length: int
+    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Messages], max_length: int, *, keeps_bos: bool = True
 ) -> tuple[list[np.ndarray], int]:
     """Tokenise conversations in chunks; as `encode`, but the token ids of each are an array (T,) int32."""
     rows, truncated = [], 0
     for start in range(0, len(conversations), CHUNK):
-        ids, longer = encode(tokenizer, conversations[start : start + CHUNK], max_length)
+        ids, longer = encode(tokenizer, conversations[start : start + CHUNK], max_length, keeps_bos=keeps_bos)
         rows += [np.array(row, dtype=np.int32) for row in ids]
         truncated += longer
     return rows, truncated

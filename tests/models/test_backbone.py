@@ -33,7 +33,7 @@ def test_truncation_keeps_the_end(tiny_model):
     (whole, short), truncated = encode(tokenizer, [MESSAGES, MESSAGES[1:]], 20)
     (full,), _ = encode(tokenizer, [MESSAGES], 200)
     assert truncated == 1
-    assert whole == full[-20:]
+    assert whole == [tokenizer.bos_token_id, *full[-19:]]
     assert len(short) < 20
 
 

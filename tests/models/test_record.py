@@ -97,7 +97,7 @@ def test_records_of_earlier_versions_are_read(tmp_path):
     }
     earlier |= {"feature_names": [], "max_length": 1024, "reward_bias": 0}
     (tmp_path / "irm_fast.json").write_text(json.dumps(earlier))
-    assert spec_of_record(read_record(tmp_path)) == RewardSpec("constant")
+    assert spec_of_record(read_record(tmp_path)) == RewardSpec("constant", keeps_bos=False)
     assert declared_for(tmp_path).absent == "error"
 
 
