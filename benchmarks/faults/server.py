@@ -68,8 +68,8 @@ def _run(plan: dict[str, Any], faults: Any) -> dict[str, Any]:
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
     code = os.waitstatus_to_exitcode(status) if ended or moment is not None else None
-    lines = operations.read_text(errors="replace").splitlines() if operations.exists() else []
-    return {"code": code, "said": said.read_text(errors="replace"), "operations": lines}
+    words, lines = (path.read_text(errors="replace") if path.exists() else "" for path in (said, operations))
+    return {"code": code, "said": words, "operations": lines.splitlines()}
 
 
 def _command(arguments: list[str]) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -28,20 +28,25 @@ from irm_fast.experiments.reproduce.methods import (
     FORMS,
     ITEMS,
     KNOWN,
+    LOWER,
     NAIVE,
     ON_ESTIMATES,
+    PENALISED,
+    PRODUCTS,
     WITH_POSTERIORS,
 )
+from irm_fast.experiments.reproduce.picks import best_of
 from irm_fast.experiments.reproduce.population import Log, Redraw
 from irm_fast.losses import nuisances
 
 Key = tuple[str, int]  # name of a method, and how many signals it is given; 0: none, explicit labels
-OURS = (DEFAULT, DEFAULT_FEATURES)
+OURS = (DEFAULT, DEFAULT_FEATURES, LOWER)
+LOWER_LEVEL = 0.9  # of the intervals whose lower ends are a reward
 
 
 def entrants(signals: int) -> list[Key]:
     """Every method with every number of signals, in the order of the table."""
-    names = [method.name for method in (*BASELINES, *FORMS)] + [*OURS, KNOWN.name]
+    names = [NAIVE.name, PENALISED, *(method.name for method in (*BASELINES[1:], *FORMS)), *OURS, KNOWN.name]
     return [(name, count) for count in range(1, signals + 1) for name in names] + [(EXPLICIT.name, 0)]
 
 
@@ -51,9 +56,12 @@ class Default(Fit):
 
     Attributes:
         propensity: (n, K) the propensity logits of the rows of the log.
+        lower: (m,) float32, the lower ends of the intervals of the test set; None where the reward is a network, which
+            has none.
     """
 
     propensity: np.ndarray
+    lower: np.ndarray | None
 
 
 class Field:
@@ -90,7 +98,8 @@ class Field:
         m = np.clip(model.predict_propensity(log.X, **read), 1e-6, 1 - 1e-6)
         chosen = "linear" if model.is_linear_ else "network"
         test = model.decision_function(self._test_X)
-        return Default(model.held_out_decision_, test, chosen, {}, seconds, np.log(m) - np.log1p(-m))
+        lower = model.predict_interval(self._test_X, LOWER_LEVEL)[0] if model.is_linear_ else None
+        return Default(model.held_out_decision_, test, chosen, {}, seconds, np.log(m) - np.log1p(-m), lower)
 
 
 class KnownOfLog:
@@ -105,16 +114,17 @@ class KnownOfLog:
     def __init__(self, field: Field, redraw: Redraw, count: int) -> None:
         self._field, self._truth = field, redraw.truth
         self._feedback = redraw.log.feedback[:, : count or None]
+        self._group = torch.from_numpy(redraw.log.group)
 
     @cached_property
     def each_signal(self) -> Actions:
         """The actions, a column a signal."""
-        return _actions(self._feedback)
+        return _actions(self._feedback, self._group)
 
     @cached_property
     def any_signal(self) -> Actions:
         """The actions, in one column: whether any signal acted."""
-        return _actions(self._feedback.max(axis=1, keepdims=True))
+        return _actions(self._feedback.max(axis=1, keepdims=True), self._group)
 
     @cached_property
     def naive(self) -> Fit:
@@ -140,11 +150,11 @@ class KnownOfLog:
         return ActionsAndTruth(**vars(self.each_signal), known=known, preference=preference)
 
 
-def _actions(feedback: np.ndarray) -> Actions:
-    """The actions in feedback (n, K) int8."""
+def _actions(feedback: np.ndarray, group: torch.Tensor) -> Actions:
+    """The actions in feedback (n, K) int8, of rows of these groups (n,)."""
     seen = torch.from_numpy(feedback)
     acted = (seen == 1).any(1).to(torch.int8)
-    return Actions(seen, acted, float(acted.float().mean()), start_level(_objective(seen)))
+    return Actions(seen, acted, float(acted.float().mean()), start_level(_objective(seen)), group)
 
 
 def _objective(feedback: torch.Tensor) -> Objective:
@@ -167,7 +177,7 @@ class Contest:
         self._defaults: dict[tuple[int, bool], Default] = {}
 
     def measured(self, key: Key) -> dict[str, Any]:
-        """Metrics on the test set, as fitted and equally calibrated, the candidates' held-out scores, and seconds."""
+        """Metrics on the test set, as fitted and equally calibrated, picks of n, candidates' scores, and seconds."""
         name, count = key
         fitted = self._fit(name, count)
         slope, shift = self._calibration(fitted.held_out, count or self._redraw.log.feedback.shape[1])
@@ -175,8 +185,9 @@ class Contest:
             kind: reward_metrics(logit, self._redraw.test_preference)
             for kind, logit in (("raw", fitted.test), ("calibrated", slope * fitted.test + shift))
         }
+        picks = best_of(fitted.test, self._redraw.test_preference, self._redraw.test_features)
         budget = {"candidates": len(fitted.scores), "candidate": fitted.candidate, "scores": fitted.scores}
-        return {"method": name, "signals": count, **metrics, **budget, "seconds": fitted.seconds}
+        return {"method": name, "signals": count, **metrics, "best_of": picks, **budget, "seconds": fitted.seconds}
 
     def known(self, count: int) -> KnownOfLog:
         """What the methods read of the first so many signals; 0 for all."""
@@ -186,16 +197,28 @@ class Contest:
 
     def _fit(self, name: str, count: int) -> Fit:
         if name in OURS:
-            return self._default(count, features=name == DEFAULT_FEATURES)
+            fitted = self._default(count, features=name == DEFAULT_FEATURES)
+            lower = fitted.lower if name == LOWER else None
+            return fitted if lower is None else replace(fitted, test=lower)
         known = self.known(count)
         if name == NAIVE.name:
             return known.naive
+        if name == PENALISED:
+            return self._without_length(known.naive)
         if name in _ON_ESTIMATES:
             return self.field.fit(_ON_ESTIMATES[name], known.estimates)
         if name in _BOUNDS:
             return self.field.fit(_BOUNDS[name], known.truth)
         method = _ON_ACTIONS[name]
         return self.field.fit(method, known.any_signal if method.sees == "any" else known.each_signal)
+
+    def _without_length(self, fitted: Fit) -> Fit:
+        """A fit less the part of its held-out reward that is linear in the first feature, which is length in texts."""
+        length, test_length = self._redraw.log.features[:, 0], self._redraw.test_features[:, 0]
+        covariance = np.cov(length, fitted.held_out)
+        slope = covariance[0, 1] / covariance[0, 0] if covariance[0, 0] > 0 else 0.0
+        held_out, test = fitted.held_out - slope * length, fitted.test - slope * test_length
+        return replace(fitted, held_out=held_out.astype(np.float32), test=test.astype(np.float32))
 
     def _default(self, count: int, features: bool) -> Default:
         if (count, features) not in self._defaults:
@@ -210,7 +233,7 @@ class Contest:
 
 
 _ON_ESTIMATES = {method.name: method for method in ON_ESTIMATES}
-_ON_ACTIONS = {method.name: method for method in (*WITH_POSTERIORS, *FORMS)}
+_ON_ACTIONS = {method.name: method for method in (*PRODUCTS, *WITH_POSTERIORS, *FORMS)}
 _BOUNDS = {method.name: method for method in BOUNDS}
 
 

@@ -46,16 +46,19 @@ class Actions:
         acted: (n,) int8, whether any signal acted.
         action_rate: The share of the rows of the whole log in which any signal acted.
         level: (K,) float32 propensity logits to start from, at which half of the responses please.
+        group: (n,) int64 numbers; rows of one group answer one prompt.
     """
 
     feedback: Tensor
     acted: Tensor
     action_rate: float
     level: Tensor
+    group: Tensor
 
     def take(self, rows: Tensor) -> Self:
         """The same for the rows with these numbers; numbers of the whole log stay."""
-        return replace(self, feedback=self.feedback.index_select(0, rows), acted=self.acted.index_select(0, rows))
+        feedback, acted, group = (x.index_select(0, rows) for x in (self.feedback, self.acted, self.group))
+        return replace(self, feedback=feedback, acted=acted, group=group)
 
 
 @dataclass(frozen=True)

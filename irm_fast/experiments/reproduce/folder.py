@@ -30,7 +30,10 @@ def _is_marked(folder: Path) -> bool:
 
 FOLDER = OutputFolder(
     "run",
-    files=("settings.json", "embeddings.safetensors", "table.md", "results.csv", "comparison.png"),
+    files=(
+        *("settings.json", "embeddings.safetensors", "table.md", "downstream.md", "results.csv", "comparison.png"),
+        "best_of_n.png",
+    ),
     folders=("redraws", "embeddings.safetensors.parts"),
     is_marked=_is_marked,
     mark="settings.json",

@@ -46,6 +46,29 @@ def _doubly_robust(logits: Logits, log: ActionsAndEstimates) -> Tensor:
     return baselines.doubly_robust_loss(logits.reward, log.popularity, log.acted, imputed_preference=log.imputed)
 
 
+# What products do with actions
+
+
+def _pairs(logits: Logits, log: Actions) -> Tensor:
+    """Bradley-Terry over pairs: each row that acted against a silent one of its prompt, or of the next that has one."""
+    order = torch.argsort(log.group, stable=True)
+    acted, reward = log.acted[order] == 1, logits.reward[order]
+    better, silent = acted.nonzero().squeeze(1), (~acted).nonzero().squeeze(1)
+    if not len(better) or not len(silent):
+        return 0 * logits.reward.sum()
+    group = log.group[order]
+    place = torch.searchsorted(group[silent], group[better])  # the first silent row from this prompt on
+    worse = silent[place % len(silent)]
+    return torch.nn.functional.softplus(reward[worse] - reward[better]).mean()
+
+
+def _kto(logits: Logits, log: Actions) -> Tensor:
+    """The value function of KTO (arXiv:2402.01306) around 0, with acted and silent rows of equal weight."""
+    acted, rate = log.acted == 1, log.action_rate
+    weight = torch.where(acted, 1 / (2 * rate), 1 / (2 * (1 - rate)))
+    return (weight * torch.sigmoid(torch.where(acted, -logits.reward, logits.reward))).mean()
+
+
 # Losses with posteriors, from the weights at the start of an epoch or from the present ones
 
 
@@ -102,7 +125,9 @@ WITH_POSTERIORS: tuple[Method[Actions], ...] = (
     Method("ReCRec-I", _recrec, **LIKELIHOOD, reward_prior=0.5, propensity="item"),
     Method("ReCRec-F", _recrec, **LIKELIHOOD, reward_prior=0.5, propensity="hidden"),
 )
-BASELINES: tuple[Method[Any], ...] = (NAIVE, *ON_ESTIMATES, *WITH_POSTERIORS)
+PENALISED = "naive, length taken out"  # a classifier of actions less what its reward owes to length
+PRODUCTS: tuple[Method[Actions], ...] = (Method("pairs (Bradley-Terry)", _pairs), Method("KTO", _kto))
+BASELINES: tuple[Method[Any], ...] = (NAIVE, *PRODUCTS, *ON_ESTIMATES, *WITH_POSTERIORS)
 FORMS: tuple[Method[Actions], ...] = (
     Method("stratified, current (paper)", _stratified, **LIKELIHOOD, propensity="hidden", sees="each"),
     Method("stratified, lagged (paper)", _stratified, **LIKELIHOOD, propensity="hidden", lagged=True, sees="each"),
@@ -115,3 +140,4 @@ EXPLICIT: Method[ActionsAndTruth] = Method("explicit labels", _explicit, sees="e
 BOUNDS = (KNOWN, EXPLICIT)
 ITEMS = 64  # clusters of embeddings that stand for items
 DEFAULT, DEFAULT_FEATURES = "ImplicitRM (default)", "ImplicitRM (default, + features)"  # `EmbeddingRewardModel`
+LOWER = "ImplicitRM (default, lower)"  # the lower ends of its intervals

@@ -60,12 +60,14 @@ class Redraw:
         truth: What only the bounds see.
         test_X: (m, D) float32, the embeddings of other rows.
         test_preference: (m,) of 0 and 1, whether these rows are preferred.
+        test_features: (m, F) float32, their visible features.
     """
 
     log: Log
     truth: Truth
     test_X: np.ndarray
     test_preference: np.ndarray
+    test_features: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,8 @@ class Population:
             known = np.tile(propensity[preference == 1].mean(axis=0), (len(rows), 1))
         feedback = draw_feedback(preference, propensity, seed)
         log = Log(self.X[rows], self.features[rows], feedback, self.group[rows])
-        return Redraw(log, Truth(preference, known), self.X[test], self.preference[test])
+        truth = Truth(preference, known)
+        return Redraw(log, truth, self.X[test], self.preference[test], self.features[test])
 
 
 def made_embeddings(rng: np.random.Generator, rows: int, width: int) -> tuple[np.ndarray, np.ndarray]:

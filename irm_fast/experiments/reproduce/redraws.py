@@ -95,7 +95,7 @@ def _run_redraws(
 
 
 def write_report(results: Sequence[Mapping[str, Any]], experiment: Experiment, output: Path) -> str:
-    """Write table.md, results.csv and comparison.png to the folder of a run.
+    """Write table.md, downstream.md, results.csv and two pictures to the folder of a run.
 
     Args:
         results: The results of `run_redraws`.
@@ -103,8 +103,9 @@ def write_report(results: Sequence[Mapping[str, Any]], experiment: Experiment, o
         output: The folder.
 
     Returns:
-        The table, and a line that says what was written.
+        The tables, and a line that says what was written.
     """
+    from irm_fast.experiments.reproduce import downstream
     from irm_fast.experiments.reproduce.picture import draw
     from irm_fast.experiments.reproduce.table import markdown, write_csv
 
@@ -113,12 +114,16 @@ def write_report(results: Sequence[Mapping[str, Any]], experiment: Experiment, o
         f"noise {experiment.noise:g}" if experiment.data == MADE else f"embedded by {Path(str(experiment.model)).name}"
     )
     about = f"{rows:,} responses, {how}, a fifth of them the test set; mean propensity {experiment.target:g}"
-    table = markdown(results, experiment.name, f"{about}, alpha {experiment.alpha:g}; irm_fast {__version__}.")
+    about = f"{about}, alpha {experiment.alpha:g}; irm_fast {__version__}."
+    table, picks = (write(results, experiment.name, about) for write in (markdown, downstream.markdown))
     write_whole(output / "table.md", table)
+    write_whole(output / "downstream.md", picks)
     write_csv(results, output / "results.csv")
     picture = draw(results, output / "comparison.png")
+    downstream.draw(results, output / "best_of_n.png")
     missing = "" if picture else "; no picture: it needs matplotlib, pip install 'irm-fast[plot]'"
-    return f"{table}\nwrote {output}/: table.md, results.csv{', comparison.png' if picture else missing}"
+    pictures = ", comparison.png, best_of_n.png" if picture else missing
+    return f"{table}\n{picks}\nwrote {output}/: table.md, downstream.md, results.csv{pictures}"
 
 
 def _in_child(job: Job, population: Population, experiment: Experiment) -> None:

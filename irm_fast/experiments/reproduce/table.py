@@ -11,7 +11,7 @@ import numpy as np
 
 from irm_fast.data.writing.whole import whole_file
 from irm_fast.experiments.report import markdown_table, percent, share_closed
-from irm_fast.experiments.reproduce.methods import DEFAULT, EXPLICIT, ITEMS, KNOWN, NAIVE
+from irm_fast.experiments.reproduce.methods import DEFAULT, EXPLICIT, ITEMS, KNOWN, LOWER, NAIVE, PENALISED
 
 Results = Sequence[Mapping[str, Any]]
 Key = tuple[str, int]
@@ -30,6 +30,9 @@ to that on {signals}. Intervals of Student's t over the redraws, from 5 on, toge
 (Bonferroni, {count} of them); bold: 0 is outside. They speak of other splits and actions of these responses, not of
 other responses. "to known", "to explicit": share of the AUROC distance from naive on the same signals; "-": lost in
 the noise.
+
+"pairs": each row that acted against a silent one of its prompt, or of another; KTO: its value function around 0;
+"{penalised}": less what the reward owes to the first visible feature. `{lower}`: lower ends of intervals of 90%.
 
 Baselines on 2 signals see whether any of the two acted. Each method chose one of {candidates} candidates by its own
 criterion on held-out rows of the log, explicit labels alone by clean ones; `{default}` chose likewise, and by
@@ -148,6 +151,8 @@ def markdown(results: Results, data: str, about: str = "") -> str:
     ]
     notes = NOTES.format(
         default=DEFAULT,
+        penalised=PENALISED,
+        lower=LOWER,
         signals=tables[-1].signals,
         level=1 - LEVEL,
         count=tables[-1].comparisons,

@@ -1,0 +1,175 @@
+"""What happens downstream: the table and the picture of the best of n answers by each method's reward."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from irm_fast.data.writing.whole import whole_path
+from irm_fast.experiments.report import markdown_table, percent, share_closed
+from irm_fast.experiments.reproduce.contest import entrants
+from irm_fast.experiments.reproduce.methods import DEFAULT, EXPLICIT, KNOWN, LOWER, NAIVE, PENALISED, PRODUCTS
+from irm_fast.experiments.reproduce.table import LEVEL, PUBLISHED_ROW, Key, Results
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+AT = 16  # the number of answers at which methods are compared
+SHOWN = (1, 4, AT, 64)
+LEAST = 0.01  # the smallest distance of which shares are worth giving
+NOTES = """"Pleases": the chance that the best of n held-out answers by the reward pleases in truth, mean over the
+redraws; the n answers are drawn at random, and the chance is exact. "Less naive": paired difference to naive on the
+same signals at n = {at}, with a {level:.0%} interval of Student's t over the redraws, for each row alone; bold: 0 is
+outside. "To known", "to explicit": the share of the distance from naive. "Turns over": the n from which on picks please
+less than those of a smaller n, by the mean of the redraws; "-": never. "Length": the mean of the first visible
+feature of the pick, in its standard deviations (made embeddings have no length: there it is a feature that goes with
+the quality). What methods see is said in table.md; `{lower}` are the lower ends of intervals of 90%."""
+
+
+class Downstream:
+    """The best of n answers by each method, of one protocol.
+
+    Args:
+        results: The results of `run_redraws`.
+        protocol: The protocol.
+
+    Attributes:
+        counts: The numbers of answers, n.
+        pleases: (redraws, n) how often the pick pleases, for each method and number of signals.
+        length: (redraws, n) the mean of the first feature of the pick.
+        signals: The greatest number of signals.
+    """
+
+    def __init__(self, results: Results, protocol: str) -> None:
+        mine = [result for result in sorted(results, key=lambda r: r["redraw"]) if result["protocol"] == protocol]
+        counts = {tuple(result["best_of"]["n"]) for result in mine}
+        self.protocol, self.counts = protocol, min(counts, key=len)
+        self.pleases: dict[Key, np.ndarray] = {}
+        self.length: dict[Key, np.ndarray] = {}
+        self.signals = max(result["signals"] for result in mine)
+        for key in dict.fromkeys((result["method"], result["signals"]) for result in mine):
+            found = [result["best_of"] for result in mine if (result["method"], result["signals"]) == key]
+            kept = len(self.counts)
+            self.pleases[key] = np.array([one["pleases"][:kept] for one in found])
+            self.length[key] = np.array([[some[0] for some in one["features"][:kept]] for one in found])
+
+    def at(self, key: Key, count: int) -> np.ndarray:
+        """(redraws,) how often the best of so many answers pleases."""
+        return self.pleases[key][:, self.counts.index(count)]
+
+    def turns_over(self, key: Key) -> int | None:
+        """The number of answers from which on picks please less than those of fewer; None if they never do."""
+        mean = self.pleases[key].mean(axis=0)
+        best = int(np.argmax(mean))
+        return None if best == len(mean) - 1 else self.counts[best + 1]
+
+    def rows(self) -> list[list[str]]:
+        """The header of the table, and the cells of each method."""
+        shown = [count for count in SHOWN if count in self.counts]
+        at = max(count for count in self.counts if count <= AT)
+        head = ["signals", "method", *(f"pleases, n = {count}" for count in shown), "less naive", "to known"]
+        rows = [[*head, "to explicit", "turns over", f"length, n = {at}"]]
+        for key in self.pleases:
+            naive = self.at((NAIVE.name, key[1] or self.signals), at)
+            value = self.at(key, at)
+            cells = [str(key[1] or "labels"), key[0], *(f"{self.at(key, count).mean():.3f}" for count in shown)]
+            cells.append("" if key[0] == NAIVE.name else _difference(value - naive))
+            for goal in ((KNOWN.name, key[1] or self.signals), (EXPLICIT.name, 0)):
+                cells.append(percent(share_closed(value, naive, self.at(goal, at), least=LEAST)))
+            cells.append(str(self.turns_over(key) or "-"))
+            rows.append([*cells, f"{self.length[key][:, self.counts.index(at)].mean():+.2f}"])
+        return rows
+
+
+def _difference(difference: np.ndarray) -> str:
+    """A mean over redraws with the half width of its interval, as a cell; bold where 0 is outside."""
+    from scipy.stats import t
+
+    mean, count = difference.mean(), len(difference)
+    if count < 2:
+        return f"{mean:+.3f}"
+    half = t.ppf(1 - LEVEL / 2, count - 1) * difference.std(ddof=1) / np.sqrt(count)
+    text = f"{mean:+.3f} ± {half:.3f}"
+    return f"**{text}**" if abs(mean) > half else text
+
+
+def by_protocol(results: Results) -> list[Downstream]:
+    """The best of n answers of each protocol."""
+    return [Downstream(results, protocol) for protocol in dict.fromkeys(result["protocol"] for result in results)]
+
+
+def markdown(results: Results, data: str, about: str = "") -> str:
+    """A table for each protocol, and what the columns mean.
+
+    Args:
+        results: The results of `run_redraws`.
+        data: The name of the data.
+        about: A line that says how the logs were made.
+    """
+    parts = [
+        f"## Best of n, {data}, protocol {table.protocol}\n\n{markdown_table(table.rows())}"
+        for table in by_protocol(results)
+    ]
+    return "\n\n".join([*parts, *filter(None, [about]), NOTES.format(at=AT, level=1 - LEVEL, lower=LOWER)]) + "\n"
+
+
+def _lines(signals: int) -> dict[Key, tuple[str, str, float]]:
+    """The methods in the picture, each with a label, a colour and a line width."""
+    grey, dark = "#8a8a8a", "#222222"
+    lines = {
+        (NAIVE.name, signals): ("clicks taken for labels", "#c0392b", 2.0),
+        (PENALISED, signals): ("the same, length taken out", "#e08e79", 1.2),
+        (PRODUCTS[0].name, signals): ("pairs, acted against silent", "#d9a441", 1.2),
+        PUBLISHED_ROW: ("paper's form, one signal", "#9b6fb5", 1.2),
+        (DEFAULT, signals): ("irm_fast, default", "#1f6fb2", 2.8),
+        (KNOWN.name, signals): ("true propensities", grey, 1.2),
+        (EXPLICIT.name, 0): ("true labels", dark, 1.2),
+    }
+    return {key: line for key, line in lines.items() if key in entrants(signals)}
+
+
+def draw(results: Results, path: Path) -> Path | None:
+    """Draw how often the best of n answers pleases, and how long it is, against n; bands go from redraw to redraw.
+
+    Args:
+        results: The results of `run_redraws`.
+        path: The file to write, .png.
+
+    Returns:
+        The path; None where matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return None
+    tables = by_protocol(results)
+    figure = Figure(figsize=(11, 0.6 + 3.9 * len(tables)), layout="constrained")
+    grid = figure.subplots(len(tables), 2, squeeze=False)
+    for line, table in zip(grid, tables, strict=True):
+        _panel(line[0], table, table.pleases, f"The more a policy picks by it, what does it get? ({table.protocol})")
+        line[0].set_ylabel("share of picks that please")
+        _panel(line[1], table, table.length, "How far length is driven")
+        line[1].set_ylabel("length of the pick, standard deviations")
+    handles, labels = grid[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    with whole_path(path) as unfinished:
+        figure.savefig(unfinished, dpi=130)
+    return path
+
+
+def _panel(axes: Axes, table: Downstream, values: dict[Key, np.ndarray], title: str) -> None:
+    for key, (label, colour, width) in _lines(table.signals).items():
+        if key not in values:
+            continue
+        style = "--" if key[0] in (KNOWN.name, EXPLICIT.name) else "-"
+        axes.plot(table.counts, values[key].mean(axis=0), style, color=colour, linewidth=width, label=label)
+        low, high = values[key].min(axis=0), values[key].max(axis=0)
+        axes.fill_between(table.counts, low, high, color=colour, alpha=0.1, linewidth=0)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(table.counts, [str(count) for count in table.counts])
+    axes.set_xlabel("n: the best of so many answers is picked")
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
