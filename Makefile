@@ -15,7 +15,7 @@ help:           ## list the targets
 $(VENV)/.installed: pyproject.toml constraints.txt CMakeLists.txt $(wildcard kernels/cpu/*.cpp kernels/cpu/*.h)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -e '.[test,bench,plot,dev]'
-	@$(BIN)/irm-fast --version
+	-@$(BIN)/irm-fast doctor
 	@touch $@
 
 install: $(VENV)/.installed  ## make .venv and install everything into it

@@ -1,5 +1,15 @@
 """The command line."""
 
-from irm_fast.cli.commands import app, main
+import sys
 
-__all__ = ["app", "main"]
+
+def main() -> None:
+    """The `irm-fast` program. Its version is said at once, without the imports of the commands."""
+    if sys.argv[1:] == ["--version"]:
+        from irm_fast import __version__
+
+        sys.stdout.write(f"irm-fast {__version__}\n")
+        return
+    from irm_fast.cli import commands
+
+    commands.main()

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from irm_fast.cli import data, embeddings, evaluation, experiments, training
+from irm_fast.cli import data, embeddings, evaluation, experiments, models, training
 from irm_fast.cli.options import Commands
 from irm_fast.cli.terminal import echo, guard_terminal, with_redact
 from irm_fast.models.threads import sleep_while_waiting
@@ -20,6 +20,7 @@ COMMANDS = (  # in the order of the help
     *(evaluation.evaluate, evaluation.diagnose, evaluation.mask, evaluation.score, evaluation.label),
     embeddings.embed,
     *(experiments.reproduce, experiments.demo),
+    models.doctor,
 )
 
 app = typer.Typer(
@@ -30,23 +31,15 @@ app = typer.Typer(
     rich_markup_mode=None,  # its tables cut names at 80 columns
 )
 for command in COMMANDS:
-    reads_users = command not in (training.verify, experiments.reproduce, experiments.demo)
+    reads_users = command not in (training.verify, experiments.reproduce, experiments.demo, models.doctor)
     app.command("import" if command is data.import_log else None)(with_redact(command) if reads_users else command)
 
 
 def _print_version(wanted: bool) -> None:
     if wanted:
         from irm_fast import __version__
-        from irm_fast.losses.dispatch import backends
 
         echo(f"irm-fast {__version__}")
-        states = backends()
-        if states["cpu"] == "available":
-            from irm_fast.kernels.cpu.library import INSTRUCTION_SET
-
-            states["cpu"] += f" (C++, {INSTRUCTION_SET})"
-        for name, state in states.items():
-            echo(f"  loss backend {name}: {state}")
         raise typer.Exit
 
 
@@ -54,7 +47,8 @@ def _print_version(wanted: bool) -> None:
 def _options(
     debug: Annotated[bool, typer.Option(help="Show the traceback of an error.")] = False,
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Version and backends.")
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version."),
     ] = False,
 ) -> None:
     """Reward models from clicks, copies and shares."""

@@ -83,7 +83,7 @@ def choose_backend(name: str | None, device_type: str, is_double: bool) -> Backe
         RuntimeError: The backend is not available, or does not run on this kind of device.
     """
     if name is None:
-        name = _default_backend(device_type, is_double)
+        name = default_backend(device_type, is_double)
     elif name not in BACKENDS:
         raise ValueError(f"backend must be one of {BACKENDS} or None, got {name!r}")
     elif is_double and name != "reference":
@@ -95,8 +95,13 @@ def choose_backend(name: str | None, device_type: str, is_double: bool) -> Backe
     return _load(name)
 
 
-def _default_backend(device_type: str, is_double: bool) -> str:
-    """Return the name of the backend for a kind of device and dtype."""
+def default_backend(device_type: str, is_double: bool = False) -> str:
+    """Return the name of the backend that computes a loss for which none is named.
+
+    Args:
+        device_type: The kind of device that holds the tensors, such as "cuda".
+        is_double: Whether any logits are float64.
+    """
     if is_double:
         return "reference"
     if device_type == "cpu":

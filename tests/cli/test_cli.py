@@ -134,10 +134,8 @@ def test_validate_reports_problems(tmp_path):
     assert "absent: got 'perhaps'; expected 'error', 'silent', 'missing'" in result.stderr
 
 
-def test_version_names_the_backends():
-    text = run("--version").stdout
-    assert "irm-fast 0" in text
-    assert "backend reference: available" in text
+def test_version():
+    assert re.fullmatch(r"irm-fast 0[\d.]+\n", run("--version").stdout)
 
 
 def test_every_setting_is_an_option():

@@ -37,8 +37,9 @@ OPTIONS = {
     ),
     "reproduce": ("data output model protocol redraws alpha target limit max-length noise processes resume overwrite"),
     "demo": "output seeds processes",
+    "doctor": "json",
 }
-for name in OPTIONS.keys() - {"verify", "reproduce", "demo"}:  # which read no data of users
+for name in OPTIONS.keys() - {"verify", "reproduce", "demo", "doctor"}:  # which read no data of users
     OPTIONS[name] += " redact"
 CHOICES = {
     ("train", "propensity-design"): "auto constant hidden features known",

@@ -192,7 +192,7 @@ def test_every_command_that_reads_data_of_users_redacts() -> None:
     for command in commands.COMMANDS:
         name = command.__name__.replace("import_log", "import")
         text = CliRunner().invoke(app, [name, "--help"]).output
-        assert ("--redact" in text) == (name not in ("verify", "reproduce", "demo"))
+        assert ("--redact" in text) == (name not in ("verify", "reproduce", "demo", "doctor"))
 
 
 def test_the_program_itself_prints_no_escape(tmp_path) -> None:
