@@ -26,7 +26,7 @@ from irm_fast.losses.implicit import implicit_rm_loss
 from irm_fast.models.checkpoint import save_checkpoint
 from irm_fast.models.heldout import HeldOut
 from irm_fast.models.passes import Passes
-from irm_fast.models.record import read_record, spec_of_record, write_record
+from irm_fast.models.record import Beside, read_record, spec_of_record, write_record
 from irm_fast.models.reward_model import ImplicitRewardModel
 
 if TYPE_CHECKING:
@@ -191,12 +191,20 @@ class EmbeddedRewardModel:
             vectors, features, users=log.user_ids, sessions=log.session_ids, times=log.times
         )
 
-    def save(self, directory: str | Path, record: Mapping[str, Any] | None = None, *, classifier: bool = True) -> None:
+    def save(
+        self,
+        directory: str | Path,
+        record: Mapping[str, Any] | None = None,
+        beside: Beside | None = None,
+        *,
+        classifier: bool = True,
+    ) -> None:
         """Write the estimator, the classifier if the reward is a checkpoint, and last `irm_fast.json`.
 
         Args:
             directory: The folder to write to, which is made if it does not exist.
             record: Further entries of `irm_fast.json`, beside the spec and the source. None means none.
+            beside: Further files, as of `record.write_record`.
             classifier: False leaves the classifier out; the language model then stays where it is.
 
         Raises:
@@ -207,7 +215,7 @@ class EmbeddedRewardModel:
         if classifier and self.checkpoint is not None:
             files += save_checkpoint(self.checkpoint.classifier, self.checkpoint.tokenizer, Path(directory))
         more = {**(record or {}), SOURCE: asdict(self.source), "position": self.position}
-        write_record(Path(directory), files, self.spec, float(self.reward_bias), more)
+        write_record(Path(directory), files, self.spec, float(self.reward_bias), more, beside)
 
     @cached_property
     def checkpoint(self) -> ImplicitRewardModel | None:

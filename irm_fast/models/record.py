@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -96,10 +96,18 @@ def read_record(directory: str | Path) -> dict[str, Any]:
     return record
 
 
+Beside = Callable[[Mapping[str, Any]], Mapping[str, str]]  # of a record, the texts of further files by their names
+
+
 def write_record(
-    directory: Path, files: Iterable[str], spec: RewardSpec, reward_bias: float, more: Mapping[str, Any]
+    directory: Path,
+    files: Iterable[str],
+    spec: RewardSpec,
+    reward_bias: float,
+    more: Mapping[str, Any],
+    beside: Beside | None = None,
 ) -> None:
-    """Write the manifest of a saved model to its folder, and last `irm_fast.json`.
+    """Write files that are made of the record, the manifest of a saved model, and last `irm_fast.json`.
 
     Args:
         directory: The folder.
@@ -107,10 +115,14 @@ def write_record(
         spec: The spec of the model.
         reward_bias: The bias that the saved classifier cannot hold.
         more: Whatever else a reader should know.
+        beside: Makes the texts of further files of the content of `irm_fast.json`, such as a model card. None: none.
     """
     content = {"format": FORMAT, "version": version("irm-fast"), **asdict(spec), **more, "reward_bias": reward_bias}
     text = json.dumps(content, indent=2) + "\n"
-    write_manifest(directory, files, contents={RECORD: text})
+    further = beside(content) if beside is not None else {}
+    for name, written in further.items():
+        write_whole(directory / name, written)
+    write_manifest(directory, [*files, *further], contents={RECORD: text})
     write_whole(directory / RECORD, text)
 
 

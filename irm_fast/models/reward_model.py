@@ -22,6 +22,7 @@ from irm_fast.models.finite import check_finite
 from irm_fast.models.heads import Heads, Logits, PropensityDesign
 from irm_fast.models.record import (
     PROPENSITY_FILE,
+    Beside,
     read_record,
     read_tensor,
     save_tensors,
@@ -308,7 +309,9 @@ class ImplicitRewardModel(nn.Module):
         if bias is not None:
             bias.copy_(start_logits(torch.as_tensor(rates)))
 
-    def save(self, directory: str | Path, record: Mapping[str, Any] | None = None) -> None:
+    def save(
+        self, directory: str | Path, record: Mapping[str, Any] | None = None, beside: Beside | None = None
+    ) -> None:
         """Write an ordinary sequence classifier, with what it cannot hold beside it.
 
         `propensity.safetensors` gets the weights of the propensity design; the folder `adapter` the adapter that was
@@ -318,6 +321,7 @@ class ImplicitRewardModel(nn.Module):
         Args:
             directory: The folder, which is made where there is none.
             record: Further entries of `irm_fast.json`.
+            beside: Further files, as of `record.write_record`.
 
         Raises:
             RuntimeError: A weight is not finite; nothing is written.
@@ -329,7 +333,7 @@ class ImplicitRewardModel(nn.Module):
         save_tensors(weights, directory / PROPENSITY_FILE)
         if self.adapter is not None:
             files += self.adapter.save(directory)
-        write_record(directory, files, self.spec, float(self.reward_bias.detach()), record or {})
+        write_record(directory, files, self.spec, float(self.reward_bias.detach()), record or {}, beside)
 
     @classmethod
     def load(cls, directory: str | Path, dtype: torch.dtype = torch.float32) -> ImplicitRewardModel:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from irm_fast.data.warning import warn_caller
-from irm_fast.models.tokens import render
+from irm_fast.models.tokens import Refused, render
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -58,6 +58,15 @@ def template_ending_in_eos(tokenizer: PreTrainedTokenizerBase) -> str:
         if ids and ids[-1] == tokenizer.eos_token_id:
             return template
     raise ValueError(f"the tokenizer does not read its EOS token {tokenizer.eos_token!r} as one token")
+
+
+def bos_of(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The BOS token that the text of a chat template begins with, or ""."""
+    bos = tokenizer.bos_token
+    try:
+        return str(bos) if bos and render(tokenizer, SAMPLE).startswith(bos) else ""
+    except Refused:  # of a template that takes no such conversation
+        return ""
 
 
 def with_date(template: str, date: str | None = None) -> str:

@@ -62,7 +62,7 @@ def _save(result: TrainResult, prepared: Prepared, config: EmbeddingTrainConfig)
     assert isinstance(model, EmbeddedRewardModel)
     model.load_checkpoint()
     begin_run(config, prepared.fingerprint)
-    model.save(config.output, {"objective": "marginal", "stratification": None} | result.record(config))
+    result.save({"objective": "marginal", "stratification": None}, prepared, config)
     close_run(config)
 
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from irm_fast.diagnostics import Diagnosis
 from irm_fast.diagnostics.learned import NAME as BETTER
 from irm_fast.embeddings.text_model import EmbeddedRewardModel
 from irm_fast.models.reward_model import ImplicitRewardModel
+from irm_fast.publish.card import card_of
+from irm_fast.publish.facts import facts_of
 from irm_fast.training.config import RunConfig
+from irm_fast.training.prepare import Prepared
 from irm_fast.training.run_folder import plain
 
 
@@ -83,3 +87,14 @@ class TrainResult:
             "skipped_steps": self.skipped_steps,
             "training": config.to_dict(),
         }
+
+    def save(self, objective: Mapping[str, Any], prepared: Prepared, config: RunConfig) -> None:
+        """Write the model to the output folder, with its record and its card.
+
+        Args:
+            objective: The entries of `irm_fast.json` that say what was minimised.
+            prepared: The log.
+            config: The settings.
+        """
+        record = {**objective, **self.record(config), **facts_of(prepared.parts)}
+        self.model.save(config.output, record, card_of(self.model, Path(config.output).name))

@@ -15,7 +15,7 @@ from irm_fast.training.build import check_loop, trial_loop
 from irm_fast.training.config import EmbeddingTrainConfig, TrainConfig
 from irm_fast.training.designs import TrainedDesign, best_design, keep_design, kept_design, train_design
 from irm_fast.training.plan import RunPlan, Trial, model_too_large, plan_of, try_steps
-from irm_fast.training.prepare import prepare_run, read_data
+from irm_fast.training.prepare import Prepared, prepare_run, read_data
 from irm_fast.training.propensities import FirstPropensities, fit_propensities, is_fitted
 from irm_fast.training.result import TrainResult
 from irm_fast.training.run_folder import METRICS, close_run, read_metrics, write_metrics
@@ -119,7 +119,7 @@ def _train(log: Log, config: TrainConfig, heldout: Log | None) -> TrainResult:
     )
 
     # Save
-    from_main_process(lambda: _save(result, first, config))
+    from_main_process(lambda: _save(result, prepared, first, config))
     return result
 
 
@@ -146,7 +146,7 @@ def dry_run(config: TrainConfig) -> tuple[RunPlan, Trial]:
         raise RuntimeError(model_too_large(prepared, config, joined().num_processes)) from error
 
 
-def _save(result: TrainResult, first: FirstPropensities | None, config: TrainConfig) -> None:
+def _save(result: TrainResult, prepared: Prepared, first: FirstPropensities | None, config: TrainConfig) -> None:
     """Write what a run has found to its output folder, and remove what it kept to be resumed."""
     stratification = config.stratification if config.objective == "stratified" else None
     objective = {"objective": config.objective, "stratification": stratification}
@@ -157,7 +157,7 @@ def _save(result: TrainResult, first: FirstPropensities | None, config: TrainCon
     if of_design:  # else the file was lost
         of_design[-1].update(result.learned)  # the entry of the end of its training
     write_metrics(Path(config.output) / METRICS, lines, append=False)
-    result.model.save(config.output, objective | result.record(config))
+    result.save(objective, prepared, config)
     close_run(config)
 
 

@@ -22,6 +22,7 @@ from irm_fast.data.writing.outputs import OutputFolder
 from irm_fast.data.writing.whole import disk_errors, is_unfinished, write_whole
 from irm_fast.models.adapters import ADAPTER
 from irm_fast.models.record import CHECKPOINT_WEIGHTS, INDEX, PROPENSITIES, PROPENSITY_FILE, RECORD
+from irm_fast.publish.card import CARD
 from irm_fast.training.config import NOT_KEPT, RENAMED, RunConfig, saved_config
 
 SETTINGS, METRICS, CHECKPOINTS, DATA = "train.yaml", "metrics.jsonl", "checkpoints", "train_data.json"
@@ -43,7 +44,7 @@ _WHOLE = f"checkpoint-*/{MANIFEST}"  # the last file of a checkpoint: it was wri
 
 # What a run writes, with the names that transformers gives to models and tokenizers. Nothing else is ever deleted.
 _FILES = (
-    *(SETTINGS, METRICS, DATA, RECORD, MANIFEST),
+    *(SETTINGS, METRICS, DATA, RECORD, MANIFEST, CARD),
     *("embedding_model.safetensors", "embedding_model.json"),  # of EmbeddingRewardModel
     *(PROPENSITY_FILE, *CHECKPOINT_WEIGHTS, INDEX),
     *("config.json", "generation_config.json"),

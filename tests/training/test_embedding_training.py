@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from irm_fast.cli.commands import app
 from irm_fast.data.features import text_features
 from irm_fast.data.read import read_log
+from irm_fast.data.writing.manifest import damage
 from irm_fast.embeddings import blocks, inputs
 from irm_fast.embeddings.embedder import Embedder
 from irm_fast.embeddings.estimator import EmbeddingRewardModel
@@ -20,6 +21,7 @@ from irm_fast.embeddings.writing import write_embeddings
 from irm_fast.evaluation.evaluation import evaluate
 from irm_fast.evaluation.scoring import load, score
 from irm_fast.models.record import read_record
+from irm_fast.publish.card import CARD
 from irm_fast.training.config import EmbeddingTrainConfig, load_config
 from irm_fast.training.on_embeddings import train_on_embeddings
 from tests.training import embedded_run, forked
@@ -80,6 +82,8 @@ def test_checkpoint_equals_the_estimator(settings, vectors, data, tmp_path, desi
     assert np.std(logit) > 0.5
     rewards = score(saved, log.messages)
     np.testing.assert_allclose(rewards, logit - model.estimator.intercept_, rtol=1e-4, atol=1e-4)
+    card = (tmp_path / "out" / CARD).read_text()
+    assert "AutoModelForSequenceClassification" in card and damage(tmp_path / "out") == ""
     assert float(saved.reward_bias.detach()) == pytest.approx(model.estimator.intercept_)
     if design == "hidden":
         features = text_features(log.messages)

@@ -1,0 +1,196 @@
+"""The model card of a saved model, README.md of its folder: what the reward rests on, and how programs read it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from irm_fast.data.reading.limits import MAX_SETTINGS
+from irm_fast.embeddings.text_model import EmbeddedRewardModel
+from irm_fast.evaluation.scoring import RewardModel
+from irm_fast.models.record import Beside
+from irm_fast.models.template import bos_of
+from irm_fast.publish.snippets import Named, for_classifier, for_embeddings
+
+CARD = "README.md"
+_LICENSE = ("license", "license_name", "license_link")
+_PLACES = ("data", "output", "model", "pairs", "embeddings", "report_to", "fsdp")  # settings that may name folders
+
+
+def model_card(record: Mapping[str, Any], name: str, *, classifier: bool, bos: str = "") -> str:
+    """The text of a model card.
+
+    No folder of the machine is named in it, as it is made to be published.
+
+    Args:
+        record: The content of `irm_fast.json`.
+        name: The folder or hub id of the model, by which snippets load it.
+        classifier: Whether the model is an ordinary sequence classifier; else it is a reward on embeddings.
+        bos: The BOS token that its texts begin with, or "".
+    """
+    base = base_of(record)
+    model = Named(name, record["max_length"], bos)
+    sentences = (record.get("embeddings") or {}).get("kind") == "encoder"
+    shown = for_classifier(model) if classifier else for_embeddings(model, sentences=sentences)
+    return "\n".join(
+        [
+            f"---\n{yaml.safe_dump(front_matter(record, base, classifier=classifier), sort_keys=False)}---",
+            f"# {Path(name).name}",
+            _what_it_is(record, base, classifier=classifier),
+            "",
+            "## What the reward rests on",
+            *_verdict(record),
+            "",
+            "## Data",
+            *_data(record.get("data") or ()),
+            "",
+            "## How programs read it",
+            _of_all(record, classifier=classifier),
+            "",
+            *(snippet.in_markdown() for snippet in shown),
+            "## Settings and versions",
+            _settings(record),
+        ]
+    )
+
+
+def card_of(model: RewardModel, name: str) -> Beside:
+    """The card of a model, as its `save` takes it.
+
+    Args:
+        model: The model.
+        name: The folder or hub id by which snippets load it.
+    """
+    whole = model.checkpoint if isinstance(model, EmbeddedRewardModel) else model
+    bos = "" if whole is None else bos_of(whole.tokenizer)
+    return lambda record: {CARD: model_card(record, name, classifier=whole is not None, bos=bos)}
+
+
+def base_of(record: Mapping[str, Any]) -> str:
+    """The folder or hub id of the language model that a saved model was made of; "" if it is not known."""
+    embedded, training = record.get("embeddings") or {}, record.get("training") or {}
+    return str(embedded.get("model") or training.get("model") or "")
+
+
+def front_matter(record: Mapping[str, Any], base: str, *, classifier: bool) -> dict[str, Any]:
+    """The metadata that hubs read, as a mapping; arguments as of `model_card` and `base_of`."""
+    lora = (record.get("training") or {}).get("lora_rank")
+    found: dict[str, Any] = {
+        **(license_of(base) or {"license": "unknown"}),
+        "library_name": "transformers" if classifier else "irm-fast",
+        "pipeline_tag": "text-classification",
+        "tags": ["reward-model", "implicit-feedback", "rlhf", "irm-fast", *(["lora"] if lora else [])],
+    }
+    if _is_hub_id(base):
+        found["base_model"] = base
+        found["base_model_relation"] = "finetune"
+    return found
+
+
+def license_of(base: str) -> dict[str, str]:
+    """The fields of the licence in the model card of a folder; none if there is no folder, card or licence."""
+    path = Path(base).expanduser() / CARD
+    if not base or not path.is_file() or path.stat().st_size > MAX_SETTINGS:
+        return {}
+    text = path.read_text(encoding="utf-8", errors="replace")
+    head = text.removeprefix("---").partition("\n---")[0] if text.startswith("---") else ""
+    try:
+        fields = yaml.safe_load(head)
+    except yaml.YAMLError:
+        return {}
+    found = fields if isinstance(fields, Mapping) else {}
+    return {key: str(found[key]) for key in _LICENSE if isinstance(found.get(key), str)}
+
+
+def _is_hub_id(base: str) -> bool:
+    return base.count("/") == 1 and not base.startswith((".", "/", "~")) and not Path(base).is_dir()
+
+
+def _what_it_is(record: Mapping[str, Any], base: str, *, classifier: bool) -> str:
+    """A paragraph: of what it was made, and what its number means."""
+    signs = zip(record["signals"], record["polarity"], strict=True)
+    signals = ", ".join(f"{name} ({'pleased' if side > 0 else 'displeased'})" for name, side in signs)
+    learned = f"implicit feedback ({signals})" if signals else "labelled preferences"
+    kind = "a sequence classifier of one output" if classifier else "a reward on the embeddings of a frozen model"
+    made = f", made of {base if _is_hub_id(base) else Path(base).name}" if base else ""
+    bias = record["reward_bias"]
+    probability = f"sigmoid(reward {'-' if bias < 0 else '+'} {abs(bias):.4g})"
+    said = (
+        f"A reward model, trained by irm-fast {record.get('version', '')} on {learned}: {kind}{made}. It gives one "
+        "number "
+        "for a conversation that ends in an answer; the higher, the likelier the answer pleases. "
+        f"{probability} is the estimated probability that it does."
+    )
+    if license_of(base):
+        return said
+    return (
+        f"{said} Its licence depends on that of the base model, which is not known here: set `license` to publish it."
+    )
+
+
+def _verdict(record: Mapping[str, Any]) -> Iterator[str]:
+    """Whether the reward is identified, whether it was learned, and what has to be believed."""
+    found = record.get("diagnosis") or {}
+    yield f"- **Identification**: {found.get('verdict') or 'not judged'}."
+    gain, error = record.get("gain_over_constant"), record.get("gain_over_constant_error")
+    by = f": log-likelihood {gain:+.3f} an action beyond constant rates, standard error {error:.3f}" if gain else ""
+    yield f"- **Learned**: {record.get('learned') or found.get('learned') or 'not tested'}{by if error else ''}."
+    for sentence in found.get("assumed", ()):
+        yield f"- Assumed: {sentence}"
+    for sentence in found.get("remedies", ()):
+        yield f"- What would help: {sentence}"
+    metrics = [f"{key} {value:.4f}" for key, value in (record.get("metrics") or {}).items() if value is not None]
+    if metrics:
+        yield f"- Held-out: {', '.join(metrics)}."
+
+
+def _data(parts: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """A table of what the log holds."""
+    if not parts:
+        yield "Not kept by the version that trained it."
+        return
+    sizes = [part["rows"] for part in parts]
+    held_out = f"{sizes[1]:,} held out" if len(parts) > 1 else "none held out"
+    labels = [sum(part["labels"][side] for part in parts) for side in (0, 1)]
+    said = f", {labels[0]:,} labelled as pleasing and {labels[1]:,} as not" if any(labels) else ""
+    yield f"{sum(sizes):,} rows, {held_out}{said}."
+    names = list(parts[0]["signals"])
+    if names:
+        yield "\n| signal | recorded | acted | rate |\n| --- | --- | --- | --- |"
+    for name in names:
+        counts = {kind: sum(part["signals"][name][kind] for part in parts) for kind in ("acted", "silent")}
+        recorded = sum(counts.values())
+        rate = f"{counts['acted'] / recorded:.4f}" if recorded else "-"
+        yield f"| {name} | {recorded:,} | {counts['acted']:,} | {rate} |"
+
+
+def _of_all(record: Mapping[str, Any], *, classifier: bool) -> str:
+    """What holds for all programs."""
+    if not classifier:
+        return "The reward is a function of embeddings, which other programs do not load by themselves."
+    return (
+        f"All give the same number for rows of at most {record['max_length']} tokens, the limit of its training, "
+        "which is "
+        "`model_max_length` of the tokenizer. Special tokens stand in the chat template, and the tokenizer adds none. "
+        "`irm-fast export --check DIR` compares the programs that are installed."
+    )
+
+
+def _settings(record: Mapping[str, Any]) -> str:
+    """The settings of the run and the versions of packages, without folders."""
+    given = {key: value for key, value in (record.get("training") or {}).items() if value not in (None, "", [], {})}
+    given = {key: _without_folder(key, value) for key, value in given.items()}
+    kept = {key: record[key] for key in ("design", "estimator", "max_length") if key in record}
+    shown = {"model": kept, "training": given, "versions": record.get("versions") or {}}
+    text = yaml.safe_dump({key: value for key, value in shown.items() if value}, sort_keys=False, allow_unicode=True)
+    return f"```yaml\n{text}```\n"
+
+
+def _without_folder(key: str, value: Any) -> Any:
+    """A setting of which a path is its last name alone."""
+    if key in _PLACES and isinstance(value, str) and not _is_hub_id(value):
+        return Path(value).name
+    return value

@@ -1,0 +1,134 @@
+"""The card of a saved model says what its reward rests on, and its lines for programs give the reward."""
+
+import re
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import yaml
+
+from irm_fast.data.signals import RewardSpec
+from irm_fast.data.writing.manifest import damage
+from irm_fast.evaluation.scoring import load, score
+from irm_fast.models.record import read_record
+from irm_fast.models.reward_model import ImplicitRewardModel
+from irm_fast.models.tokens import encode
+from irm_fast.publish.card import CARD, card_of, license_of, model_card
+from irm_fast.training.run import train_log
+from tests.models.saved_bases import KINDS, save_base
+
+SPEC = RewardSpec("constant", ("copy", "thumbs_down"), (1, -1), max_length=48)
+LONG = [{"role": "user", "content": "why " * 40}, {"role": "assistant", "content": "good"}]
+ALL = ("transformers", "transformers pipeline", "CrossEncoder", "TRL", "OpenRLHF", "vLLM", "SGLang", "verl")
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def saved(request, tmp_path_factory):
+    """A saved model of each kind, and its card, whose snippets load it."""
+    folder = tmp_path_factory.mktemp("card")
+    model = ImplicitRewardModel.from_backbone(save_base(request.param, folder / "base"), SPEC).eval()
+    model.save(folder / "saved", {"training": {"model": str(folder / "base")}}, card_of(model, str(folder / "saved")))
+    return model, folder / "saved", (folder / "saved" / CARD).read_text()
+
+
+def code_of(card, reader):
+    [found] = re.findall(rf"### {re.escape(reader)}\n.*?```python\n(.*?)```", card, re.DOTALL)
+    return found
+
+
+def with_long_messages(code):
+    changed = re.sub(r"messages = .*", f"messages = {LONG!r}", code)
+    assert changed != code
+    return changed
+
+
+@pytest.mark.parametrize("reader", ["transformers", "transformers pipeline"])
+def test_lines_for_transformers_give_the_reward(saved, reader):
+    _, folder, card = saved
+    found: dict = {}
+    exec(code_of(card, reader), found)
+    [expected] = score(load(folder), [found["messages"]])
+    assert abs(expected) > 1e-3
+    assert found["reward"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_lines_for_transformers_cut_as_we_do(saved):
+    _, folder, card = saved
+    found: dict = {}
+    exec(with_long_messages(code_of(card, "transformers")), found)
+    assert found["reward"] == pytest.approx(score(load(folder), [LONG])[0], abs=1e-5)
+
+
+@pytest.mark.parametrize("reader", ["vLLM", "SGLang"])
+@pytest.mark.parametrize("long", [False, True])
+def test_lines_for_engines_send_the_tokens_of_training(saved, monkeypatch, reader, long):
+    model, _, card = saved
+    sent = []
+    answers = SimpleNamespace(json=lambda: {"data": [{"probs": [0.5], "embedding": [0.5]}]})
+    stub = SimpleNamespace(post=lambda url, json: sent.append(json) or answers)
+    monkeypatch.setitem(sys.modules, "requests", stub)
+    found: dict = {}
+    code = code_of(card, reader)
+    exec(with_long_messages(code) if long else code, found)
+    (expected,), cut = encode(model.tokenizer, [found["messages"]], SPEC.max_length)
+    assert sent[0]["input"] == expected and found["reward"] == 0.5
+    assert cut == long
+
+
+def test_a_card_names_all_readers_and_no_folder(saved):
+    model, folder, _ = saved
+    record = read_record(folder) | {"training": {"model": str(folder / "base"), "data": str(folder / "log.jsonl")}}
+    card = model_card(record, "rm", classifier=True)
+    assert all(f"### {reader}" in card or f"### sentence-transformers {reader}" in card for reader in ALL)
+    assert str(folder.parent) not in card and "log.jsonl" in card
+    assert "copy (pleased), thumbs_down (displeased)" in card and "of at most 48 tokens" in card
+    head = yaml.safe_load(card.split("---")[1])
+    assert head["license"] == "unknown" and head["library_name"] == "transformers" and "base_model" not in head
+    bos = model.tokenizer.bos_token
+    assert (f"`{bos}`" in model_card(record, "rm", classifier=True, bos=bos or "")) == (bos is not None)
+
+
+def test_a_hub_id_is_named_as_the_base():
+    record = {**SPEC.__dict__, "reward_bias": -0.5, "training": {"model": "maker/base-1b", "lora_rank": 8}}
+    card = model_card(record, "rm", classifier=True)
+    head = yaml.safe_load(card.split("---")[1])
+    assert (head["base_model"], head["base_model_relation"]) == ("maker/base-1b", "finetune")
+    assert "lora" in head["tags"] and "sigmoid(reward - 0.5)" in card
+    assert "not judged" in card and "not tested" in card and "Not kept by the version" in card
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("---\nlicense: apache-2.0\ntags: [x]\n---\n# A", {"license": "apache-2.0"}),
+        ("---\nlicense: other\nlicense_name: own\n---\n", {"license": "other", "license_name": "own"}),
+        ("# A card without a head\nlicense: mit", {}),
+        ("---\nlicense: [a, b]\n---\n", {}),
+        ("---\n{: bad\n---\n", {}),
+        ("", {}),
+    ],
+)
+def test_the_licence_is_that_of_the_base(tmp_path, text, expected):
+    (tmp_path / CARD).write_text(text)
+    assert license_of(str(tmp_path)) == expected
+
+
+def test_training_writes_a_card_that_belongs_to_the_model(make_log, make_config):
+    log, config = make_log(60), make_config(epochs=1)
+    train_log(log, config)
+    folder = Path(config.output)
+    record = read_record(folder)
+    parts = record["data"]
+    acted = int((np.asarray(log.feedback)[:, 0] == 1).sum())
+    assert sum(part["rows"] for part in parts) == 60 and len(parts) == 2
+    assert sum(part["signals"]["copy"]["acted"] for part in parts) == acted
+    card = (folder / CARD).read_text()
+    assert f"| copy | 60 | {acted} | {acted / 60:.4f} |" in card
+    assert f"**Learned**: {record['learned']}" in card and "**Identification**: " in card
+    assert record["diagnosis"]["verdict"] in card and all(one in card for one in record["diagnosis"]["assumed"])
+    assert record["versions"]["torch"] in card and "epochs: 1" in card
+    assert damage(folder) == ""
+    (folder / CARD).write_text(card + "edited")
+    assert CARD in damage(folder)
