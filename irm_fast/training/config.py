@@ -131,7 +131,7 @@ class TrainConfig(RunConfig):
 
     Examples:
         >>> from irm_fast import TrainConfig
-        >>> config = TrainConfig(model="PATH_OR_HUB_ID", data="log.jsonl", output="reward_model", epochs="2")
+        >>> config = TrainConfig(model="MODEL", data="log.jsonl", output="reward_model", epochs="2")
         >>> config.epochs, config.propensity_design
         (2, 'auto')
     """

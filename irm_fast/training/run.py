@@ -43,7 +43,7 @@ def train(config: TrainConfig | EmbeddingTrainConfig) -> TrainResult:
 
     Examples:
         >>> import irm_fast
-        >>> config = irm_fast.TrainConfig(model="PATH_OR_HUB_ID", data="log.jsonl", output="reward_model")
+        >>> config = irm_fast.TrainConfig(model="MODEL", data="log.jsonl", output="reward_model")
         >>> result = irm_fast.train(config)  # doctest: +SKIP
     """
     if isinstance(config, EmbeddingTrainConfig):

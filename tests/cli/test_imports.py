@@ -123,7 +123,7 @@ def test_the_commands_of_the_docs_as_they_are_written(
     lines = commands(product)
     assert len(lines) == (4 if export is langfuse else 3)
     for line in lines:
-        program, *words = shlex.split(line.replace("PATH_OR_HUB_ID", tiny_model))
+        program, *words = shlex.split(line.replace("MODEL", tiny_model))
         assert program == "irm-fast"
         run(*words)
     [row] = [json.loads(line) for line in Path("rewards.jsonl").read_text().splitlines()]
