@@ -17,7 +17,14 @@ from irm_fast.models.threads import sleep_while_waiting
 COMMANDS = (  # in the order of the help
     *(data.validate, data.import_log, data.simulate),
     *(training.train, training.verify),
-    *(evaluation.evaluate, evaluation.diagnose, evaluation.mask, evaluation.score, evaluation.label),
+    *(
+        evaluation.evaluate,
+        evaluation.diagnose,
+        evaluation.compare,
+        evaluation.mask,
+        evaluation.score,
+        evaluation.label,
+    ),
     embeddings.embed,
     *(experiments.reproduce, experiments.demo),
     models.doctor,

@@ -1,4 +1,4 @@
-"""Commands that judge a log or a model, and that use a model: `evaluate`, `diagnose`, `mask`, `score`, `label`."""
+"""Commands that judge a log or a model, and that use a model: `evaluate`, `diagnose`, `compare`, ..."""
 
 from __future__ import annotations
 
@@ -113,6 +113,41 @@ def diagnose(
         return
     echo(json.dumps(found.to_dict(), indent=2) if as_json else str(found))
     raise typer.Exit(found.kind == "contradicted")
+
+
+@with_log_settings
+def compare(
+    data: Data,
+    model: Model,
+    by: Annotated[str, typer.Option(help="The field that tells the arms apart: model, version, platform, a feature.")],
+    randomised: Annotated[bool, typer.Option("--randomised", help="Arms were assigned to users at random.")] = False,
+    outcome: Annotated[
+        str | None, typer.Option(help="What an A/B test found, to rank beside: old=0.10,new=0.12.")
+    ] = None,
+    batch_size: BatchSize = None,
+    token_budget: TokenBudget = None,
+    precision: PrecisionOption = "auto",
+    progress: Progress = True,
+    as_json: AsJson = False,
+    **settings: Any,
+) -> None:
+    """Compare the arms of a log (models, versions, sides of a test) by the reward of their answers.
+
+    Prints the mean reward of each arm with intervals over users, and which features of answers a policy that is
+    optimised against the reward would move. The log should not be the one that the model was trained on.
+    """
+    from irm_fast.evaluation.arms import compare_file, parse_outcome
+    from irm_fast.models.passes import Passes
+    from irm_fast.models.processes import is_first, launched
+    from irm_fast.training.run_folder import plain
+
+    told, outcomes = declared(settings), None if outcome is None else parse_outcome(outcome)
+    how = {"randomised": randomised, "outcome": outcomes, "declared": told, "precision": precision}
+    with launched() as distributed:
+        passes = Passes(batch_size, token_budget, distributed, progress)
+        found = compare_file(data, model, by, passes=passes, **how)  # type: ignore[arg-type]
+    if is_first():
+        echo(json.dumps(plain(found.to_dict()), indent=2) if as_json else str(found))
 
 
 @with_log_settings

@@ -57,7 +57,7 @@ def _interval(name: str, values: np.ndarray, level: float) -> dict[str, float]:
     return {f"{name}_{side}": float(end) for side, end in zip(("low", "high"), ends, strict=True)}
 
 
-def _resamples(count: int) -> Iterator[np.ndarray]:
+def resamples(count: int) -> Iterator[np.ndarray]:
     """Yield, for each resample, how often each of the groups is drawn (float64, shape (G,)); of one group nothing."""
     rng = np.random.default_rng(0)
     for _ in range(RESAMPLES if count > 1 else 0):
@@ -72,7 +72,7 @@ def _aurocs(logit: np.ndarray, preference: np.ndarray, groups: np.ndarray) -> np
     logit, preference, groups = logit[order], preference[order], groups[order]
     starts = np.flatnonzero(np.r_[True, logit[1:] != logit[:-1]])  # of rows with the same logit
     found = []
-    for drawn in _resamples(int(groups.max()) + 1):
+    for drawn in resamples(int(groups.max()) + 1):
         weight = drawn[groups]
         all_of, preferred = (np.add.reduceat(values, starts) for values in (weight, weight * preference))
         other = all_of - preferred
@@ -93,5 +93,5 @@ def _accuracies(right: np.ndarray, groups: np.ndarray, count: int) -> np.ndarray
     if np.isnan(right).any():
         return np.array([])
     good, pairs = np.bincount(groups, right, count), np.bincount(groups, minlength=count)
-    drawn = [(weight @ good, weight @ pairs) for weight in _resamples(count)]
+    drawn = [(weight @ good, weight @ pairs) for weight in resamples(count)]
     return np.array([part / whole if whole else np.nan for part, whole in drawn])

@@ -28,6 +28,7 @@ OPTIONS = {
     "verify": "path",
     "evaluate": f"model data batch-size token-budget precision base progress json {LOG}",
     "diagnose": (f"data model propensity-design labels-ignorable batch-size token-budget precision base json {LOG}"),
+    "compare": f"data model by randomised outcome batch-size token-budget precision progress json {LOG}",
     "mask": f"what data out overwrite {LOG}",
     "score": f"model data out batch-size token-budget precision lower resume overwrite progress {TEXTS}",
     "label": f"next merge data model out seed batch-size token-budget precision overwrite {LOG}",

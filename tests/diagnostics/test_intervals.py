@@ -33,7 +33,7 @@ def test_intervals_are_as_wide_as_redraws_differ(size, spread):
 def test_resampled_aurocs_are_aurocs_of_repeated_rows():
     logit, preference, group = sample(7, 6, 1.0, seed=3)
     logit = np.round(logit)  # ties
-    drawn = list(intervals._resamples(7))[:20]
+    drawn = list(intervals.resamples(7))[:20]
     for value, counts in zip(intervals._aurocs(logit, preference, group)[:20], drawn, strict=True):
         times = counts[group].astype(int)
         repeated = reward_metrics(np.repeat(logit, times), np.repeat(preference, times))

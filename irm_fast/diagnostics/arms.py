@@ -1,0 +1,275 @@
+"""Arms beside each other: the mean reward of the answers of each, with intervals, and what drives the reward.
+
+An arm is what a product serves to a part of its traffic: a model, a version, a prompt, the side of an A/B test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from irm_fast.diagnostics.intervals import resamples
+
+LEVEL = 0.9
+FEW_GROUPS = 20  # below which intervals are too narrow
+
+
+@dataclass(frozen=True)
+class Arm:
+    """The answers of one arm.
+
+    Attributes:
+        name: The arm.
+        rows: The number of its rows.
+        groups: The number of groups (users, or prompts) that they belong to.
+        preference: The mean probability that an answer pleases; `low` and `high` are the ends of its 90% interval.
+        reward: The mean reward logit.
+        difference: The mean reward less that of the reference, with the ends of its interval; 0 of the reference.
+    """
+
+    name: str
+    rows: int
+    groups: int
+    preference: float
+    preference_low: float
+    preference_high: float
+    reward: float
+    difference: float
+    difference_low: float
+    difference_high: float
+
+    @property
+    def differs(self) -> bool:
+        """Whether the interval of the difference to the reference leaves 0 out."""
+        return self.difference_low > 0 or self.difference_high < 0
+
+
+@dataclass(frozen=True)
+class Driver:
+    """A visible feature of answers, and how the reward goes with it.
+
+    Attributes:
+        feature: Its name.
+        covariance: The covariance of the reward with the standardised feature over all rows: where a policy is
+            optimised against the reward, its sign is that of the drift of the feature, to first order.
+    """
+
+    feature: str
+    covariance: float
+    covariance_low: float
+    covariance_high: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare_arms` finds.
+
+    Attributes:
+        by: What tells the arms apart.
+        arms: The arms, the highest mean reward first.
+        reference: The arm from which differences are taken, the one with the most rows.
+        randomised: Whether arms were assigned at random, as said by the user.
+        without: The number of rows without an arm, which are left out.
+        drivers: The features of answers and how the reward goes with them.
+        agreement: Kendall's tau-b between mean rewards and a given outcome of the arms; None without an outcome.
+        outcome: The outcome of the arms that has been given, by name.
+    """
+
+    by: str
+    arms: tuple[Arm, ...]
+    reference: str
+    randomised: bool
+    without: int
+    drivers: tuple[Driver, ...]
+    agreement: float | None
+    outcome: Mapping[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as a dict for JSON."""
+        return asdict(self) | {"outcome": dict(self.outcome)}
+
+    @property
+    def cautions(self) -> tuple[str, ...]:
+        """What keeps the numbers from being what they seem, in sentences."""
+        said = []
+        if not self.randomised:
+            said.append(
+                "Whether arms were assigned at random is not said: users and prompts of the arms may differ, and their "
+                "rewards with them. --randomised says that they were."
+            )
+        if few := [arm.name for arm in self.arms if arm.groups < FEW_GROUPS]:
+            said.append(f"Under {FEW_GROUPS} groups, where intervals are too narrow: {', '.join(few)}.")
+        if self.without:
+            said.append(f"{self.without} rows have no {self.by} and are left out.")
+        return tuple(said)
+
+    def __str__(self) -> str:
+        lines = _table(self)
+        if any(arm.differs for arm in self.arms):
+            lines.append("* the interval of the difference leaves 0 out")
+        if self.agreement is not None:
+            lines.append(f"Order of the arms beside the given outcome: Kendall's tau {self.agreement:+.2f}.")
+        lines += ["", "What a policy that is optimised against this reward would move, to first order:"]
+        for driver in self.drivers:
+            low, high = driver.covariance_low, driver.covariance_high
+            way = "more" if low > 0 else "less" if high < 0 else "unclear"
+            covariance = f"covariance with the reward {driver.covariance:+.3f} ({low:+.3f} to {high:+.3f})"
+            lines.append(f"  {driver.feature:<14} {way:<8} {covariance}")
+        return "\n".join([*lines, *(f"note: {text}" for text in self.cautions)])
+
+
+def _table(found: Comparison) -> list[str]:
+    """The lines of a table of the arms."""
+    interval = f"{LEVEL:.0%} interval"
+    rows = [(found.by, "rows", "groups", "P(pleases)", interval, f"reward less {found.reference}", interval)]
+    for arm in found.arms:
+        less = ("", "")
+        if arm.name != found.reference:
+            star = "*" if arm.differs else ""
+            less = (f"{arm.difference:+.3f}{star}", f"{arm.difference_low:+.3f} to {arm.difference_high:+.3f}")
+        chance = (f"{arm.preference:.3f}", f"{arm.preference_low:.3f} to {arm.preference_high:.3f}")
+        rows.append((arm.name, f"{arm.rows:,}", f"{arm.groups:,}", *chance, *less))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+
+
+def compare_arms(
+    reward: np.ndarray,
+    bias: float,
+    arms: Sequence[str | None],
+    groups: np.ndarray,
+    features: np.ndarray,
+    feature_names: Sequence[str],
+    *,
+    by: str = "arm",
+    randomised: bool = False,
+    outcome: Mapping[str, float] | None = None,
+) -> Comparison:
+    """Compare arms by the rewards of their answers.
+
+    Intervals are percentiles of resamples of whole groups, as of `intervals.ranking_intervals`: a user who saw two arms
+    is drawn with the rows of both.
+
+    Args:
+        reward: Reward logits without their bias, of shape (N,).
+        bias: The bias of the reward, which probabilities have and rewards do not.
+        arms: The arm of each of the N rows, None where unknown.
+        groups: Group numbers from 0, of shape (N,): of users, or prompts.
+        features: Visible features, of shape (N, F).
+        feature_names: The names of the F features.
+        by: What tells the arms apart, for messages.
+        randomised: Whether the arms were assigned at random.
+        outcome: An outcome of arms that is known from elsewhere, such as the lift of an A/B test, by arm.
+
+    Raises:
+        ValueError: There are fewer than two arms, or `outcome` names none of two arms or one that the rows lack.
+    """
+    known = np.array([arm is not None for arm in arms], bool)
+    names = sorted({arm for arm in arms if arm is not None})
+    if len(names) < 2:
+        got = ", ".join(names) or "none"
+        raise ValueError(f"{by}: got {got} in {len(arms)} rows; expected two arms or more to compare")
+    _check_outcome(outcome or {}, names, by)
+    place = {name: number for number, name in enumerate(names)}
+    arm = np.array([place[name] for name in arms if name is not None])
+    reward, (_, group) = reward[known].astype(np.float64), np.unique(groups[known], return_inverse=True)
+    counts = np.bincount(arm, minlength=len(names))
+    reference = int(np.argmax(counts))
+
+    # Sums of each arm within each group, of which resamples are weighted sums
+    probability = 1 / (1 + np.exp(-(reward + bias)))
+    cell = group * len(names) + arm
+    shape = (int(group.max()) + 1, len(names))
+    rows, rewards, probabilities = (
+        np.bincount(cell, weights, shape[0] * shape[1]).reshape(shape) for weights in (None, reward, probability)
+    )
+    moments = _moments(features[known], reward, group, shape[0])
+    sums = np.concatenate([rows, rewards, probabilities, moments], 1)
+    drawn = np.array([weight @ sums for weight in resamples(shape[0])]).reshape(-1, sums.shape[1])
+    some, rewards_drawn, probabilities_drawn, moments_drawn = np.split(drawn, np.arange(1, 4) * len(names), axis=1)
+
+    # Means of the rows, and of each resample
+    means, mean_probability = rewards.sum(0) / counts, probabilities.sum(0) / counts
+    with np.errstate(invalid="ignore", divide="ignore"):  # an arm that a resample lacks
+        means_drawn, probabilities_drawn = rewards_drawn / some, probabilities_drawn / some
+    differences = means_drawn - means_drawn[:, [reference]]
+    found = [
+        Arm(
+            name,
+            int(counts[k]),
+            int((rows[:, k] > 0).sum()),
+            float(mean_probability[k]),
+            *_ends(probabilities_drawn[:, k]),
+            float(means[k]),
+            float(means[k] - means[reference]),
+            *(_ends(differences[:, k]) if k != reference else (0.0, 0.0)),
+        )
+        for k, name in enumerate(names)
+    ]
+    told = dict(outcome or {})
+    return Comparison(
+        by,
+        tuple(sorted(found, key=lambda arm: -arm.reward)),
+        names[reference],
+        randomised,
+        int((~known).sum()),
+        _drivers(moments, moments_drawn, feature_names),
+        _agreement([means[place[name]] for name in told], list(told.values())) if told else None,
+        told,
+    )
+
+
+def _check_outcome(outcome: Mapping[str, float], names: Sequence[str], by: str) -> None:
+    if strange := [name for name in outcome if name not in names]:
+        raise ValueError(f"outcome: got {', '.join(strange)}; expected values of {by}: {', '.join(names)}")
+    if len(outcome) == 1:
+        raise ValueError(f"outcome: got {', '.join(outcome)} alone; expected two arms or more, to rank them")
+
+
+def _drivers(moments: np.ndarray, drawn: np.ndarray, names: Sequence[str]) -> tuple[Driver, ...]:
+    """The features, those that the reward goes with most first, from sums of `_moments` and those of resamples."""
+    covariance, of_resamples = _covariances(moments.sum(0, keepdims=True))[0], _covariances(drawn)
+    found = [Driver(name, float(covariance[f]), *_ends(of_resamples[:, f])) for f, name in enumerate(names)]
+    return tuple(sorted(found, key=lambda driver: -abs(driver.covariance)))
+
+
+def _standardised(features: np.ndarray) -> np.ndarray:
+    """Features of mean 0 and deviation 1, 0 where they are constant."""
+    centred = features - features.mean(0)
+    deviation = centred.std(0)
+    scaled: np.ndarray = centred / np.where(deviation > 1e-9, deviation, np.inf)
+    return scaled
+
+
+def _moments(features: np.ndarray, reward: np.ndarray, group: np.ndarray, count: int) -> np.ndarray:
+    """Sums within each group (G, 1 + 1 + F + F): of 1, the reward, the standardised features, and their products."""
+    standard = _standardised(features)
+    columns = [np.ones(len(reward)), reward, *standard.T, *(standard * reward[:, None]).T]
+    return np.stack([np.bincount(group, column, count) for column in columns], 1)
+
+
+def _covariances(sums: np.ndarray) -> np.ndarray:
+    """The covariance of the reward with each feature (R, F), from R sums of `_moments`."""
+    width = (sums.shape[1] - 2) // 2
+    means = sums[:, 1:] / sums[:, :1]
+    covariance: np.ndarray = means[:, 1 + width :] - means[:, 1 : 1 + width] * means[:, :1]
+    return covariance
+
+
+def _ends(values: np.ndarray) -> tuple[float, float]:
+    """The ends of an interval, NaN where there are no resamples."""
+    values = values[~np.isnan(values)]
+    if not len(values):
+        return float("nan"), float("nan")
+    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def _agreement(rewards: Sequence[float], outcome: Sequence[float]) -> float:
+    """Kendall's tau-b of two orders of the same arms; NaN where either has no order."""
+    from scipy.stats import kendalltau
+
+    return float(kendalltau(rewards, outcome).statistic)

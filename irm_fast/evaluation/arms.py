@@ -1,0 +1,79 @@
+"""A log's arms beside each other, by the reward that a saved model gives to their answers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from irm_fast.data.features import FEATURES, text_features
+from irm_fast.data.groups import group_rows, prompt_key
+from irm_fast.data.log import Log
+from irm_fast.data.problems import closest
+from irm_fast.data.read import read_declared
+from irm_fast.diagnostics.arms import Comparison, compare_arms
+from irm_fast.evaluation.scoring import check_predicted, check_texts, declared_for, load, rewards
+from irm_fast.models.passes import Passes
+
+
+def compare_file(
+    data: str | Path,
+    model_dir: str | Path,
+    by: str,
+    *,
+    randomised: bool = False,
+    outcome: Mapping[str, float] | None = None,
+    declared: Mapping[str, Any] | None = None,
+    precision: str = "auto",
+    passes: Passes | None = None,
+) -> Comparison:
+    """Compare the arms of a log by the rewards of their answers; arguments beside these as of `compare_arms`.
+
+    Args:
+        data: The path of the log.
+        model_dir: The folder of a saved model. It should not have been trained on these rows.
+        by: The segment of the log that tells the arms apart, such as `model` or `version`.
+        declared: How the log is to be read, as of `scoring.declared_for`.
+        precision: The precision of the language model, as of `scoring.load`.
+        passes: How the rows go through the model. None: `Passes()`.
+
+    Raises:
+        ValueError: There is no saved model or no readable log, or the log has no such segment; or as `compare_arms`.
+    """
+    model = load(model_dir, precision=precision)
+    log = read_declared(data, declared_for(model_dir, declared))
+    arms = _segment(log, by)
+    check_texts(model, log.ids, log.messages)
+    reward = rewards(model, log.messages, passes or Passes())["reward"]
+    check_predicted(log.ids, reward)
+    groups = group_rows(log.user_ids or [prompt_key(messages) for messages in log.messages])
+    features = text_features(log.messages)
+    bias = float(model.reward_bias.detach())
+    return compare_arms(reward, bias, arms, groups, features, FEATURES, by=by, randomised=randomised, outcome=outcome)
+
+
+def parse_outcome(text: str) -> dict[str, float]:
+    """Read an outcome of arms, such as "old=0.10,new=0.12"; ValueError if it is not of this form."""
+    found: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, number = part.rpartition("=")
+        try:
+            value = float(number)
+        except ValueError:
+            value = math.nan
+        if not name.strip() or not math.isfinite(value):
+            raise ValueError(f"outcome: got {part.strip()!r}; expected an arm and its number, as in old=0.10,new=0.12")
+        found[name.strip()] = value
+    return found
+
+
+def _segment(log: Log, by: str) -> Sequence[str | None]:
+    """The arms of the rows of a log; ValueError if it has no such segment."""
+    if by not in log.segments:
+        has, hint = ", ".join(log.segments) or "none", closest(by, tuple(log.segments))
+        raise ValueError(
+            f"by: the log has no segment {by!r}{hint}; it has {has}; expected a field of each row with its arm: "
+            "model, version or platform, or a text in features"
+        )
+    return log.segments[by]

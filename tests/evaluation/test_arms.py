@@ -1,0 +1,73 @@
+"""Arms of a log, by the reward of a saved model."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from irm_fast.cli.commands import app
+from irm_fast.data.signals import RewardSpec
+from irm_fast.evaluation.arms import compare_file, parse_outcome
+from irm_fast.evaluation.scoring import load, score
+from irm_fast.models.reward_model import ImplicitRewardModel
+
+
+@pytest.fixture(scope="module")
+def saved(tiny_model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    spec = RewardSpec("constant", ("copy", "share"), (1, 1), (0.0, 0.0))
+    ImplicitRewardModel.from_backbone(tiny_model, spec).save(folder)
+    return folder
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Sixty rows of thirty users, two versions and one row without."""
+    rows = []
+    for i in range(60):
+        text = "good " * (1 + i % 7)
+        row = {"id": f"r{i}", "prompt": f"question {i}", "completion": text, "user_id": f"u{i % 30}"}
+        row |= {"feedback": {"copy": i % 2, "share": 0}} | ({"version": ["old", "new"][i % 3 == 0]} if i else {})
+        rows.append(row | {"feedback": {"copy": i % 2, "share": int(i % 5 == 0)}})
+    path = tmp_path / "log.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_means_are_those_of_the_rewards(saved, data) -> None:
+    found = compare_file(data, saved, "version", outcome={"old": 1.0, "new": 2.0})
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    messages = [
+        [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["completion"].strip()}]
+        for row in rows
+    ]
+    rewards = score(load(saved), messages)
+    for arm in found.arms:
+        of_arm = [reward for row, reward in zip(rows, rewards, strict=True) if row.get("version") == arm.name]
+        assert (arm.rows, arm.reward) == (len(of_arm), pytest.approx(sum(of_arm) / len(of_arm), abs=2e-2))
+    assert found.without == 1 and found.reference == "old" and abs(found.agreement) == 1
+    assert {driver.feature for driver in found.drivers} >= {"log_length", "list_or_code"}
+
+
+def test_the_command(saved, data) -> None:
+    command = ["compare", "--model", str(saved), "--data", str(data), "--by", "version"]
+    shown = CliRunner().invoke(app, command)
+    assert shown.exit_code == 0, shown.output
+    assert (
+        "reward less old" in shown.output and "note: Whether arms were assigned at random is not said" in shown.output
+    )
+    found = json.loads(CliRunner().invoke(app, [*command, "--json", "--randomised"]).stdout)
+    assert {arm["name"] for arm in found["arms"]} == {"old", "new"} and found["randomised"]
+
+
+def test_what_is_refused(saved, data) -> None:
+    def said(*arguments):
+        result = CliRunner().invoke(app, ["compare", "--model", str(saved), "--data", str(data), *arguments])
+        assert result.exit_code == 2
+        return result.output
+
+    assert "the log has no segment 'versoin'; did you mean 'version'?; it has version" in said("--by", "versoin")
+    assert "outcome: got 'old'; expected an arm and its number" in said("--by", "version", "--outcome", "old")
+    assert parse_outcome("a=b=1, c=-2e-3") == {"a=b": 1.0, "c": -0.002}
