@@ -12,6 +12,7 @@ from irm_fast.data.signals import RewardSpec
 from irm_fast.evaluation.arms import compare_file, parse_outcome
 from irm_fast.evaluation.scoring import load, score
 from irm_fast.models.reward_model import ImplicitRewardModel
+from tests.docs.pages import ROOT, blocks, commands
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +52,14 @@ def test_means_are_those_of_the_rewards(saved, data) -> None:
     assert {driver.feature for driver in found.drivers} >= {"log_length", "list_or_code"}
 
 
-def test_the_command(saved, data) -> None:
-    command = ["compare", "--model", str(saved), "--data", str(data), "--by", "version"]
+def test_the_command(saved, data, monkeypatch) -> None:
+    """That of docs/how/arms.md, with and without what it says of the arms."""
+    monkeypatch.chdir(data.parent)
+    (data.parent / "reward_model").symlink_to(saved)
+    [block] = blocks(ROOT / "docs" / "how" / "arms.md")
+    [(program, *words)] = commands(block.code)
+    assert program == "irm-fast" and words.pop() == "--randomised"
+    command = [data.name if word == "new_log.jsonl" else word for word in words]
     shown = CliRunner().invoke(app, command)
     assert shown.exit_code == 0, shown.output
     assert (
