@@ -97,7 +97,7 @@ def commands(product: str) -> list[str]:
     """The commands of docs/how/importing.md that begin with an export of a product, but for the installation."""
     text = (Path(__file__).parents[2] / "docs" / "how" / "importing.md").read_text(encoding="utf-8")
     _, _, after = text.partition("## Five commands")[2].partition(f"From an export of {product}")
-    block = after.split("```")[1]
+    block = after.split("```sh\n")[1].split("```")[0]
     return [line for line in block.strip().splitlines() if not line.startswith("pip ")]
 
 

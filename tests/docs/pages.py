@@ -1,7 +1,8 @@
 """The blocks of code of a page, and how each is run.
 
-Python blocks of a page run in order in one namespace, shell blocks command by command in this process, all of them in one
-folder. A block of `output` after a block shows what that block prints. A comment before a block says why it is not run here:
+Python blocks of a page run in order in one namespace, shell blocks command by command in this process, all of them in
+one folder. A block of `output` after a block shows what that block prints. A comment before a block says why it is not
+run here:
 
     <!-- not run: eight GPUs -->                    its options are still read
     <!-- run by tests/cli/test_imports.py -->       another test runs it
