@@ -10,36 +10,34 @@ from typing import Annotated
 import typer
 
 from irm_fast.cli import data, embeddings, evaluation, experiments, models, training
+from irm_fast.cli.common import with_common
+from irm_fast.cli.help import Command, name_values
 from irm_fast.cli.options import Commands
-from irm_fast.cli.terminal import echo, guard_terminal, with_redact
+from irm_fast.cli.terminal import echo, guard_terminal
 from irm_fast.models.threads import sleep_while_waiting
 
-COMMANDS = (  # in the order of the help
-    *(data.validate, data.import_log, data.simulate),
-    *(training.train, training.verify),
-    *(
-        evaluation.evaluate,
-        evaluation.diagnose,
-        evaluation.compare,
-        evaluation.mask,
-        evaluation.score,
-        evaluation.label,
-    ),
-    embeddings.embed,
-    *(experiments.reproduce, experiments.demo),
-    models.doctor,
-)
+COMMANDS = {  # by the headings of the help
+    "Logs": (data.import_log, data.validate, evaluation.mask, data.simulate),
+    "Training": (training.train, embeddings.embed),
+    "Judging": (evaluation.evaluate, evaluation.diagnose, evaluation.compare, evaluation.label, training.verify),
+    "Using a model": (evaluation.score,),
+    "Trying it out": (experiments.demo, experiments.reproduce, models.doctor),
+}
+NO_USERS = (training.verify, experiments.reproduce, experiments.demo, models.doctor)  # read no data of users
+WIDTH = {"max_content_width": 120}  # of help, at most
 
 app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
-    add_completion=False,
+    context_settings=WIDTH,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # its tables cut names at 80 columns
 )
-for command in COMMANDS:
-    reads_users = command not in (training.verify, experiments.reproduce, experiments.demo, models.doctor)
-    app.command("import" if command is data.import_log else None)(with_redact(command) if reads_users else command)
+for heading, commands in COMMANDS.items():
+    for command in commands:
+        name = "import" if command is data.import_log else command.__name__
+        registered = app.command(name, cls=Command, context_settings=WIDTH, rich_help_panel=heading)
+        registered(name_values(with_common(command, reads_users=command not in NO_USERS)))
 
 
 def _print_version(wanted: bool) -> None:
@@ -52,13 +50,13 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
-    debug: Annotated[bool, typer.Option(help="Show the traceback of an error.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     version: Annotated[
         bool,
         typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version."),
     ] = False,
 ) -> None:
-    """Reward models from clicks, copies and shares."""
+    """Reward models from clicks, copies and shares. `irm-fast COMMAND --help` explains a command, with examples."""
 
 
 def main() -> None:

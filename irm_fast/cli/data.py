@@ -9,16 +9,22 @@ from typing import Annotated, Any, Literal, get_args
 
 import typer
 
+from irm_fast.cli.help import example
 from irm_fast.cli.options import AsJson, with_log_settings
 from irm_fast.cli.terminal import echo
 from irm_fast.data.problems import one_line
 from irm_fast.training.config import log_settings
 
 
+@example(
+    "irm-fast validate log.jsonl",
+    'irm-fast validate "logs/*.parquet" --signals copy,share --absent missing',
+)
 @with_log_settings
 def validate(
     data: Annotated[
-        list[str], typer.Argument(help="The log: files, folders of parts, patterns, or - for standard input.")
+        list[str],
+        typer.Argument(metavar="DATA", help="The log: files, folders of parts, patterns, or - for standard input."),
     ],
     misclick: Annotated[
         bool, typer.Option("--misclick", help="Actions may be misclicks: evidence for both sides is allowed.")
@@ -37,17 +43,25 @@ def validate(
     raise typer.Exit(bool(report["problem_count"]))
 
 
+Protocol = Literal["rating", "feature"]
 Product = Literal[
     "langfuse", "langsmith", "phoenix", "posthog", "open-webui", "librechat", "sharegpt", "oasst", "label-studio",
     "argilla", "kto", "events",
 ]  # fmt: skip
 
 
+@example(
+    "irm-fast import langfuse observations.jsonl scores.jsonl --out log.jsonl",
+    "irm-fast import events --impressions shown.csv --actions acted.csv \\",
+    "    --on response_id --window 24h --out log.parquet",
+)
 def import_log(
-    product: Annotated[Product, typer.Argument(metavar="SOURCE", help=" ".join(get_args(Product)))],
+    product: Annotated[
+        Product, typer.Argument(metavar="SOURCE", help=f"Where it comes from: {', '.join(get_args(Product))}.")
+    ],
     out: Annotated[Path, typer.Option(help="The log to write, NAME.jsonl or NAME.parquet.")],
     files: Annotated[
-        list[str] | None, typer.Argument(metavar="FILE...", help="What it exported: files, folders, patterns.")
+        list[str] | None, typer.Argument(metavar="FILE", help="What it exported: files, folders, patterns.")
     ] = None,
     impressions: Annotated[
         list[str] | None, typer.Option(help="Of events: the responses that were shown. Give it again for more files.")
@@ -85,13 +99,18 @@ def import_log(
     echo(*map(one_line, account.lines()), f"wrote {out}; irm-fast validate {out} says what it holds")
 
 
+@example("irm-fast simulate rated.jsonl --out log.jsonl --signals 2 --test-fraction 0.2")
 def simulate(
-    rated: Annotated[Path, typer.Argument(help="Rated responses, or pairs of chosen and rejected ones.")],
+    rated: Annotated[
+        Path, typer.Argument(metavar="RATED", help="Rated responses, or pairs of chosen and rejected ones.")
+    ],
     out: Annotated[Path, typer.Option(help="The log to write, NAME.jsonl; the truth is NAME.truth.jsonl.")],
-    protocol: Annotated[str, typer.Option(help="Propensity by rating (as published) or by text feature.")] = "rating",
+    protocol: Annotated[
+        Protocol, typer.Option(help="Propensity by rating (as published) or by text feature.")
+    ] = "rating",
     alpha: Annotated[float, typer.Option(help="Decay of the rating protocol.")] = 0.5,
     target: Annotated[float, typer.Option(help="Mean propensity of each signal.")] = 0.2,
-    signals: Annotated[int, typer.Option(help="How many, 1 to 4: click, copy, share, save.")] = 1,
+    signals: Annotated[int, typer.Option(min=1, max=4, help="How many, 1 to 4: click, copy, share, save.")] = 1,
     seed: Annotated[int, typer.Option(help="The same seed writes the same bytes.")] = 0,
     test_fraction: Annotated[float, typer.Option(help="Share written to NAME.test.jsonl instead.")] = 0.0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace log, truth and test if they exist.")] = False,
@@ -111,7 +130,7 @@ def simulate(
     output_paths(out, overwrite=overwrite)  # before the work, not after it
     simulation = draw(
         read_rated(rated),
-        protocol=protocol,  # type: ignore[arg-type]
+        protocol=protocol,
         signals=signals,
         alpha=alpha,
         target=target,

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
+from irm_fast.cli.help import example
 from irm_fast.cli.options import BatchSize, Data, PrecisionOption, Progress, Resume, TokenBudget, with_text_settings
 from irm_fast.cli.terminal import echo
 from irm_fast.training.config import log_settings
 
 
+@example("irm-fast embed --data log.jsonl --model PATH_OR_HUB_ID --out log.safetensors")
 @with_text_settings
 def embed(
     data: Data,
     model: Annotated[str, typer.Option(help="Folder or hub id of a decoder or an encoder with its tokenizer.")],
     out: Annotated[Path, typer.Option(help="To write: NAME.safetensors, or a folder of such files.")],
     pooling: Annotated[
-        str,
+        Literal["auto", "last", "cls", "mean"],
         typer.Option(
             help="last (token), cls (first), mean, or auto: as the model's files say, else last for decoders."
         ),
@@ -28,7 +30,7 @@ def embed(
     token_budget: TokenBudget = None,
     max_length: Annotated[int, typer.Option(min=1, help="Tokens per row; longer rows lose their beginning.")] = 1024,
     precision: PrecisionOption = "auto",
-    dtype: Annotated[str, typer.Option(help="Of the file: float32 or bfloat16.")] = "float32",
+    dtype: Annotated[Literal["float32", "bfloat16"], typer.Option(help="The numbers of the file.")] = "float32",
     shard_rows: Annotated[int, typer.Option(min=1, help="Rows of each file, where --out is a folder.")] = 16_384,
     resume: Resume = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier or interrupted run.")] = False,

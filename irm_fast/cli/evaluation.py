@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from irm_fast.cli.help import example
 from irm_fast.cli.options import (
     AsJson,
     Base,
@@ -32,6 +33,10 @@ def declared(settings: dict[str, Any]) -> dict[str, Any]:
     return {name: None if value is None else getattr(checked, name) for name, value in settings.items()}
 
 
+@example(
+    "irm-fast evaluate --model reward_model --data rated.jsonl",
+    "irm-fast evaluate --model reward_model --data log.test.jsonl --json",
+)
 @with_log_settings
 def evaluate(
     model: Model,
@@ -73,6 +78,10 @@ def evaluate(
         echo(line)
 
 
+@example(
+    "irm-fast diagnose --data log.jsonl",
+    "irm-fast diagnose --data log.test.jsonl --model reward_model",
+)
 @with_log_settings
 def diagnose(
     data: Data,
@@ -115,6 +124,7 @@ def diagnose(
     raise typer.Exit(found.kind == "contradicted")
 
 
+@example("irm-fast compare --data new_log.jsonl --model reward_model --by version")
 @with_log_settings
 def compare(
     data: Data,
@@ -150,9 +160,16 @@ def compare(
         echo(json.dumps(plain(found.to_dict()), indent=2) if as_json else str(found))
 
 
+@example(
+    'irm-fast mask "share where platform=android" --data log.jsonl \\',
+    "    --out masked.jsonl",
+)
 @with_log_settings
 def mask(
-    what: Annotated[list[str], typer.Argument(help='Signals and where, as diagnose: "share where platform=android".')],
+    what: Annotated[
+        list[str],
+        typer.Argument(metavar="WHAT", help='Signals and where, as diagnose: "share where platform=android".'),
+    ],
     data: Data,
     out: Annotated[Path, typer.Option(help="The log to write, of the same kind of file.")],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
@@ -174,6 +191,7 @@ def mask(
         echo(f"  {found.left_out} rows record nothing any more and were left out")
 
 
+@example("irm-fast score --model reward_model --data answers.jsonl --out rewards.jsonl")
 @with_text_settings
 def score(
     model: Model,
@@ -221,6 +239,11 @@ def score(
         raise typer.Exit(1)
 
 
+@example(
+    "irm-fast label --next 100 --data log.jsonl --model reward_model \\",
+    "    --out to_rate.jsonl",
+    "irm-fast label --merge to_rate.jsonl --data log.jsonl --out rated.jsonl",
+)
 @with_log_settings
 def label(
     data: Data,

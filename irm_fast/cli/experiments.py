@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
+from irm_fast.cli.help import example
 from irm_fast.cli.terminal import echo
 
 
+@example(
+    "irm-fast reproduce --data semi-synthetic --output out",
+    "irm-fast reproduce --data rated.jsonl --model PATH_OR_HUB_ID --output out",
+)
 def reproduce(
     data: Annotated[str, typer.Option(help="Rated file, semi-synthetic, or from the hub: hs, ufb, saferlhf.")],
     output: Annotated[Path, typer.Option(help="Folder for results, tables and the picture.")],
@@ -17,7 +22,8 @@ def reproduce(
         str | None, typer.Option(help="Folder or hub id of a decoder or an encoder for embeddings.")
     ] = None,
     protocol: Annotated[
-        str, typer.Option(help="Propensity by rating (as published), by text feature, or both.")
+        Literal["both", "rating", "feature"],
+        typer.Option(help="Propensity by rating (as published), by text feature, or both."),
     ] = "both",
     redraws: Annotated[int, typer.Option(min=2, help="Logs to draw; 5 or more for a table to rely on.")] = 5,
     alpha: Annotated[float, typer.Option(help="Decay of the rating protocol.")] = 0.5,
@@ -42,8 +48,6 @@ def reproduce(
     from irm_fast.experiments.reproduce.redraws import run_redraws, write_report
 
     experiment = Experiment(data, model, alpha, target, limit, max_length, noise)
-    if protocol not in ("both", *PROTOCOLS):
-        raise ValueError(f"protocol: got {protocol!r}; expected both, {' or '.join(PROTOCOLS)}")
     protocols = PROTOCOLS if protocol == "both" else (protocol,)
     try:
         results = run_redraws(
@@ -60,6 +64,7 @@ def reproduce(
     echo(write_report(results, experiment, output))
 
 
+@example("irm-fast demo")
 def demo(
     output: Annotated[Path, typer.Option(help="Folder for what the demo writes.")] = Path("irm-fast-demo"),
     seeds: Annotated[int, typer.Option(min=1, help="Repetitions, each on a log of its own.")] = 1,

@@ -7,11 +7,13 @@ from dataclasses import asdict
 
 import typer
 
+from irm_fast.cli.help import example
 from irm_fast.cli.options import AsJson
 from irm_fast.cli.tables import show_table
 from irm_fast.cli.terminal import echo
 
 
+@example("irm-fast doctor", "irm-fast doctor --json")
 def doctor(as_json: AsJson = False) -> None:
     """Is irm-fast installed so that it works here, and what will it use? Exit code 1 if something is broken."""
     from irm_fast.models.installation import examine

@@ -12,34 +12,47 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import typer
 from typer.core import TyperGroup
 
+from irm_fast.cli.help import command_sections, write_sections
 from irm_fast.cli.terminal import echo
 from irm_fast.data.problems import redacting
 from irm_fast.data.writing.interruption import TerminatedError, exit_code, termination_raised
 from irm_fast.data.writing.whole import UnwrittenError, disk_words
 from irm_fast.models import Precision
-from irm_fast.training.config import MISSING, PROGRAMS, EmbeddingTrainConfig, RunConfig, TrainConfig
+from irm_fast.training.config import HEADINGS, MISSING, PRINTED, PROGRAMS
 from irm_fast.training.log_settings import LogSettings, TextSettings
+
+PASSES = "How rows pass through the model"  # a heading of help
 
 Data = Annotated[str, typer.Option("--data", help="A file, a folder of parts, a pattern, or - for standard input.")]
 Model = Annotated[Path, typer.Option("--model", help="A folder that irm-fast train wrote.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.", rich_help_panel=PRINTED)]
 Base = Annotated[
     Path | None, typer.Option("--base", help="Of a log: the untrained language model, if it is no longer in its place.")
 ]
-BatchSize = Annotated[int | None, typer.Option(min=1, help="Rows per forward pass, at most; no limit by default.")]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(min=1, help="Rows per forward pass, at most; no limit by default.", rich_help_panel=PASSES),
+]
 TokenBudget = Annotated[
     int | None,
-    typer.Option(min=1, help="Tokens per forward pass: as many rows as they hold; 16384 on a GPU, 2048 on a CPU."),
+    typer.Option(
+        min=1,
+        help="Tokens per forward pass: as many rows as they hold; 16384 on a GPU, 2048 on a CPU.",
+        rich_help_panel=PASSES,
+    ),
 ]
-PrecisionOption = Annotated[Precision, typer.Option("--precision", help="auto is bfloat16 on a GPU, else float32.")]
-Progress = Annotated[bool, typer.Option(help="Show a progress bar, on a terminal.")]
+PrecisionOption = Annotated[
+    Precision,
+    typer.Option("--precision", help="auto is bfloat16 on a GPU, else float32.", rich_help_panel=PASSES),
+]
+Progress = Annotated[bool, typer.Option(help="Show a progress bar, on a terminal.", rich_help_panel=PRINTED)]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")]
 
 
 def _former_switches(args: list[str]) -> list[str]:
     """Arguments in which what was a switch in earlier versions has its value."""
     name, result = "--gradient-checkpointing", list[str]()
-    for arg, following in zip(args, [*args[1:], "--"], strict=True):
+    for arg, following in zip(args, [*args[1:], "--"], strict=False):
         bare = arg == name and following.startswith("-")
         result += [name, "none"] if arg == name.replace("--", "--no-", 1) else [arg, *(["full"] if bare else [])]
     return result
@@ -55,6 +68,9 @@ class Commands(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         return super().parse_args(ctx, _former_switches(args))
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        write_sections(formatter, command_sections((name, self.commands[name]) for name in self.list_commands(ctx)))
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -81,7 +97,7 @@ def _in_words(error: Exception) -> str:
     if isinstance(error, _IN_WORDS) and not isinstance(error, _OUT_OF_PYTHON):
         return text
     said = "its text is redacted" if redacting() else text.strip().partition("\n")[0]
-    return f"not foreseen: {kind}: {said}; irm-fast --debug before the command shows where, for a report"
+    return f"not foreseen: {kind}: {said}; --debug shows where, for a report"
 
 
 def _report(error: Exception) -> int:
@@ -106,57 +122,46 @@ def _report(error: Exception) -> int:
 
 def with_settings(command: Callable[..., None]) -> Callable[..., None]:
     """One option for each setting of both programs in the place of `**settings`; None stands for not given."""
-    return _with_options(command, PANELS)
+    return _with_options(command, *PROGRAMS)
 
 
 def with_log_settings(command: Callable[..., None]) -> Callable[..., None]:
     """One option for each setting by which a log is read in the place of `**settings`; None stands for not given."""
-    return _with_options(command, {LOG: LogSettings})
+    return _with_options(command, LogSettings)
 
 
 def with_text_settings(command: Callable[..., None]) -> Callable[..., None]:
     """One option for each setting by which conversations are read in the place of `**settings`; None: not given."""
-    return _with_options(command, {LOG: TextSettings})
+    return _with_options(command, TextSettings)
 
 
-def _with_options(command: Callable[..., None], panels: Mapping[str, type]) -> Callable[..., None]:
+def _with_options(command: Callable[..., None], *programs: type) -> Callable[..., None]:
     """One option for each setting in the place of `**settings`.
 
     Args:
         command: The command.
-        panels: By the heading that help has for them, the dataclasses of the settings.
+        programs: The dataclasses of the settings; of one that several have, the first counts.
     """
     parameters = inspect.signature(command, eval_str=True).parameters.values()
     given = [parameter for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
-    shared = {setting.name for setting in fields(RunConfig)}
-    done: set[str] = set()
-    for panel, program in panels.items():
-        hints = get_type_hints(program)
-        for setting in fields(program):
-            if setting.name in done or (program in PROGRAMS and setting.name in shared):
-                continue
-            done.add(setting.name)
-            default = None if setting.default is MISSING else setting.default
-            shown = default is not None and not isinstance(default, bool) and default != ""
-            option = typer.Option(
-                help=setting.metadata["help"], show_default=str(default) if shown else False, rich_help_panel=panel
-            )
-            annotation = Annotated[_option_type(hints[setting.name]) | None, option]  # type: ignore[valid-type]
-            given.append(
-                inspect.Parameter(setting.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
-            )
+    settings: dict[str, tuple[int, inspect.Parameter]] = {}
+    for setting, hint in (
+        (each, get_type_hints(program)[each.name]) for program in programs for each in fields(program)
+    ):
+        default = None if setting.default is MISSING else setting.default
+        shown = default is not None and not isinstance(default, bool) and default != ""
+        option = typer.Option(
+            help=setting.metadata["help"],
+            show_default=str(default) if shown else False,
+            rich_help_panel=setting.metadata["group"],
+        )
+        annotation = Annotated[_option_type(hint) | None, option]  # type: ignore[valid-type]
+        parameter = inspect.Parameter(setting.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+        settings.setdefault(setting.name, (HEADINGS.index(setting.metadata["group"]), parameter))
+    given += [parameter for _, parameter in sorted(settings.values(), key=lambda placed: placed[0])]
     command.__signature__ = inspect.Signature(given)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in given}
     return command
-
-
-LOG = "How the log is read"
-PANELS = {  # of `train --help`; a setting of both programs that is not shared, such as the model, stands in the first
-    LOG: LogSettings,
-    "Settings": RunConfig,
-    "Training a language model": TrainConfig,
-    "On embeddings": EmbeddingTrainConfig,
-}
 
 
 def _option_type(hint: Any) -> Any:

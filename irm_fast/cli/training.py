@@ -7,11 +7,19 @@ from typing import Annotated, Any
 
 import typer
 
+from irm_fast.cli.help import example
 from irm_fast.cli.options import with_settings
 from irm_fast.cli.terminal import echo
 from irm_fast.training.config import EmbeddingTrainConfig, TrainConfig, load_config
 
 
+@example(
+    "irm-fast train --data log.jsonl --model PATH_OR_HUB_ID --output reward_model",
+    "irm-fast train --data log.jsonl --model PATH_OR_HUB_ID --output reward_model \\",
+    "    --lora-rank 16 --token-budget 16384 --dry-run",
+    "irm-fast train --data log.jsonl --embeddings log.safetensors \\",
+    "    --output reward_model",
+)
 @with_settings
 def train(
     config: Annotated[Path | None, typer.Option(help="YAML of settings; options override it.")] = None,
@@ -83,8 +91,12 @@ def _dry_run(run: TrainConfig | EmbeddingTrainConfig) -> None:
         echo(f"{run.output} would be written, and is not:\n{plan.in_words(trial)}")
 
 
+@example("irm-fast verify reward_model")
 def verify(
-    path: Annotated[Path, typer.Argument(help="A saved model, a training run, a checkpoint, or a file of embeddings.")],
+    path: Annotated[
+        Path,
+        typer.Argument(metavar="PATH", help="A saved model, a training run, a checkpoint, or a file of embeddings."),
+    ],
 ) -> None:
     """Is what irm-fast wrote as it was written? Every file is read and compared. Exit code 1 if one is damaged."""
     from irm_fast.training.verification import verify as check

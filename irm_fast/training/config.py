@@ -20,10 +20,24 @@ from irm_fast.losses import SCALAR_LEARNING_RATE
 from irm_fast.losses.rates import EXPECTED, are_rates
 from irm_fast.models import Attention, Precision, Recompute
 from irm_fast.training.log_settings import MISSING as MISSING
-from irm_fast.training.log_settings import LogSettings, option
+from irm_fast.training.log_settings import READ, LogSettings, option
 from irm_fast.training.setting_values import read_yaml
 
 Config = TypeVar("Config", bound="RunConfig")
+# Headings of settings in the help of `irm-fast train`, in their order
+HEADINGS = (
+    MAIN := "Options",
+    REWARD := "Reward and propensities",
+    STEPS := "Rows and steps",
+    SAVES := "Evaluation and checkpoints",
+    SPEED := "Speed and memory",
+    ADAPTERS := "Adapters (LoRA)",
+    ON_EMBEDDINGS := "On embeddings",
+    READ,
+    PRINTED := "What is printed",
+)
+
+COMMAND_LINE = "command line"  # the source of settings that no file holds
 NOT_KEPT = ("resume", "overwrite", "progress")  # no settings of the result: a file of settings does not hold them
 RENAMED = {"propensity": "propensity_design"}  # what earlier runs saved under other names, in settings and metrics
 
@@ -43,22 +57,28 @@ class RunConfig(LogSettings):
 
     program: ClassVar[str]  # for messages
 
-    output: str = option(MISSING, "Folder for the checkpoint; must be new or empty.")
-    data: str = option("", "The log: a file, a folder of parts, a pattern, or - for standard input.")
-    propensity_design: DesignChoice = option("auto", "How propensities depend on the response; see docs.")
-    estimator: Estimator = option("auto", "two-step fits propensities first, joint with the reward; see docs.")
-    misclick_rate: float | Mapping[str, float] = option(0.0, "In [0, 1): a number, or NAME=RATE,...")
+    output: str = option(MISSING, "Folder for the checkpoint; must be new or empty.", group=MAIN)
+    data: str = option("", "The log: a file, a folder of parts, a pattern, or - for standard input.", group=MAIN)
+    propensity_design: DesignChoice = option("auto", "How propensities depend on the response; see docs.", group=REWARD)
+    estimator: Estimator = option(
+        "auto", "two-step fits propensities first, joint with the reward; see docs.", group=REWARD
+    )
+    misclick_rate: float | Mapping[str, float] = option(0.0, "In [0, 1): a number, or NAME=RATE,...", group=REWARD)
     contradictions: Literal["error", "drop"] = option(
-        "error", "Rows that contradict themselves, such as a copy with the preference 0."
+        "error", "Rows that contradict themselves, such as a copy with the preference 0.", group=REWARD
     )
-    labels_ignorable: bool = option(False, "Which rows have a preference does not depend on it.")
+    labels_ignorable: bool = option(False, "Which rows have a preference does not depend on it.", group=REWARD)
     validation_fraction: float = option(
-        0.1, "Share of the log held out for evaluation; 0 for none.", at_least=0, below=1
+        0.1, "Share of the log held out for evaluation; 0 for none.", at_least=0, below=1, group=SAVES
     )
-    seed: int = option(0, "Seed of the split, the new weights and the order of rows.", at_least=0)
-    progress: bool = option(True, "Say how far the run is: a bar on a terminal, else some lines.")
-    resume: bool = option(False, "Go on with the interrupted run in the output folder; a fit on embeddings is redone.")
-    overwrite: bool = option(False, "Delete what the earlier run wrote to the output folder, and start anew.")
+    seed: int = option(0, "Seed of the split, the new weights and the order of rows.", at_least=0, group=STEPS)
+    progress: bool = option(True, "Say how far the run is: a bar on a terminal, else some lines.", group=PRINTED)
+    resume: bool = option(
+        False, "Go on with the interrupted run in the output folder; a fit on embeddings is redone.", group=MAIN
+    )
+    overwrite: bool = option(
+        False, "Delete what the earlier run wrote to the output folder, and start anew.", group=MAIN
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -93,6 +113,9 @@ class RunConfig(LogSettings):
                 raise ValueError(f"{key}: got {value!r}, which has no effect {cls.program}; leave it out")
         missing = [name for name, f in known.items() if f.default is MISSING and name not in given]
         if missing:
+            if source == COMMAND_LINE:
+                options = " and ".join(f"--{name.replace('_', '-')}" for name in missing)
+                raise ValueError(f"no value for {options}; give it, or a YAML file of settings by --config")
             raise ValueError(f"{source}: no value for {' and '.join(missing)}; set it here or in a YAML file")
         return cls(**given)
 
@@ -138,80 +161,118 @@ class TrainConfig(RunConfig):
 
     program: ClassVar[str] = "without embeddings"
 
-    model: str = option(MISSING, "Folder or hub id of a decoder language model with its tokenizer.")
+    model: str = option(MISSING, "Folder or hub id of a decoder language model with its tokenizer.", group=MAIN)
     propensity_rows: int = option(
-        100_000, "Rows, at most, to which propensities are fitted before the training.", above=0
+        100_000, "Rows, at most, to which propensities are fitted before the training.", above=0, group=REWARD
     )
-    pairs: str = option("", "Pairs to train on, too, chosen and rejected: JSONL, JSONL.gz or Parquet.")
+    pairs: str = option("", "Pairs to train on, too, chosen and rejected: JSONL, JSONL.gz or Parquet.", group=REWARD)
     pairs_weight: float | None = option(
         None,
         "Weight of the mean loss of a step's pairs beside that of its rows; else a pair counts as a row.",
         above=0,
         at_most=1e9,
+        group=REWARD,
     )
-    objective: Literal["marginal", "stratified"] = option("marginal", "A likelihood, or the published form.")
-    stratification: Literal["current", "ema", "frozen"] = option("current", "Posteriors of the stratified form.")
-    ema_decay: float = option(0.99, "Decay per optimiser step of the ema stratification model.", at_least=0, below=1)
-    epochs: int = option(3, "Passes over the training part of the log.", above=0)
+    objective: Literal["marginal", "stratified"] = option(
+        "marginal", "A likelihood, or the published form.", group=REWARD
+    )
+    stratification: Literal["current", "ema", "frozen"] = option(
+        "current", "Posteriors of the stratified form.", group=REWARD
+    )
+    ema_decay: float = option(
+        0.99, "Decay per optimiser step of the ema stratification model.", at_least=0, below=1, group=REWARD
+    )
+    epochs: int = option(3, "Passes over the training part of the log.", above=0, group=STEPS)
     batch_size: int | None = option(
-        None, "Rows per device and forward pass, on average; 16 without a token budget.", above=0
+        None, "Rows per device and forward pass, on average; 16 without a token budget.", above=0, group=STEPS
     )
-    token_budget: int | None = option(None, "Tokens per device and forward pass: as many rows as they hold.", above=0)
-    gradient_accumulation: int = option(1, "Forward passes per optimiser step.", above=0)
+    token_budget: int | None = option(
+        None, "Tokens per device and forward pass: as many rows as they hold.", above=0, group=STEPS
+    )
+    gradient_accumulation: int = option(1, "Forward passes per optimiser step.", above=0, group=STEPS)
     learning_rate: float | None = option(
         None,
         "Peak learning rate of all that reads or makes hidden states, 100 at most: 2e-5, with adapters 2e-4.",
         above=0,
         at_most=100,
+        group=STEPS,
     )
     head_learning_rate: float = option(
         SCALAR_LEARNING_RATE,
         "Peak learning rate of the reward bias and propensity scalars, 100 at most.",
         above=0,
         at_most=100,
+        group=STEPS,
     )
     weight_decay: float = option(
-        0.0, "AdamW weight decay of the backbone's matrices, 1000 at most.", at_least=0, at_most=1000
+        0.0, "AdamW weight decay of the backbone's matrices, 1000 at most.", at_least=0, at_most=1000, group=STEPS
     )
     warmup_ratio: float = option(
-        0.05, "Share of the steps in which the learning rate rises; then it falls.", at_least=0, below=1
+        0.05, "Share of the steps in which the learning rate rises; then it falls.", at_least=0, below=1, group=STEPS
     )
-    max_length: int = option(1024, "Tokens per row; what is longer is truncated, or dropped.", above=0)
-    overlong: Literal["truncate", "drop"] = option("truncate", "Longer rows lose their beginning, or are left out.")
-    eval_steps: int | None = option(None, "Evaluate and checkpoint every so many steps, not epochs.", above=0)
-    save_steps: int | None = option(None, "Steps between checkpoints, beside those of evaluations.", above=0)
-    save_minutes: float = option(10.0, "Minutes between checkpoints at most; 0 saves at evaluations alone.", at_least=0)
+    max_length: int = option(1024, "Tokens per row; what is longer is truncated, or dropped.", above=0, group=STEPS)
+    overlong: Literal["truncate", "drop"] = option(
+        "truncate", "Longer rows lose their beginning, or are left out.", group=STEPS
+    )
+    eval_steps: int | None = option(
+        None, "Evaluate and checkpoint every so many steps, not epochs.", above=0, group=SAVES
+    )
+    save_steps: int | None = option(
+        None, "Steps between checkpoints, beside those of evaluations.", above=0, group=SAVES
+    )
+    save_minutes: float = option(
+        10.0, "Minutes between checkpoints at most; 0 saves at evaluations alone.", at_least=0, group=SAVES
+    )
     patience: int = option(
-        2, "Stop after so many evaluations without a better held-out likelihood; 0 never.", at_least=0
+        2, "Stop after so many evaluations without a better held-out likelihood; 0 never.", at_least=0, group=SAVES
     )
     precision: Precision = option(
-        "auto", "bfloat16 computes with rounded copies of float32 weights, and heads in float32; auto: on GPUs."
+        "auto",
+        "bfloat16 computes with rounded copies of float32 weights, and heads in float32; auto: on GPUs.",
+        group=SPEED,
     )
-    attn: Attention = option("auto", "Attention; auto is the fastest that is available.")
-    compile: bool | None = option(None, "Run each layer through torch.compile; auto: on GPUs.")
-    liger: bool | None = option(None, "Liger's kernels, of the extra liger; auto: on GPUs that compile no layers.")
+    attn: Attention = option("auto", "Attention; auto is the fastest that is available.", group=SPEED)
+    compile: bool | None = option(None, "Run each layer through torch.compile; auto: on GPUs.", group=SPEED)
+    liger: bool | None = option(
+        None, "Liger's kernels, of the extra liger; auto: on GPUs that compile no layers.", group=SPEED
+    )
     lora_rank: int | None = option(
-        None, "Rank of low-rank adapters (LoRA) on a frozen model; without it the whole model is trained.", above=0
+        None,
+        "Rank of low-rank adapters (LoRA) on a frozen model; without it the whole model is trained.",
+        above=0,
+        group=ADAPTERS,
     )
-    lora_alpha: float = option(32.0, "Adapters are multiplied by this over their rank.", above=0, at_most=1e6)
-    lora_targets: str | None = option(None, "Linear layers with adapters, comma separated; all by default.")
-    lora_keep_adapter: bool = option(False, "Write the adapter too, beside the merged model.")
-    load_in_4bit: bool = option(False, "Adapters on a model of 4 bits a weight (bitsandbytes, CUDA).")
-    fsdp: bool = option(False, "Shard weights, gradients and optimiser over the processes (FSDP2).")
+    lora_alpha: float = option(
+        32.0, "Adapters are multiplied by this over their rank.", above=0, at_most=1e6, group=ADAPTERS
+    )
+    lora_targets: str | None = option(
+        None, "Linear layers with adapters, comma separated; all by default.", group=ADAPTERS
+    )
+    lora_keep_adapter: bool = option(False, "Write the adapter too, beside the merged model.", group=ADAPTERS)
+    load_in_4bit: bool = option(False, "Adapters on a model of 4 bits a weight (bitsandbytes, CUDA).", group=ADAPTERS)
+    fsdp: bool = option(False, "Shard weights, gradients and optimiser over the processes (FSDP2).", group=SPEED)
     gradient_checkpointing: Recompute = option(
-        "none", "Activations to compute again in the backward pass: full saves most memory, selective most time."
+        "none",
+        "Activations to compute again in the backward pass: full saves most memory, selective most time.",
+        group=SPEED,
     )
     optim: str | None = option(
-        None, "Optimiser by its name in transformers: adamw_8bit, paged_adamw_8bit, adafactor, ..."
+        None, "Optimiser by its name in transformers: adamw_8bit, paged_adamw_8bit, adafactor, ...", group=STEPS
     )
     trainer: Mapping[str, Any] | None = option(
-        None, "KEY=VALUE, any other of transformers' TrainingArguments, such as max_grad_norm=0.5; may be repeated."
+        None,
+        "KEY=VALUE, any other of transformers' TrainingArguments, such as max_grad_norm=0.5; may be repeated.",
+        group=STEPS,
     )
     on_nonfinite: Literal["stop", "skip"] = option(
-        "stop", "A step whose loss or gradient is NaN or inf changes nothing: end the run, or go on without it."
+        "stop",
+        "A step whose loss or gradient is NaN or inf changes nothing: end the run, or go on without it.",
+        group=STEPS,
     )
-    max_skipped_steps: int = option(10, "Steps that skip leaves out, at most, before the run ends.", at_least=0)
-    report_to: str = option("none", "Tracker known to transformers: none, tensorboard, wandb, ...")
+    max_skipped_steps: int = option(
+        10, "Steps that skip leaves out, at most, before the run ends.", at_least=0, group=STEPS
+    )
+    report_to: str = option("none", "Tracker known to transformers: none, tensorboard, wandb, ...", group=SAVES)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -303,10 +364,12 @@ class EmbeddingTrainConfig(RunConfig):
     program: ClassVar[str] = "with embeddings"
 
     embeddings: str = option(
-        MISSING, "Train on what irm-fast embed wrote of the log, a file or a folder, not on its text."
+        MISSING, "Train on what irm-fast embed wrote of the log, a file or a folder, not on its text.", group=MAIN
     )
-    model: str = option("", "The language model of the embeddings, where it is no longer at the place that they name.")
-    hidden_layers: str = option("auto", "Layers of the reward: auto, linear, or widths as 128,64.")
+    model: str = option(
+        "", "The language model of the embeddings, where it is no longer at the place that they name.", group=MAIN
+    )
+    hidden_layers: str = option("auto", "Layers of the reward: auto, linear, or widths as 128,64.", group=ON_EMBEDDINGS)
 
 
 PROGRAMS: tuple[type[RunConfig], ...] = (TrainConfig, EmbeddingTrainConfig)
@@ -374,7 +437,7 @@ def _merged(path: str | Path | None, overrides: Mapping[str, Any]) -> tuple[dict
     """The settings of a file under those that were given, and how errors name their source."""
     given = {key: value for key, value in overrides.items() if value is not None}
     if path is None:
-        return given, "command line"
+        return given, COMMAND_LINE
     values = _read_settings(path)
     for name in ("resume", "overwrite"):
         if values.pop(name, False):

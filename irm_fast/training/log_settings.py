@@ -9,6 +9,8 @@ from typing import Any, get_type_hints
 from irm_fast.data.declarations import MAX_ERRORS, Declarations, OnError
 from irm_fast.training.setting_values import check_bounds, convert
 
+READ = "How the log is read"  # a heading of help
+
 
 def option(
     default: Any,
@@ -18,6 +20,7 @@ def option(
     at_least: float | None = None,
     below: float | None = None,
     at_most: float | None = None,
+    group: str = READ,
 ) -> Any:
     """A setting of a run: a dataclass field whose metadata hold its help and its bounds.
 
@@ -28,9 +31,10 @@ def option(
         at_least: The value has to be this or greater.
         below: The value has to be less than this.
         at_most: The value has to be this or less.
+        group: The heading under which help has it.
     """
     bounds = {"above": above, "at_least": at_least, "below": below, "at_most": at_most}
-    return field(default=default, metadata={"help": help, **bounds})
+    return field(default=default, metadata={"help": help, "group": group, **bounds})
 
 
 @dataclass(kw_only=True)
@@ -61,7 +65,8 @@ class TextSettings:
             setattr(self, setting.name, value)
             if setting.default is MISSING and not value:
                 raise ValueError(f"{setting.name}: got an empty one; expected a value")
-            check_bounds(setting.name, value, **{k: v for k, v in setting.metadata.items() if k != "help"})
+            bounds = {name: bound for name, bound in setting.metadata.items() if name not in ("help", "group")}
+            check_bounds(setting.name, value, **bounds)
         _ = self.declared  # which checks the rest
 
     @property

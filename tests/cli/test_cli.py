@@ -122,9 +122,20 @@ def test_unknown_key_in_yaml(tmp_path):
     ]
 
 
-def test_debug_shows_the_traceback(tmp_path):
-    result = CliRunner().invoke(app, ["--debug", "evaluate", "--model", str(tmp_path), "--data", "x.jsonl"])
+@pytest.mark.parametrize("place", [0, 1, 5])
+def test_debug_shows_the_traceback_before_and_after_the_command(tmp_path, place):
+    arguments = ["evaluate", "--model", str(tmp_path), "--data", "x.jsonl"]
+    assert not isinstance(CliRunner().invoke(app, arguments).exception, ValueError)
+    result = CliRunner().invoke(app, [*arguments[:place], "--debug", *arguments[place:]])
     assert isinstance(result.exception, ValueError)
+
+
+def test_a_missing_value_is_named_by_its_option(tmp_path):
+    error = run("train", "--data", "x.jsonl", code=2).stderr
+    assert error == "error: no value for --output and --model; give it, or a YAML file of settings by --config\n"
+    (tmp_path / "run.yaml").write_text("output: o\n")
+    error = run("train", "--config", tmp_path / "run.yaml", code=2).stderr
+    assert error == f"error: {tmp_path}/run.yaml: no value for model; set it here or in a YAML file\n"
 
 
 def test_validate_reports_problems(tmp_path):
@@ -161,16 +172,16 @@ def test_help_imports_neither_torch_nor_transformers():
     ("error", "said"),
     [
         (MemoryError(), "error: out of memory (MemoryError); expected a smaller file, batch or model, or more memory"),
-        (OverflowError("too large\nreally"), "error: not foreseen: OverflowError: too large; irm-fast --debug before"),
+        (OverflowError("too large\nreally"), "error: not foreseen: OverflowError: too large; --debug shows where"),
         (
             SafetensorError("I/O error: No space left on device (os error 28)"),
             "error: a file could not be written: no space",
         ),
         (
             SafetensorError("header too small"),
-            "error: not foreseen: SafetensorError: header too small; irm-fast --debug",
+            "error: not foreseen: SafetensorError: header too small; --debug",
         ),
-        (EOFError(), "error: not foreseen: EOFError: ; irm-fast --debug"),
+        (EOFError(), "error: not foreseen: EOFError: ; --debug"),
         (RecursionError("maximum depth"), "error: not foreseen: RecursionError: maximum depth"),
         (RuntimeError("the processes see different data"), "error: the processes see different data\n"),
     ],

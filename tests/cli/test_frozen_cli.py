@@ -40,10 +40,16 @@ OPTIONS = {
     "demo": "output seeds processes",
     "doctor": "json",
 }
+for name in OPTIONS:
+    OPTIONS[name] += " debug"
 for name in OPTIONS.keys() - {"verify", "reproduce", "demo", "doctor"}:  # which read no data of users
     OPTIONS[name] += " redact"
 CHOICES = {
     ("train", "propensity-design"): "auto constant hidden features known",
+    ("simulate", "protocol"): "rating feature",
+    ("reproduce", "protocol"): "both rating feature",
+    ("embed", "pooling"): "auto last cls mean",
+    ("embed", "dtype"): "float32 bfloat16",
     ("train", "on-error"): "fail skip quarantine",
     ("validate", "on-error"): "fail skip quarantine",
     ("train", "objective"): "marginal stratified",
@@ -72,7 +78,7 @@ def test_commands_and_options() -> None:
 def test_choices() -> None:
     for (command, option), choices in CHOICES.items():
         shown = "".join(CliRunner().invoke(app, [command, "--help"]).output.split())
-        assert f"--{option}<{'|'.join(choices.split())}>" in shown, (command, option)
+        assert f"--{option}[{'|'.join(choices.split())}]" in shown, (command, option)
 
 
 def _name(parameter: object) -> str:

@@ -1,0 +1,82 @@
+"""What all commands have: `--debug`, and where they read data of users `--redact`."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+
+from irm_fast.data.problems import REDACT
+from irm_fast.training.config import PRINTED
+
+
+def _remember_debug(context: typer.Context, wanted: bool) -> bool:
+    """Keep where `Commands` looks for it that tracebacks are wanted."""
+    if wanted:
+        context.find_root().params["debug"] = True
+    return wanted
+
+
+_Debug = Annotated[
+    bool,
+    typer.Option(
+        "--debug",
+        help="Show the traceback of an error.",
+        rich_help_panel=PRINTED,
+        callback=_remember_debug,
+        is_eager=True,
+    ),
+]
+_Redact = Annotated[
+    bool,
+    typer.Option(
+        "--redact",
+        envvar=REDACT,
+        help="Messages show no texts and no ids, but where rows stand.",
+        rich_help_panel=PRINTED,
+    ),
+]
+
+
+def with_common(command: Callable[..., None], *, reads_users: bool) -> Callable[..., None]:
+    """Return a command with the options that all have.
+
+    Args:
+        command: The command.
+        reads_users: Whether it reads data of users, so that it has `--redact`.
+    """
+
+    @functools.wraps(command)
+    def with_options(*args: Any, debug: bool, redact: bool = False, **options: Any) -> None:
+        with _environment(REDACT, redact):
+            command(*args, **options)
+
+    added = {"debug": _Debug, **({"redact": _Redact} if reads_users else {})}
+    signature = inspect.signature(command, eval_str=True)
+    options = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation)
+        for name, annotation in added.items()
+    ]
+    with_options.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[*signature.parameters.values(), *options]
+    )
+    with_options.__annotations__ = {**command.__annotations__, **added}
+    return with_options
+
+
+@contextmanager
+def _environment(name: str, wanted: bool) -> Iterator[None]:
+    """A context in which a switch of the environment is on, if it is wanted: processes of the command inherit it."""
+    before = os.environ.get(name)
+    if wanted:
+        os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if wanted and before is None:
+            del os.environ[name]
