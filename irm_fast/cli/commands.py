@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from irm_fast.cli import data, embeddings, evaluation, experiments, models, training
+from irm_fast.cli import data, embeddings, evaluation, experiments, models, publish, training
 from irm_fast.cli.common import with_common
 from irm_fast.cli.help import Command, name_values
 from irm_fast.cli.options import Commands
@@ -18,7 +18,7 @@ from irm_fast.models.threads import sleep_while_waiting
 
 COMMANDS = {  # by the headings of the help
     "Logs": (data.import_log, data.validate, evaluation.mask, data.simulate),
-    "Training": (training.train, embeddings.embed),
+    "Training": (training.train, publish.report, embeddings.embed),
     "Judging": (evaluation.evaluate, evaluation.diagnose, evaluation.compare, evaluation.label, training.verify),
     "Using a model": (evaluation.score,),
     "Trying it out": (experiments.demo, experiments.reproduce, models.doctor),

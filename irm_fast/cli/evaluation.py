@@ -55,8 +55,8 @@ def evaluate(
     the lowest rewards were hidden.
     """
     from irm_fast.evaluation.evaluation import evaluate as measure
+    from irm_fast.evaluation.metrics_file import plain
     from irm_fast.models.processes import is_first, launched
-    from irm_fast.training.run_folder import plain
 
     how = {"batch_size": batch_size, "token_budget": token_budget, "precision": precision, "progress": progress}
     told = declared(settings)
@@ -149,7 +149,7 @@ def compare(
     from irm_fast.evaluation.arms import compare_file, parse_outcome
     from irm_fast.models.passes import Passes
     from irm_fast.models.processes import is_first, launched
-    from irm_fast.training.run_folder import plain
+    from irm_fast.evaluation.metrics_file import plain
 
     told, outcomes = declared(settings), None if outcome is None else parse_outcome(outcome)
     how = {"randomised": randomised, "outcome": outcomes, "declared": told, "precision": precision}

@@ -34,6 +34,7 @@ def train(
         _dry_run(run)
         return
     from irm_fast.models.processes import is_first
+    from irm_fast.publish.report import PAGE
     from irm_fast.training.run import train as run_training
     from irm_fast.training.run_folder import can_resume
 
@@ -46,6 +47,8 @@ def train(
     if not is_first():
         return
     echo(f"wrote {run.output}: propensity design {result.design}")
+    if (page := Path(run.output) / PAGE).is_file():
+        echo(f"  what it found, as a page: {page}")
     if isinstance(run, EmbeddingTrainConfig):
         from irm_fast.training.on_embeddings import what_was_written
 

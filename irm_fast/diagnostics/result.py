@@ -61,7 +61,7 @@ class Diagnosis:
         content = {name: value for name, value in asdict(self).items() if name != "cross_row"}
         if cross is not None:
             content["cross_row"] = {**cross._asdict(), "rho": cross.rho.tolist(), "interval": cross.interval.tolist()}
-        plain: dict[str, Any] = _plain(content)
+        plain: dict[str, Any] = as_json(content)
         return plain
 
     @classmethod
@@ -106,12 +106,12 @@ def _made(kind: Callable[..., Made], content: Mapping[str, Any]) -> Made:
     return kind(**{name: value for name, value in content.items() if name in inspect.signature(kind).parameters})
 
 
-def _plain(value: Any) -> Any:
-    """Turn tuples into lists, and floats that are not finite into None."""
+def as_json(value: Any) -> Any:
+    """Return a value as JSON can hold it: tuples as lists, and floats that are not finite as None."""
     if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items()}
+        return {key: as_json(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(entry) for entry in value]
+        return [as_json(entry) for entry in value]
     if isinstance(value, (float, np.floating)):
         return float(value) if math.isfinite(value) else None
     return value

@@ -212,7 +212,7 @@ def report(diagnosis: Mapping[str, Any], width: int = 110) -> str:
         head = f"  {test['name']:<{name_width}}  {test['result']:<12}  "
         lines += textwrap.wrap(test["text"], width, initial_indent=head, subsequent_indent=" " * len(head))
     lines += _list("Not testable here", _untested(diagnosis["tests"]), width)
-    lines += _list("How far it could be off", _off(diagnosis["sensitivity"]), width)
+    lines += _list("How far it could be off", how_far_off(diagnosis["sensitivity"]), width)
     return "\n".join(lines + _list("What would help", diagnosis["remedies"], width))
 
 
@@ -240,7 +240,7 @@ def summary(diagnosis: Mapping[str, Any], width: int = 110) -> str:
     return "\n".join([*lines, *_wrap(counts, width, "  "), *_list("What would help", diagnosis["remedies"], width)])
 
 
-def _off(numbers: Mapping[str, Any]) -> list[str]:
+def how_far_off(numbers: Mapping[str, Any]) -> list[str]:
     """Say how far the reward could be off, an entry a number of `Sensitivity`."""
     lines = []
     mean, span = numbers["mean_g"], numbers["mean_g_range"]

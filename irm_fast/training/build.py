@@ -19,6 +19,7 @@ from transformers import TrainerCallback, TrainingArguments, set_seed
 from irm_fast.data.log import Log
 from irm_fast.data.signals import RewardSpec
 from irm_fast.data.warning import warn_caller
+from irm_fast.evaluation.metrics_file import METRICS
 from irm_fast.models.adapters import Lora
 from irm_fast.models.batches import TokenizedRows
 from irm_fast.models.computation import computing
@@ -36,7 +37,7 @@ from irm_fast.training.distributed import restored_environment, try_packing_once
 from irm_fast.training.prepare import Prepared
 from irm_fast.training.progress import TrainingProgress
 from irm_fast.training.propensities import with_propensities_of_half
-from irm_fast.training.run_folder import CHECKPOINTS, METRICS
+from irm_fast.training.run_folder import CHECKPOINTS
 from irm_fast.training.trainer import ImplicitTrainer
 from irm_fast.training.watch import row_names
 

@@ -8,11 +8,11 @@ from typing import Any
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from irm_fast.evaluation.metrics_file import read_metrics, write_metrics
 from irm_fast.models.packed import check_isolation
 from irm_fast.models.packing import PackSampler
 from irm_fast.models.reward_model import ImplicitRewardModel
 from irm_fast.training.config import TrainConfig
-from irm_fast.training.run_folder import read_metrics, write_metrics
 
 
 class IsolationCheck(TrainerCallback):

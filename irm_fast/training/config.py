@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 from irm_fast.data.signals import DesignChoice, Estimator
 from irm_fast.data.writing.outputs import check_choice
 from irm_fast.data.writing.whole import write_whole
+from irm_fast.evaluation.metrics_file import RENAMED
 from irm_fast.losses import SCALAR_LEARNING_RATE
 from irm_fast.losses.rates import EXPECTED, are_rates
 from irm_fast.models import Attention, Precision, Recompute
@@ -39,7 +40,6 @@ HEADINGS = (
 
 COMMAND_LINE = "command line"  # the source of settings that no file holds
 NOT_KEPT = ("resume", "overwrite", "progress")  # no settings of the result: a file of settings does not hold them
-RENAMED = {"propensity": "propensity_design"}  # what earlier runs saved under other names, in settings and metrics
 
 ACCELERATE_FSDP = "ACCELERATE_USE_FSDP"  # the environment variable by which accelerate's configuration asks for FSDP
 

@@ -13,6 +13,7 @@ from irm_fast.data.signals import RewardSpec
 from irm_fast.data.warning import warn_caller
 from irm_fast.data.writing.manifest import damage
 from irm_fast.diagnostics.metrics import paired_difference
+from irm_fast.evaluation.metrics_file import plain
 from irm_fast.models.heldout import HeldOut
 from irm_fast.models.processes import from_main_process
 from irm_fast.models.record import RECORD, read_record
@@ -24,7 +25,7 @@ from irm_fast.training.plan import plan_of
 from irm_fast.training.prepare import Prepared
 from irm_fast.training.progress import tell
 from irm_fast.training.result import TrainResult
-from irm_fast.training.run_folder import CHECKPOINTS, begin_run, plain
+from irm_fast.training.run_folder import CHECKPOINTS, begin_run
 from irm_fast.training.throughput import typical
 from irm_fast.training.trainer import ImplicitTrainer
 

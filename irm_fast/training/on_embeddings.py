@@ -11,10 +11,12 @@ from irm_fast.embeddings.text_model import EmbeddedRewardModel
 from irm_fast.evaluation.evaluation import heldout_metrics
 from irm_fast.evaluation.log_diagnosis import diagnose_rows
 from irm_fast.models.backbone import model_config
+from irm_fast.models.heldout import HeldOut
 from irm_fast.models.processes import alone, from_main_process, started
 from irm_fast.training.config import EmbeddingTrainConfig
 from irm_fast.training.estimation import fit_embedded
 from irm_fast.training.prepare import Prepared, prepare_run, read_data
+from irm_fast.training.reporting import leave_report
 from irm_fast.training.result import TrainResult
 from irm_fast.training.run_folder import begin_run, close_run
 
@@ -49,10 +51,14 @@ def _train(config: EmbeddingTrainConfig) -> TrainResult:
     vectors = open_embeddings(config.embeddings, [(part.ids, part.messages) for part in prepared.parts])
 
     # Fit: the estimator chooses propensity designs and layers by itself
-    result = _fit(prepared, vectors, config, source)
+    result, predicted = _fit(prepared, vectors, config, source)
 
-    # Save
-    from_main_process(lambda: _save(result, prepared, config), distributed=started() > 1)
+    # Save, and tell
+    def save() -> None:
+        _save(result, prepared, config)
+        leave_report(prepared.parts, result.model.spec, predicted, config)
+
+    from_main_process(save, distributed=started() > 1)
     return result
 
 
@@ -66,7 +72,9 @@ def _save(result: TrainResult, prepared: Prepared, config: EmbeddingTrainConfig)
     close_run(config)
 
 
-def _fit(prepared: Prepared, vectors: Shards, config: EmbeddingTrainConfig, source: Source) -> TrainResult:
+def _fit(
+    prepared: Prepared, vectors: Shards, config: EmbeddingTrainConfig, source: Source
+) -> tuple[TrainResult, HeldOut | None]:
     """Fit the estimator to the training part, and measure and diagnose it on the held-out part.
 
     Args:
@@ -74,6 +82,9 @@ def _fit(prepared: Prepared, vectors: Shards, config: EmbeddingTrainConfig, sour
         vectors: The embeddings of the training rows, then of the held-out rows.
         config: The settings.
         source: The kind of the embeddings, for the model that is saved.
+
+    Returns:
+        The result, and the predictions for the held-out part, or None without one.
     """
     # Fit
     log, heldout = prepared.log, prepared.heldout
@@ -83,13 +94,13 @@ def _fit(prepared: Prepared, vectors: Shards, config: EmbeddingTrainConfig, sour
 
     # Judgement
     if heldout is None:
-        return TrainResult(model, design, {}).judged(model.estimator.diagnosis_)
+        return TrainResult(model, design, {}).judged(model.estimator.diagnosis_), None
     predicted = model.predict(vectors[len(log) :], heldout)
     metrics = heldout_metrics(spec, predicted, heldout.feedback)
     diagnosis = diagnose_rows(
         [log, heldout], spec, predicted, labels_ignorable=config.labels_ignorable, context=model.context
     )
-    return TrainResult(model, design, metrics).judged(diagnosis)
+    return TrainResult(model, design, metrics).judged(diagnosis), predicted
 
 
 def _hidden_layers(setting: str) -> str | tuple[int, ...]:

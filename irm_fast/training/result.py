@@ -10,12 +10,12 @@ from typing import Any
 from irm_fast.diagnostics import Diagnosis
 from irm_fast.diagnostics.learned import NAME as BETTER
 from irm_fast.embeddings.text_model import EmbeddedRewardModel
+from irm_fast.evaluation.metrics_file import plain
 from irm_fast.models.reward_model import ImplicitRewardModel
 from irm_fast.publish.card import card_of
 from irm_fast.publish.facts import facts_of
 from irm_fast.training.config import RunConfig
 from irm_fast.training.prepare import Prepared
-from irm_fast.training.run_folder import plain
 
 
 @dataclass(frozen=True)

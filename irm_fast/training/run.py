@@ -9,6 +9,7 @@ import torch
 
 from irm_fast.data.log import Log
 from irm_fast.evaluation.log_diagnosis import diagnose_rows
+from irm_fast.evaluation.metrics_file import METRICS, read_metrics, write_metrics
 from irm_fast.models.passes import default_device, resolve_precision
 from irm_fast.models.processes import alone, from_main_process, joined, warned_once
 from irm_fast.training.build import check_loop, trial_loop
@@ -17,8 +18,9 @@ from irm_fast.training.designs import TrainedDesign, best_design, keep_design, k
 from irm_fast.training.plan import RunPlan, Trial, model_too_large, plan_of, try_steps
 from irm_fast.training.prepare import Prepared, prepare_run, read_data
 from irm_fast.training.propensities import FirstPropensities, fit_propensities, is_fitted
+from irm_fast.training.reporting import leave_report
 from irm_fast.training.result import TrainResult
-from irm_fast.training.run_folder import METRICS, close_run, read_metrics, write_metrics
+from irm_fast.training.run_folder import close_run
 
 
 @warned_once()
@@ -118,8 +120,12 @@ def _train(log: Log, config: TrainConfig, heldout: Log | None) -> TrainResult:
         diagnosis
     )
 
-    # Save
-    from_main_process(lambda: _save(result, prepared, first, config))
+    # Save, and tell
+    def save() -> None:
+        _save(result, prepared, first, config)
+        leave_report(prepared.parts, best.spec, best.heldout, config)
+
+    from_main_process(save)
     return result
 
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import fields
 from datetime import date
 from fnmatch import fnmatch
@@ -19,13 +18,16 @@ from typing import Any
 from irm_fast.data.writing.lock import LOCK
 from irm_fast.data.writing.manifest import MANIFEST, check_of, checked
 from irm_fast.data.writing.outputs import OutputFolder
-from irm_fast.data.writing.whole import disk_errors, is_unfinished, write_whole
+from irm_fast.data.writing.whole import is_unfinished, write_whole
+from irm_fast.evaluation.metrics_file import METRICS
 from irm_fast.models.adapters import ADAPTER
 from irm_fast.models.record import CHECKPOINT_WEIGHTS, INDEX, PROPENSITIES, PROPENSITY_FILE, RECORD
 from irm_fast.publish.card import CARD
-from irm_fast.training.config import NOT_KEPT, RENAMED, RunConfig, saved_config
+from irm_fast.publish.evidence import EVIDENCE
+from irm_fast.publish.report import CHARTS, PAGE
+from irm_fast.training.config import NOT_KEPT, RunConfig, saved_config
 
-SETTINGS, METRICS, CHECKPOINTS, DATA = "train.yaml", "metrics.jsonl", "checkpoints", "train_data.json"
+SETTINGS, CHECKPOINTS, DATA = "train.yaml", "checkpoints", "train_data.json"
 STATES = "states.safetensors"  # of the untrained model, among the checkpoints until propensities are fitted to them
 TRACKERS = "trackers"  # events of TensorBoard and others that write beside the checkpoints, by design
 _OF_A_DESIGN = ("checkpoint-*", "model")  # all that lies among the checkpoints of a design but trackers' files
@@ -44,7 +46,7 @@ _WHOLE = f"checkpoint-*/{MANIFEST}"  # the last file of a checkpoint: it was wri
 
 # What a run writes, with the names that transformers gives to models and tokenizers. Nothing else is ever deleted.
 _FILES = (
-    *(SETTINGS, METRICS, DATA, RECORD, MANIFEST, CARD),
+    *(SETTINGS, METRICS, DATA, RECORD, MANIFEST, CARD, EVIDENCE, PAGE),
     *("embedding_model.safetensors", "embedding_model.json"),  # of EmbeddingRewardModel
     *(PROPENSITY_FILE, *CHECKPOINT_WEIGHTS, INDEX),
     *("config.json", "generation_config.json"),
@@ -54,7 +56,7 @@ _FILES = (
 _FOLDER = OutputFolder(
     run="training run",
     files=_FILES,
-    folders=(CHECKPOINTS, TRACKERS, PROPENSITIES, ADAPTER, "additional_chat_templates"),
+    folders=(CHECKPOINTS, TRACKERS, PROPENSITIES, ADAPTER, f"{Path(PAGE).stem}{CHARTS}", "additional_chat_templates"),
     is_marked=lambda folder: (folder / SETTINGS).is_file() or _is_of_a_run(folder / DATA),
     mark=SETTINGS,
 )
@@ -256,29 +258,3 @@ def _check_log(earlier: Mapping[str, Any], fingerprint: Mapping[str, Any], folde
                 f"model: {what} changed since the run in {folder} was interrupted, so it would go on with other "
                 "tokens or weights; bring back the files of the model to resume it, or use --overwrite"
             )
-
-
-def write_metrics(path: Path, lines: Sequence[Mapping[str, Any]], *, append: bool) -> None:
-    """Write a file of JSON lines, or append to it, with null for NaN, which JSON does not have."""
-    text = "".join(json.dumps(plain(line)) + "\n" for line in lines)
-    if not append:
-        write_whole(path, text)
-        return
-    with disk_errors(path), path.open("a", encoding="utf-8") as file:
-        file.write(text)
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file that can be read, by present names; none if there is no file."""
-    if not path.is_file():
-        return []
-    entries = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
-        with suppress(ValueError, AttributeError):  # cut off, or damaged: it is for people, and no run depends on it
-            entries.append({RENAMED.get(name, name): value for name, value in json.loads(line).items()})
-    return entries
-
-
-def plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The mapping with None for NaN, as JSON needs it."""
-    return {key: None if value != value else value for key, value in values.items()}

@@ -25,6 +25,7 @@ OPTIONS = {
     "import": "product files out impressions actions on window instrumented-since until signals memory overwrite",
     "simulate": "rated out protocol alpha target signals seed test-fraction overwrite",
     "train": f"config dry-run {LOG} {SHARED} {TEXT} embeddings hidden-layers",
+    "report": "directory out",
     "verify": "path",
     "evaluate": f"model data batch-size token-budget precision base progress json {LOG}",
     "diagnose": (f"data model propensity-design labels-ignorable batch-size token-budget precision base json {LOG}"),

@@ -1,0 +1,196 @@
+"""What a run keeps for its report: counts of the log, and what the held-out predictions show, without any text.
+
+It is made once, at the end of a training, where log and predictions are at hand, and is written beside the model as
+`report.json`. It holds neither texts nor ids: an answer is named by a hash, by which who has the log finds it again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from irm_fast.data.groups import NO_NAME, numbered
+from irm_fast.data.log import Log
+from irm_fast.data.messages import Messages
+from irm_fast.data.signals import RewardSpec
+from irm_fast.diagnostics.intervals import ranking_intervals
+from irm_fast.diagnostics.metrics import reward_metrics
+from irm_fast.diagnostics.result import as_json
+from irm_fast.evaluation.scoring import row_weights
+from irm_fast.losses.implicit import stratify
+from irm_fast.models.heldout import HeldOut
+from irm_fast.publish.exploits import exploits_of
+
+EVIDENCE = "report.json"
+FORMAT = 1
+GROUPS = ("PA", "NA", "PP", "NP")  # as of `stratify`
+BINS = 24
+ANSWERS = 5  # of the best, and of the worst
+SAMPLE = 20_000  # rows whose texts are looked at, at most
+
+
+def evidence_of(parts: Sequence[Log], spec: RewardSpec, predicted: HeldOut | None, *, seed: int = 0) -> dict[str, Any]:
+    """Gather what a report shows of a log and of a model's predictions for its held-out part.
+
+    Args:
+        parts: The training part, and the held-out part if there is one, with the signals of the spec in its order.
+        spec: What the model explains.
+        predicted: Predictions for the rows of the held-out part, or None without one.
+        seed: The seed of the draw of rows whose texts are looked at, where they are many.
+
+    Returns:
+        What JSON can hold: format, data, and heldout, which is None without predictions.
+    """
+    found: dict[str, Any] = {"format": FORMAT, "data": [_data_of(log) for log in parts]}
+    found["heldout"] = None if predicted is None else _heldout_of(parts[-1], spec, predicted, seed)
+    plain: dict[str, Any] = as_json(found)
+    return plain
+
+
+def group_masses(spec: RewardSpec, heldout: HeldOut, feedback: np.ndarray) -> dict[str, list[float]]:
+    """Return the mean posterior of the four groups of each signal, over the rows that record it.
+
+    Args:
+        spec: What the model explains, with K signals.
+        heldout: Predictions for N rows.
+        feedback: Feedback of the same rows, (N, K).
+
+    Returns:
+        By the name of a signal four shares that sum to one, in the order of `GROUPS`; a signal that no row records is
+        left out.
+    """
+    if not spec.signals:
+        return {}
+    reward, propensity = (
+        torch.as_tensor(values, dtype=torch.float32) for values in (heldout.reward, heldout.propensity)
+    )
+    groups = stratify(reward, propensity, torch.as_tensor(feedback), **spec.loss_options).double().numpy()
+    means = {}
+    for k, name in enumerate(spec.signals):
+        rows = groups[feedback[:, k] >= 0, k]
+        rows = rows[np.isfinite(rows).all(axis=1)]
+        if len(rows):
+            means[name] = rows.mean(axis=0).tolist()
+    return means
+
+
+def answer_key(name: str, messages: Messages) -> str:
+    """Return a hash of a row, of its id and all it says, by which who has the log finds it."""
+    text = json.dumps([name, messages], sort_keys=True)
+    return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=12).hexdigest()
+
+
+def _data_of(log: Log) -> dict[str, Any]:
+    """Say of one part of a log what its record does not: who and when, and how long answers are."""
+    rows = np.arange(len(log)) if len(log) <= SAMPLE else np.linspace(0, len(log) - 1, SAMPLE).astype(int)
+    lengths = [len(log.messages[row][-1]["content"]) for row in rows]
+    times = None if log.times is None else log.times[np.isfinite(log.times)]
+    return {
+        "users": _distinct(log.user_ids),
+        "sessions": _distinct(log.session_ids),
+        "times": [float(times.min()), float(times.max())] if times is not None and len(times) else None,
+        "characters": np.quantile(lengths, [0.05, 0.5, 0.95]).tolist() if lengths else None,
+        "features": list(log.feature_names),
+        "segments": list(log.segments),
+    }
+
+
+def _distinct(names: Any) -> int | None:
+    """Count the different names, None where there are none."""
+    return None if names is None else int(numbered(names).max(initial=NO_NAME)) + 1
+
+
+def _heldout_of(log: Log, spec: RewardSpec, predicted: HeldOut, seed: int) -> dict[str, Any]:
+    """Gather what predictions for the rows of a log show; rows of weight 0 are left out."""
+    rows = np.flatnonzero(row_weights(log) > 0)
+    log, predicted = log.subset(rows), HeldOut(*(column[rows] for column in predicted))
+    drawn = np.sort(np.random.default_rng(seed).permutation(len(log))[:SAMPLE])
+    clusters = _clusters(log)
+    return {
+        "rows": len(log),
+        "reward": _rewards_by_action(log, predicted.reward, clusters),
+        "propensity": list(_propensities(log, spec, predicted)),
+        "groups": group_masses(spec, predicted, log.feedback),
+        "exploits": exploits_of(log.subset(drawn), HeldOut(*(c[drawn] for c in predicted)), clusters[drawn]),
+        "answers": _answers(log, predicted.reward),
+    }
+
+
+def _clusters(log: Log) -> np.ndarray:
+    """Return numbers, (N,), equal for rows of one user; a row without a user has a number of its own."""
+    own = np.arange(len(log))
+    if log.user_ids is None:
+        return own
+    numbers = numbered(log.user_ids)
+    return np.unique(np.where(numbers == NO_NAME, len(log) + own, numbers), return_inverse=True)[1]
+
+
+def _rewards_by_action(log: Log, reward: np.ndarray, clusters: np.ndarray) -> dict[str, Any]:
+    """Return histograms of the reward logits, of all rows and of each signal's acted and silent rows."""
+    low, high = np.quantile(reward, [0.002, 0.998]).astype(float)
+    high = high if high > low else low + 1e-6
+    edges = np.linspace(low, high, BINS + 1)
+    inside = np.clip(reward, low, high)
+
+    def histogram(mask: np.ndarray) -> list[int]:
+        counts: list[int] = np.histogram(inside[mask], edges)[0].tolist()
+        return counts
+
+    signals = []
+    for k, name in enumerate(log.signals):
+        acted, silent = log.feedback[:, k] == 1, log.feedback[:, k] == 0
+        both = acted | silent
+        entry: dict[str, Any] = {"name": name, "acted": histogram(acted), "silent": histogram(silent)}
+        if acted.any() and silent.any():
+            entry["auroc"] = reward_metrics(reward[both], log.feedback[both, k])["auroc"]
+            groups = np.unique(clusters[both], return_inverse=True)[1]
+            entry |= ranking_intervals(reward[both], log.feedback[both, k], groups, level=0.95)
+        signals.append(entry)
+    return {
+        "edges": edges.tolist(),
+        "mean": float(reward.mean()),
+        "sd": float(reward.std()),
+        "all": histogram(np.ones(len(reward), bool)),
+        "signals": signals,
+    }
+
+
+def _propensities(log: Log, spec: RewardSpec, predicted: HeldOut) -> Iterator[dict[str, Any]]:
+    """Yield a histogram of the predicted propensities of each signal in the rows that record it."""
+    for k, name in enumerate(spec.signals):
+        logits = predicted.propensity[log.feedback[:, k] >= 0, k].astype(np.float64)
+        chance = 1 / (1 + np.exp(-logits[np.isfinite(logits)]))
+        if not len(chance):
+            continue
+        top = min(1.0, np.ceil(20 * float(chance.max())) / 20)
+        counts, edges = np.histogram(chance, BINS, (0.0, top))
+        quantiles = np.quantile(chance, [0.05, 0.5, 0.95]).tolist()
+        yield {"name": name, "edges": edges.tolist(), "counts": counts.tolist(), "quantiles": quantiles}
+
+
+def _answers(log: Log, reward: np.ndarray) -> dict[str, list[dict[str, Any]]]:
+    """Return the answers of the highest and of the lowest rewards, each text once, by their hashes."""
+    order = np.argsort(reward, kind="stable")
+    return {"best": _first_different(log, reward, order[::-1]), "worst": _first_different(log, reward, order)}
+
+
+def _first_different(log: Log, reward: np.ndarray, order: np.ndarray) -> list[dict[str, Any]]:
+    """Return the first rows in an order whose responses differ, and of the signals what they recorded."""
+    found: list[dict[str, Any]] = []
+    seen: set[str] = set()
+    for row in order[: 50 * ANSWERS]:
+        messages = log.messages[row]
+        if messages[-1]["content"] in seen:
+            continue
+        seen.add(messages[-1]["content"])
+        marks = {name: int(log.feedback[row, k]) for k, name in enumerate(log.signals) if log.feedback[row, k] >= 0}
+        key = answer_key(log.ids[row], messages)
+        found.append({"key": key, "reward": float(reward[row]), "feedback": marks})
+        if len(found) == ANSWERS:
+            break
+    return found

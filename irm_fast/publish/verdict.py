@@ -1,0 +1,81 @@
+"""The headline of a report: the verdict on a reward in a few words, and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from irm_fast.diagnostics.learned import LEARNED, NOT_LEARNED, NOT_TESTED
+from irm_fast.diagnostics.text import CONDITIONAL, CONTRADICTED, IDENTIFIED, OPEN
+
+_LIGHT = {IDENTIFIED: "good", CONDITIONAL: "fair", OPEN: "bad", CONTRADICTED: "bad", NOT_LEARNED: "bad"}
+_SAID = {CONDITIONAL: "identified if the signals are independent", CONTRADICTED: "contradicted by the log"}
+_HEADLINE = {
+    IDENTIFIED: "The reward is identified",
+    CONDITIONAL: "The reward is identified if the signals are independent",
+    OPEN: "The reward is not identified by this log",
+    CONTRADICTED: "The log contradicts what this reward rests on",
+    NOT_LEARNED: "The reward was not learned",
+}
+_FIRST = {
+    IDENTIFIED: "Use it, and compare it with fresh ratings (irm-fast evaluate) before a policy follows it.",
+    CONDITIONAL: "Use it to rank answers, not as a probability: what the signals have in common beside the response "
+    "moves its level more than its order.",
+    OPEN: "Do not let a policy follow it yet: other rewards explain these actions as well. Cheap ways out come next.",
+    CONTRADICTED: "Do not rely on it: mend what failed below first, and train again.",
+    NOT_LEARNED: "Do not use it: it tells answers apart no better than one rate for all.",
+}
+_SCALE_ALONE = "Use it to rank answers only: the log contradicts its level. Mend what failed below to have that too."
+_UNTESTED = (
+    "Train with a held-out part (--validation-fraction 0.1) and enough rows: nobody knows yet whether this reward was "
+    "learned."
+)
+
+
+class Headline(NamedTuple):
+    """The verdict as the page begins with it.
+
+    Attributes:
+        light: `good`, `fair` or `bad`.
+        title: The verdict in a few words.
+        words: The verdict in full.
+        tiles: Name, light and answer of each part of the verdict.
+        steps: What to do, first things first.
+    """
+
+    light: str
+    title: str
+    words: str
+    tiles: tuple[tuple[str, str, str], ...]
+    steps: tuple[str, ...]
+
+
+def headline(diagnosis: Mapping[str, Any], gain: tuple[float, float] | None) -> Headline:
+    """Return the headline of a diagnosis.
+
+    Args:
+        diagnosis: As `Diagnosis.to_dict` gives it.
+        gain: Log-likelihood an action beyond constant rates on held-out rows, and its standard error, or None.
+    """
+    kind, learned = diagnosis["kind"], diagnosis.get("learned", "")
+    ranking, scale = diagnosis.get("ranking", kind), diagnosis.get("scale", kind)
+    only_scale = kind == CONTRADICTED and ranking in (IDENTIFIED, CONDITIONAL)
+    light, title = _LIGHT.get(kind, "bad"), _HEADLINE.get(kind, f"The reward is {kind}")
+    first = _SCALE_ALONE if only_scale else _FIRST.get(kind, "")
+    if only_scale:
+        light, title = "fair", "The reward can rank; the log contradicts its level"
+    if learned in (NOT_TESTED, NOT_LEARNED):
+        title += f"; {'nobody has tested whether it was learned' if learned == NOT_TESTED else 'it was not learned'}"
+        light = "bad" if learned == NOT_LEARNED else max(light, "fair", key=("good", "fair", "bad").index)
+    if kind == NOT_LEARNED:
+        title = _HEADLINE[kind]
+    said = "" if gain is None else f" ({gain[0]:+.3f} ± {gain[1]:.3f} nats an action)"
+    learnt = {LEARNED: "good", NOT_LEARNED: "bad"}.get(learned, "fair")
+    tiles = (
+        ("Order of answers", _LIGHT.get(ranking, "bad"), _SAID.get(ranking, ranking)),
+        ("Level of the reward", _LIGHT.get(scale, "bad"), _SAID.get(scale, scale)),
+        ("Better than constant rates", learnt, (learned or NOT_TESTED) + said),
+    )
+    untested = _UNTESTED if learned == NOT_TESTED else ""
+    steps = tuple(step for step in (first, untested, *diagnosis["remedies"]) if step)
+    return Headline(light, title, f"The reward is {diagnosis['verdict']}.", tiles, steps)
