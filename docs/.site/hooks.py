@@ -1,16 +1,50 @@
 """What the site does to a page before it becomes HTML, so that pages read alike there and in the repository.
 
 Links that lead out of the folder `docs` become the names of the files, as the site holds no more than that folder. A
-list may follow a paragraph without an empty line between them.
+list may follow a paragraph without an empty line between them. Notebooks become pages, with what their cells print.
 """
 
+import json
 import posixpath
 import re
+from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
+NOTEBOOK = re.compile(r"(\]\((?![a-z]+:)[^)\s]+)\.ipynb\b")
 LINK = re.compile(r"(?<!!)\[([^\]]+)\]\((\.\./[^)\s#]+)(#[^)\s]*)?\)")
 ITEM = re.compile(r"\s*([-*]|\d+\.) ")
+
+
+def on_files(files: Any, config: Any, **_: Any) -> Any:
+    """The files of the site: each notebook is a page of its own, in the place of the file.
+
+    Args:
+        files: MkDocs' files.
+        config: MkDocs' settings.
+    """
+    from mkdocs.structure.files import File
+
+    for file in [file for file in files if file.src_uri.endswith(".ipynb")]:
+        files.remove(file)
+        notebook = json.loads(Path(file.abs_src_path).read_text(encoding="utf-8"))
+        name = file.src_uri.removesuffix(".ipynb") + ".md"
+        files.append(File.generated(config, name, content="\n\n".join(_cells(notebook))))
+    return files
+
+
+def _cells(notebook: dict[str, Any]) -> Iterator[str]:
+    """The cells of a notebook as Markdown."""
+    for cell in notebook["cells"]:
+        text = "".join(cell["source"])
+        yield text if cell["cell_type"] == "markdown" else f"```python\n{text}\n```"
+        for output in cell.get("outputs", ()):
+            data = output.get("data", {})
+            if "image/png" in data:
+                yield f"![A picture that this code draws](data:image/png;base64,{data['image/png']})"
+            elif shown := "".join(output.get("text", "") or data.get("text/plain", "")):
+                yield f"```output\n{shown.rstrip()}\n```"
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
@@ -25,7 +59,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def _prose(text: str, source: str) -> str:
-    return _spaced(LINK.sub(lambda found: _inside(found, source), text))
+    return _spaced(LINK.sub(lambda found: _inside(found, source), NOTEBOOK.sub(r"\1.md", text)))
 
 
 def _inside(found: re.Match[str], source: str) -> str:
