@@ -20,10 +20,16 @@ COMMANDS = {  # by the headings of the help
     "Logs": (data.import_log, data.validate, evaluation.mask, data.simulate),
     "Training": (training.train, publish.report, embeddings.embed),
     "Judging": (evaluation.evaluate, evaluation.diagnose, evaluation.compare, evaluation.label, training.verify),
-    "Using a model": (evaluation.score,),
+    "Using a model": (evaluation.score, publish.export),
     "Trying it out": (experiments.demo, experiments.reproduce, models.doctor),
 }
-NO_USERS = (training.verify, experiments.reproduce, experiments.demo, models.doctor)  # read no data of users
+NO_USERS = (
+    training.verify,
+    publish.export,
+    experiments.reproduce,
+    experiments.demo,
+    models.doctor,
+)  # read no data of users
 WIDTH = {"max_content_width": 120}  # of help, at most
 
 app = typer.Typer(

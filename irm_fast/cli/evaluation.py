@@ -147,9 +147,9 @@ def compare(
     optimised against the reward would move. The log should not be the one that the model was trained on.
     """
     from irm_fast.evaluation.arms import compare_file, parse_outcome
+    from irm_fast.evaluation.metrics_file import plain
     from irm_fast.models.passes import Passes
     from irm_fast.models.processes import is_first, launched
-    from irm_fast.evaluation.metrics_file import plain
 
     told, outcomes = declared(settings), None if outcome is None else parse_outcome(outcome)
     how = {"randomised": randomised, "outcome": outcomes, "declared": told, "precision": precision}

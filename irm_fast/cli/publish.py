@@ -1,14 +1,20 @@
-"""The command `report`."""
+"""The commands `report` and `export`, which show a model and hand it over."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from irm_fast.cli.help import example
+from irm_fast.cli.options import AsJson
+from irm_fast.cli.tables import show_table
 from irm_fast.cli.terminal import echo
+
+if TYPE_CHECKING:
+    from irm_fast.publish.consumers import Reading
 
 
 @example("irm-fast report reward_model", "irm-fast report reward_model --out page.html --redact")
@@ -28,3 +34,68 @@ def report(
         echo("  its charts as PNG files need matplotlib: pip install 'irm-fast[report]'")
     else:
         echo(f"  and its charts as PNG files in {written.charts}")
+
+
+@example(
+    "irm-fast export reward_model --check",
+    "irm-fast export reward_model --out rm --push-to-hub ME/rm",
+    "irm-fast export on_encoder --to sentence-transformers --out rm",
+)
+def export(
+    model: Annotated[Path, typer.Argument(help="A folder that irm-fast train wrote, or that of an adapter.")],
+    out: Annotated[Path | None, typer.Option(help="The folder to write, new or empty.")] = None,
+    to: Annotated[
+        Literal["hf", "sentence-transformers"],
+        typer.Option(help="A plain classifier, or a reward on the embeddings of an encoder."),
+    ] = "hf",
+    merge: Annotated[bool, typer.Option("--merge", help="Merge an adapter into the weights of its base.")] = False,
+    push_to_hub: Annotated[str | None, typer.Option(help="Upload the export to this repository of the hub.")] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing; compare the scores of all programs that are installed.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a model for others, or check who reads it. With --check exit code 1 if a program reads another reward."""
+    if check:
+        if out is not None or merge or push_to_hub is not None:
+            raise ValueError("check: writes nothing; got --out, --merge or --push-to-hub too; leave them out")
+        _check(model, as_json=as_json)
+        return
+    if out is None:
+        raise ValueError("out: none given; expected --out DIR to write, or --check to compare programs")
+    from irm_fast.publish.export import export_model
+    from irm_fast.publish.export import push_to_hub as upload
+
+    found = export_model(model, out, to, merge=merge, name=push_to_hub or "")
+    if push_to_hub is not None:
+        upload(out, push_to_hub)
+    if as_json:
+        echo(json.dumps({"out": str(out), **found._asdict(), "repository": push_to_hub}, indent=2))
+        return
+    echo(f"wrote {out}: {found.kind}")
+    if found.compared:
+        echo(f"  {found.compared}")
+    if push_to_hub is not None:
+        echo(f"  uploaded to {push_to_hub}, which is private where it is new")
+
+
+def _check(model: Path, *, as_json: bool) -> None:
+    """Print how programs read a model."""
+    from irm_fast.publish.consumers import EXACT, check_consumers
+
+    readings = check_consumers(model)
+    wrong = [one.consumer for one in readings if one.same is False and one.consumer in EXACT]
+    if as_json:
+        echo(json.dumps({"readings": [one._asdict() for one in readings], "wrong": wrong}, indent=2))
+    else:
+        headings = ("consumer", "version", "within max_length", "longer rows", "note")
+        show_table(headings, [_cells(one) for one in readings])
+        echo("largest absolute differences to irm-fast score, within max_length and of longer rows, in float32")
+        if wrong:
+            echo(f"another reward: {', '.join(wrong)}")
+    raise typer.Exit(bool(wrong))
+
+
+def _cells(one: Reading) -> tuple[str, ...]:
+    numbers = ("-" if value is None else f"{value:.1e}" for value in (one.within, one.beyond))
+    return (one.consumer, one.how, *numbers, one.note)

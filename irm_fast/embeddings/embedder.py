@@ -184,7 +184,7 @@ class Embedder:
         """Return the token ids (int32) of each conversation, and how many of them lost their beginning."""
         if self.reward_model:
             return tokenise(self.tokenizer, conversations, max_length, keeps_bos=self.source.keeps_bos)
-        texts = [self.source.prompt + "\n\n".join(map(_plain, row)) for row in conversations]
+        texts = [self.source.prompt + plain_text(row) for row in conversations]
         if self.source.lower_case:
             texts = [text.lower() for text in texts]
         rows = self.tokenizer(texts, verbose=False)["input_ids"] if texts else []
@@ -194,6 +194,11 @@ class Embedder:
             for i, row in zip(long, cut, strict=True):
                 rows[i] = row
         return [np.array(row, dtype=np.int32) for row in rows], len(long)
+
+
+def plain_text(messages: Messages) -> str:
+    """A conversation as an encoder reads it, without the text that its model puts before all."""
+    return "\n\n".join(map(_plain, messages))
 
 
 def _plain(turn: Mapping[str, Any]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -13,14 +13,16 @@ from irm_fast.embeddings.text_model import EmbeddedRewardModel
 from irm_fast.evaluation.scoring import RewardModel
 from irm_fast.models.record import Beside
 from irm_fast.models.template import bos_of
-from irm_fast.publish.snippets import Named, for_classifier, for_embeddings
+from irm_fast.publish.snippets import Named, for_classifier, for_embeddings, for_sentences
 
+Form = Literal["classifier", "embeddings", "sentences"]
 CARD = "README.md"
+_LIBRARY = {"classifier": "transformers", "embeddings": "irm-fast", "sentences": "sentence-transformers"}
 _LICENSE = ("license", "license_name", "license_link")
 _PLACES = ("data", "output", "model", "pairs", "embeddings", "report_to", "fsdp")  # settings that may name folders
 
 
-def model_card(record: Mapping[str, Any], name: str, *, classifier: bool, bos: str = "") -> str:
+def model_card(record: Mapping[str, Any], name: str, form: Form, bos: str = "") -> str:
     """The text of a model card.
 
     No folder of the machine is named in it, as it is made to be published.
@@ -28,18 +30,23 @@ def model_card(record: Mapping[str, Any], name: str, *, classifier: bool, bos: s
     Args:
         record: The content of `irm_fast.json`.
         name: The folder or hub id of the model, by which snippets load it.
-        classifier: Whether the model is an ordinary sequence classifier; else it is a reward on embeddings.
+        form: What is in the folder: an ordinary sequence classifier, a reward on embeddings, or one as a model of
+            sentence-transformers.
         bos: The BOS token that its texts begin with, or "".
     """
     base = base_of(record)
     model = Named(name, record["max_length"], bos)
-    sentences = (record.get("embeddings") or {}).get("kind") == "encoder"
-    shown = for_classifier(model) if classifier else for_embeddings(model, sentences=sentences)
+    encoder = (record.get("embeddings") or {}).get("kind") == "encoder"
+    shown = {
+        "classifier": lambda: for_classifier(model),
+        "embeddings": lambda: for_embeddings(model, exportable=encoder),
+        "sentences": lambda: [for_sentences(model, model.name)],
+    }[form]()
     return "\n".join(
         [
-            f"---\n{yaml.safe_dump(front_matter(record, base, classifier=classifier), sort_keys=False)}---",
+            f"---\n{yaml.safe_dump(front_matter(record, base, form), sort_keys=False)}---",
             f"# {Path(name).name}",
-            _what_it_is(record, base, classifier=classifier),
+            _what_it_is(record, base, form),
             "",
             "## What the reward rests on",
             *_verdict(record),
@@ -48,7 +55,7 @@ def model_card(record: Mapping[str, Any], name: str, *, classifier: bool, bos: s
             *_data(record.get("data") or ()),
             "",
             "## How programs read it",
-            _of_all(record, classifier=classifier),
+            _of_all(record, form),
             "",
             *(snippet.in_markdown() for snippet in shown),
             "## Settings and versions",
@@ -66,7 +73,7 @@ def card_of(model: RewardModel, name: str) -> Beside:
     """
     whole = model.checkpoint if isinstance(model, EmbeddedRewardModel) else model
     bos = "" if whole is None else bos_of(whole.tokenizer)
-    return lambda record: {CARD: model_card(record, name, classifier=whole is not None, bos=bos)}
+    return lambda record: {CARD: model_card(record, name, "embeddings" if whole is None else "classifier", bos)}
 
 
 def base_of(record: Mapping[str, Any]) -> str:
@@ -75,12 +82,12 @@ def base_of(record: Mapping[str, Any]) -> str:
     return str(embedded.get("model") or training.get("model") or "")
 
 
-def front_matter(record: Mapping[str, Any], base: str, *, classifier: bool) -> dict[str, Any]:
+def front_matter(record: Mapping[str, Any], base: str, form: Form) -> dict[str, Any]:
     """The metadata that hubs read, as a mapping; arguments as of `model_card` and `base_of`."""
     lora = (record.get("training") or {}).get("lora_rank")
     found: dict[str, Any] = {
         **(license_of(base) or {"license": "unknown"}),
-        "library_name": "transformers" if classifier else "irm-fast",
+        "library_name": _LIBRARY[form],
         "pipeline_tag": "text-classification",
         "tags": ["reward-model", "implicit-feedback", "rlhf", "irm-fast", *(["lora"] if lora else [])],
     }
@@ -109,12 +116,12 @@ def _is_hub_id(base: str) -> bool:
     return base.count("/") == 1 and not base.startswith((".", "/", "~")) and not Path(base).is_dir()
 
 
-def _what_it_is(record: Mapping[str, Any], base: str, *, classifier: bool) -> str:
+def _what_it_is(record: Mapping[str, Any], base: str, form: Form) -> str:
     """A paragraph: of what it was made, and what its number means."""
     signs = zip(record["signals"], record["polarity"], strict=True)
     signals = ", ".join(f"{name} ({'pleased' if side > 0 else 'displeased'})" for name, side in signs)
     learned = f"implicit feedback ({signals})" if signals else "labelled preferences"
-    kind = "a sequence classifier of one output" if classifier else "a reward on the embeddings of a frozen model"
+    kind = "a sequence classifier of one output" if form == "classifier" else "a reward on embeddings of a frozen model"
     made = f", made of {base if _is_hub_id(base) else Path(base).name}" if base else ""
     bias = record["reward_bias"]
     probability = f"sigmoid(reward {'-' if bias < 0 else '+'} {abs(bias):.4g})"
@@ -167,10 +174,12 @@ def _data(parts: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         yield f"| {name} | {recorded:,} | {counts['acted']:,} | {rate} |"
 
 
-def _of_all(record: Mapping[str, Any], *, classifier: bool) -> str:
+def _of_all(record: Mapping[str, Any], form: Form) -> str:
     """What holds for all programs."""
-    if not classifier:
+    if form == "embeddings":
         return "The reward is a function of embeddings, which other programs do not load by themselves."
+    if form == "sentences":
+        return "The reward is the one number that `encode` gives for a text."
     return (
         f"All give the same number for rows of at most {record['max_length']} tokens, the limit of its training, "
         "which is "

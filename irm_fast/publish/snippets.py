@@ -57,12 +57,12 @@ def for_classifier(model: Named) -> Sequence[Snippet]:
     )
 
 
-def for_embeddings(model: Named, *, sentences: bool) -> Sequence[Snippet]:
+def for_embeddings(model: Named, *, exportable: bool) -> Sequence[Snippet]:
     """How to read a reward on embeddings, which is no sequence classifier.
 
     Args:
         model: What the snippets say of it.
-        sentences: Whether `irm-fast export --to sentence-transformers` takes it.
+        exportable: Whether `irm-fast export --to sentence-transformers` takes it.
     """
     ours = Snippet(
         "irm_fast",
@@ -70,19 +70,27 @@ def for_embeddings(model: Named, *, sentences: bool) -> Sequence[Snippet]:
         "[reward] = irm_fast.score(model, [messages])",
         "The language model that makes the embeddings is loaded from where it was at training.",
     )
-    if not sentences:
-        return (ours,)
-    exported = Snippet(
-        "sentence-transformers",
-        f"# irm-fast export {model.name} --to sentence-transformers --out exported\n"
-        "from sentence_transformers import SentenceTransformer\n\n"
-        'reward = SentenceTransformer("exported")\n'
-        'text = "User: Why?\\n\\nAssistant: It depends."\nscore = reward.encode([text])[0, 0]',
-        "After the export. It reads plain text, turns as `Role: content` with an empty line between them; what is "
-        "longer "
-        f"than {model.max_length} tokens loses its beginning, as in training.",
+    before = f"# irm-fast export {model.name} --to sentence-transformers --out exported\n"
+    after = for_sentences(model, "exported")
+    return (ours, after._replace(code=before + after.code)) if exportable else (ours,)
+
+
+def for_sentences(model: Named, name: str) -> Snippet:
+    """How to read a reward on embeddings that was exported.
+
+    Args:
+        model: What the snippet says of it.
+        name: The folder or hub id of the export.
+    """
+    code = f"""from sentence_transformers import SentenceTransformer
+
+text = "User: Why?\\n\\nAssistant: It depends."
+reward = SentenceTransformer("{name}").encode([text])[0, 0]"""
+    caveat = (
+        "It reads plain text, turns as `Role: content` with an empty line between them; what is longer than "
+        f"{model.max_length} tokens loses its beginning, as in training."
     )
-    return ours, exported
+    return Snippet("sentence-transformers", code, caveat)
 
 
 def _cut(model: Named) -> str:
@@ -91,7 +99,7 @@ def _cut(model: Named) -> str:
         return f"What is longer than {model.max_length} tokens loses its beginning, as in training."
     return (
         f"What is longer than {model.max_length} tokens loses its beginning, and with it `{model.bos}`, which our own "
-        "cut keeps: rewards of such rows differ a little."
+        "cut keeps: rewards of such rows differ."
     )
 
 
@@ -220,6 +228,6 @@ def _verl(model: Named) -> Snippet:
     if model.bos:
         caveat += (
             f" It cuts `{model.bos}` off the text, and expects the tokenizer to add it again, which this one does not: "
-            "rewards differ a little. Score in a reward function of your own, by token ids, for the exact number."
+            "rewards differ. Score in a reward function of your own, by token ids, for the exact number."
         )
     return Snippet("verl", code, caveat, "sh")

@@ -27,6 +27,7 @@ OPTIONS = {
     "train": f"config dry-run {LOG} {SHARED} {TEXT} embeddings hidden-layers",
     "report": "directory out",
     "verify": "path",
+    "export": "model out to merge push-to-hub check json",
     "evaluate": f"model data batch-size token-budget precision base progress json {LOG}",
     "diagnose": (f"data model propensity-design labels-ignorable batch-size token-budget precision base json {LOG}"),
     "compare": f"data model by randomised outcome batch-size token-budget precision progress json {LOG}",
@@ -43,9 +44,10 @@ OPTIONS = {
 }
 for name in OPTIONS:
     OPTIONS[name] += " debug"
-for name in OPTIONS.keys() - {"verify", "reproduce", "demo", "doctor"}:  # which read no data of users
+for name in OPTIONS.keys() - {"verify", "export", "reproduce", "demo", "doctor"}:  # which read no data of users
     OPTIONS[name] += " redact"
 CHOICES = {
+    ("export", "to"): "hf sentence-transformers",
     ("train", "propensity-design"): "auto constant hidden features known",
     ("simulate", "protocol"): "rating feature",
     ("reproduce", "protocol"): "both rating feature",

@@ -69,3 +69,29 @@ def _tokenizer(kind: str) -> Any:
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **specials)
     fast.chat_template = {"no BOS": TURNS, "BOS twice": "{{ bos_token }}" + TURNS, "ChatML": CHATML}[kind]
     return fast
+
+
+def save_encoder(folder: Path, *, positions: int = 64) -> Path:
+    """Write a tiny random BERT with a byte-level tokenizer that adds [CLS] and [SEP], and return the folder."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    special = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=270, special_tokens=[*special.values()], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(["User: good question Assistant: bad answer"] * 3, trainer)
+    ends = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+    config = BertConfig(
+        vocab_size=270, max_position_embeddings=positions, pad_token_id=0, initializer_range=0.3, **sizes
+    )
+    BertModel(config).save_pretrained(folder)
+    return folder

@@ -1,4 +1,4 @@
-"""A finished training run with all that a report can show."""
+"""Models for the tests of what is published: a finished run, three classifiers, and rewards on an encoder."""
 
 from __future__ import annotations
 
@@ -8,8 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from irm_fast.data.signals import RewardSpec
+from irm_fast.embeddings.embedder import Embedder
+from irm_fast.embeddings.estimator import EmbeddingRewardModel
+from irm_fast.embeddings.sentence_files import SentenceFiles
+from irm_fast.embeddings.text_model import EmbeddedRewardModel
+from irm_fast.models.reward_model import ImplicitRewardModel
+from irm_fast.publish.card import card_of
 from irm_fast.training.config import TrainConfig
 from irm_fast.training.run import train_log
+from tests.models.saved_bases import KINDS, save_base, save_encoder
 
 HOSTILE = "<script>alert(1)</script> <img src=x onerror=alert(2)> {{ 7 * 7 }} \u202e"
 
@@ -40,3 +48,34 @@ def finished(shown_log, tiny_model, tmp_path_factory) -> Path:
     )
     train_log(shown_log, config)
     return Path(config.output)
+
+
+EXPORTED = RewardSpec("constant", ("copy", "share"), (1, 1), max_length=48)
+
+
+@pytest.fixture(scope="session", params=KINDS)
+def classifier(request, tmp_path_factory) -> Path:
+    """The folder of a saved classifier of each kind."""
+    folder = tmp_path_factory.mktemp("classifier")
+    model = ImplicitRewardModel.from_backbone(save_base(request.param, folder / "base"), EXPORTED).eval()
+    model.save(folder / "saved", {"training": {"model": str(folder / "base")}}, card_of(model, "saved"))
+    return folder / "saved"
+
+
+@pytest.fixture(scope="session")
+def save_embedded(tmp_path_factory, make_log):
+    """A function that fits a reward to embeddings of a model, and returns the folder that it is saved to."""
+    base = save_encoder(tmp_path_factory.mktemp("encoder"))
+
+    def save(model=base, hidden_layers=(), files: SentenceFiles | None = None, pooling: str = "auto") -> Path:
+        log = make_log(200)
+        embedder = Embedder(model, pooling=pooling, max_length=48, files=files)
+        vectors, _ = embedder.embed(log.messages)
+        estimator = EmbeddingRewardModel(hidden_layers=hidden_layers, random_state=0, max_epochs=20, batch_size=64)
+        estimator.fit(vectors.numpy(), log.feedback)
+        folder = tmp_path_factory.mktemp("embedded") / "saved"
+        embedded = EmbeddedRewardModel(estimator, EXPORTED, embedder.source)
+        embedded.save(folder, None, card_of(embedded, "saved"))
+        return folder
+
+    return save

@@ -80,19 +80,19 @@ def test_lines_for_engines_send_the_tokens_of_training(saved, monkeypatch, reade
 def test_a_card_names_all_readers_and_no_folder(saved):
     model, folder, _ = saved
     record = read_record(folder) | {"training": {"model": str(folder / "base"), "data": str(folder / "log.jsonl")}}
-    card = model_card(record, "rm", classifier=True)
+    card = model_card(record, "rm", "classifier")
     assert all(f"### {reader}" in card or f"### sentence-transformers {reader}" in card for reader in ALL)
     assert str(folder.parent) not in card and "log.jsonl" in card
     assert "copy (pleased), thumbs_down (displeased)" in card and "of at most 48 tokens" in card
     head = yaml.safe_load(card.split("---")[1])
     assert head["license"] == "unknown" and head["library_name"] == "transformers" and "base_model" not in head
     bos = model.tokenizer.bos_token
-    assert (f"`{bos}`" in model_card(record, "rm", classifier=True, bos=bos or "")) == (bos is not None)
+    assert (f"`{bos}`" in model_card(record, "rm", "classifier", bos or "")) == (bos is not None)
 
 
 def test_a_hub_id_is_named_as_the_base():
     record = {**SPEC.__dict__, "reward_bias": -0.5, "training": {"model": "maker/base-1b", "lora_rank": 8}}
-    card = model_card(record, "rm", classifier=True)
+    card = model_card(record, "rm", "classifier")
     head = yaml.safe_load(card.split("---")[1])
     assert (head["base_model"], head["base_model_relation"]) == ("maker/base-1b", "finetune")
     assert "lora" in head["tags"] and "sigmoid(reward - 0.5)" in card

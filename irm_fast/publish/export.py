@@ -1,0 +1,167 @@
+"""Exports of a saved model for others: a plain checkpoint, or a model of sentence-transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+
+from irm_fast.data.schema import read_object
+from irm_fast.data.writing.manifest import refuse_damage, write_manifest
+from irm_fast.data.writing.outputs import OutputFolder
+from irm_fast.data.writing.whole import write_whole
+from irm_fast.embeddings.embedder import plain_text
+from irm_fast.embeddings.text_model import SOURCE, EmbeddedRewardModel
+from irm_fast.evaluation.scoring import score
+from irm_fast.models.adapters import check_installed
+from irm_fast.models.backbone import is_stored_in, load_backbone, load_classifier, load_tokenizer
+from irm_fast.models.checkpoint import save_checkpoint
+from irm_fast.models.foreign_files import loading, quiet_transformers
+from irm_fast.models.record import RECORD, read_record
+from irm_fast.models.template import bos_of
+from irm_fast.publish.card import CARD, Form, model_card
+from irm_fast.publish.samples import texts_around
+from irm_fast.publish.sentence_export import check_exportable, write_sentence_transformer
+
+Target = Literal["hf", "sentence-transformers"]
+_ADAPTER = "adapter_config.json"  # by which peft knows the folder of an adapter
+_OUT = OutputFolder("export", files=(), folders=(), is_marked=lambda folder: False, argument="out")
+
+
+class Exported(NamedTuple):
+    """What was exported.
+
+    Attributes:
+        kind: What it is, in words.
+        compared: How it compares with our own score, in words.
+    """
+
+    kind: str
+    compared: str = ""
+
+
+def export_model(folder: Path, out: Path, to: Target = "hf", *, merge: bool = False, name: str = "") -> Exported:
+    """Write a saved model for others, without settings, metrics or folders of the machine that trained it.
+
+    Args:
+        folder: A folder that `irm-fast train` wrote, or the folder of an adapter.
+        out: The folder to write, new or empty.
+        to: "hf": a sequence classifier with its tokenizer, as it is saved now, also of earlier versions;
+            "sentence-transformers": a reward on the embeddings of an encoder.
+        merge: Whether to merge an adapter into the weights of its base.
+        name: The hub id by which the card loads it; "" for the folder's name.
+
+    Raises:
+        ValueError: The folder holds no such model, it is damaged, or `out` holds something.
+    """
+    _OUT.check(out)
+    name = name or out.name
+    if (folder / _ADAPTER).is_file():
+        return _export_adapter(folder, out, to, name, merge=merge)
+    record = read_record(folder)
+    refuse_damage(folder, "irm-fast train")
+    if merge:
+        raise ValueError(f"merge: {folder} is no adapter: train merges its adapters at the end; leave --merge out")
+    if to == "hf":
+        return _export_classifier(folder, out, record, name)
+    return _export_sentences(folder, out, record, name)
+
+
+def push_to_hub(folder: Path, repository: str) -> None:
+    """Upload an export to a repository of the hub, which is made, private, where there is none.
+
+    Args:
+        folder: The folder that `export_model` wrote.
+        repository: Its id, OWNER/NAME.
+
+    Raises:
+        ValueError: The hub is not reached, or refuses; the export stays where it is.
+    """
+    from huggingface_hub import HfApi
+
+    with loading(f"push-to-hub: {repository} was not uploaded, the export is whole in {folder}"):
+        hub = HfApi()
+        hub.create_repo(repository, private=True, exist_ok=True)
+        hub.upload_folder(repo_id=repository, folder_path=folder, commit_message="Export of irm-fast")
+
+
+def _export_classifier(folder: Path, out: Path, record: Mapping[str, Any], name: str) -> Exported:
+    """Save a classifier anew, in the precision of its files."""
+    if not (folder / "config.json").is_file():
+        raise ValueError(
+            f"to: {folder} is a reward on embeddings, which no sequence classifier can hold; expected --to "
+            "sentence-transformers, where it is on an encoder"
+        )
+    dtype = torch.bfloat16 if is_stored_in(str(folder), torch.bfloat16) else torch.float32
+    classifier, tokenizer = load_classifier(str(folder), dtype), load_tokenizer(str(folder))
+    tokenizer.model_max_length = record["max_length"]
+    files = save_checkpoint(classifier, tokenizer, out)
+    _close(out, files, record, name, "classifier", bos_of(tokenizer))
+    return Exported("a sequence classifier")
+
+
+def _export_adapter(folder: Path, out: Path, to: Target, name: str, *, merge: bool) -> Exported:
+    """Merge an adapter into its base, and save both as a classifier; its card is that of the model it lies in."""
+    if not merge or to != "hf":
+        raise ValueError(f"{folder}: an adapter, which needs its base; expected --merge --to hf, which makes one model")
+    check_installed()
+    from peft import PeftModel
+
+    base = str(read_object(folder / _ADAPTER, "peft").get("base_model_name_or_path"))
+    classifier, tokenizer = load_backbone(base)
+    whole = folder.resolve().parent
+    record = read_record(whole) if (whole / RECORD).is_file() else None
+    if record is not None:
+        tokenizer = load_tokenizer(str(whole))
+    with loading(f"{folder}: the adapter does not fit {base!r}"):
+        merged: Any = PeftModel.from_pretrained(classifier, str(folder))  # type: ignore[arg-type]
+        classifier = merged.merge_and_unload(safe_merge=True)
+    files = save_checkpoint(classifier, tokenizer, out)
+    _close(out, files, record, name, "classifier", bos_of(tokenizer))
+    return Exported(f"a sequence classifier, the adapter merged into {Path(base).name}")
+
+
+def _export_sentences(folder: Path, out: Path, record: Mapping[str, Any], name: str) -> Exported:
+    """Write the modules of a reward on embeddings, and compare their score with ours where that can be done."""
+    if SOURCE not in record:
+        raise ValueError(
+            f"to: {folder} is a sequence classifier, which sentence-transformers' CrossEncoder reads as it is; "
+            "expected "
+            "--to hf"
+        )
+    model = EmbeddedRewardModel.load(folder)
+    check_exportable(model)
+    files = write_sentence_transformer(model, out)
+    _close(out, files, record, name, "sentences")
+    return Exported("a model of sentence-transformers", _compared(model, out))
+
+
+def _close(out: Path, files: list[str], record: Mapping[str, Any] | None, name: str, form: Form, bos: str = "") -> None:
+    """Write the card, and last the manifest."""
+    if record is not None:
+        write_whole(out / CARD, model_card(record, name, form, bos))
+        files = [*files, CARD]
+    write_manifest(out, files)
+
+
+def _compared(model: EmbeddedRewardModel, out: Path) -> str:
+    """The largest difference between our score and that of an export, in words."""
+    try:
+        package = version("sentence-transformers")
+    except PackageNotFoundError:
+        return "sentence-transformers is not installed: not compared"
+    from sentence_transformers import SentenceTransformer
+
+    model.precision = "float32"
+    tokenizer = model.embedder.tokenizer
+    rows = texts_around(lambda messages: len(tokenizer(plain_text(messages))["input_ids"]), model.spec.max_length)
+    with quiet_transformers():
+        reader = SentenceTransformer(str(out), device=str(model.embedder.device))
+        theirs = reader.encode([plain_text(messages) for messages in rows.conversations], show_progress_bar=False)
+    difference = np.abs(theirs[:, 0] - score(model, rows.conversations))
+    within, beyond = rows.worst(difference)
+    return f"sentence-transformers {package}: differs by at most {within:.1e}, of longer rows by {beyond:.1e}"

@@ -1,0 +1,141 @@
+"""Who reads a saved model reads our reward: transformers, OpenRLHF, sentence-transformers, TRL."""
+
+import json
+import shutil
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from irm_fast.cli.commands import app
+from irm_fast.data.writing.manifest import MANIFEST
+from irm_fast.evaluation.scoring import load, score
+from irm_fast.models.tokens import encode
+from irm_fast.publish.consumers import BY_SOURCE, CONSUMERS, check_consumers
+from irm_fast.publish.samples import texts_around
+
+
+@pytest.fixture(scope="module")
+def readings(classifier):
+    return {one.consumer: one for one in check_consumers(classifier)}
+
+
+def test_all_programs_read_the_reward_of_rows_within_the_limit(readings, classifier):
+    bos = load(classifier).tokenizer.bos_token
+    for name in ("transformers, messages", "transformers, text", "transformers pipeline", "OpenRLHF"):
+        reading = readings[name]
+        assert reading.same and reading.within < 1e-5, reading
+        assert (reading.beyond < 1e-5) == (bos is None), reading  # truncation by others loses the BOS
+    assert (readings["verl's text"].within < 1e-5) == (bos is None)
+
+
+@pytest.mark.parametrize(("name", "module"), [("CrossEncoder", "sentence_transformers"), ("TRL, GRPO", "trl")])
+def test_programs_that_are_installed_read_it_and_others_are_said_not_to_be(readings, name, module):
+    reading = readings[name]
+    if find_spec(module) is None:
+        assert reading.how == "not installed" and reading.within is None and reading.same is None
+    else:
+        assert reading.same and reading.within < 1e-5, reading
+
+
+def test_samples_lie_on_both_sides_of_the_limit(classifier):
+    tokenizer, limit = load(classifier).tokenizer, 48
+    samples = texts_around(lambda messages: len(encode(tokenizer, [messages], 10**6)[0][0]), limit)
+    assert 2 < samples.longer.sum() < len(samples.conversations) - 2
+    assert samples.worst(samples.longer.astype(float)) == (0.0, 1.0)
+
+
+def test_a_checkpoint_that_others_read_otherwise_is_found(classifier, tmp_path):
+    """With a second BOS, and the last layer behind a sigmoid, as such checkpoints were."""
+    folder = shutil.copytree(classifier, tmp_path / "saved")
+    (folder / MANIFEST).unlink()
+    config = json.loads((folder / "config.json").read_text())
+    config["problem_type"] = None
+    (folder / "config.json").write_text(json.dumps(config))
+    found = {one.consumer: one for one in check_consumers(folder)}
+    assert found["transformers pipeline"].same is False and found["transformers, text"].same
+    result = CliRunner().invoke(app, ["export", str(folder), "--check", "--json"])
+    assert result.exit_code == 1 and json.loads(result.stdout)["wrong"] == ["transformers pipeline"]
+
+
+def test_a_second_bos_is_found(classifier, tmp_path):
+    folder = shutil.copytree(classifier, tmp_path / "saved")
+    if load(folder).tokenizer.bos_token is None:
+        return
+    (folder / MANIFEST).unlink()
+    shutil.copy(classifier.parent / "base" / "tokenizer.json", folder / "tokenizer.json")
+    found = {one.consumer: one for one in check_consumers(folder)}
+    assert found["transformers, text"].same is False and found["transformers, messages"].same
+
+
+def test_the_command_prints_a_table(classifier):
+    result = CliRunner().invoke(app, ["export", "--check", str(classifier)])
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    for consumer in (*CONSUMERS, *BY_SOURCE):
+        name = consumer.name if hasattr(consumer, "name") else consumer.consumer
+        assert any(line.startswith(name) for line in lines), name
+    assert "by source" in result.stdout and "by its rules" in result.stdout
+
+
+def test_what_no_program_loads_is_refused(save_embedded, tmp_path):
+    with pytest.raises(ValueError, match=r"a reward on embeddings, which no other program loads"):
+        check_consumers(save_embedded())
+    result = CliRunner().invoke(app, ["export", str(tmp_path), "--check", "--out", str(tmp_path / "out")])
+    assert result.exit_code == 2 and "check: writes nothing" in result.output
+    result = CliRunner().invoke(app, ["export", str(tmp_path)])
+    assert result.exit_code == 2 and "expected --out DIR to write, or --check" in result.output
+
+
+def test_the_command_exports(classifier, tmp_path):
+    out = tmp_path / "out"
+    result = CliRunner().invoke(app, ["export", str(classifier), "--out", str(out)])
+    assert result.exit_code == 0 and f"wrote {out}: a sequence classifier" in result.stdout
+    result = CliRunner().invoke(
+        app, ["export", str(classifier), "--out", str(tmp_path / "again"), "--push-to-hub", "me/rm"]
+    )
+    assert result.exit_code == 2 and "push-to-hub: me/rm was not uploaded" in result.output
+    assert '"me/rm"' in (tmp_path / "again" / "README.md").read_text()
+
+
+def test_trl_trains_by_the_reward(classifier, tmp_path):
+    """Two real steps of GRPO, whose rewards are ours for what the policy has written."""
+    trl = pytest.importorskip("trl")
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    base, seen = classifier.parent / "base", []
+    prompts = Dataset.from_dict({"prompt": [[{"role": "user", "content": f"Hi {i}"}] for i in range(4)]})
+    settings = trl.GRPOConfig(
+        output_dir=str(tmp_path),
+        max_steps=2,
+        per_device_train_batch_size=4,
+        num_generations=4,
+        max_completion_length=8,
+        report_to=[],
+        use_cpu=True,
+        logging_steps=1,
+        bf16=False,
+    )
+
+    def keep(completions, prompts, **_):
+        seen.extend([*prompt, *completion] for prompt, completion in zip(prompts, completions, strict=True))
+        return [0.0] * len(completions)
+
+    trainer = trl.GRPOTrainer(
+        model=AutoModelForCausalLM.from_pretrained(base),
+        processing_class=AutoTokenizer.from_pretrained(base),
+        reward_funcs=[str(classifier), keep],
+        args=settings,
+        train_dataset=prompts,
+    )
+    calculated = []
+    inner = trainer._calculate_rewards
+    trainer._calculate_rewards = lambda *args: calculated.append(inner(*args)) or calculated[-1]
+    trainer.train()
+    theirs = torch.cat(calculated)[:, 0].float().numpy()
+    assert len(theirs) == len(seen) == 8
+    np.testing.assert_allclose(theirs, score(load(classifier), seen), rtol=1e-5, atol=1e-5)
+    assert np.ptp(theirs) > 1e-3
