@@ -18,6 +18,9 @@ from examples.identification.kinds import SWEEPS, context
 
 CASES = {"context": context, "signals tied": signals_tied}
 GREY = "0.5"
+ONE_SIGNAL = "Two worlds with the same clicks and opposite rewards: a second action tells them apart"
+CONTEXT = "Users, times and sessions move the scale, and little the ranking; passed to the fit they do so less"
+TIED = "Signals that are tied mislead, and are found: the verdict of each log is beside its name"
 NAIVE = "naive: any action"
 STYLES = {  # shown as, colour, marker and line
     NAIVE: ("naive: any action", GREY, "s-"),
@@ -71,6 +74,7 @@ def one_signal(rows: int = 200_000) -> plt.Figure:
     panels[0].set_ylabel("probability, share of rows")
     panels[2].set_title("Clicks in all rows: the same")
     panels[3].set_title("Clicks in rows that were copied:\nthe propensity, and so the world")
+    figure.suptitle(ONE_SIGNAL)
     for axes in panels:
         axes.set(xlabel="a feature of the response", ylim=(0, 1.3), yticks=np.linspace(0, 1, 6))
         axes.legend(fontsize="small", loc="upper center")
@@ -119,6 +123,7 @@ def who_when_where(found: Mapping[str, Any]) -> plt.Figure:
     panels[0, 0].set_ylabel("mean preference as fitted")
     panels[1, 0].set_ylabel("AUROC on clean preferences")
     panels[0, 0].legend(fontsize="small", loc="lower left")
+    figure.suptitle(CONTEXT)
     return figure
 
 
@@ -138,6 +143,7 @@ def tied(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> plt.Figure:
     kinds = ["\n".join([how, _verdicts(redraws)]) for how, redraws in found.items()]
     panels[0].set_yticks(range(len(found)), kinds)
     panels[0].set(xlabel="AUROC on clean preferences", ylim=(len(found) - 0.5, -0.5))
+    figure.suptitle(TIED)
     panels[1].set(xlabel="mean preference as fitted", xlim=(0, 1.02))
     panels[1].axvline(0.5, color="black", linestyle="--", linewidth=1, label="truth")
     for axes in panels:

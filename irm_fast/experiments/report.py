@@ -115,21 +115,22 @@ def draw_comparison(results: Results, path: Path) -> Path | None:
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     methods = list(results[0])
     panels = (
-        ("auroc", "AUROC against true preferences (higher is better)"),
-        ("ece", "calibration error (lower is better)"),
+        ("auroc", "AUROC against true preferences (right is better)"),
+        ("ece", "calibration error (left is better)"),
     )
-    for axes, (metric, title) in zip(figure.subplots(1, 2, sharey=True), panels, strict=True):
+    for axes, (metric, label) in zip(figure.subplots(1, 2, sharey=True), panels, strict=True):
         for place, method in enumerate(methods):
             values = [seed[method][metric] for seed in results]
             colour = "tab:green" if method.startswith("implicit") else "tab:grey"
             axes.plot(values, [place] * len(values), "o", color=colour, alpha=0.6)
             axes.plot([np.mean(values)] * 2, [place - 0.25, place + 0.25], color=colour, linewidth=2)
             axes.annotate(f"{np.mean(values):.3f}", (np.mean(values), place - 0.3), ha="center", fontsize=8)
-        axes.set_title(title, fontsize=10)
+        axes.set_xlabel(label)
         axes.grid(axis="x", alpha=0.3)
         axes.set_yticks(range(len(methods)), methods)
         axes.margins(x=0.12, y=0.12)
     figure.axes[0].invert_yaxis()
+    figure.suptitle("How near actions come to labels: a dot a seed, a bar at the mean", fontsize=11)
     with whole_path(path) as unfinished:
         figure.savefig(unfinished, dpi=150)
     return path

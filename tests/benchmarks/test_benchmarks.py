@@ -181,11 +181,35 @@ def test_from_end_to_end(tmp_path: Path) -> None:
         assert row["stats"]["rounds"] == ours["rounds"]
 
     pytest.importorskip("matplotlib")
-    from benchmarks.draw import draw_roofline, draw_sizes
+    from benchmarks.draw import draw_speed
 
-    for draw in (draw_sizes, draw_roofline):
-        draw(kept, tmp_path / "figure.png")
-        assert (tmp_path / "figure.png").stat().st_size > 10_000
+    draw_speed(kept, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+def test_a_speed_is_a_ratio_to_the_best_other_way():
+    pytest.importorskip("matplotlib")
+    from benchmarks.draw import ratio
+
+    def row(median):
+        return {"median": median, "q10": 0.8 * median, "q90": 1.5 * median}
+
+    rows = {"ours": row(2.0), "eager": row(9.0), "compile": row(6.0), "copy": row(0.1)}
+    assert ratio(rows) == pytest.approx((0.8 * 6 / 3, 3.0, 9 / 1.6))
+    assert ratio({"ours": row(2.0), "copy": row(0.1)}) is None
+    assert ratio({"ours": {"error": "?"}, "eager": row(1.0)}) is None
+
+
+def test_pictures_of_the_pages_are_those_of_their_tables(tmp_path):
+    pytest.importorskip("matplotlib")
+    from benchmarks.pictures import draw_demo, gains
+
+    found = {(gain.log, gain.best): gain for gain in gains()}
+    assert len(found) == 20  # five logs, one signal and two, over naive and over the best
+    behind = found["made, propensity by features, 1 signal", True]
+    assert (behind.rival, behind.mean, behind.half) == ("ReCRec-F", -0.049, 0.044)
+    draw_demo(tmp_path / "demo.png")
+    assert (tmp_path / "demo.png").stat().st_size > 10_000
 
 
 def test_training_at_scale_needs_no_data_sets(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import t
 
 from irm_fast.experiments.reproduce.methods import DEFAULT, EXPLICIT, KNOWN, NAIVE
-from irm_fast.experiments.reproduce.picture import draw
+from irm_fast.experiments.reproduce.picture import draw, gains
 from irm_fast.experiments.reproduce.table import PUBLISHED_ROW, Table, markdown, write_csv
 
 AUROC = {
@@ -70,6 +70,14 @@ def test_what_stands_out_is_bold():
     assert "8 of them" in table
     few = markdown([result for result in results(sure) if result["redraw"] < 4], "x")
     assert "| -0.100 " in few and "±" not in few  # four redraws say too little of their spread
+
+
+def test_gains_are_those_over_naive_and_over_the_best_published_method():
+    worse = AUROC | {("SAR-EM", 1): [value - 0.2 for value in AUROC[PUBLISHED_ROW]]}
+    over_naive, over_best = gains(results(worse))
+    assert (over_naive.log, over_naive.rival, over_best.rival) == ("rating, 1 signal", NAIVE.name, PUBLISHED_ROW[0])
+    assert over_naive.mean == pytest.approx(0.05) and over_best.mean == pytest.approx(0.0, abs=1e-12)
+    assert over_best.half == Table(results(worse), "rating").difference(PUBLISHED_ROW, "raw auroc")[1]
 
 
 def test_csv_and_picture(tmp_path):

@@ -1,23 +1,62 @@
-"""The picture of all redraws: how far each method is from the default."""
+"""The picture of all redraws: what the default gains over naive, and over the best published method."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 from irm_fast.data.writing.whole import whole_path
-from irm_fast.experiments.reproduce.methods import EXPLICIT, KNOWN
+from irm_fast.experiments.reproduce.methods import BASELINES, DEFAULT, NAIVE
 from irm_fast.experiments.reproduce.table import Results, Table
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+PUBLISHED = tuple(method.name for method in BASELINES if method is not NAIVE)
+TITLE = "What the default gains in AUROC over other methods (right of 0: the default is ahead)"
 
-COLOURS = {1: "tab:orange", 2: "tab:blue", 0: "black"}
-PANELS = (("raw auroc", "AUROC"), ("calibrated r2", "R2, all calibrated alike"))
+
+class Gain(NamedTuple):
+    """How far the default is ahead of another method.
+
+    Attributes:
+        log: The log on which they were compared.
+        rival: The other method.
+        best: Whether it is the best published one; else it is naive.
+        mean: The mean difference in AUROC over the redraws, above 0 where the default is ahead.
+        half: Half the width of its interval, corrected for the number of comparisons.
+    """
+
+    log: str
+    rival: str
+    best: bool
+    mean: float
+    half: float
+
+
+def gains(results: Results) -> list[Gain]:
+    """The gains of the default, for each protocol and number of signals.
+
+    Args:
+        results: The results of `run_redraws`.
+    """
+    found = []
+    for protocol in dict.fromkeys(result["protocol"] for result in results):
+        table = Table(results, protocol)
+        for signals in sorted({count for name, count in table.values if name == DEFAULT}):
+            log = f"{protocol}, {signals} signal{'s' if signals > 1 else ''}"
+            auroc = {
+                name: table.values[name, signals]["raw auroc"].mean()
+                for name in PUBLISHED
+                if (name, signals) in table.values
+            }
+            rivals = [(NAIVE.name, False), *((name, True) for name in sorted(auroc, key=lambda name: -auroc[name])[:1])]
+            for rival, best in rivals:
+                mean, half = table.difference((rival, signals), "raw auroc")
+                found.append(Gain(log, rival, best, -mean, half))
+    return found
 
 
 def draw(results: Results, path: Path) -> Path | None:
-    """Draw AUROC and calibrated R2 less the default's: a dot a redraw, and a bar at the mean.
+    """Draw what the default gains over naive, and over the best published method, with intervals.
 
     Args:
         results: The results of `run_redraws`.
@@ -26,39 +65,45 @@ def draw(results: Results, path: Path) -> Path | None:
     Returns:
         The path; None where matplotlib is not installed.
     """
+    return draw_gains(gains(results), path)
+
+
+def draw_gains(found: Sequence[Gain], path: Path, title: str = TITLE) -> Path | None:
+    """Draw gains as dots with intervals, two for each log.
+
+    Args:
+        found: The gains.
+        path: The file to write, .png.
+        title: The title of the picture.
+
+    Returns:
+        The path; None where matplotlib is not installed.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError:
         return None
-    tables = [Table(results, protocol) for protocol in dict.fromkeys(result["protocol"] for result in results)]
-    names = list(dict.fromkeys(name for table in tables for name, _ in table.values))
-    figure = Figure(figsize=(11, 1.2 + 0.3 * len(names) * len(tables)), layout="constrained")
-    grid = figure.subplots(len(tables), len(PANELS), squeeze=False, sharey=True)
-    for line, table in zip(grid, tables, strict=True):
-        for axes, (metric, title) in zip(line, PANELS, strict=True):
-            _panel(axes, table, names, metric)
-            axes.set_title(f"protocol {table.protocol}: {title} less that of the default", fontsize=10)
-    grid[0][0].invert_yaxis()
-    labels = {1: "1 signal", 2: "2 signals", 0: "labels (a dot is a redraw, a bar the mean)"}
-    handles = [grid[0][0].plot([], [], "o", color=COLOURS[count], label=label)[0] for count, label in labels.items()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
+    logs = list(dict.fromkeys(gain.log for gain in found))
+    figure = Figure(figsize=(9, 1.5 + 0.55 * len(logs)), layout="constrained")
+    axes = figure.subplots()
+    axes.axvline(0, color="black", linewidth=1)
+    for gain in found:
+        place = logs.index(gain.log) + (0.17 if gain.best else -0.17)
+        colour = "tab:green" if gain.best else "tab:grey"
+        label = "over the best published method, which is named" if gain.best else "over naive: any action is a label"
+        axes.errorbar(gain.mean, place, xerr=gain.half, fmt="o", color=colour, capsize=3, label=label)
+        if gain.best:
+            axes.annotate(
+                gain.rival, (gain.mean + gain.half, place), (6, 0), textcoords="offset points", va="center", fontsize=8
+            )
+    handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    axes.set_yticks(range(len(logs)), logs)
+    axes.set_ylim(len(logs) - 0.5, -0.5)
+    axes.margins(x=0.2)
+    axes.set_xlabel("AUROC of the default less that of the other method, on labels that none of them saw")
+    axes.grid(axis="x", alpha=0.3)
+    figure.suptitle(title, fontsize=11)
     with whole_path(path) as unfinished:
         figure.savefig(unfinished, dpi=130)
     return path
-
-
-def _panel(axes: Axes, table: Table, names: list[str], metric: str) -> None:
-    axes.axvline(0, color="grey", linewidth=1)
-    for key, values in table.values.items():
-        difference = values[metric] - table.values[table.default(key)][metric]
-        place = names.index(key[0]) + {1: -0.17, 2: 0.17, 0: 0.0}[key[1]]
-        colour = COLOURS[key[1]]
-        axes.plot(difference, [place] * len(difference), "o", color=colour, alpha=0.45, markersize=3.5)
-        axes.plot([difference.mean()] * 2, [place - 0.15, place + 0.15], color=colour, linewidth=2)
-    axes.set_yticks(range(len(names)), names, fontsize=8)
-    for label in axes.get_yticklabels():
-        name = label.get_text()
-        label.set_fontweight("bold" if name.startswith("ImplicitRM") else "normal")
-        label.set_fontstyle("italic" if name in (KNOWN.name, EXPLICIT.name) else "normal")
-    axes.grid(axis="x", alpha=0.3)
-    axes.tick_params(labelsize=8)
