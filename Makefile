@@ -14,7 +14,7 @@ help:           ## list the targets
 # Installed anew when the C++ sources or the requirements change; Python sources are used in place.
 $(VENV)/.installed: pyproject.toml constraints.txt CMakeLists.txt $(wildcard kernels/cpu/*.cpp kernels/cpu/*.h)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -e '.[test,bench,plot,dev]'
+	$(BIN)/python -m pip install --quiet -e '.[test,bench,report,dev]'
 	-@$(BIN)/irm-fast doctor
 	@touch $@
 

@@ -6,6 +6,8 @@ The public API in one glance; what a name needs is imported when it is first use
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from irm_fast.common.extras import needing
+
 if TYPE_CHECKING:  # for type checkers and editors; at run time the table below does the same
     from irm_fast.data.log import Log as Log
     from irm_fast.data.read import read_log as read_log
@@ -58,6 +60,13 @@ _HOME = {  # name: the module that defines it, or that it is
     "train": "irm_fast.training.run",
     "train_log": "irm_fast.training.run",
 }
+_EXTRA = {  # room: the extra that its public names need; those of the losses need none
+    "data": "import",
+    "diagnostics": "embeddings",
+    "embeddings": "embeddings",
+    "evaluation": "train",
+    "training": "train",
+}
 __all__ = sorted(_HOME)
 
 
@@ -65,7 +74,8 @@ def __getattr__(name: str) -> Any:
     """Import a public name on first use."""
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = import_module(_HOME[name])
+    with needing(f"irm_fast.{name}", _EXTRA.get(_HOME[name].split(".")[1])):
+        module = import_module(_HOME[name])
     value = getattr(module, name, module)
     globals()[name] = value
     return value

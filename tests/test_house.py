@@ -13,11 +13,11 @@ ROOT = Path(__file__).parents[1]
 # From the top down. A room may import from those to its right.
 ROOMS = (
     *("cli", "experiments", "training", "publish", "evaluation", "embeddings"),
-    *("models", "diagnostics", "data", "losses", "kernels"),
+    *("models", "diagnostics", "data", "losses", "kernels", "common"),
 )
 FACADE = ("irm_fast", "irm_fast.__main__")  # the public API reaches everywhere, and no room imports it
 
-BARE_WARNING = "warns by itself; call warn_caller of irm_fast/data/warning.py, which finds the caller of the package"
+BARE_WARNING = "warns by itself; call warn_caller of irm_fast/common/warning.py, which finds the caller of the package"
 
 
 class Module(NamedTuple):
@@ -82,7 +82,7 @@ def faults(root: Path) -> list[str]:
         if room(module) not in ROOMS:
             found.append(f"{where}: no such room as {room(module)!r}; give it a place in ROOMS")
             continue
-        if module != "irm_fast.data.warning":
+        if module != "irm_fast.common.warning":
             found += [f"{where}:{line}: {BARE_WARNING}" for line in bare_warnings(tree)]
         for line, other in imports(tree, known):
             if other.startswith("."):

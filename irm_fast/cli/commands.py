@@ -43,7 +43,7 @@ for heading, commands in COMMANDS.items():
     for command in commands:
         name = "import" if command is data.import_log else command.__name__
         registered = app.command(name, cls=Command, context_settings=WIDTH, rich_help_panel=heading)
-        registered(name_values(with_common(command, reads_users=command not in NO_USERS)))
+        registered(name_values(with_common(command, name, reads_users=command not in NO_USERS)))
 
 
 def _print_version(wanted: bool) -> None:

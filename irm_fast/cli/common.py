@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from irm_fast.common.extras import EXTRAS, need
 from irm_fast.data.problems import REDACT
 from irm_fast.training.config import PRINTED
 
@@ -43,16 +44,36 @@ _Redact = Annotated[
 ]
 
 
-def with_common(command: Callable[..., None], *, reads_users: bool) -> Callable[..., None]:
-    """Return a command with the options that all have.
+def check_packages(command: Callable[..., None], name: str) -> None:
+    """Check before anything is spent that the packages of a command are installed.
+
+    Those of the module `data` need pyarrow, `doctor` nothing beyond the core, all others what the extra `train` brings.
 
     Args:
         command: The command.
+        name: Its name on the command line.
+
+    Raises:
+        MissingPackageError: One is not installed.
+    """
+    room = command.__module__.rpartition(".")[2]
+    extra, packages = {"data": ("import", ("pyarrow",)), "models": ("", ())}.get(room, ("train", EXTRAS["train"]))
+    for package in packages:
+        need(package, f"irm-fast {name}", extra)
+
+
+def with_common(command: Callable[..., None], name: str, *, reads_users: bool) -> Callable[..., None]:
+    """Return a command with the options that all have, which begins by a check of the packages that it needs.
+
+    Args:
+        command: The command.
+        name: Its name on the command line.
         reads_users: Whether it reads data of users, so that it has `--redact`.
     """
 
     @functools.wraps(command)
     def with_options(*args: Any, debug: bool, redact: bool = False, **options: Any) -> None:
+        check_packages(command, name)
         with _environment(REDACT, redact):
             command(*args, **options)
 

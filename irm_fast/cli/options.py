@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 
 from irm_fast.cli.help import command_sections, write_sections
 from irm_fast.cli.terminal import echo
+from irm_fast.common.extras import MissingPackageError
 from irm_fast.data.problems import redacting
 from irm_fast.data.writing.interruption import TerminatedError, exit_code, termination_raised
 from irm_fast.data.writing.whole import UnwrittenError, disk_words
@@ -59,7 +60,7 @@ def _former_switches(args: list[str]) -> list[str]:
 
 
 _WORDS = {KeyboardInterrupt: "interrupted", TerminatedError: "terminated"}
-_IN_WORDS = (ValueError, OSError, RuntimeError)  # whose texts are for people
+_IN_WORDS = (ValueError, OSError, RuntimeError, MissingPackageError)  # whose texts are for people
 _OUT_OF_PYTHON = (UnicodeError, RecursionError, NotImplementedError)  # are such by descent, and speak to programmers
 
 

@@ -12,6 +12,7 @@ from irm_fast.cli.help import example
 from irm_fast.cli.options import AsJson
 from irm_fast.cli.tables import show_table
 from irm_fast.cli.terminal import echo
+from irm_fast.common.extras import missing
 
 if TYPE_CHECKING:
     from irm_fast.publish.consumers import Reading
@@ -31,7 +32,7 @@ def report(
     written = write_report(directory, out, pngs=True)
     echo(f"wrote {written.page}")
     if written.charts is None:
-        echo("  its charts as PNG files need matplotlib: pip install 'irm-fast[report]'")
+        echo(f"  no PNG files of its charts: that {missing('matplotlib')}")
     else:
         echo(f"  and its charts as PNG files in {written.charts}")
 

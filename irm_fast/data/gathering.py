@@ -8,12 +8,12 @@ from typing import Any, Literal
 
 import numpy as np
 
+from irm_fast.common.warning import warn_caller
 from irm_fast.data.declarations import Declarations
 from irm_fast.data.groups import turn_key
 from irm_fast.data.log import Log
 from irm_fast.data.parts import ABSENT, Part, Seen, compact, joined
 from irm_fast.data.texts import Conversations, Names, Store
-from irm_fast.data.warning import warn_caller
 
 Keep = Literal["texts", "hashes"]  # of texts, users and sessions
 _LATEST = 2**18  # rows of small parts, beyond which they become a larger one

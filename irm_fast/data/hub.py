@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from irm_fast.common.extras import need
+from irm_fast.common.warning import warn_caller
 from irm_fast.data.messages import Messages, completion_of, messages_of, prompt_of
 from irm_fast.data.problems import FieldError, closest
 from irm_fast.data.rated import Rated
 from irm_fast.data.rows import number_of
-from irm_fast.data.warning import warn_caller
 
 
 class Response(NamedTuple):
@@ -119,7 +120,8 @@ def fetch_rated(name: str, limit: int | None = None) -> Rated:
 
     Raises:
         ValueError: The name is unknown, the limit is below 1, a column is missing, or no response can be used.
-        RuntimeError: The hub cannot be reached, or the package `datasets` is not installed.
+        MissingPackageError: The package `datasets` is not installed.
+        RuntimeError: The hub cannot be reached.
 
     Examples:
         >>> rated = fetch_rated("hs", limit=1000)  # doctest: +SKIP
@@ -167,13 +169,8 @@ def _responses(name: str, source: Source) -> Iterator[Response]:
 
 def _load(name: str, source: Source, split: str) -> Any:
     """Load one split, reduced to the columns that are read."""
-    try:
-        import datasets
-    except ImportError as error:
-        raise RuntimeError(
-            f"data: {name} is fetched from the hub by the package datasets, which is not installed; "
-            "pip install 'irm-fast[hub]', or give a file instead"
-        ) from error
+    need("datasets", f"data: {name}, of the hub")
+    import datasets
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # no OSError in some versions
 
     try:

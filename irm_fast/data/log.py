@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from irm_fast.common.warning import warn_caller
 from irm_fast.data.groups import Prompts, group_numbers, hold_out, number_prompts, numbered, prompt_key, session_numbers
 from irm_fast.data.messages import Messages
-from irm_fast.data.warning import warn_caller
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from irm_fast.data.warning import warn_caller
+from irm_fast.common.warning import warn_caller
 
 SHOWN_NAMES = 20
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from irm_fast.common.warning import warn_caller
 from irm_fast.data.importing.layouts import in_log_layout
 from irm_fast.data.messages import Messages
 from irm_fast.data.problems import Problems
@@ -15,7 +16,6 @@ from irm_fast.data.ratings import RatedRow, is_pair, rated_rows
 from irm_fast.data.reading.blocks import RawRow
 from irm_fast.data.reading.sources import Given, Source, rows_of
 from irm_fast.data.rows import check_ids
-from irm_fast.data.warning import warn_caller
 
 
 @dataclass(frozen=True)

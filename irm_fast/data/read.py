@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from irm_fast.common.extras import need
 from irm_fast.data.declarations import Declarations, Null, OnError
 from irm_fast.data.gathering import Gathered, Gathering, Keep
 from irm_fast.data.importing.layouts import LAYOUTS, layout_of
@@ -33,6 +34,8 @@ from irm_fast.data.row_stream import source_of, warn_of_skipped
 from irm_fast.data.rows import LOG_FIELDS
 from irm_fast.data.signals import Absent, contradictions, signal_notes, without_contradictions
 from irm_fast.losses import MAX_SIGNALS
+
+need("pyarrow", "irm_fast.data.read")  # functions of the reader import it, when there is something to read
 
 __all__ = ["DataError", "Log", "Rated", "read_log", "read_log_or_rated", "read_rated", "signal_notes"]
 

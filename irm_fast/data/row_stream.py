@@ -9,13 +9,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from irm_fast.common.warning import warn_caller
 from irm_fast.data.declarations import Declarations
 from irm_fast.data.importing.layouts import in_log_layout
 from irm_fast.data.mapping import FieldMap
 from irm_fast.data.problems import FieldError, Problems
 from irm_fast.data.reading.blocks import RawRow
 from irm_fast.data.reading.sources import QUARANTINE, Given, Source
-from irm_fast.data.warning import warn_caller
 from irm_fast.data.writing.whole import whole_file
 
 SHOWN_REASONS = 5

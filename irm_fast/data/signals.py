@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import numpy as np
 
+from irm_fast.common.warning import warn_caller
 from irm_fast.data.log import Log
 from irm_fast.data.problems import row_named
-from irm_fast.data.warning import warn_caller
 
 if TYPE_CHECKING:  # the command line reads the designs from here, and its help should not wait for torch
     from torch import Tensor

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from irm_fast.common.warning import warn_caller
 from irm_fast.data.declarations import speaks_of_displeasure
 from irm_fast.data.signals import DESIGN_CHOICES
-from irm_fast.data.warning import warn_caller
 from irm_fast.embeddings.given import numbers
 from irm_fast.losses import MAX_SIGNALS
 from irm_fast.losses.rates import are_rates

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from irm_fast.common.warning import warn_caller
 from irm_fast.data.problems import shown
 from irm_fast.data.texts import Names
 from irm_fast.data.times import LATEST
-from irm_fast.data.warning import warn_caller
 
 SPREAD = 1e15  # the largest standard deviation of a column: squares and their sums over columns stay within float32
 WEIGHT = 1e9  # the largest row weight: sums over rows and their squares stay within float32

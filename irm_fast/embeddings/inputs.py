@@ -11,7 +11,7 @@ import torch
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import validate_data
 
-from irm_fast.data.warning import warn_caller
+from irm_fast.common.warning import warn_caller
 from irm_fast.embeddings import given
 from irm_fast.embeddings.blocks import Blocks
 from irm_fast.embeddings.observed import Observed

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from irm_fast.data.warning import warn_caller
+from irm_fast.common.warning import warn_caller
 from irm_fast.embeddings.context_step import SURE
 from irm_fast.embeddings.observed import Observed
 from irm_fast.embeddings.problem import Problem, Split

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from irm_fast.common.warning import warn_caller
 from irm_fast.data.groups import group_rows
 from irm_fast.data.signals import contradictory, implied_misclicks, known_logits
-from irm_fast.data.warning import warn_caller
 from irm_fast.embeddings import given
 from irm_fast.embeddings.declared import declare, designs_of, followers, order_of
 

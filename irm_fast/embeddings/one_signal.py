@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits as cross_entropy
 
-from irm_fast.data.warning import warn_caller
+from irm_fast.common.warning import warn_caller
 from irm_fast.embeddings.observed import Observed
 from irm_fast.embeddings.optimize import fit_map
 from irm_fast.embeddings.parts import Propensities

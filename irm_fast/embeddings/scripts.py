@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from irm_fast.data.warning import warn_caller
+from irm_fast.common.warning import warn_caller
 from irm_fast.diagnostics.arguments import user_numbers
 from irm_fast.diagnostics.subject import FAILED, PASSED, Check, DiagnosedLog
 from irm_fast.diagnostics.users import scripts

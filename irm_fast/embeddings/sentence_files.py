@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from irm_fast.common.warning import warn_caller
 from irm_fast.data import schema
 from irm_fast.data.problems import FieldError
-from irm_fast.data.warning import warn_caller
 
 _MODULES = schema.list_of(schema.fields({}, {"type": schema.text(), "path": schema.text()}))
 _LIMITS = schema.fields({}, {"max_seq_length": schema.optional(schema.whole(1))})

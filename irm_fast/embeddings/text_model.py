@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from irm_fast.common.warning import warn_caller
 from irm_fast.data.features import text_features
 from irm_fast.data.signals import RewardSpec, known_logits
-from irm_fast.data.warning import warn_caller
 from irm_fast.data.writing.manifest import refuse_damage
 from irm_fast.embeddings.embedder import Embedder
 from irm_fast.embeddings.saved import RECORD as ESTIMATOR_RECORD

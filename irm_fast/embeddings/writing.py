@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from accelerate.utils import gather_object
 from torch import Tensor
 
 from irm_fast.data.problems import row_named
@@ -35,7 +34,7 @@ from irm_fast.models.parts import (
     write_parts,
 )
 from irm_fast.models.passes import Passes
-from irm_fast.models.processes import alone, check_same, from_main_process, joined
+from irm_fast.models.processes import alone, check_same, from_all, from_main_process, joined
 
 if TYPE_CHECKING:
     from irm_fast.data.messages import Messages
@@ -122,7 +121,7 @@ def write_embeddings(
             write_in_parts(work, passes, resume=resume, overwrite=overwrite)
             return truncated
         _write_shards(work, passes, shard_rows, resume=resume, overwrite=overwrite)
-    return sum(gather_object([truncated])) if distributed else truncated
+    return sum(from_all(truncated)) if distributed else truncated
 
 
 def is_folder(out: Path) -> bool:

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from irm_fast.common.warning import warn_caller
 from irm_fast.data.log import Log
 from irm_fast.data.messages import Messages
-from irm_fast.data.warning import warn_caller
 from irm_fast.data.writing.whole import whole_file
 from irm_fast.embeddings.text_model import EmbeddedRewardModel
 from irm_fast.evaluation.scoring import RewardModel, row_weights

@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from irm_fast.common.extras import need
+from irm_fast.common.warning import warn_caller
 from irm_fast.data.declarations import Declarations
 from irm_fast.data.log import Log
 from irm_fast.data.messages import Messages
 from irm_fast.data.problems import row_named
-from irm_fast.data.warning import warn_caller
 from irm_fast.embeddings.text_model import SOURCE, EmbeddedRewardModel
 from irm_fast.losses.implicit import implicit_rm_loss
 from irm_fast.models.batches import Collator, TokenizedRows
@@ -26,6 +27,8 @@ from irm_fast.models.rendering import RenderingCheck
 from irm_fast.models.reward_model import ImplicitRewardModel
 from irm_fast.models.tokens import tokenise
 
+for package in ("transformers", "accelerate"):  # imported by functions of models
+    need(package, "irm_fast.evaluation.scoring")
 SHOWN = 10  # rows in a message
 RewardModel = ImplicitRewardModel | EmbeddedRewardModel
 

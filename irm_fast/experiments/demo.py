@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from irm_fast.common.extras import missing
 from irm_fast.data.log import Log
 from irm_fast.data.rated import Rated
 from irm_fast.data.simulation import Simulation, simulate, write_simulation
@@ -141,7 +142,7 @@ def _run_demo(output: Path, seeds: int, processes: int | None) -> list[dict[str,
     _show_scores(output / "model", output / "log.test.jsonl")
     picture = draw_comparison(results, output / "comparison.png")
     print(f"\nwrote {output}/: log, truth and test data, model (two signals), table.md, results.json")
-    print(f"picture: {picture}" if picture else "no picture: it needs matplotlib, pip install 'irm-fast[plot]'")
+    print(f"picture: {picture}" if picture else f"no picture: it {missing('matplotlib')}")
     return results
 
 

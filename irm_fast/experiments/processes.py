@@ -20,7 +20,7 @@ from itertools import islice
 from typing import Any, TypeVar
 from unittest.mock import patch
 
-from irm_fast.data.warning import warn_caller
+from irm_fast.common.warning import warn_caller
 from irm_fast.models.threads import cores
 
 Job = TypeVar("Job")

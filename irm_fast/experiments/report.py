@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from irm_fast.common.extras import missing
 from irm_fast.data.writing.whole import whole_path
 
 Results = Sequence[Mapping[str, Mapping[str, float]]]  # seed -> method -> metric -> value
@@ -108,10 +109,10 @@ def draw_comparison(results: Results, path: Path) -> Path | None:
     Returns:
         The path; None where matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
+    if missing("matplotlib"):
         return None
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     methods = list(results[0])
     panels = (

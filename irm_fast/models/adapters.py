@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from irm_fast.common.extras import need
 from irm_fast.data.schema import read_object
 from irm_fast.data.writing.whole import write_whole
 from irm_fast.models.foreign_files import loading, quiet_transformers
@@ -78,12 +79,6 @@ class Adapter(NamedTuple):
             return cls(config, load_file(directory / _WEIGHTS))
 
 
-def check_installed() -> None:
-    """Raise ValueError if peft is not installed."""
-    if find_spec("peft") is None:
-        raise ValueError("lora_rank: needs the package peft, which is not installed; pip install 'irm-fast[lora]'")
-
-
 def check_four_bits() -> None:
     """Raise ValueError if weights of 4 bits are not available here."""
     if find_spec("bitsandbytes") is None:
@@ -134,9 +129,10 @@ def add_adapters(classifier: Any, lora: Lora, base: str) -> Any:
         The `peft.LoraModel` that has done it, for `merge_adapters`.
 
     Raises:
-        ValueError: As `target_names`, or peft is not installed.
+        MissingPackageError: peft is not installed.
+        ValueError: As `target_names`.
     """
-    check_installed()
+    need("peft", "lora_rank")
     from peft import LoraConfig, LoraModel
 
     backbone = classifier.base_model

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from irm_fast.data.warning import warn_caller
+from irm_fast.common.warning import warn_caller
 from irm_fast.data.writing.manifest import files_of
 from irm_fast.data.writing.whole import whole_files, write_whole
 from irm_fast.models.foreign_files import quiet_transformers

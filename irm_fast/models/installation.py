@@ -14,13 +14,12 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, metadata
 from typing import Literal
 
-from irm_fast.models.machine import gpus, installed, processor
+from irm_fast.common.extras import missing
+from irm_fast.models.machine import DEVELOPERS, gpus, installed, processor
 from irm_fast.models.sizes import machine_memory
 from irm_fast.models.threads import cores
 
 Status = Literal["ok", "note", "broken"]
-_DEVELOPERS = ("test", "bench", "docs", "dev")  # extras that are for who changes the package
-_MODULES = {"scikit-learn": "sklearn", "pyyaml": "yaml"}  # that are not called as their packages
 _LITTLE = 1e9  # bytes of disk: texts of a log beyond 256 MiB lie in a temporary file
 _AGREES = 1e-4  # relative, between the loss of a backend and its definition
 
@@ -111,8 +110,7 @@ def _requirements(extra: str | None) -> dict[str, str]:
 
 def _check_packages() -> Findings:
     for name, wanted in _requirements(None).items():
-        if name != "triton":  # which GPUs alone need: see the losses
-            yield _package(name, wanted)
+        yield _package(name, wanted)
 
 
 def _fits(name: str, wanted: str) -> tuple[str, str]:
@@ -132,7 +130,7 @@ def _package(name: str, wanted: str) -> Finding:
     if wrong:
         return Finding("packages", name, "broken", wrong, f"pip install '{name}{wanted}'")
     try:
-        import_module(_MODULES.get(name, name))
+        import_module(name)
     except Exception as error:  # a library that is missing, of another version, or compiled for another processor
         text = str(error).strip().partition("\n")[0]
         again = f"pip install --force-reinstall '{name}{wanted}'"
@@ -225,6 +223,8 @@ def _difference_from_definition(kind: str) -> float:
 
 def _check_attention() -> Findings:
     """The attention that a plain decoder, such as Llama, would run with; models of other kinds may take another."""
+    if missing("transformers"):  # as the extras say
+        return
     import torch
     from transformers import LlamaConfig
 
@@ -278,7 +278,7 @@ def _check_extras() -> Findings:
         names = metadata("irm-fast").get_all("Provides-Extra") or []
     except PackageNotFoundError:
         return
-    for extra in sorted(set(names) - set(_DEVELOPERS)):
+    for extra in sorted(set(names) - set(DEVELOPERS)):
         found = {name: _fits(name, wanted) for name, wanted in _requirements(extra).items()}
         whole = not any(wrong for _, wrong in found.values())
         said = ", ".join(f"{name} {wrong or here}" for name, (here, wrong) in found.items())

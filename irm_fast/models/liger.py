@@ -6,19 +6,20 @@ import inspect
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import nn
+
+from irm_fast.common.extras import missing
 
 
 def liger_obstacle(classifier: Any, device: torch.device) -> str | None:
     """The reason why a model cannot compute with Liger's kernels on a device, or None if it can."""
     if device.type != "cuda":
         return f"it needs a CUDA device, and this is {device.type}"
-    if find_spec("liger_kernel") is None:
-        return "its package is not installed: pip install 'irm-fast[liger]'"
+    if obstacle := missing("liger_kernel"):
+        return f"it {obstacle}"
     if _patch_of(classifier) is None:
         return f"it has no kernels for models of the type {classifier.config.model_type}"
     return None

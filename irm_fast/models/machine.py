@@ -13,6 +13,8 @@ from typing import Any
 from irm_fast.models.sizes import machine_memory
 from irm_fast.models.threads import cores
 
+DEVELOPERS = ("test", "bench", "docs", "dev")  # extras that are for who changes the package
+
 
 def installed(package: str) -> str | None:
     """Return the version of a package that is installed, or None if it is not."""
@@ -23,12 +25,18 @@ def installed(package: str) -> str | None:
 
 
 def required_packages() -> list[str]:
-    """Return the names of the packages that irm-fast requires, extras aside; none if it is not installed."""
+    """Return the names of the packages that a result may come from: all that irm-fast or an extra for users requires.
+
+    There are none if it is not installed.
+    """
     try:
         texts = requires("irm-fast") or []
     except PackageNotFoundError:
         return []
-    return [re.split(r"[^\w.-]", text, maxsplit=1)[0] for text in texts if "extra ==" not in text]
+    extras = [re.search(r"extra == ['\"]([\w-]+)", text) for text in texts]
+    used = [text for text, extra in zip(texts, extras, strict=True) if not extra or extra[1] not in DEVELOPERS]
+    names = [re.split(r"[^\w.-]", text, maxsplit=1)[0] for text in (*used, "triton")]  # which torch brings
+    return sorted({*names} - {"irm-fast"})
 
 
 def processor() -> str:

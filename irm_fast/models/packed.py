@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
-from accelerate.utils import send_to_device
 from torch import Tensor
 
 from irm_fast.models.attention import PACKED, set_attention, switch
 from irm_fast.models.batches import Collator, stack_rows
 from irm_fast.models.last_layer import pooled_last_layer
+from irm_fast.models.passes import moved
 from irm_fast.models.reward_model import ImplicitRewardModel
 from irm_fast.models.threads import threads_for
 
@@ -106,7 +106,7 @@ def two_rows(model: ImplicitRewardModel, *, packed: bool, changed: bool = False)
     rows = [{"input_ids": [*first[-2::-1], first[-1]] if changed else first}, {"input_ids": second}]
     batch = Collator(model.tokenizer.pad_token_id, packed=packed)(stack_rows(rows))
     del batch["counts"]
-    return send_to_device(batch, model.device)
+    return moved(batch, model.device)
 
 
 @torch.no_grad()

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from irm_fast.common.warning import warn_caller
 from irm_fast.data.problems import shown
-from irm_fast.data.warning import warn_caller
 from irm_fast.data.writing.lock import check_free
 from irm_fast.data.writing.outputs import check_choice, check_folder_of
 from irm_fast.data.writing.whole import is_unfinished

@@ -9,16 +9,17 @@ from contextlib import contextmanager
 from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from accelerate import PartialState
-from accelerate.utils import gather_object
 
 from irm_fast.data.writing.lock import RunLock
 from irm_fast.models.packing import spread
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 T = TypeVar("T")
 _PATIENCE = 10.0  # seconds that the first process may be behind another that ends with an error
@@ -46,6 +47,8 @@ def launched() -> Iterator[bool]:
 
 def joined() -> PartialState:
     """The processes, joined if they were not before: through gloo on CPUs, and NCCL on GPUs."""
+    from accelerate import PartialState  # of the extra `train`: embeddings are fitted without it
+
     return PartialState(cpu=not torch.accelerator.is_available())
 
 
@@ -109,6 +112,8 @@ def share(
     everything = np.arange(len(sizes))
     if not distributed:
         return [(everything, compute(everything))] if len(sizes) else []
+    from accelerate.utils import gather_object
+
     state = joined()
     mine = np.array(sorted(spread(sizes, state.num_processes)[state.process_index]), dtype=np.int64)
     parts: list[tuple[np.ndarray, T]] = gather_object([(mine, compute(mine))] if len(mine) else [])
@@ -214,6 +219,8 @@ def check_same(what: str, rows: int, digest: str | int) -> None:
     Raises:
         RuntimeError: They differ; raised on every process.
     """
+    from accelerate.utils import gather_object
+
     joined()
     table = gather_object([(rows, digest)])
     for rank, other in enumerate(table):

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from irm_fast.common.warning import warn_caller
 from irm_fast.data.groups import prompt_key
 from irm_fast.data.messages import fold_system, join_turns
 from irm_fast.data.problems import row_named
-from irm_fast.data.warning import warn_caller
 from irm_fast.models.processes import is_first
 from irm_fast.models.tokens import CHUNK, Refused, render, rendered
 

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 
+from irm_fast.common.extras import need
 from irm_fast.data.schema import read_object
 from irm_fast.data.writing.manifest import refuse_damage, write_manifest
 from irm_fast.data.writing.outputs import OutputFolder
@@ -17,7 +18,6 @@ from irm_fast.data.writing.whole import write_whole
 from irm_fast.embeddings.embedder import plain_text
 from irm_fast.embeddings.text_model import SOURCE, EmbeddedRewardModel
 from irm_fast.evaluation.scoring import score
-from irm_fast.models.adapters import check_installed
 from irm_fast.models.backbone import is_stored_in, load_backbone, load_classifier, load_tokenizer
 from irm_fast.models.checkpoint import save_checkpoint
 from irm_fast.models.foreign_files import loading, quiet_transformers
@@ -108,7 +108,7 @@ def _export_adapter(folder: Path, out: Path, to: Target, name: str, *, merge: bo
     """Merge an adapter into its base, and save both as a classifier; its card is that of the model it lies in."""
     if not merge or to != "hf":
         raise ValueError(f"{folder}: an adapter, which needs its base; expected --merge --to hf, which makes one model")
-    check_installed()
+    need("peft", "export of an adapter")
     from peft import PeftModel
 
     base = str(read_object(folder / _ADAPTER, "peft").get("base_model_name_or_path"))

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from irm_fast.common.extras import missing
 from irm_fast.data.writing.whole import whole_files
 from irm_fast.publish.charts import COLOURS, Chart, Series
 
@@ -22,10 +23,10 @@ def write_pngs(charts: Sequence[Chart], folder: Path) -> int:
     Returns:
         How many were written: none where matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure  # slow to import
-    except ImportError:
+    if missing("matplotlib"):
         return 0
+    from matplotlib.figure import Figure  # slow to import
+
     with whole_files(folder) as scratch:
         for chart in charts:
             height = 3.4 if not chart.y_names else 1.2 + 0.28 * len(chart.y_names)

@@ -16,9 +16,9 @@ import torch
 from torch._dynamo.exc import TorchDynamoException
 from transformers import TrainerCallback, TrainingArguments, set_seed
 
+from irm_fast.common.warning import warn_caller
 from irm_fast.data.log import Log
 from irm_fast.data.signals import RewardSpec
-from irm_fast.data.warning import warn_caller
 from irm_fast.evaluation.metrics_file import METRICS
 from irm_fast.models.adapters import Lora
 from irm_fast.models.batches import TokenizedRows

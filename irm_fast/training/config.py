@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
+from irm_fast.common.extras import need
 from irm_fast.data.signals import DesignChoice, Estimator
 from irm_fast.data.writing.outputs import check_choice
 from irm_fast.data.writing.whole import write_whole
@@ -140,6 +141,7 @@ class RunConfig(LogSettings):
 
     def save(self, path: Path) -> None:
         """Write the settings of the result as YAML that `load` reads."""
+        need("yaml", f"{path}: YAML")
         import yaml
 
         write_whole(path, yaml.safe_dump(self.to_dict(), sort_keys=False))

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from irm_fast.common.warning import warn_caller
 from irm_fast.data.signals import RewardSpec
-from irm_fast.data.warning import warn_caller
 from irm_fast.data.writing.manifest import damage
 from irm_fast.diagnostics.metrics import paired_difference
 from irm_fast.evaluation.metrics_file import plain

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from irm_fast.common.extras import need
+from irm_fast.common.warning import warn_caller
 from irm_fast.data.log import Log
 from irm_fast.data.pairs import Pairs, read_pairs
 from irm_fast.data.problems import row_named
@@ -25,9 +27,8 @@ from irm_fast.data.signals import (
     signal_notes,
     without_contradictions,
 )
-from irm_fast.data.warning import warn_caller
 from irm_fast.embeddings.given import WEIGHT
-from irm_fast.models.adapters import check_four_bits, check_installed, target_names
+from irm_fast.models.adapters import check_four_bits, target_names
 from irm_fast.models.backbone import count_tokens, ready_tokenizer, skeleton
 from irm_fast.models.processes import from_main_process, started
 from irm_fast.models.rendering import RenderingCheck
@@ -204,9 +205,10 @@ def check_adapters(config: TrainConfig) -> None:
     """Check that adapters may be trained, without loading the weights of the model.
 
     Raises:
-        ValueError: A package or device is missing, or the model has no layers of the names that are to be adapted.
+        MissingPackageError: peft is not installed.
+        ValueError: The package or device of 4 bits is missing, or no layers have the names that are to be adapted.
     """
-    check_installed()
+    need("peft", "lora_rank")
     if config.load_in_4bit:
         check_four_bits()
     target_names(skeleton(config.model).base_model, config.targets)

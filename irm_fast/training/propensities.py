@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
+from irm_fast.common.warning import warn_caller
 from irm_fast.data.groups import hold_out
 from irm_fast.data.joined import Joined
 from irm_fast.data.log import Log
 from irm_fast.data.messages import Messages
 from irm_fast.data.signals import RewardSpec
-from irm_fast.data.warning import warn_caller
 from irm_fast.data.writing.manifest import damage, write_manifest
 from irm_fast.data.writing.whole import whole_files
 from irm_fast.embeddings.embedder import Embedder

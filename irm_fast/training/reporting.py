@@ -6,9 +6,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from irm_fast.common.warning import warn_caller
 from irm_fast.data.log import Log
 from irm_fast.data.signals import RewardSpec
-from irm_fast.data.warning import warn_caller
 from irm_fast.data.writing.whole import write_whole
 from irm_fast.models.heldout import HeldOut
 from irm_fast.publish.evidence import EVIDENCE, evidence_of

@@ -9,6 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
+from irm_fast.common.extras import need
 from irm_fast.data.reading.limits import MAX_SETTINGS, MAX_VALUES
 
 # What errors say that they expected: of settings that are read in a way of their own, and of types
@@ -52,6 +53,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         ValueError: The file is no mapping in YAML, a key stands there twice, or it is beyond limits.
         OSError: The file cannot be read.
     """
+    need("yaml", f"{path}: YAML")
     import yaml
 
     try:
@@ -174,6 +176,7 @@ def _trainer_arguments(value: Any) -> dict[str, Any] | None:
     """Arguments of transformers by name, from a mapping or from texts KEY=VALUE whose values are YAML."""
     if value is None or isinstance(value, Mapping):
         return None if value is None else {str(key): entry for key, entry in value.items()}
+    need("yaml", "trainer: KEY=VALUE")
     import yaml
 
     try:

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
+from irm_fast.common.warning import warn_caller
 from irm_fast.data.log import Log
 from irm_fast.data.signals import RewardSpec
-from irm_fast.data.warning import warn_caller
 from irm_fast.diagnostics.subject import FAILED
 from irm_fast.diagnostics.text import REMEDIES
 from irm_fast.embeddings.objective import Objective

@@ -19,10 +19,10 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from irm_fast.common.warning import warn_caller
 from irm_fast.data.log import Log
 from irm_fast.data.pairs import Pairs
 from irm_fast.data.problems import row_named
-from irm_fast.data.warning import warn_caller
 from irm_fast.evaluation.scoring import heldout_step
 from irm_fast.models.finite import largest_of_each, refuse_not_finite
 from irm_fast.models.reward_model import ImplicitRewardModel

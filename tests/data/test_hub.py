@@ -237,5 +237,5 @@ def test_other_failures_of_the_hub(monkeypatch, error):
 
 def test_without_datasets_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(RuntimeError, match=r"pip install 'irm-fast\[hub\]', or give a file"):
+    with pytest.raises(ImportError, match=r"data: hs, of the hub: .*pip install 'irm-fast\[hub\]'"):
         fetch_rated("hs")

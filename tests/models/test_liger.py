@@ -7,7 +7,6 @@ import torch
 from transformers import AutoModelForSequenceClassification, Qwen3Config
 from transformers.models.qwen3 import modeling_qwen3
 
-from irm_fast.models import liger
 from irm_fast.models.liger import liger_kernels, liger_obstacle
 from irm_fast.training.run import train_log
 
@@ -25,7 +24,7 @@ def test_where_they_cannot_be_had(classifier, make_log, make_config, monkeypatch
     assert "needs a CUDA device, and this is cpu" in liger_obstacle(classifier, torch.device("cpu"))
     with pytest.raises(ValueError, match=r"liger: not available: it needs a CUDA device.* expected auto or false"):
         train_log(make_log(), make_config(liger=True))
-    monkeypatch.setattr(liger, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "liger_kernel", None)
     assert "pip install 'irm-fast[liger]'" in liger_obstacle(classifier, CUDA)
 
 

@@ -45,7 +45,8 @@ def import_events(
 
     Raises:
         DataError: Columns are missing, or nothing could be joined.
-        ValueError: The log may not be written there, or DuckDB is not installed.
+        MissingPackageError: DuckDB is not installed.
+        ValueError: The log may not be written there.
     """
     check_out(out, Source.of(impressions), overwrite=overwrite)
     check_not_input(out, actions)

@@ -61,7 +61,8 @@ def import_traces(
 
     Raises:
         DataError: There are no answers, or no actions of users.
-        ValueError: The log may not be written there, or DuckDB is not installed.
+        MissingPackageError: DuckDB is not installed.
+        ValueError: The log may not be written there.
     """
     source = Source.of(given)
     check_out(out, source, overwrite=overwrite)

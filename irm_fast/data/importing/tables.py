@@ -12,6 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from irm_fast.common.extras import need
 from irm_fast.data.problems import DataError, closest
 from irm_fast.data.reading.compression import packing, unpacked
 from irm_fast.data.reading.limits import MAX_LINE
@@ -46,14 +47,12 @@ def database(out: Path, memory: str = MEMORY) -> Iterator[Any]:
         memory: The memory that it may take, such as "3GB".
 
     Raises:
-        ValueError: DuckDB is not installed, the memory is no size, or DuckDB fails within the context.
+        MissingPackageError: DuckDB is not installed.
+        ValueError: The memory is no size, or DuckDB fails within the context.
     """
-    try:
-        import duckdb
-    except ImportError:
-        raise ValueError(
-            "import: tables are joined by DuckDB, which is not installed; pip install 'irm-fast[import]'"
-        ) from None
+    need("duckdb", "import: the join of tables")
+    import duckdb
+
     with TemporaryDirectory(prefix=f"{out.name}.", dir=out.parent) as folder:
         connection = duckdb.connect(config={"autoinstall_known_extensions": "false", "temp_directory": folder})
         try:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from irm_fast.common.extras import missing
 from irm_fast.data.writing.whole import whole_path
 from irm_fast.experiments.report import markdown_table, percent, share_closed
 from irm_fast.experiments.reproduce.contest import entrants
@@ -140,10 +141,10 @@ def draw(results: Results, path: Path) -> Path | None:
     Returns:
         The path; None where matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
+    if missing("matplotlib"):
         return None
+    from matplotlib.figure import Figure
+
     tables = by_protocol(results)
     figure = Figure(figsize=(11, 0.6 + 3.9 * len(tables)), layout="constrained")
     grid = figure.subplots(len(tables), 2, squeeze=False)

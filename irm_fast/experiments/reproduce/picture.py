@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from irm_fast.common.extras import missing
 from irm_fast.data.writing.whole import whole_path
 from irm_fast.experiments.reproduce.methods import BASELINES, DEFAULT, NAIVE
 from irm_fast.experiments.reproduce.table import Results, Table
@@ -79,10 +80,10 @@ def draw_gains(found: Sequence[Gain], path: Path, title: str = TITLE) -> Path | 
     Returns:
         The path; None where matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
+    if missing("matplotlib"):
         return None
+    from matplotlib.figure import Figure
+
     logs = list(dict.fromkeys(gain.log for gain in found))
     figure = Figure(figsize=(9, 1.5 + 0.55 * len(logs)), layout="constrained")
     axes = figure.subplots()

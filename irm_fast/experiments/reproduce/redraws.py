@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from irm_fast import __version__
+from irm_fast.common.extras import missing
 from irm_fast.data.simulation import check_arguments
 from irm_fast.data.writing.lock import only_run
 from irm_fast.data.writing.whole import disk_errors, whole_file, write_whole
@@ -121,8 +122,7 @@ def write_report(results: Sequence[Mapping[str, Any]], experiment: Experiment, o
     write_csv(results, output / "results.csv")
     picture = draw(results, output / "comparison.png")
     downstream.draw(results, output / "best_of_n.png")
-    missing = "" if picture else "; no picture: it needs matplotlib, pip install 'irm-fast[plot]'"
-    pictures = ", comparison.png, best_of_n.png" if picture else missing
+    pictures = ", comparison.png, best_of_n.png" if picture else f"; no picture: it {missing('matplotlib')}"
     return f"{table}\n{picks}\nwrote {output}/: table.md, downstream.md, results.csv{pictures}"
 
 

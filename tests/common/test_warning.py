@@ -6,7 +6,7 @@ import inspect
 
 import pytest
 
-from irm_fast.data.warning import warn_caller
+from irm_fast.common.warning import warn_caller
 
 OURS = """
 from contextlib import contextmanager
