@@ -55,7 +55,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         page: MkDocs' page.
     """
     pieces = re.split(r"(^```.*?^```$)", markdown, flags=re.DOTALL | re.MULTILINE)
-    return "".join(piece if piece.startswith("```") else _prose(piece, page.file.src_uri) for piece in pieces)
+    return "".join(f"{piece}\n" if piece.startswith("```") else _prose(piece, page.file.src_uri) for piece in pieces)
 
 
 def _prose(text: str, source: str) -> str:

@@ -55,7 +55,7 @@ def naive_loss(reward_logits: Tensor, feedback: Tensor, *, weight: Tensor | None
         **options: `reduction`, `normalizer` and `backend`, as in `irm_fast.implicit_rm_loss`.
 
     Returns:
-        The loss, float32 (float64 for float64 logits): (), or (N,) for `reduction="none"`.
+        The loss in float32 (float64 for float64 logits), of shape (), or (N,) for `reduction="none"`.
 
     Raises:
         TypeError: An argument is no dense tensor or of a wrong dtype, or `normalizer` is no number or tensor.
@@ -92,7 +92,7 @@ def ips_loss(
         **options: `reduction`, `normalizer` and `backend`, as in `irm_fast.implicit_rm_loss`.
 
     Returns:
-        The loss, float32 (float64 for float64 logits): (), or (N,) for `reduction="none"`.
+        The loss in float32 (float64 for float64 logits), of shape (), or (N,) for `reduction="none"`.
 
     Raises:
         TypeError: An argument is no dense tensor or of a wrong dtype, or `normalizer` is no number or tensor.
@@ -130,7 +130,7 @@ def upu_loss(
         **options: `reduction`, `normalizer` and `backend`, as in `irm_fast.implicit_rm_loss`.
 
     Returns:
-        The loss, float32 (float64 for float64 logits): (), or (N,) for `reduction="none"`.
+        The loss in float32 (float64 for float64 logits), of shape (), or (N,) for `reduction="none"`.
 
     Raises:
         TypeError: An argument is no dense tensor or of a wrong dtype, or `normalizer` is no number or tensor.
@@ -223,7 +223,7 @@ def doubly_robust_loss(
         **options: `reduction`, `normalizer` and `backend`, as in `irm_fast.implicit_rm_loss`.
 
     Returns:
-        The loss, float32 (float64 for float64 logits): (), or (N,) for `reduction="none"`.
+        The loss in float32 (float64 for float64 logits), of shape (), or (N,) for `reduction="none"`.
 
     Raises:
         TypeError: An argument is no dense tensor or of a wrong dtype, or `normalizer` is no number or tensor.
@@ -266,7 +266,7 @@ def causalrm_loss(
         **options: `reduction`, `normalizer` and `backend`, as in `irm_fast.implicit_rm_loss`.
 
     Returns:
-        The loss, float32 (float64 for float64 logits): (), or (N,) for `reduction="none"`.
+        The loss in float32 (float64 for float64 logits), of shape (), or (N,) for `reduction="none"`.
 
     Raises:
         TypeError: An argument is no dense tensor or of a wrong dtype, or `normalizer` is no number or tensor.
@@ -310,7 +310,7 @@ def sar_em_loss(
         **options: `reduction`, `normalizer` and `backend`, as in `irm_fast.implicit_rm_loss`.
 
     Returns:
-        The loss, float32 (float64 for float64 logits): (), or (N,) for `reduction="none"`.
+        The loss in float32 (float64 for float64 logits), of shape (), or (N,) for `reduction="none"`.
 
     Raises:
         TypeError: An argument is no dense tensor or of a wrong dtype, or `normalizer` is no number or tensor.
@@ -362,7 +362,7 @@ def recrec_loss(
         backend: "triton", "cpu" or "reference"; None chooses by device and dtype.
 
     Returns:
-        The loss, float32 (float64 for float64 logits): (), or (N,) for `reduction="none"`.
+        The loss in float32 (float64 for float64 logits), of shape (), or (N,) for `reduction="none"`.
 
     Raises:
         TypeError: An argument is no dense tensor or of a wrong dtype, or `normalizer` is no number or tensor.

@@ -113,8 +113,8 @@ def implicit_rm_loss(
         backend: "triton", "cpu" or "reference"; None chooses by device and dtype.
 
     Returns:
-        The loss, float32 (float64 for float64 logits): () or, for "none", (N,). With `return_groups` the pair
-        (loss, groups). Gradients have the dtype of their logits, rounded once.
+        The loss in float32 (float64 for float64 logits), of shape () or, for "none", (N,). With `return_groups`
+        the pair (loss, groups). Gradients have the dtype of their logits, rounded once.
 
     Raises:
         TypeError: A tensor is no dense `torch.Tensor` or has no values (meta and fake tensors); logits are not floating

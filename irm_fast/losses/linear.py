@@ -109,9 +109,9 @@ def linear_implicit_rm_loss(
         backend: As in `implicit_rm_loss`.
 
     Returns:
-        The loss, float32 (float64 for float64 hidden states): () or, for "none", (N,). With `return_groups` the pair
-        (loss, groups), groups of the same dtype, with the shape of `feedback` and 4 at its end. Gradients have the
-        dtypes of their tensors, rounded once.
+        The loss in float32 (float64 for float64 hidden states), of shape () or, for "none", (N,). With
+        `return_groups` the pair (loss, groups), groups of the same dtype, with the shape of `feedback` and 4 at its
+        end. Gradients have the dtypes of their tensors, rounded once.
 
     Raises:
         TypeError: As `implicit_rm_loss`, or hidden states or heads are not floating point.

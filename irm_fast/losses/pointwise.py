@@ -40,8 +40,8 @@ def pointwise_loss(
         backend: "triton", "cpu" or "reference"; None chooses by device and dtype.
 
     Returns:
-        The loss, float32 (float64 for float64 logits): () or, for "none", (N,). The gradient has the dtype of the
-        logits, rounded once.
+        The loss in float32 (float64 for float64 logits), of shape () or, for "none", (N,). The gradient has the dtype
+        of the logits, rounded once.
 
     Raises:
         TypeError: Logits or weights are no dense tensors or not floating point, or normalizer is no number or tensor.
