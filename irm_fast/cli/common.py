@@ -1,18 +1,22 @@
-"""What all commands have: `--debug`, and where they read data of users `--redact`."""
+"""What all commands have: `--json`, `--quiet`, `--debug`, and where they read data of users `--redact`."""
 
 from __future__ import annotations
 
 import functools
 import inspect
+import logging
 import os
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import Annotated, Any
 
 import typer
 
+from irm_fast.cli.answers import Work
 from irm_fast.common.extras import EXTRAS, need
 from irm_fast.data.problems import REDACT
+from irm_fast.data.telling import LOGGER, QUIET, write_line
 from irm_fast.training.config import PRINTED
 
 
@@ -23,28 +27,23 @@ def _remember_debug(context: typer.Context, wanted: bool) -> bool:
     return wanted
 
 
-_Debug = Annotated[
-    bool,
-    typer.Option(
-        "--debug",
-        help="Show the traceback of an error.",
-        rich_help_panel=PRINTED,
-        callback=_remember_debug,
-        is_eager=True,
-    ),
-]
-_Redact = Annotated[
-    bool,
-    typer.Option(
-        "--redact",
-        envvar=REDACT,
-        help="Messages show no texts and no ids, but where rows stand.",
-        rich_help_panel=PRINTED,
-    ),
-]
+def _switch(name: str, text: str, **more: Any) -> Any:
+    return Annotated[bool, typer.Option(name, help=text, rich_help_panel=PRINTED, **more)]
 
 
-def check_packages(command: Callable[..., None], name: str) -> None:
+_EVERYWHERE = {
+    "as_json": _switch("--json", "Print one JSON object, and all else on the standard error."),
+    "quiet": _switch("--quiet", "Say nothing of progress; results, warnings and errors alone.", envvar=QUIET),
+    "debug": _switch(
+        "--debug", "Show the traceback of an error, and what is chosen.", callback=_remember_debug, is_eager=True
+    ),
+}
+_REDACT = {
+    "redact": _switch("--redact", "Messages show no texts and no ids, but where rows stand.", envvar=REDACT),
+}
+
+
+def check_packages(command: Work, name: str) -> None:
     """Check before anything is spent that the packages of a command are installed.
 
     Those of the module `data` need pyarrow, `doctor` nothing beyond the core, all others what the extra `train` brings.
@@ -62,31 +61,37 @@ def check_packages(command: Callable[..., None], name: str) -> None:
         need(package, f"irm-fast {name}", extra)
 
 
-def with_common(command: Callable[..., None], name: str, *, reads_users: bool) -> Callable[..., None]:
-    """Return a command with the options that all have, which begins by a check of the packages that it needs.
+def with_common(command: Work, name: str, *, reads_users: bool) -> Callable[..., None]:
+    """Return a command with the options that all have, which checks its packages and prints its answer.
 
     Args:
-        command: The command.
+        command: The command. It prints nothing, and returns its answer, or None where another process does.
         name: Its name on the command line.
         reads_users: Whether it reads data of users, so that it has `--redact`.
     """
 
     @functools.wraps(command)
-    def with_options(*args: Any, debug: bool, redact: bool = False, **options: Any) -> None:
-        check_packages(command, name)
-        with _environment(REDACT, redact):
-            command(*args, **options)
+    def with_options(*, as_json: bool, quiet: bool, debug: bool, redact: bool = False, **options: Any) -> None:
+        alone = os.environ.get("RANK", "0") == "0"  # the others of several processes have nothing new to say
+        level = logging.DEBUG if debug else logging.INFO if alone and not quiet else logging.WARNING
+        aside = redirect_stdout(sys.stderr) if as_json else nullcontext()  # whatever a library prints
+        with _environment(REDACT, redact), _environment(QUIET, quiet), _logging(level), aside:
+            check_packages(command, name)
+            answer = command(**options)
+        if answer is not None:
+            answer.show(as_json=as_json)
+            raise typer.Exit(answer.code)
 
-    added = {"debug": _Debug, **({"redact": _Redact} if reads_users else {})}
+    added = _EVERYWHERE | (_REDACT if reads_users else {})
     signature = inspect.signature(command, eval_str=True)
     options = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation)
         for name, annotation in added.items()
     ]
     with_options.__signature__ = signature.replace(  # type: ignore[attr-defined]
-        parameters=[*signature.parameters.values(), *options]
+        parameters=[*signature.parameters.values(), *options], return_annotation=None
     )
-    with_options.__annotations__ = {**command.__annotations__, **added}
+    with_options.__annotations__ = {**command.__annotations__, **added, "return": None}
     return with_options
 
 
@@ -101,3 +106,26 @@ def _environment(name: str, wanted: bool) -> Iterator[None]:
     finally:
         if wanted and before is None:
             del os.environ[name]
+
+
+class _Lines(logging.Handler):
+    """Records as lines of the standard error, through the door to the terminal."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        said = self.format(record)
+        write_line(said if record.levelno == logging.INFO else f"{record.levelname.lower()}: {said}")
+
+
+@contextmanager
+def _logging(level: int) -> Iterator[None]:
+    """A context in which what the package logs from a level on shows on the standard error."""
+    log, handler = logging.getLogger(LOGGER), _Lines()
+    before, log.propagate = (log.level, log.propagate), False
+    log.addHandler(handler)
+    log.setLevel(level)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(before[0])
+        log.propagate = before[1]

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import typer
 
+from irm_fast.cli.answers import Answer, path_of
 from irm_fast.cli.help import example
-from irm_fast.cli.options import AsJson, with_log_settings
-from irm_fast.cli.terminal import echo
+from irm_fast.cli.options import with_log_settings
 from irm_fast.data.problems import one_line
 from irm_fast.training.config import log_settings
 
@@ -29,18 +28,16 @@ def validate(
     misclick: Annotated[
         bool, typer.Option("--misclick", help="Actions may be misclicks: evidence for both sides is allowed.")
     ] = False,
-    as_json: AsJson = False,
     config: Annotated[Path | None, typer.Option(help="YAML of settings, as of train; options override it.")] = None,
     **settings: Any,
-) -> None:
+) -> Answer:
     """Check a log: counts, rates, missing entries, duplicates, nested signals. Exit code 1 if it has problems."""
     from irm_fast.data.validation import format_validation
     from irm_fast.data.validation import validate as check
 
     declared = replace(log_settings(config, settings).declared, misclick=misclick)
     report = check(data[0] if len(data) == 1 else data, declared=declared)
-    echo(json.dumps(report, indent=2) if as_json else format_validation(report))
-    raise typer.Exit(bool(report["problem_count"]))
+    return Answer(report, [format_validation(report)], code=bool(report["problem_count"]))
 
 
 Protocol = Literal["rating", "feature"]
@@ -76,7 +73,7 @@ def import_log(
     signals: Annotated[str | None, typer.Option(help="The actions to keep, comma separated; all by default.")] = None,
     memory: Annotated[str, typer.Option(help="Memory of a join; the rest spills to disk.")] = "3GB",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the log if it exists.")] = False,
-) -> None:
+) -> Answer:
     """Turn what a product exported into a log, or join impressions and actions, with an account of what it did."""
     from irm_fast.data.importing.events import import_events
     from irm_fast.data.importing.exports import import_traces
@@ -96,7 +93,8 @@ def import_log(
         account = import_events(impressions or [], actions or [], out, on=on, **joined)
     else:
         account = import_traces(product, files or [], out, **joined)
-    echo(*map(one_line, account.lines()), f"wrote {out}; irm-fast validate {out} says what it holds")
+    said = [*map(one_line, account.lines()), f"wrote {out}; irm-fast validate {out} says what it holds"]
+    return Answer({"wrote": path_of(out), "account": account}, said)
 
 
 @example("irm-fast simulate rated.jsonl --out log.jsonl --signals 2 --test-fraction 0.2")
@@ -114,7 +112,7 @@ def simulate(
     seed: Annotated[int, typer.Option(help="The same seed writes the same bytes.")] = 0,
     test_fraction: Annotated[float, typer.Option(help="Share written to NAME.test.jsonl instead.")] = 0.0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace log, truth and test if they exist.")] = False,
-) -> None:
+) -> Answer:
     """Turn ratings or pairs into an implicit log whose truth is known.
 
     Protocol "feature" writes to the log the very features that the propensities are made of (logistic in them), so
@@ -137,7 +135,9 @@ def simulate(
         seed=seed,
         test_fraction=test_fraction,
     )
-    for path in write_simulation(simulation, out, overwrite=overwrite):
-        echo(f"wrote {path}")
+    wrote = [*write_simulation(simulation, out, overwrite=overwrite)]
     if simulation.test is not None:
-        echo(f"wrote {out.with_suffix('.test.jsonl')}")
+        wrote.append(out.with_suffix(".test.jsonl"))
+    rates = dict(zip(simulation.log.signals, simulation.log.feedback.mean(axis=0).tolist(), strict=True))
+    found = {"wrote": [path_of(path) for path in wrote], "rows": len(simulation.log), "rates": rates}
+    return Answer(found, [f"wrote {path}" for path in wrote])

@@ -8,9 +8,10 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from irm_fast.cli.answers import Answer, path_of
 from irm_fast.cli.help import example
 from irm_fast.cli.options import BatchSize, Data, PrecisionOption, Progress, Resume, TokenBudget, with_text_settings
-from irm_fast.cli.terminal import echo
+from irm_fast.data.telling import tell
 from irm_fast.training.config import log_settings
 
 
@@ -36,7 +37,7 @@ def embed(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier or interrupted run.")] = False,
     progress: Progress = True,
     **settings: Any,
-) -> None:
+) -> Answer | None:
     """Write an embedding of every row: logs, ratings or pairs. `train --embeddings` learns from it."""
     from irm_fast.data.conversations import read_conversations
     from irm_fast.data.reading.sources import check_not_input
@@ -57,10 +58,12 @@ def embed(
         embedder = Embedder(model, pooling=pooling, max_length=max_length, precision=precision, date=date)
         source = embedder.source
         if is_first():
-            echo(f"{source.kind} {model}: {source.pooling} pooling, at most {source.max_length} tokens", err=True)
+            tell(f"{source.kind} {model}: {source.pooling} pooling, at most {source.max_length} tokens")
         truncated = write_embeddings(ids, conversations, embedder, out, distributed=distributed, **how)  # type: ignore[arg-type]
     if not is_first():
-        return
-    echo(f"wrote {out}: {len(ids)} embeddings of {embedder.width} numbers")
+        return None
+    said = [f"wrote {out}: {len(ids)} embeddings of {embedder.width} numbers"]
     if truncated:
-        echo(f"  {truncated} rows were longer than {source.max_length} tokens and lost their beginning")
+        said.append(f"  {truncated} rows were longer than {source.max_length} tokens and lost their beginning")
+    found = {"wrote": path_of(out), "rows": len(ids), "width": embedder.width, "truncated": truncated}
+    return Answer(found | {"source": source}, said)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from irm_fast.cli.answers import Answer, Table, path_of
 from irm_fast.cli.help import example
 from irm_fast.cli.options import (
-    AsJson,
     Base,
     BatchSize,
     Data,
@@ -22,7 +22,6 @@ from irm_fast.cli.options import (
     with_log_settings,
     with_text_settings,
 )
-from irm_fast.cli.terminal import echo
 from irm_fast.data.signals import DesignChoice
 from irm_fast.training.config import log_settings
 
@@ -46,36 +45,33 @@ def evaluate(
     precision: PrecisionOption = "auto",
     base: Base = None,
     progress: Progress = True,
-    as_json: AsJson = False,
     **settings: Any,
-) -> None:
+) -> Answer | None:
     """Measure a model: on clean ratings or pairs, or on a log by likelihood and calibration.
 
     On a log copy_lost_hiding_0.1, say, is the share of the copies that would be lost if the tenth of the responses with
     the lowest rewards were hidden.
     """
     from irm_fast.evaluation.evaluation import evaluate as measure
-    from irm_fast.evaluation.metrics_file import plain
     from irm_fast.models.processes import is_first, launched
 
     how = {"batch_size": batch_size, "token_budget": token_budget, "precision": precision, "progress": progress}
     told = declared(settings)
     with launched() as distributed:
         metrics = measure(model, data, base=base, declared=told, distributed=distributed, **how)  # type: ignore[arg-type]
-    if not is_first():
-        return
-    if as_json:
-        echo(json.dumps(plain(metrics), indent=2))
-        return
+    return Answer(metrics, [_table_of(metrics)]) if is_first() else None
+
+
+def _table_of(metrics: Mapping[str, float]) -> Table:
+    """Metrics as a table, those of the ends of intervals beside what they are of."""
     ends = {f"{name}_{end}" for name in metrics for end in ("low", "high")} & metrics.keys()
-    width = max(map(len, metrics.keys() - ends))
-    for name, value in metrics.items():
-        if name in ends:
-            continue
-        line = f"{name:<{width}}  {value:{'.4f' if isinstance(value, float) else 'd'}}"
+    rows = []
+    for name in (name for name in metrics if name not in ends):
+        value = f"{metrics[name]:{'.4f' if isinstance(metrics[name], float) else 'd'}}"
         if f"{name}_low" in ends:
-            line += f"  90% interval {metrics[f'{name}_low']:.4f} to {metrics[f'{name}_high']:.4f}"
-        echo(line)
+            value += f"  90% interval {metrics[f'{name}_low']:.4f} to {metrics[f'{name}_high']:.4f}"
+        rows.append((name, value))
+    return Table(("metric", "value"), rows)
 
 
 @example(
@@ -94,9 +90,8 @@ def diagnose(
     token_budget: TokenBudget = None,
     precision: PrecisionOption = "auto",
     base: Base = None,
-    as_json: AsJson = False,
     **settings: Any,
-) -> None:
+) -> Answer | None:
     """Is the reward identified? What is assumed, tested, and uncertain. Exit code 1 if the log contradicts it.
 
     With a model, the log should be one that it was not trained on; without, only what the log alone shows is tested.
@@ -117,11 +112,9 @@ def diagnose(
             precision=precision,
             base=base,
             distributed=distributed,
+            progress=True,
         )
-    if not is_first():
-        return
-    echo(json.dumps(found.to_dict(), indent=2) if as_json else str(found))
-    raise typer.Exit(found.kind == "contradicted")
+    return Answer(found.to_dict(), [str(found)], code=found.kind == "contradicted") if is_first() else None
 
 
 @example("irm-fast compare --data new_log.jsonl --model reward_model --by version")
@@ -138,16 +131,14 @@ def compare(
     token_budget: TokenBudget = None,
     precision: PrecisionOption = "auto",
     progress: Progress = True,
-    as_json: AsJson = False,
     **settings: Any,
-) -> None:
+) -> Answer | None:
     """Compare the arms of a log (models, versions, sides of a test) by the reward of their answers.
 
     Prints the mean reward of each arm with intervals over users, and which features of answers a policy that is
     optimised against the reward would move. The log should not be the one that the model was trained on.
     """
     from irm_fast.evaluation.arms import compare_file, parse_outcome
-    from irm_fast.evaluation.metrics_file import plain
     from irm_fast.models.passes import Passes
     from irm_fast.models.processes import is_first, launched
 
@@ -156,8 +147,7 @@ def compare(
     with launched() as distributed:
         passes = Passes(batch_size, token_budget, distributed, progress)
         found = compare_file(data, model, by, passes=passes, **how)  # type: ignore[arg-type]
-    if is_first():
-        echo(json.dumps(plain(found.to_dict()), indent=2) if as_json else str(found))
+    return Answer(found.to_dict(), [str(found)]) if is_first() else None
 
 
 @example(
@@ -174,7 +164,7 @@ def mask(
     out: Annotated[Path, typer.Option(help="The log to write, of the same kind of file.")],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
     **settings: Any,
-) -> None:
+) -> Answer:
     """Write a log with null for signals in a part of it, where silence is a broken button, as diagnose advises."""
     from irm_fast.data.reading.sources import check_not_input
     from irm_fast.data.writing.outputs import check_file, check_folder_of
@@ -184,11 +174,12 @@ def mask(
     check_folder_of(out)
     check_file(out, overwrite=overwrite)
     found = mask_log(Path(data), out, what, declared=log_settings(None, settings).declared)
-    echo(f"wrote {out}: {found.rows - found.left_out} of {found.rows} rows")
+    said = [f"wrote {out}: {found.rows - found.left_out} of {found.rows} rows"]
     for phrase, silent in found.silent.items():
-        echo(f"  {phrase}: {silent} entries of 0 and {found.acted[phrase]} of 1 are null")
+        said.append(f"  {phrase}: {silent} entries of 0 and {found.acted[phrase]} of 1 are null")
     if found.left_out:
-        echo(f"  {found.left_out} rows record nothing any more and were left out")
+        said.append(f"  {found.left_out} rows record nothing any more and were left out")
+    return Answer({"wrote": path_of(out), **found._asdict()}, said)
 
 
 @example("irm-fast score --model reward_model --data answers.jsonl --out rewards.jsonl")
@@ -208,7 +199,7 @@ def score(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew where a run was interrupted.")] = False,
     progress: Progress = True,
     **settings: Any,
-) -> None:
+) -> Answer | None:
     """Write the reward of every response; no feedback or rating is needed. Exit code 1 if one is not finite."""
     from irm_fast.data.reading.sources import check_not_input
 
@@ -223,20 +214,24 @@ def score(
         passes = Passes(batch_size, token_budget, distributed, progress)
         written = score_file(model, data, out, passes=passes, declared=told, **how)  # type: ignore[arg-type]
     if not is_first():
-        return
-    beside = out.exists() and not out.is_file()  # the rewards may be on /dev/stdout
-    echo(f"wrote {out}: {written.rows} rewards", err=beside)
-    if written.not_finite:
-        from irm_fast.data.problems import row_named
+        return None
+    return Answer(
+        {"wrote": path_of(out), "rows": written.rows, "not_finite": written.not_finite},
+        [f"wrote {out}: {written.rows} rewards"],
+        code=bool(written.not_finite),
+        errors=_not_finite(written.rows, written.not_finite, written.first) if written.not_finite else (),
+        aside=out.exists() and not out.is_file(),  # the rewards may be on /dev/stdout
+    )
 
-        some = ", ".join(row_named(name, row) for row, name in written.first)
-        more = f" and {written.not_finite - len(written.first)} more" * (written.not_finite > len(written.first))
-        echo(
-            f"error: {written.not_finite} of {written.rows} rewards are not finite, and null in the file: {some}{more}"
-            "; look at these rows, and at the model: irm-fast verify",
-            err=True,
-        )
-        raise typer.Exit(1)
+
+def _not_finite(rows: int, count: int, first: Sequence[tuple[int, str]]) -> list[str]:
+    """What is said of rewards that are not finite."""
+    from irm_fast.data.problems import row_named
+
+    some = ", ".join(row_named(name, row) for row, name in first)
+    more = f" and {count - len(first)} more" * (count > len(first))
+    look = "look at these rows, and at the model: irm-fast verify"
+    return [f"{count} of {rows} rewards are not finite, and null in the file: {some}{more}; {look}"]
 
 
 @example(
@@ -257,7 +252,7 @@ def label(
     precision: PrecisionOption = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file, labels and all.")] = False,
     **settings: Any,
-) -> None:
+) -> Answer | None:
     """Draw rows of a log to have rated (--next 100 --model DIR), and merge the ratings into the log (--merge RATED).
 
     Rows are drawn with known probabilities, where a label says most. With one signal that is where its splits into
@@ -274,15 +269,14 @@ def label(
             raise ValueError("merge: got --next or --model too, which have no effect with --merge; leave them out")
         check_not_input(out, merge)
         check_file(out, overwrite=overwrite)
-        _merge_labels(merge, Path(data), out)
-    elif count is None:
+        return _merge_labels(merge, Path(data), out)
+    if count is None:
         raise ValueError("label: expected --next 100 to draw rows, or --merge RATED once they are rated; got neither")
-    elif model is None:
+    if model is None:
         raise ValueError("model: none given; expected --model DIR, a folder that irm-fast train wrote")
-    else:
-        check_suffix(out, ".jsonl")
-        passes = {"batch_size": batch_size, "token_budget": token_budget}
-        _draw_labels(count, data, model, out, seed, precision, passes, declared(settings), overwrite=overwrite)
+    check_suffix(out, ".jsonl")
+    passes = {"batch_size": batch_size, "token_budget": token_budget}
+    return _draw_labels(count, data, model, out, seed, precision, passes, declared(settings), overwrite=overwrite)
 
 
 def _draw_labels(
@@ -296,7 +290,8 @@ def _draw_labels(
     settings: dict[str, Any],
     *,
     overwrite: bool,
-) -> None:
+) -> Answer | None:
+    """The answer of `label --next`."""
     from irm_fast.data.read import read_declared
     from irm_fast.data.writing.outputs import check_file
     from irm_fast.evaluation.labelling import rows_to_label, write_labels
@@ -306,29 +301,34 @@ def _draw_labels(
     with launched() as distributed:
         from_main_process(lambda: check_file(out, overwrite=overwrite), distributed=distributed)
         log, trained = read_declared(data, declared_for(model, settings)), load(model, precision=precision)
-        rows, probability = rows_to_label(trained, log, count, seed, distributed=distributed, **passes)  # type: ignore[arg-type]
+        rows, probability = rows_to_label(trained, log, count, seed, distributed=distributed, progress=True, **passes)  # type: ignore[arg-type]
         from_main_process(lambda: write_labels(out, log, rows, probability), distributed=distributed)
     if not is_first():
-        return
-    echo(f"wrote {out}: {count} of {len(log)} rows")
-    echo(
-        "  Fill in preference, 1 where the response pleases and 0 where it does not; then irm-fast label --merge\n"
-        f"  {out} --data {data} --out NEWLOG, and irm-fast train on NEWLOG with --labels-ignorable."
+        return None
+    return Answer(
+        {"wrote": path_of(out), "rows": count, "of": len(log)},
+        [
+            f"wrote {out}: {count} of {len(log)} rows",
+            "  Fill in preference, 1 where the response pleases and 0 where it does not; then irm-fast label --merge\n"
+            f"  {out} --data {data} --out NEWLOG, and irm-fast train on NEWLOG with --labels-ignorable.",
+        ],
     )
 
 
-def _merge_labels(rated: Path, data: Path, out: Path) -> None:
+def _merge_labels(rated: Path, data: Path, out: Path) -> Answer:
+    """The answer of `label --merge`."""
     from irm_fast.data.merging import merge_ratings
 
     found = merge_ratings(rated, data, out)
-    echo(f"wrote {out}: {found.merged} ratings merged into {found.rows} rows")
+    said = [f"wrote {out}: {found.merged} ratings merged into {found.rows} rows"]
     if found.had:
-        echo(f"  {found.had} ratings were in the log already")
+        said.append(f"  {found.had} ratings were in the log already")
     if found.unrated:
-        echo(f"  {found.unrated} rows of {rated} have no preference; they are as they were")
+        said.append(f"  {found.unrated} rows of {rated} have no preference; they are as they were")
     if found.without_chance:
-        echo(f"  {found.without_chance} have no label_probability: they count as drawn at random")
-    echo(
+        said.append(f"  {found.without_chance} have no label_probability: they count as drawn at random")
+    said.append(
         f"  irm-fast train --data {out} learns from them; --labels-ignorable, if nothing but the draw chose the rows.\n"
         "  Embeddings of the log fit: its texts are the same."
     )
+    return Answer({"wrote": path_of(out), **found._asdict()}, said)

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from irm_fast.cli.answers import Answer, Markdown, path_of
 from irm_fast.cli.help import example
-from irm_fast.cli.terminal import echo
 
 
 @example(
@@ -36,7 +36,7 @@ def reproduce(
     processes: Annotated[int | None, typer.Option(min=1, help="Redraws at once; default: one a core.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run, or add redraws.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run.")] = False,
-) -> None:
+) -> Answer:
     """Compare every method of learning from implicit feedback, under one protocol, on logs with known truth.
 
     Turns ratings into logs of one and two signals, embeds the responses, fits naive, IPS, uPU, nnPU, DR, SAR-EM,
@@ -61,7 +61,8 @@ def reproduce(
         )
     except KeyboardInterrupt as stop:
         raise type(stop)("--resume goes on with what is done") from None
-    echo(write_report(results, experiment, output))
+    report = write_report(results, experiment, output)
+    return Answer({"wrote": path_of(output), "results": results}, [Markdown(report)])
 
 
 @example("irm-fast demo")
@@ -69,8 +70,9 @@ def demo(
     output: Annotated[Path, typer.Option(help="Folder for what the demo writes.")] = Path("irm-fast-demo"),
     seeds: Annotated[int, typer.Option(min=1, help="Repetitions, each on a log of its own.")] = 1,
     processes: Annotated[int | None, typer.Option(min=1, help="Methods at once; default: one a core.")] = None,
-) -> None:
+) -> Answer:
     """Train on a made-up log with known truth, offline, and compare with the naive classifier."""
     from irm_fast.experiments.demo import run_demo
 
-    run_demo(output, seeds, processes)
+    done = run_demo(output, seeds, processes)
+    return Answer({"wrote": path_of(output), "results": done.results}, [Markdown(done.table), *done.lines])

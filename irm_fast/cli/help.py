@@ -12,9 +12,10 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 from typer.core import TyperCommand
 from typer.models import OptionInfo
 
+from irm_fast.cli.answers import Work
 from irm_fast.training.config import MAIN, PRINTED
 
-Function = TypeVar("Function", bound=Callable[..., None])
+Function = TypeVar("Function", bound=Work)
 
 _NAMES = {int: "INT", float: "NUMBER", str: "TEXT", Path: "PATH"}
 _COLUMN = 30  # letters of the column of names; a longer name has a line of its own

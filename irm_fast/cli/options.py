@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import typer
 from typer.core import TyperGroup
 
+from irm_fast.cli.answers import Work
 from irm_fast.cli.help import command_sections, write_sections
 from irm_fast.cli.terminal import echo
 from irm_fast.common.extras import MissingPackageError
@@ -26,7 +27,6 @@ PASSES = "How rows pass through the model"  # a heading of help
 
 Data = Annotated[str, typer.Option("--data", help="A file, a folder of parts, a pattern, or - for standard input.")]
 Model = Annotated[Path, typer.Option("--model", help="A folder that irm-fast train wrote.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.", rich_help_panel=PRINTED)]
 Base = Annotated[
     Path | None, typer.Option("--base", help="Of a log: the untrained language model, if it is no longer in its place.")
 ]
@@ -121,22 +121,22 @@ def _report(error: Exception) -> int:
     return 2
 
 
-def with_settings(command: Callable[..., None]) -> Callable[..., None]:
+def with_settings(command: Work) -> Work:
     """One option for each setting of both programs in the place of `**settings`; None stands for not given."""
     return _with_options(command, *PROGRAMS)
 
 
-def with_log_settings(command: Callable[..., None]) -> Callable[..., None]:
+def with_log_settings(command: Work) -> Work:
     """One option for each setting by which a log is read in the place of `**settings`; None stands for not given."""
     return _with_options(command, LogSettings)
 
 
-def with_text_settings(command: Callable[..., None]) -> Callable[..., None]:
+def with_text_settings(command: Work) -> Work:
     """One option for each setting by which conversations are read in the place of `**settings`; None: not given."""
     return _with_options(command, TextSettings)
 
 
-def _with_options(command: Callable[..., None], *programs: type) -> Callable[..., None]:
+def _with_options(command: Work, *programs: type) -> Work:
     """One option for each setting in the place of `**settings`.
 
     Args:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from irm_fast.cli.answers import Answer, Part, Table, path_of
 from irm_fast.cli.help import example
-from irm_fast.cli.options import AsJson
-from irm_fast.cli.tables import show_table
-from irm_fast.cli.terminal import echo
 from irm_fast.common.extras import missing
 
 if TYPE_CHECKING:
@@ -22,7 +19,7 @@ if TYPE_CHECKING:
 def report(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that irm-fast train wrote.")],
     out: Annotated[Path | None, typer.Option(help="The page to write or replace; default: DIR/report.html.")] = None,
-) -> None:
+) -> Answer:
     """Write what a run has found as one page of HTML: verdict, curves, rewards by action, best and worst answers.
 
     Train writes it too. The texts are those of the log that the model was trained on, if it still lies where it was.
@@ -30,11 +27,11 @@ def report(
     from irm_fast.publish.report import write_report
 
     written = write_report(directory, out, pngs=True)
-    echo(f"wrote {written.page}")
-    if written.charts is None:
-        echo(f"  no PNG files of its charts: that {missing('matplotlib')}")
-    else:
-        echo(f"  and its charts as PNG files in {written.charts}")
+    pictures = f"  and its charts as PNG files in {written.charts}"
+    without = f"  no PNG files of its charts: that {missing('matplotlib')}"
+    said = [f"wrote {written.page}", without if written.charts is None else pictures]
+    charts = None if written.charts is None else path_of(written.charts)
+    return Answer({"wrote": path_of(written.page), "charts": charts}, said)
 
 
 @example(
@@ -54,14 +51,12 @@ def export(
     check: Annotated[
         bool, typer.Option("--check", help="Write nothing; compare the scores of all programs that are installed.")
     ] = False,
-    as_json: AsJson = False,
-) -> None:
+) -> Answer:
     """Write a model for others, or check who reads it. With --check exit code 1 if a program reads another reward."""
     if check:
         if out is not None or merge or push_to_hub is not None:
             raise ValueError("check: writes nothing; got --out, --merge or --push-to-hub too; leave them out")
-        _check(model, as_json=as_json)
-        return
+        return _check(model)
     if out is None:
         raise ValueError("out: none given; expected --out DIR to write, or --check to compare programs")
     from irm_fast.publish.export import export_model
@@ -70,31 +65,27 @@ def export(
     found = export_model(model, out, to, merge=merge, name=push_to_hub or "")
     if push_to_hub is not None:
         upload(out, push_to_hub)
-    if as_json:
-        echo(json.dumps({"out": str(out), **found._asdict(), "repository": push_to_hub}, indent=2))
-        return
-    echo(f"wrote {out}: {found.kind}")
+    said = [f"wrote {out}: {found.kind}"]
     if found.compared:
-        echo(f"  {found.compared}")
+        said.append(f"  {found.compared}")
     if push_to_hub is not None:
-        echo(f"  uploaded to {push_to_hub}, which is private where it is new")
+        said.append(f"  uploaded to {push_to_hub}, which is private where it is new")
+    return Answer({"wrote": path_of(out), **found._asdict(), "repository": push_to_hub}, said)
 
 
-def _check(model: Path, *, as_json: bool) -> None:
-    """Print how programs read a model."""
+def _check(model: Path) -> Answer:
+    """How programs read a model."""
     from irm_fast.publish.consumers import EXACT, check_consumers
 
     readings = check_consumers(model)
     wrong = [one.consumer for one in readings if one.same is False and one.consumer in EXACT]
-    if as_json:
-        echo(json.dumps({"readings": [one._asdict() for one in readings], "wrong": wrong}, indent=2))
-    else:
-        headings = ("consumer", "version", "within max_length", "longer rows", "note")
-        show_table(headings, [_cells(one) for one in readings])
-        echo("largest absolute differences to irm-fast score, within max_length and of longer rows, in float32")
-        if wrong:
-            echo(f"another reward: {', '.join(wrong)}")
-    raise typer.Exit(bool(wrong))
+    headings = ("consumer", "version", "within max_length", "longer rows", "note")
+    said: list[Part] = [
+        Table(headings, [_cells(one) for one in readings]),
+        "largest absolute differences to irm-fast score, within max_length and of longer rows, in float32",
+        *([f"another reward: {', '.join(wrong)}"] if wrong else []),
+    ]
+    return Answer({"readings": [one._asdict() for one in readings], "wrong": wrong}, said, code=bool(wrong))
 
 
 def _cells(one: Reading) -> tuple[str, ...]:

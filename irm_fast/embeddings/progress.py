@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import time
+
+from irm_fast.data.telling import tell
 
 
 class Progress:
-    """Says on the standard error what was done, and how many seconds it took since the line before.
+    """Says, by `tell`, what was done, and how many seconds it took since the line before.
 
     Args:
         verbose: 0 says nothing; 1 and more say everything.
@@ -28,5 +29,5 @@ class Progress:
         """
         now = time.perf_counter()
         if self.verbose:
-            print(f"{what} ({now - self.since:.1f} s)", file=sys.stderr, flush=True)
+            tell(f"{what} ({now - self.since:.1f} s)")
         self.since = now

@@ -29,6 +29,7 @@ def rows_to_label(
     batch_size: int | None = None,
     token_budget: int | None = None,
     distributed: bool = False,
+    progress: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw rows to have rated, the more likely the further the answers that the log allows differ on them.
 
@@ -44,6 +45,7 @@ def rows_to_label(
         batch_size: The number of conversations per forward pass, at most. None: no limit but the token budget.
         token_budget: The number of tokens per forward pass, at most. None: 16,384 on a GPU, and 2,048 on a CPU.
         distributed: Whether all processes of a torchrun share the rows; each gets the same draw.
+        progress: Whether to show a progress bar on stderr, if that is a terminal.
 
     Returns:
         Row numbers (int64) of shape (count,), in random order, so that the first m of them are a draw, too; and the
@@ -59,7 +61,7 @@ def rows_to_label(
     if not 1 <= count <= len(unlabelled):
         raise ValueError(f"next: got {count}; expected 1 to {len(unlabelled)}, the rows without a preference")
     if isinstance(model, EmbeddedRewardModel):
-        passes = Passes(batch_size, token_budget, distributed)
+        passes = Passes(batch_size, token_budget, distributed, progress)
         apart = model.disagreement([log.messages[row] for row in unlabelled.tolist()], passes)
     else:
         apart = np.zeros(len(unlabelled))

@@ -35,6 +35,7 @@ def diagnose_file(
     precision: str = "auto",
     base: str | Path | None = None,
     distributed: bool = False,
+    progress: bool = False,
 ) -> Diagnosis:
     """`diagnostics.diagnose` of the log at `data`, with a saved model's predictions or without a model.
 
@@ -51,6 +52,7 @@ def diagnose_file(
         precision: The precision of the language model, as of `scoring.load`.
         base: The untrained language model, as of `propensities.with_propensities`.
         distributed: Whether all processes of a torchrun share the rows; each gets the diagnosis of all.
+        progress: Whether to show a progress bar on stderr, if that is a terminal.
 
     Raises:
         ValueError: There is no saved model or no readable log, or the log lacks a signal of the model's.
@@ -66,7 +68,7 @@ def diagnose_file(
         )
     model = load(model_dir, precision=precision)
     log = align(read_declared(data, declared_for(model_dir, declared)), model.spec)
-    passes = Passes(batch_size, token_budget, distributed)
+    passes = Passes(batch_size, token_budget, distributed, progress)
     filled, context = with_propensities(log, model.spec, model_dir, base=base, passes=passes)
     heldout = predict_log(model, filled, passes)
     if isinstance(model, EmbeddedRewardModel):

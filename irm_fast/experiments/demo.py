@@ -21,6 +21,7 @@ from irm_fast.common.extras import missing
 from irm_fast.data.log import Log
 from irm_fast.data.rated import Rated
 from irm_fast.data.simulation import Simulation, simulate, write_simulation
+from irm_fast.data.telling import tell
 from irm_fast.data.writing.lock import only_run
 from irm_fast.data.writing.outputs import OutputFolder
 from irm_fast.data.writing.whole import whole_files, write_whole
@@ -108,16 +109,21 @@ class Measured(NamedTuple):
     seconds: float
 
 
-def run_demo(output: str | Path, seeds: int = 1, processes: int | None = None) -> list[dict[str, dict[str, float]]]:
-    """Make the data, train every method, print the table, and leave table, picture and checkpoint in a folder.
+class Demo(NamedTuple):
+    """What came of a demo: for each seed the metrics of each method, their table in Markdown, and what to say of it."""
+
+    results: list[dict[str, dict[str, float]]]
+    table: str
+    lines: list[str]
+
+
+def run_demo(output: str | Path, seeds: int = 1, processes: int | None = None) -> Demo:
+    """Make the data, train every method, and leave table, picture and checkpoint in a folder.
 
     Args:
         output: The folder; an earlier demo in it is replaced.
         seeds: How often to repeat, each time on fresh text, feedback and weights.
         processes: How many methods to train at once; None for one a core. It does not change the results.
-
-    Returns:
-        For each seed the metrics of each method.
 
     Raises:
         ValueError: The folder holds something else than an earlier demo.
@@ -127,7 +133,7 @@ def run_demo(output: str | Path, seeds: int = 1, processes: int | None = None) -
         return _run_demo(output, seeds, processes)
 
 
-def _run_demo(output: Path, seeds: int, processes: int | None) -> list[dict[str, dict[str, float]]]:
+def _run_demo(output: Path, seeds: int, processes: int | None) -> Demo:
     """`run_demo` in a folder that no other run writes to."""
     from irm_fast.experiments.report import comparison_table, draw_comparison
 
@@ -138,12 +144,13 @@ def _run_demo(output: Path, seeds: int, processes: int | None) -> list[dict[str,
     write_whole(output / "results.json", json.dumps(results, indent=2) + "\n")
     table = comparison_table(results)
     write_whole(output / "table.md", table + "\n")
-    print(f"\n{table}\n")
-    _show_scores(output / "model", output / "log.test.jsonl")
     picture = draw_comparison(results, output / "comparison.png")
-    print(f"\nwrote {output}/: log, truth and test data, model (two signals), table.md, results.json")
-    print(f"picture: {picture}" if picture else f"no picture: it {missing('matplotlib')}")
-    return results
+    lines = [
+        *_scores(output / "model", output / "log.test.jsonl"),
+        f"wrote {output}/: log, truth and test data, model (two signals), table.md, results.json",
+        f"picture: {picture}" if picture else f"no picture: it {missing('matplotlib')}",
+    ]
+    return Demo(results, table, lines)
 
 
 def _worlds(seeds: int, output: Path, scratch: Path) -> Iterator[Training]:
@@ -151,7 +158,7 @@ def _worlds(seeds: int, output: Path, scratch: Path) -> Iterator[Training]:
     from irm_fast.experiments.tiny_decoder import make_tiny_decoder
 
     for seed in range(seeds):
-        print(f"seed {seed}: making a log", flush=True)
+        tell(f"seed {seed}: making a log")
         simulation = make_simulation(seed)
         if seed == 0:
             write_simulation(simulation, output / "log.jsonl")
@@ -264,7 +271,7 @@ def trainings(simulation: Simulation, decoder: Path, settings: Mapping[str, Any]
 
 
 def _train_all(work: Iterator[Training], processes: int | None) -> list[dict[str, dict[str, float]]]:
-    """The metrics of all trainings, by seed, then by method; a line is printed as each training ends."""
+    """The metrics of all trainings, by seed, then by method; a line is said as each training ends."""
     done = []
     for training, measured in side_by_side(
         train_and_measure,
@@ -273,7 +280,7 @@ def _train_all(work: Iterator[Training], processes: int | None) -> list[dict[str
         imports=("irm_fast.training.run", "irm_fast.evaluation.evaluation"),
     ):
         auroc, name = measured.metrics["auroc"], training.method.name
-        print(f"  {name:<20} {measured.design:<9} AUROC {auroc:.3f} {measured.seconds:5.0f} s", flush=True)
+        tell(f"  {name:<20} {measured.design:<9} AUROC {auroc:.3f} {measured.seconds:5.0f} s")
         done.append((training.seed, training.row, name, measured.metrics))
     done.sort(key=lambda entry: entry[:2])
     seeds = sorted({seed for seed, *_ in done})
@@ -297,8 +304,8 @@ def train_and_measure(training: Training) -> Measured:
     return Measured(metrics, result.design, time.perf_counter() - start)
 
 
-def _show_scores(model: Path, test: Path) -> None:
-    """Print the rewards of the best and the worst test response by the checkpoint, under transformers alone."""
+def _scores(model: Path, test: Path) -> Iterator[str]:
+    """Say the rewards of the best and the worst test response by the checkpoint, under transformers alone."""
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -309,13 +316,13 @@ def _show_scores(model: Path, test: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(model)
     with quiet_transformers():
         classifier = AutoModelForSequenceClassification.from_pretrained(model).eval()
-    print("The checkpoint under AutoModelForSequenceClassification:")
+    yield "The checkpoint under AutoModelForSequenceClassification:"
     for row in (int(rated.rating.argmax()), int(rated.rating.argmin())):
         text = tokenizer.apply_chat_template(rated.messages[row], tokenize=False)
         with torch.no_grad():
             reward = classifier(**tokenizer(text, add_special_tokens=False, return_tensors="pt")).logits.item()
         text = " / ".join(rated.messages[row][-1]["content"].splitlines())
-        print(f"  reward {reward:+.2f}  {text if len(text) < 90 else text[:87] + '...'}")
+        yield (f"  reward {reward:+.2f}  {text if len(text) < 90 else text[:87] + '...'}")
 
 
 def _prepare(output: Path) -> None:

@@ -89,7 +89,7 @@ def switch(model: PreTrainedModel, name: str) -> None:
 @cache
 def _tell(text: str) -> None:
     """Log a text once: scoring chooses the attention anew for every call."""
-    log.info(text)
+    log.debug(text)
 
 
 def obstacle(name: str, model: PreTrainedModel, device: torch.device, dtype: torch.dtype) -> str | None:

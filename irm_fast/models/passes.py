@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from irm_fast.data.telling import quiet
 from irm_fast.models import Precision
 from irm_fast.models.batches import Collator, TokenizedRows
 from irm_fast.models.packing import by_length
@@ -167,7 +168,9 @@ def rows_bar(total: int, progress: bool) -> Any:
     """A progress bar of rows on stderr: only where that is a terminal, in the first process, and if it is wanted."""
     from tqdm.auto import tqdm
 
-    return tqdm(total=total, unit="rows", disable=None if progress and is_first() else True, file=sys.stderr)
+    return tqdm(
+        total=total, unit="rows", disable=None if progress and is_first() and not quiet() else True, file=sys.stderr
+    )
 
 
 def moved(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from irm_fast.common.warning import warn_caller
 from irm_fast.data.signals import RewardSpec
+from irm_fast.data.telling import tell
 from irm_fast.data.writing.manifest import damage
 from irm_fast.diagnostics.metrics import paired_difference
 from irm_fast.evaluation.metrics_file import plain
@@ -23,7 +24,6 @@ from irm_fast.training.checkpoints import Found, check_plan, find_checkpoint
 from irm_fast.training.config import TrainConfig
 from irm_fast.training.plan import plan_of
 from irm_fast.training.prepare import Prepared
-from irm_fast.training.progress import tell
 from irm_fast.training.result import TrainResult
 from irm_fast.training.run_folder import CHECKPOINTS, begin_run
 from irm_fast.training.throughput import typical

@@ -9,14 +9,10 @@ from typing import Any
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from irm_fast.data.telling import quiet, tell
+
 EVERY = 60.0  # seconds between two lines where there is no terminal
 _BAR = "{desc} |{bar}| {n_fmt}/{total_fmt} steps{postfix}, {remaining} left"
-
-
-def tell(text: str) -> None:
-    """Say something of a run on the standard error, above its bar if there is one."""
-    tqdm.write(text, file=sys.stderr)
-    sys.stderr.flush()
 
 
 class TrainingProgress(TrainerCallback):
@@ -42,7 +38,7 @@ class TrainingProgress(TrainerCallback):
                 desc=self.name,
                 total=total,
                 initial=done,
-                disable=None,  # unless it is a terminal
+                disable=quiet() or None,  # unless it is a terminal
                 file=sys.stderr,
                 bar_format=_BAR,
                 leave=False,  # its last line stays, by `on_evaluate`

@@ -24,6 +24,7 @@ from irm_fast.data.joined import Joined
 from irm_fast.data.log import Log
 from irm_fast.data.messages import Messages
 from irm_fast.data.signals import RewardSpec
+from irm_fast.data.telling import tell
 from irm_fast.data.writing.manifest import damage, write_manifest
 from irm_fast.data.writing.whole import whole_files
 from irm_fast.embeddings.embedder import Embedder
@@ -36,7 +37,6 @@ from irm_fast.models.record import PROPENSITIES, RECORD, save_tensors
 from irm_fast.training.config import TrainConfig
 from irm_fast.training.estimation import fit_embedded
 from irm_fast.training.prepare import Prepared
-from irm_fast.training.progress import tell
 from irm_fast.training.run_folder import CHECKPOINTS, STATES, begin_run
 
 VALUES = "propensities.safetensors"  # among the checkpoints

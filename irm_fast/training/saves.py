@@ -12,11 +12,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from irm_fast.data.telling import tell
 from irm_fast.data.writing.interruption import SIGNALS, handled
 from irm_fast.data.writing.lock import check_held
 from irm_fast.models.processes import is_first, patient_group
 from irm_fast.training.config import TrainConfig
-from irm_fast.training.progress import tell
 
 _SHARE = 0.05  # of the time that goes by at most to saves that the clock asks for
 _ECHO = 5.0  # seconds in which SIGTERM may come again by another way: from a scheduler, and from torchrun

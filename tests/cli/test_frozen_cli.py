@@ -21,16 +21,16 @@ TEXT = (
     "gradient-checkpointing optim trainer on-nonfinite max-skipped-steps report-to resume"
 )
 OPTIONS = {
-    "validate": f"data misclick json config {LOG}",
+    "validate": f"data misclick config {LOG}",
     "import": "product files out impressions actions on window instrumented-since until signals memory overwrite",
     "simulate": "rated out protocol alpha target signals seed test-fraction overwrite",
     "train": f"config dry-run {LOG} {SHARED} {TEXT} embeddings hidden-layers",
     "report": "directory out",
     "verify": "path",
-    "export": "model out to merge push-to-hub check json",
-    "evaluate": f"model data batch-size token-budget precision base progress json {LOG}",
-    "diagnose": (f"data model propensity-design labels-ignorable batch-size token-budget precision base json {LOG}"),
-    "compare": f"data model by randomised outcome batch-size token-budget precision progress json {LOG}",
+    "export": "model out to merge push-to-hub check",
+    "evaluate": f"model data batch-size token-budget precision base progress {LOG}",
+    "diagnose": (f"data model propensity-design labels-ignorable batch-size token-budget precision base {LOG}"),
+    "compare": f"data model by randomised outcome batch-size token-budget precision progress {LOG}",
     "mask": f"what data out overwrite {LOG}",
     "score": f"model data out batch-size token-budget precision lower resume overwrite progress {TEXTS}",
     "label": f"next merge data model out seed batch-size token-budget precision overwrite {LOG}",
@@ -40,10 +40,10 @@ OPTIONS = {
     ),
     "reproduce": ("data output model protocol redraws alpha target limit max-length noise processes resume overwrite"),
     "demo": "output seeds processes",
-    "doctor": "json",
+    "doctor": "",
 }
 for name in OPTIONS:
-    OPTIONS[name] += " debug"
+    OPTIONS[name] += " json quiet debug"
 for name in OPTIONS.keys() - {"verify", "export", "reproduce", "demo", "doctor"}:  # which read no data of users
     OPTIONS[name] += " redact"
 CHOICES = {

@@ -21,7 +21,7 @@ from irm_fast.cli.help import first_sentence
 from irm_fast.training.config import PROGRAMS, load_config
 
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-EVERYWHERE = ("--debug", "--help")
+EVERYWHERE = ("--json", "--quiet", "--debug", "--help")
 SETTINGS = {setting.name for program in PROGRAMS for setting in fields(program)}
 
 

@@ -63,13 +63,15 @@ def test_a_small_demo(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(demo, "make_simulation", lambda seed: small(seed, prompts=60))
     first = demo.run_demo(tmp_path / "demo", seeds=1, processes=2)
     (tmp_path / "demo" / "thesis.tex").write_text("mine")
-    results = demo.run_demo(tmp_path / "demo", seeds=1, processes=1)  # replaces the first
+    done = demo.run_demo(tmp_path / "demo", seeds=1, processes=1)  # replaces the first
+    results, printed = done.results, "\n".join(done.lines)
     assert (tmp_path / "demo" / "thesis.tex").read_text() == "mine"
-    assert results == first  # whatever the processes
-    folder, printed = tmp_path / "demo", capsys.readouterr().out
+    assert results == first.results  # whatever the processes
+    folder, told = tmp_path / "demo", capsys.readouterr()
+    assert not told.out and told.err.count("AUROC") == 12
     assert json.loads((folder / "results.json").read_text()) == results
-    assert (folder / "table.md").read_text().strip() in printed
-    assert printed.count("  reward ") == 4
+    assert (folder / "table.md").read_text().strip() == done.table
+    assert printed.count("  reward ") == 2
     assert (folder / "comparison.png").stat().st_size > 10_000
     assert len(read_log(folder / "log.jsonl")) == len(read_rated(folder / "log.truth.jsonl")) == 96
     assert list(results[0]) == [

@@ -9,9 +9,9 @@ from __future__ import annotations
 import _thread
 import glob
 import json
+import logging
 import os
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -25,6 +25,8 @@ try:
     import fcntl
 except ImportError:  # not on Windows, where of two runs that find a stale lock at the same moment both may begin
     fcntl = None  # type: ignore[assignment]
+
+_log = logging.getLogger(__name__)
 
 LOCK = "irm_fast.lock"  # in a folder; the lock of a file stands beside it, as NAME.lock
 RENEWED, LEASE = 60.0, 300.0  # seconds between renewals, and after which a lock counts as left
@@ -217,7 +219,7 @@ class RunLock:
             except OSError:  # for the moment, perhaps
                 continue
             if not self._left.is_set():
-                print(f"{self.path} was taken from this run, which stops: another one may write there", file=sys.stderr)
+                _log.error("%s was taken from this run, which stops: another one may write there", self.path)
                 _lost.set()
                 _thread.interrupt_main()
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from irm_fast import __version__
 from irm_fast.common.extras import missing
 from irm_fast.data.simulation import check_arguments
+from irm_fast.data.telling import quiet, tell
 from irm_fast.data.writing.lock import only_run
 from irm_fast.data.writing.whole import disk_errors, whole_file, write_whole
 from irm_fast.experiments.processes import side_by_side
@@ -31,6 +33,7 @@ from irm_fast.experiments.reproduce.population import (
 )
 from irm_fast.models.threads import cores
 
+_EVERY = 60.0  # seconds between two lines where there is no terminal
 Job = tuple[str, int, Path]  # protocol, redraw, and the file of its results
 
 
@@ -165,10 +168,16 @@ def _run(
         return sum(len(read_results(path)) for *_, path in work)
 
     processes = min(processes, len(jobs))
-    with tqdm(total=len(jobs) * len(entrants(SIGNALS)), initial=count(), unit="fit", file=sys.stderr) as bar:
+    total, said = len(jobs) * len(entrants(SIGNALS)), time.monotonic()
+    with tqdm(total=total, initial=count(), unit="fit", file=sys.stderr, disable=quiet() or None) as bar:
 
         def show() -> None:
-            bar.update(count() - bar.n)
+            nonlocal said
+            done = count()
+            bar.update(done - bar.n)
+            if bar.disable and time.monotonic() - said > _EVERY:
+                said = time.monotonic()
+                tell(f"{done} of {total} fits are done")
 
         if processes == 1:
             for job in work:

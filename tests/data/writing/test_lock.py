@@ -142,7 +142,7 @@ def test_a_file_system_without_links(tmp_path, monkeypatch) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_lock_is_renewed_and_a_run_that_lost_it_stops(tmp_path, monkeypatch, capsys) -> None:
+def test_the_lock_is_renewed_and_a_run_that_lost_it_stops(tmp_path, monkeypatch, caplog) -> None:
     monkeypatch.setattr(lock, "RENEWED", 0.02)
     path = tmp_path / LOCK
     with pytest.raises(KeyboardInterrupt), only_run(tmp_path, "irm-fast train", folder=True):
@@ -153,7 +153,7 @@ def test_the_lock_is_renewed_and_a_run_that_lost_it_stops(tmp_path, monkeypatch,
         assert path.stat().st_mtime > 2
         path.write_text("another run")
         time.sleep(10)
-    assert "was taken from this run, which stops" in capsys.readouterr().err
+    assert "was taken from this run, which stops" in caplog.text
     assert path.read_text() == "another run", "that of another run stays"
 
 
