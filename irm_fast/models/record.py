@@ -55,6 +55,10 @@ SOURCE = schema.fields(  # how embeddings are made
         **dict.fromkeys(("prompt", "date"), schema.text()),
     },
 )
+_COUNTS = schema.fields(dict.fromkeys(("acted", "silent", "missing"), schema.whole()))
+_DATA = schema.fields(  # of a part of the log
+    {"rows": schema.whole(), "labels": schema.list_of(schema.whole()), "signals": schema.by_name(_COUNTS)}
+)
 _LAYOUT = schema.fields(
     {
         "design": schema.choice(*DESIGNS),
@@ -70,6 +74,10 @@ _LAYOUT = schema.fields(
         "diagnosis": schema.optional(schema.mapping),
         "training": schema.optional(schema.fields({}, _DECLARED)),
         "embeddings": SOURCE,
+        "data": schema.list_of(_DATA),
+        "versions": schema.by_name(schema.text()),
+        "learned": schema.optional(schema.text()),
+        **dict.fromkeys(("gain_over_constant", "gain_over_constant_error"), schema.optional(schema.number())),
         "position": schema.optional(schema.number()),
     },
 )

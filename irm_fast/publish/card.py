@@ -127,8 +127,7 @@ def _what_it_is(record: Mapping[str, Any], base: str, form: Form) -> str:
     probability = f"sigmoid(reward {'-' if bias < 0 else '+'} {abs(bias):.4g})"
     said = (
         f"A reward model, trained by irm-fast {record.get('version', '')} on {learned}: {kind}{made}. It gives one "
-        "number "
-        "for a conversation that ends in an answer; the higher, the likelier the answer pleases. "
+        "number for a conversation that ends in an answer; the higher, the likelier the answer pleases. "
         f"{probability} is the estimated probability that it does."
     )
     if license_of(base):
@@ -149,7 +148,8 @@ def _verdict(record: Mapping[str, Any]) -> Iterator[str]:
         yield f"- Assumed: {sentence}"
     for sentence in found.get("remedies", ()):
         yield f"- What would help: {sentence}"
-    metrics = [f"{key} {value:.4f}" for key, value in (record.get("metrics") or {}).items() if value is not None]
+    numbers = record.get("metrics") or {}
+    metrics = [f"{key} {value:.4f}" for key, value in numbers.items() if isinstance(value, (int, float))]
     if metrics:
         yield f"- Held-out: {', '.join(metrics)}."
 
@@ -161,14 +161,15 @@ def _data(parts: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         return
     sizes = [part["rows"] for part in parts]
     held_out = f"{sizes[1]:,} held out" if len(parts) > 1 else "none held out"
-    labels = [sum(part["labels"][side] for part in parts) for side in (0, 1)]
+    labels = [sum(sum(part["labels"][side : side + 1]) for part in parts) for side in (0, 1)]
     said = f", {labels[0]:,} labelled as pleasing and {labels[1]:,} as not" if any(labels) else ""
     yield f"{sum(sizes):,} rows, {held_out}{said}."
     names = list(parts[0]["signals"])
     if names:
         yield "\n| signal | recorded | acted | rate |\n| --- | --- | --- | --- |"
     for name in names:
-        counts = {kind: sum(part["signals"][name][kind] for part in parts) for kind in ("acted", "silent")}
+        of_parts = [part["signals"][name] for part in parts if name in part["signals"]]
+        counts = {kind: sum(one[kind] for one in of_parts) for kind in ("acted", "silent")}
         recorded = sum(counts.values())
         rate = f"{counts['acted'] / recorded:.4f}" if recorded else "-"
         yield f"| {name} | {recorded:,} | {counts['acted']:,} | {rate} |"

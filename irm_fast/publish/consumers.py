@@ -69,8 +69,8 @@ def check_consumers(folder: Path) -> list[Reading]:
     if not (folder / "config.json").is_file():
         raise ValueError(
             f"{folder}: a reward on embeddings, which no other program loads; expected an ordinary sequence "
-            "classifier: "
-            "irm-fast export --to sentence-transformers writes and compares such a reward, where it is on an encoder"
+            "classifier: irm-fast export --to sentence-transformers writes and compares such a reward, where it is on "
+            "an encoder"
         )
     model = load(folder, precision="float32")
     tokenizer = load_tokenizer(str(folder))

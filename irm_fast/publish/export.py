@@ -130,8 +130,7 @@ def _export_sentences(folder: Path, out: Path, record: Mapping[str, Any], name: 
     if SOURCE not in record:
         raise ValueError(
             f"to: {folder} is a sequence classifier, which sentence-transformers' CrossEncoder reads as it is; "
-            "expected "
-            "--to hf"
+            "expected --to hf"
         )
     model = EmbeddedRewardModel.load(folder)
     check_exportable(model)

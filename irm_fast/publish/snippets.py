@@ -117,8 +117,7 @@ def _at_once(model: Named) -> str:
         return " For several at once the tokenizer's `padding=True, truncation=True` do the same."
     return (
         " For several at once the tokenizer's `padding=True, truncation=True` do the same, but for long rows, which "
-        "lose "
-        f"their `{model.bos}`."
+        f"lose their `{model.bos}`."
     )
 
 
@@ -152,8 +151,7 @@ def _cross_encoder(model: Named) -> Snippet:
 reward = CrossEncoder("{model.name}").predict([messages])[0]"""
     caveat = (
         "From version 6 on it takes messages. Pairs of (prompt, answer) are read without the chat template: their "
-        "score "
-        f"is another number. {_cut(model)}"
+        f"score is another number. {_cut(model)}"
     )
     return Snippet("sentence-transformers CrossEncoder", code, caveat)
 
@@ -169,8 +167,7 @@ trainer = GRPOTrainer(
 )"""
     caveat = (
         "Prompts have to be messages: plain text is scored without the chat template, which is another number. TRL "
-        "does "
-        f"not truncate what it scores: keep prompt and completion together within {model.max_length} tokens."
+        f"does not truncate what it scores: keep prompt and completion together within {model.max_length} tokens."
     )
     return Snippet("TRL, GRPO", code, caveat)
 
@@ -179,8 +176,7 @@ def _openrlhf(model: Named) -> Snippet:
     caveat = (
         "The head is `score`, the keys of the backbone are `model.*`: both are found without further options. Leave "
         "`--reward.normalize_enable` out, as the checkpoint has no mean and standard deviation. In bfloat16, its "
-        "default, "
-        "rewards differ in the third digit."
+        "default, rewards differ in the third digit."
     )
     return Snippet("OpenRLHF", f"--reward.model_name_or_path {model.name}", caveat, "sh")
 
@@ -197,16 +193,15 @@ sent = {{"model": "{model.name}", "input": ids, "use_activation": False}}
 reward = requests.post("http://localhost:8000/classify", json=sent).json()["data"][0]["probs"][0]"""
     caveat = (
         "Send token ids, or the text of `apply_chat_template(messages, tokenize=False)`; the tokenizer adds nothing "
-        "to it. "
-        "`/score` applies no activation either, as `config.json` asks. Rows that are longer than the limit are "
-        "refused: these "
-        "lines cut them as training did."
+        "to it. `/score` applies no activation either, as `config.json` asks. Rows that are longer than the limit are "
+        "refused: these lines cut them as training did."
     )
     return Snippet("vLLM", code, caveat)
 
 
 def _sglang(model: Named) -> Snippet:
-    code = f"""# python -m sglang.launch_server --model-path {model.name} --is-embedding
+    launch = f"--model-path {model.name} --is-embedding --context-length {model.max_length}"
+    code = f"""# python -m sglang.launch_server {launch}
 import requests
 from transformers import AutoTokenizer
 
@@ -221,8 +216,8 @@ reward = requests.post("http://localhost:30000/v1/embeddings", json=sent).json()
 
 def _verl(model: Named) -> Snippet:
     code = (
-        f"reward_model.enable=True reward_model.model.path={model.name} reward_model.rollout.name=vllm "
-        f"reward_model.rollout.prompt_length={model.max_length}"
+        f"reward_model.enable=True reward_model.use_reward_loop=True reward_model.model.path={model.name} "
+        f"reward_model.rollout.name=vllm reward_model.rollout.prompt_length={model.max_length}"
     )
     caveat = "Its reward loop renders the chat template and posts the text to vLLM or SGLang."
     if model.bos:

@@ -29,6 +29,8 @@ EDITS = [
     *[("estimator", "third"), ("diagnosis", 3), ("training", []), ("training", {"max_errors": "x"})],
     *[("training", {"map": 3}), ("training", {"fold_system": "no"}), ("position", "x"), ("position", math.inf)],
     *[("embeddings", None), ("embeddings", {"model": "/etc"}), ("embeddings", SOURCE | {"pooling": "all"})],
+    *[("keeps_bos", "yes"), ("data", 3), ("data", [{"rows": 1}]), ("versions", {"torch": 2}), ("learned", 1)],
+    *[("gain_over_constant", "x"), ("embeddings", SOURCE | {"keeps_bos": "no"})],
     *[("embeddings", SOURCE | {"max_length": 0}), ("embeddings", SOURCE | {"normalize": "True"})],
 ]
 

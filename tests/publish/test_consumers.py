@@ -15,6 +15,7 @@ from irm_fast.evaluation.scoring import load, score
 from irm_fast.models.tokens import encode
 from irm_fast.publish.consumers import BY_SOURCE, CONSUMERS, check_consumers
 from irm_fast.publish.samples import texts_around
+from tests.docs.pages import ROOT, blocks, commands, run_command
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +99,19 @@ def test_the_command_exports(classifier, tmp_path):
     )
     assert result.exit_code == 2 and "push-to-hub: me/rm was not uploaded" in result.output
     assert '"me/rm"' in (tmp_path / "again" / "README.md").read_text()
+
+
+def test_the_commands_of_the_page(classifier, save_embedded, tmp_path, monkeypatch):
+    page = ROOT / "docs" / "how" / "consumers.md"
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(classifier, "reward_model")
+    shutil.copytree(save_embedded(), "on_encoder")
+    [block] = [block for block in blocks(page) if block.mark.endswith("test_consumers.py")]
+    printed = [run_command(words, block.place) for words in commands(block.code)]
+    assert "transformers, messages" in printed[0] and "wrote rm: a sequence classifier" in printed[1]
+    assert "wrote sentence_rm: a model of sentence-transformers" in printed[2]
+    assert "model: whole" in run_command(["irm-fast", "verify", "rm"], block.place)
+    assert "model: whole" in run_command(["irm-fast", "verify", "sentence_rm"], block.place)
 
 
 def test_trl_trains_by_the_reward(classifier, tmp_path):

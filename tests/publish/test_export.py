@@ -20,6 +20,7 @@ from irm_fast.evaluation.scoring import load, score
 from irm_fast.models.record import RECORD
 from irm_fast.publish.card import CARD
 from irm_fast.publish.export import export_model, push_to_hub
+from tests.docs.pages import ROOT, blocks, commands, run_command
 
 
 def talk(question: str, answer: str) -> Messages:
@@ -131,7 +132,7 @@ def test_a_classifier_is_exported_without_what_is_of_the_machine(classifier, tmp
     assert damage(tmp_path / "out") == ""
 
 
-def test_an_adapter_is_merged_into_its_base(make_log, make_config, tmp_path):
+def test_an_adapter_is_merged_into_its_base(make_log, make_config, tmp_path, monkeypatch):
     pytest.importorskip("peft")
     from irm_fast.training.run import train_log
 
@@ -142,7 +143,11 @@ def test_an_adapter_is_merged_into_its_base(make_log, make_config, tmp_path):
         export_model(folder / "adapter", tmp_path / "merged")
     with pytest.raises(ValueError, match=r"is no adapter.*leave --merge out"):
         export_model(folder, tmp_path / "merged", merge=True)
-    export_model(folder / "adapter", tmp_path / "merged", merge=True)
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(folder, "reward_model")
+    [block] = [block for block in blocks(ROOT / "docs/how/consumers.md") if block.mark.endswith("test_export.py")]
+    [words] = commands(block.code)
+    assert "the adapter merged into" in run_command(words, block.place)
     one, other = (load_file(path / "model.safetensors") for path in (folder, tmp_path / "merged"))
     base = load_file(Path(config.model) / "model.safetensors")
     assert one.keys() == other.keys()
