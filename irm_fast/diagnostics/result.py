@@ -38,6 +38,15 @@ class Diagnosis:
         scale: One of these kinds for the scale: for the mean preference, and preferences as probabilities.
         learned: Whether the model foretells the actions of held-out rows better than constant rates do: `learned`, `not
             learned` or `not tested`; empty where no model is judged.
+
+    Examples:
+        >>> import numpy as np, irm_fast
+        >>> one_signal = np.array([[1], [0], [0], [1]])
+        >>> diagnosis = irm_fast.diagnose(one_signal, propensity_design="constant")
+        >>> diagnosis.kind, diagnosis.ranking
+        ('not identified', 'not identified')
+        >>> print(diagnosis.verdict)
+        not identified without assuming that the propensity is the same for every response
     """
 
     kind: str

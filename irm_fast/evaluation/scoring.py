@@ -63,6 +63,13 @@ def load(directory: str | Path, *, precision: str = "auto") -> RewardModel:
 
     Raises:
         ValueError: `precision` is unknown, or as `ImplicitRewardModel.load`.
+
+    Examples:
+        >>> import irm_fast
+        >>> model = irm_fast.load("reward_model")  # doctest: +SKIP
+        >>> answer = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}]
+        >>> irm_fast.score(model, [answer])  # doctest: +SKIP
+        array([0.1875], dtype=float32)
     """
     device = default_device()
     resolved = resolve_precision(precision, device)

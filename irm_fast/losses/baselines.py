@@ -11,6 +11,29 @@ are not recorded or have weight 0 contribute nothing, whatever else they hold. N
 
 `irm_fast.nuisances` estimates pi, m and imputed preferences from a log without clean labels, and names the assumption
 of each estimate. CONTRIBUTING.md says how to add a baseline.
+
+Examples:
+    >>> import torch
+    >>> from irm_fast import baselines
+    >>> reward_logits = torch.tensor([2.0, -1.0, 0.5, 0.0])
+    >>> propensity_logits = torch.zeros(4)  # a propensity of one half
+    >>> feedback = torch.tensor([1, 0, 0, -1])  # the last one was not recorded
+    >>> def show(loss):
+    ...     print(f"{loss.item():.3f}")
+    >>> show(baselines.naive_loss(reward_logits, feedback))
+    0.354
+    >>> show(baselines.ips_loss(reward_logits, 0.5, feedback))
+    -0.146
+    >>> show(baselines.upu_loss(reward_logits, feedback, class_prior=0.5))
+    0.104
+    >>> show(baselines.nnpu_loss(reward_logits, feedback, class_prior=0.5))
+    0.104
+    >>> show(baselines.doubly_robust_loss(reward_logits, 0.5, feedback, imputed_preference=0.5))
+    0.166
+    >>> show(baselines.sar_em_loss(reward_logits, propensity_logits, feedback))
+    0.614
+    >>> show(baselines.recrec_loss(reward_logits, propensity_logits, feedback))
+    1.190
 """
 
 from __future__ import annotations

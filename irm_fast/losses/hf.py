@@ -106,6 +106,12 @@ def pack_labels(
 
     Raises:
         ValueError: A value is impossible, or shapes do not fit.
+
+    Examples:
+        >>> import irm_fast
+        >>> irm_fast.hf.pack_labels([[1, 0], [0, -1]], preference=[-1, 1])
+        array([[ 1.,  0., -1.],
+               [ 0., -1.,  1.]], dtype=float32)
     """
     given: dict[str, Any] = {"feedback": feedback, "preference": preference, "weight": weight}
     arrays = {name: _array(x) for name, x in given.items() if x is not None}

@@ -242,6 +242,14 @@ class ImplicitRMLoss(nn.Module):
         misclick_rate: As in `implicit_rm_loss`.
         reduction: As in `implicit_rm_loss`.
         backend: As in `implicit_rm_loss`.
+
+    Examples:
+        >>> import torch, irm_fast
+        >>> loss_fn = irm_fast.ImplicitRMLoss(polarity=[1, -1], misclick_rate=0.01)
+        >>> feedback = torch.tensor([[1, 0], [0, 1], [0, 0]])  # a copy, a thumbs-down, silence
+        >>> loss = loss_fn(torch.zeros(3), torch.zeros(3, 2), feedback)
+        >>> print(f"{loss.item():.3f}")
+        1.157
     """
 
     def __init__(

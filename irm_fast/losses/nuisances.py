@@ -2,6 +2,22 @@
 
 These are the class prior, a propensity from popularity, and imputed preferences. Each rests on an assumption that its
 docstring names; none is exact on a log whose propensity depends on the response.
+
+Examples:
+    >>> import numpy as np
+    >>> from irm_fast import nuisances
+    >>> feedback = np.array([1, 1, 0, 0, 0, 0, 0, 0])
+    >>> item = np.array([0, 0, 0, 0, 1, 1, 1, 1])  # four rows of one item, four of another
+    >>> propensity = nuisances.popularity_propensity(feedback, item)
+    >>> propensity.round(2)
+    array([1.  , 1.  , 1.  , 1.  , 0.33, 0.33, 0.33, 0.33])
+    >>> nuisances.imputed_preference(np.full(8, 0.25), propensity).round(2)
+    array([0.25, 0.25, 0.25, 0.25, 0.75, 0.75, 0.75, 0.75])
+    >>> rng = np.random.default_rng(0)
+    >>> preferred = np.arange(2000) < 1000  # half of the rows, of which 4 in 10 act
+    >>> acted = preferred & (rng.random(2000) < 0.4)
+    >>> round(nuisances.class_prior(score=preferred + rng.random(2000), feedback=acted), 1)
+    0.5
 """
 
 from __future__ import annotations

@@ -48,6 +48,13 @@ def pointwise_loss(
         ValueError: Shapes or devices do not fit; reduction, normalizer or backend is invalid; weights or normalizer
             require a gradient; or "mean" is taken over no rows without a normalizer.
         RuntimeError: The backend is not available, or a second derivative or `vmap` was asked for.
+
+    Examples:
+        >>> import torch, irm_fast
+        >>> label = torch.tensor([1.0, 0.0])
+        >>> loss = irm_fast.baselines.pointwise_loss(torch.tensor([2.0, -2.0]), label, 1 - label)
+        >>> print(f"{loss.item():.4f}")
+        0.1269
     """
     batch_checks.check_rewards(reward_logits)
     positive_weight = _check_side("positive_weight", positive_weight, reward_logits)
