@@ -1,12 +1,13 @@
-"""What the numerical watch costs in a training step: the same run with it and without it, step by step in turn.
+"""What looking on costs in a training step: the same run with it and without it, step by step in turn.
 
-    python -m benchmarks.watch_cost [--steps 400] [--hidden-size 128] [--layers 4] [--batch-size 16] [--words 48]
+    python -m benchmarks.watch_cost [watch|groups] [--steps 400] [--hidden-size 128] [--layers 4] [--batch-size 16] ...
 
 One training of a small decoder, in which one of every two steps is watched, drawn at random: its loss is guarded, its
-states are seen, its norm masks the optimiser and its flag is read. All rows have the same number of tokens. Prints the
-median over pairs of neighbouring steps of the ratio of their seconds, watched over not, and beside it that of the first
-over the second, which shows the noise. On a CPU seconds are those of the processor, so that other work counts little;
-on a GPU each step ends when the device is done.
+states are seen, its norm masks the optimiser and its flag is read. For `groups` it is the shares of the four groups
+that are taken in it, as a run does in the steps that it logs, about fifty in all. All rows have the same number of
+tokens. Prints the median over pairs of neighbouring steps of the ratio of their seconds, watched over not, and beside
+it that of the first over the second, which shows the noise. On a CPU seconds are those of the processor, so that other
+work counts little; on a GPU each step ends when the device is done.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from transformers import TrainerCallback
 from irm_fast.data.log import Log
 from irm_fast.experiments.tiny_decoder import make_tiny_decoder
 from irm_fast.training.config import TrainConfig
+from irm_fast.training.group_masses import GroupMasses
 from irm_fast.training.run import train_log
 from irm_fast.training.trainer import ImplicitTrainer
 from irm_fast.training.watch import NumericalWatch
@@ -89,7 +91,18 @@ def make_log(rows: int, words: int) -> Log:
     )
 
 
-def by_turns(turns: Turns) -> None:
+def take_by_turns(turns: Turns) -> None:
+    """Let the shares of the groups be taken in every second step alone."""
+    take = GroupMasses.take
+
+    def taken(self: GroupMasses, batch: Any, step: int) -> None:
+        if turns.on:
+            take(self, batch, self.every)  # as in a step that is logged
+
+    GroupMasses.take = taken  # type: ignore[method-assign]
+
+
+def watch_by_turns(turns: Turns) -> None:
     """Let the watch act in every second step alone."""
     guard, see, mask = NumericalWatch.guard, NumericalWatch.see, NumericalWatch.mask
 
@@ -118,6 +131,7 @@ def ratio(over: np.ndarray, under: np.ndarray) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("watch", "groups"), nargs="?", default="watch")
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--hidden-size", type=int, default=128)
     parser.add_argument("--layers", type=int, default=4)
@@ -126,7 +140,7 @@ def main() -> None:
     parser.add_argument("--precision", default="float32")
     given = parser.parse_args()
     turns = Turns()
-    by_turns(turns)
+    (watch_by_turns if given.what == "watch" else take_by_turns)(turns)
     create = ImplicitTrainer.__init__
 
     def with_turns(self: ImplicitTrainer, *args: Any, **kwargs: Any) -> None:

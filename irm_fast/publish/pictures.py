@@ -10,6 +10,7 @@ import numpy as np
 from scipy.stats import beta
 
 from irm_fast.publish.charts import IN_TURN, Chart, Series
+from irm_fast.publish.evidence import GROUPS
 
 _AGREE = 0.8  # of the 95% intervals of ten deciles that hold the prediction: fewer would be by chance once in 80
 
@@ -37,6 +38,31 @@ def learning(metrics: Sequence[Mapping[str, Any]]) -> Iterator[Chart]:
         after = ", and was higher after it: that model was kept" if step < held[-1][1] else ""
         title = f"Held-out loss is lowest, {best:.3f}, at step {step:,}{after}"
     yield Chart("learning", title, "step of the optimiser", "loss, nats a row", series)
+
+
+def groups(metrics: Sequence[Mapping[str, Any]], signals: Sequence[str]) -> Iterator[Chart]:
+    """Yield for each signal the shares of the four groups in the training rows of the steps that were logged.
+
+    Args:
+        metrics: As of `learning`.
+        signals: The names of the signals.
+    """
+    labels = ("pleased, active: acts", "not pleased, active", "pleased, passive", "not pleased, passive")
+    for name in signals:
+        keys = [f"{name}_{group}" for group in GROUPS]
+        entries = [m for m in metrics if m.get("step") is not None and all(m.get(key) is not None for key in keys)]
+        if len(entries) < 2:
+            continue
+        steps = [entry["step"] for entry in entries]
+        series = [
+            Series("line", steps, [100 * entry[key] for entry in entries], label, colour)
+            for key, label, colour in zip(keys, labels, IN_TURN, strict=True)
+        ]
+        late = entries[len(entries) // 2 :]
+        hidden = float(np.mean([entry[keys[2]] for entry in late]))
+        title = f"{_percent(hidden)} of the rows please and are silent on {name}"
+        note = "Of the rows of single steps, so the lines are rough; the number is the mean of the second half."
+        yield Chart(f"groups-{name}", title, "step of the optimiser", "share of the rows, %", series, note)
 
 
 def by_action(reward: Mapping[str, Any], polarity: Mapping[str, int]) -> Iterator[Chart]:

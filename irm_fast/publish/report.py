@@ -137,7 +137,7 @@ def _data(record: Mapping[str, Any], evidence: Mapping[str, Any] | None) -> list
     """Return what is known of each part of the log: of its record, and beside it."""
     parts = record.get("data") or []
     more = (evidence or {}).get("data") or [{} for _ in parts]
-    return [{**one, **other} for one, other in zip(parts, more, strict=True)]
+    return [{**one, **other} for one, other in zip(parts, more, strict=False)]  # earlier records have no counts
 
 
 def _headline(record: Mapping[str, Any]) -> Any:
@@ -157,6 +157,7 @@ def charts_of(folder: Path) -> dict[str, list[Chart]]:
     own = [line for line in lines if line.get("propensity_design") in (record["design"], None)]
     charts: dict[str, list[Chart]] = {
         "learning": list(pictures.learning(own)),
+        "groups": list(pictures.groups(own, record["signals"])),
         "reliability": list(pictures.reliability(tests)),
         "context": list(pictures.context(tests)),
     }

@@ -9,7 +9,7 @@ from irm_fast.diagnostics.learned import LEARNED, NOT_LEARNED, NOT_TESTED
 from irm_fast.diagnostics.text import CONDITIONAL, CONTRADICTED, IDENTIFIED, OPEN
 
 _LIGHT = {IDENTIFIED: "good", CONDITIONAL: "fair", OPEN: "bad", CONTRADICTED: "bad", NOT_LEARNED: "bad"}
-_SAID = {CONDITIONAL: "identified if the signals are independent", CONTRADICTED: "contradicted by the log"}
+_SAID = {CONDITIONAL: "rests on independent signals", CONTRADICTED: "contradicted by the log"}
 _HEADLINE = {
     IDENTIFIED: "The reward is identified",
     CONDITIONAL: "The reward is identified if the signals are independent",
@@ -29,6 +29,12 @@ _SCALE_ALONE = "Use it to rank answers only: the log contradicts its level. Mend
 _UNTESTED = (
     "Train with a held-out part (--validation-fraction 0.1) and enough rows: nobody knows yet whether this reward was "
     "learned."
+)
+
+
+_LOOK = (
+    "Before a policy follows it, look below at what it would exploit, and read the best and the worst answers: what "
+    "they have in common no number shows."
 )
 
 
@@ -69,13 +75,19 @@ def headline(diagnosis: Mapping[str, Any], gain: tuple[float, float] | None) -> 
         light = "bad" if learned == NOT_LEARNED else max(light, "fair", key=("good", "fair", "bad").index)
     if kind == NOT_LEARNED:
         title = _HEADLINE[kind]
-    said = "" if gain is None else f" ({gain[0]:+.3f} ± {gain[1]:.3f} nats an action)"
+    said = "" if gain is None else f", {gain[0]:+.2f} ± {gain[1]:.2f} nats an action (± a standard error)"
     learnt = {LEARNED: "good", NOT_LEARNED: "bad"}.get(learned, "fair")
-    tiles = (
+    tiles: tuple[tuple[str, str, str], ...] = (
         ("Order of answers", _LIGHT.get(ranking, "bad"), _SAID.get(ranking, ranking)),
         ("Level of the reward", _LIGHT.get(scale, "bad"), _SAID.get(scale, scale)),
         ("Better than constant rates", learnt, (learned or NOT_TESTED) + said),
     )
+    span, mean = diagnosis["sensitivity"]["mean_g_range"], diagnosis["sensitivity"]["mean_g"]
+    if span is not None:
+        tiles = (*tiles, ("Answers that please", "fair", f"{span[0]:.0%} to {span[1]:.0%}"))
+    elif mean is not None:
+        tiles = (*tiles, ("Answers that please", _LIGHT.get(scale, "bad"), f"{mean:.0%}"))
     untested = _UNTESTED if learned == NOT_TESTED else ""
-    steps = tuple(step for step in (first, untested, *diagnosis["remedies"]) if step)
+    look = "" if light == "bad" else _LOOK
+    steps = tuple(step for step in (first, untested, *diagnosis["remedies"], look) if step)
     return Headline(light, title, f"The reward is {diagnosis['verdict']}.", tiles, steps)

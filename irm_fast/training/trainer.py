@@ -33,6 +33,7 @@ from irm_fast.training.distributed import (
     local,
     sharding,
 )
+from irm_fast.training.group_masses import GroupMasses
 from irm_fast.training.parameter_groups import groups_of
 from irm_fast.training.predictions import SAMPLE, check_heldout, check_reward_varies, predict_rows
 from irm_fast.training.saves import Saves
@@ -119,6 +120,8 @@ class ImplicitTrainer(WholeCheckpoints):
         name, self.heldout_name = names
         self.watch = NumericalWatch(model, config, self.accelerator, name, self.log)
         self.add_callback(self.watch)
+        # Under FSDP the heads are whole within the model's own pass alone
+        self.masses = None if self.is_fsdp_enabled else GroupMasses(model, int(args.logging_steps))
         self.stratifier: StratificationModel | None = None
         if config.stratification != "current":
             self.stratifier = StratificationModel(model, config)
@@ -152,6 +155,8 @@ class ImplicitTrainer(WholeCheckpoints):
             rows, pairs = num_items_in_batch.unbind()
             arguments |= {"normalizer": rows, "pair_weight": (self.config.pairs_weight or 1) / pairs}
         loss = self.watch.guard(model(**arguments, stratification=self._stratification(inputs)))
+        if self.masses is not None:
+            self.masses.take(inputs, self.state.global_step + 1)
         return (loss, {}) if return_outputs else loss
 
     def _stratification(self, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor] | Literal["current"] | None:
@@ -228,9 +233,11 @@ class ImplicitTrainer(WholeCheckpoints):
         return batches, mean.clamp(min=1 / self.args.world_size)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log as transformers does, with the throughput since the last entry."""
+        """Log as transformers does, with the throughput since the last entry and the groups of its step."""
         if "loss" in logs:
             logs |= self.throughput.report()
+            if self.masses is not None:
+                logs |= self.masses.report()
             self._tr_loss.zero_()  # which transformers takes from itself: NaN would stay NaN
         super().log(logs, start_time)
 

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -414,3 +415,13 @@ def test_contradictory_rows_are_left_out_on_demand(one_signal, tmp_path):
     with pytest.warns(UserWarning, match=r"left out \d of 400 rows that contradict themselves; if the labels are"):
         result = train_on_embeddings(one_signal(change, propensity_design="constant", contradictions="drop"))
     assert (tmp_path / "out" / "irm_fast.json").exists() and result.design == "constant"
+
+
+def test_the_run_leaves_a_page(settings):
+    config = settings()
+    train_on_embeddings(config)
+    page = (Path(config.output) / "report.html").read_text(encoding="utf-8")
+    for heading in ("Rewards of rows that acted", "How likely pleased users act", "What a policy would exploit"):
+        assert heading in page
+    assert "a fit on embeddings is solved at once" in page and "Held-out loss" not in page
+    assert page.count("<bdi") >= 20  # questions and answers, the best and the worst
