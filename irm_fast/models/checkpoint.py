@@ -12,14 +12,14 @@ from irm_fast.data.writing.whole import whole_files, write_whole
 from irm_fast.models.foreign_files import quiet_transformers
 from irm_fast.models.record import CHECKPOINT_WEIGHTS, INDEX
 from irm_fast.models.template import SAMPLE
-from irm_fast.models.tokens import Refused, render
+from irm_fast.models.tokens import Refused, first_line, render
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # What sentence-transformers' CrossEncoder and vLLM's /score apply to the logit; a sigmoid where nothing is said.
 ACTIVATION = {"activation_fn": "torch.nn.modules.linear.Identity"}
-_TOKENIZER = "tokenizer_config.json"
+_SENTENCES, _TOKENIZER = "sentence_transformers", "tokenizer_config.json"
 _OWN = ("add_bos_token", "add_eos_token")  # by which transformers 4 adds tokens, whatever tokenizer.json says
 
 
@@ -38,13 +38,13 @@ def save_checkpoint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
         The names of the files that were written.
     """
     if hasattr(model, "score"):
-        model.config.sentence_transformers = dict(ACTIVATION)
+        model.config.sentence_transformers = {**(getattr(model.config, _SENTENCES, None) or {}), **ACTIVATION}
     add_no_tokens(tokenizer)
     with quiet_transformers(), whole_files(folder) as unfinished:
         model.save_pretrained(unfinished)
         tokenizer.save_pretrained(unfinished)
         _tell_earlier_versions(unfinished / _TOKENIZER)
-        wrong = difference_of_tokens(tokenizer, unfinished)
+        wrong = _compared(tokenizer, unfinished)
         written = files_of(unfinished)
     for path in (path for pattern in (*CHECKPOINT_WEIGHTS, INDEX) for path in folder.glob(pattern)):
         if path.name not in written:  # in another number of parts
@@ -96,6 +96,15 @@ def difference_of_tokens(tokenizer: PreTrainedTokenizerBase, folder: Path) -> st
     if saved(text)["input_ids"] != expected:
         return "the saved tokenizer adds tokens of its own to the text of its chat template"
     return ""
+
+
+def _compared(tokenizer: PreTrainedTokenizerBase, folder: Path) -> str:
+    """`difference_of_tokens`, or why it is not known: a trained model is saved in any case."""
+    try:
+        return difference_of_tokens(tokenizer, folder)
+    except Exception as error:  # of tokenizers of others
+        why = first_line(error) or type(error).__name__
+        return f"the saved tokenizer could not be compared with that of training ({why})"
 
 
 def _tell_earlier_versions(path: Path) -> None:

@@ -182,7 +182,8 @@ def _of_all(record: Mapping[str, Any], form: Form) -> str:
     if form == "sentences":
         return "The reward is the one number that `encode` gives for a text."
     return (
-        f"All give the same number for rows of at most {record['max_length']} tokens, the limit of its training, "
+        f"Who reads messages or token ids gets the same number for rows of at most {record['max_length']} tokens, the "
+        "limit of its training, "
         "which is "
         "`model_max_length` of the tokenizer. Special tokens stand in the chat template, and the tokenizer adds none. "
         "`irm-fast export --check DIR` compares the programs that are installed."

@@ -232,9 +232,9 @@ EXACT = tuple(consumer.name for consumer in CONSUMERS if consumer.exact)
 BY_SOURCE = (
     Reading(
         "vLLM, /classify",
-        "by source, 0052a5b",
+        "by source, 1c71367",
         note="bias-free score, identity as problem_type is regression; longer than model_max_length is refused",
     ),
-    Reading("vLLM, /score", "by source, 0052a5b", note="identity, by sentence_transformers.activation_fn"),
+    Reading("vLLM, /score", "by source, 1c71367", note="identity, by sentence_transformers.activation_fn"),
     Reading("SGLang", "by source, 005da00", note="score.weight at the last token, no activation"),
 )

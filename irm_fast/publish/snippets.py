@@ -163,7 +163,7 @@ trainer = GRPOTrainer(
     model="POLICY",
     reward_funcs="{model.name}",
     train_dataset=dataset,  # its prompts are messages: [{{"role": "user", "content": ...}}]
-    args=GRPOConfig(max_completion_length=256),
+    args=GRPOConfig(max_completion_length={min(256, max(1, model.max_length // 2))}),
 )"""
     caveat = (
         "Prompts have to be messages: plain text is scored without the chat template, which is another number. TRL "
@@ -176,7 +176,7 @@ def _openrlhf(model: Named) -> Snippet:
     caveat = (
         "The head is `score`, the keys of the backbone are `model.*`: both are found without further options. Leave "
         "`--reward.normalize_enable` out, as the checkpoint has no mean and standard deviation. In bfloat16, its "
-        "default, rewards differ in the third digit."
+        "default, rewards are rounded."
     )
     return Snippet("OpenRLHF", f"--reward.model_name_or_path {model.name}", caveat, "sh")
 
@@ -194,7 +194,7 @@ reward = requests.post("http://localhost:8000/classify", json=sent).json()["data
     caveat = (
         "Send token ids, or the text of `apply_chat_template(messages, tokenize=False)`; the tokenizer adds nothing "
         "to it. `/score` applies no activation either, as `config.json` asks. Rows that are longer than the limit are "
-        "refused: these lines cut them as training did."
+        "refused: these lines cut them as training did. `--dtype float32` for exact numbers: it takes 16 bits otherwise."
     )
     return Snippet("vLLM", code, caveat)
 

@@ -1,6 +1,7 @@
 """What is saved is read by others as it is: the raw reward, and the tokens of training."""
 
 import json
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -115,6 +116,40 @@ def test_a_tokenizer_that_goes_on_adding_tokens_is_warned_of(tmp_path, monkeypat
     monkeypatch.setattr(checkpoint, "add_no_tokens", lambda tokenizer: None)
     with pytest.warns(UserWarning, match=r"adds tokens of its own.*add_special_tokens=False"):
         model.save(tmp_path / "saved")
+
+
+def test_a_model_is_saved_though_its_tokenizer_cannot_be_compared(tmp_path, monkeypatch):
+    import transformers
+
+    model = ImplicitRewardModel.from_backbone(save_base("no BOS", tmp_path / "base"), SPEC)
+    with monkeypatch.context() as patch:
+        patch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda *_, **__: 1 / 0)
+        with pytest.warns(UserWarning, match=r"could not be compared with that of training \(division by zero\)"):
+            model.save(tmp_path / "saved")
+    assert np.isfinite(score(load(tmp_path / "saved"), ROWS)).all()
+
+
+@pytest.mark.parametrize("kind", ["Llama", "Gemma"])
+def test_tokenizers_of_a_class_that_adds_bos_add_none_once_saved(tmp_path, kind, save_llama):
+    import transformers
+
+    letters = [f"<0x{byte:02X}>" for byte in range(256)] + ["\u2581", *"abcdefghijklmnopqrstuvwxyz", "\u2581g", "go"]
+    words = {"Llama": ["<unk>", "<s>", "</s>"], "Gemma": ["<pad>", "<eos>", "<bos>", "<unk>"]}[kind]
+    vocabulary = {token: number for number, token in enumerate([*words, *letters])}
+    merges = [("\u2581", "g"), ("g", "o")]
+    tokenizer = getattr(transformers, f"{kind}Tokenizer")(vocab=vocabulary, merges=merges)
+    tokenizer.add_bos_token = True
+    tokenizer.save_pretrained(tmp_path / "base")
+    save_llama(tmp_path / "base", len(tokenizer))
+    model = ImplicitRewardModel.from_backbone(tmp_path / "base", SPEC)
+    assert model.tokenizer("go")["input_ids"][0] == model.tokenizer.bos_token_id
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.save(tmp_path / "saved")
+    saved = transformers.AutoTokenizer.from_pretrained(tmp_path / "saved")
+    (expected,), _ = encode(model.tokenizer, ROWS[:1], 100)
+    assert saved(render(saved, ROWS[0]))["input_ids"] == expected
+    assert expected.count(saved.bos_token_id) == 1
 
 
 def test_what_a_post_processor_does_beside_stays(tmp_path):
