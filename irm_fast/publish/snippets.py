@@ -194,7 +194,7 @@ reward = requests.post("http://localhost:8000/classify", json=sent).json()["data
     caveat = (
         "Send token ids, or the text of `apply_chat_template(messages, tokenize=False)`; the tokenizer adds nothing "
         "to it. `/score` applies no activation either, as `config.json` asks. Rows that are longer than the limit are "
-        "refused: these lines cut them as training did. `--dtype float32` for exact numbers: it takes 16 bits otherwise."
+        "refused: these lines cut them as training did. It takes 16 bits unless it is told `--dtype float32`."
     )
     return Snippet("vLLM", code, caveat)
 
