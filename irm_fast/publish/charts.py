@@ -110,4 +110,4 @@ def ticks(low: float, high: float, most: int = 6) -> list[float]:
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * (1 - 1e-9))
     first = int(np.ceil(low / step - 1e-9))
     last = int(np.floor(high / step + 1e-9))
-    return [round(number * step, 12) for number in range(first, last + 1)]
+    return [float(round(number * step, 12)) for number in range(first, last + 1)]
