@@ -68,6 +68,17 @@ def test_pages_that_files_name_are_there() -> None:
     assert [(str(file), name) for file, name in named if not (ROOT / name).exists()] == []
 
 
+def test_the_readme_is_a_screen_and_a_half() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 120
+
+
+def test_pages_of_results_have_a_date_and_a_version() -> None:
+    pages = [page for page in (ROOT / "docs" / "results").rglob("*.md") if page.name != "index.md"]
+    assert len(pages) > 8
+    for page in pages:
+        assert re.search(r"Version \d+\.\d+\.\d+\b[^.]*\b2\d{3}", page.read_text().replace("\n", " ")), page
+
+
 def test_every_page_is_in_the_navigation_of_the_site() -> None:
     listed = set(re.findall(r"[\w/-]+\.md", (ROOT / "mkdocs.yml").read_text().partition("\nnav:")[2]))
     docs = ROOT / "docs"
