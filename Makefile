@@ -40,8 +40,11 @@ format: $(VENV)/.installed  ## format the sources
 bench: $(VENV)/.installed  ## time both losses against eager PyTorch, torch.compile and the memory floor
 	$(BIN)/python -m pytest benchmarks --benchmark-only
 
-docs: $(VENV)/.installed  ## build the site, build/site/index.html; a warning is an error
+$(VENV)/.docs: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet -e '.[docs]'
+	@touch $@
+
+docs: $(VENV)/.docs  ## build the site, build/site/index.html; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:          ## remove everything that make made
