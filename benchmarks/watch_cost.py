@@ -4,10 +4,10 @@
 
 One training of a small decoder, in which one of every two steps is watched, drawn at random: its loss is guarded, its
 states are seen, its norm masks the optimiser and its flag is read. For `groups` it is the shares of the four groups
-that are taken in it, as a run does in the steps that it logs, about fifty in all. All rows have the same number of
-tokens. Prints the median over pairs of neighbouring steps of the ratio of their seconds, watched over not, and beside
-it that of the first over the second, which shows the noise. On a CPU seconds are those of the processor, so that other
-work counts little; on a GPU each step ends when the device is done.
+that are taken in it, as a run does in eight steps at most of each of its fifty entries of the log. All rows have the
+same number of tokens. Prints the median over pairs of neighbouring steps of the ratio of their seconds, watched over
+not, and beside it that of the first over the second, which shows the noise. On a CPU seconds are those of the
+processor, so that other work counts little; on a GPU each step ends when the device is done.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def take_by_turns(turns: Turns) -> None:
 
     def taken(self: GroupMasses, batch: Any, step: int) -> None:
         if turns.on:
-            take(self, batch, self.every)  # as in a step that is logged
+            take(self, batch, self.every)  # as in a step that counts
 
     GroupMasses.take = taken  # type: ignore[method-assign]
 

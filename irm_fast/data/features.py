@@ -42,7 +42,7 @@ def _of_text(text: str) -> list[float]:
 
 
 MARKS = (  # what a policy could turn out by the yard, in words for people
-    "characters (log)",
+    "length (log)",
     "list items (log)",
     "headings or bold",
     "code block",

@@ -35,34 +35,39 @@ def learning(metrics: Sequence[Mapping[str, Any]]) -> Iterator[Chart]:
     title = "Training loss by step"
     if held:
         best, step = min(held)
-        after = ", and was higher after it: that model was kept" if step < held[-1][1] else ""
+        after = ", and higher later: that model was kept" if step < held[-1][1] else ""
         title = f"Held-out loss is lowest, {best:.3f}, at step {step:,}{after}"
     yield Chart("learning", title, "step of the optimiser", "loss, nats a row", series)
 
 
-def groups(metrics: Sequence[Mapping[str, Any]], signals: Sequence[str]) -> Iterator[Chart]:
+def groups(metrics: Sequence[Mapping[str, Any]], polarity: Mapping[str, int]) -> Iterator[Chart]:
     """Yield for each signal the shares of the four groups in the training rows of the steps that were logged.
 
     Args:
         metrics: As of `learning`.
-        signals: The names of the signals.
+        polarity: The polarity of each signal.
     """
-    labels = ("pleased, active: acts", "not pleased, active", "pleased, passive", "not pleased, passive")
-    for name in signals:
+    labels = ("pleased, active", "not pleased, active", "pleased, passive", "not pleased, passive")
+    for name, sign in polarity.items():
         keys = [f"{name}_{group}" for group in GROUPS]
         entries = [m for m in metrics if m.get("step") is not None and all(m.get(key) is not None for key in keys)]
         if len(entries) < 2:
             continue
         steps = [entry["step"] for entry in entries]
         series = [
-            Series("line", steps, [100 * entry[key] for entry in entries], label, colour)
+            Series("line", steps, _smooth([100 * entry[key] for entry in entries]), label, colour)
             for key, label, colour in zip(keys, labels, IN_TURN, strict=True)
         ]
         late = entries[len(entries) // 2 :]
-        hidden = float(np.mean([entry[keys[2]] for entry in late]))
-        title = f"{_percent(hidden)} of the rows please and are silent on {name}"
-        note = "Of the rows of single steps, so the lines are rough; the number is the mean of the second half."
+        silent = float(np.mean([entry[keys[2 if sign > 0 else 3]] for entry in late]))
+        title = f"{_percent(silent)} of the rows {'please' if sign > 0 else 'displease'}, and {name} is silent"
+        note = "Of training rows, means over five entries of the log; the number is the mean of the second half."
         yield Chart(f"groups-{name}", title, "step of the optimiser", "share of the rows, %", series, note)
+
+
+def _smooth(values: Sequence[float]) -> list[float]:
+    """Return the mean of each value with two on each side, as far as there are."""
+    return [float(np.mean(values[max(0, place - 2) : place + 3])) for place in range(len(values))]
 
 
 def by_action(reward: Mapping[str, Any], polarity: Mapping[str, int]) -> Iterator[Chart]:
@@ -140,17 +145,18 @@ def _interval(share: float, rows: int) -> tuple[float, float]:
     return low, high
 
 
-def propensities(found: Sequence[Mapping[str, Any]]) -> Iterator[Chart]:
+def propensities(found: Sequence[Mapping[str, Any]], polarity: Mapping[str, int]) -> Iterator[Chart]:
     """Yield for each signal the histogram of its predicted propensities."""
     for number, entry in enumerate(found):
         low, middle, high = entry["quantiles"]
         name, counts = entry["name"], np.array(entry["counts"])
+        who = "pleased" if polarity[name] > 0 else "displeased"
         if high - low < 1e-3:
-            title = f"Of pleased users {_percent(middle)} give {name}, whatever the response"
+            title = f"Of {who} users {_percent(middle)} give {name}, whatever the response"
         else:
-            title = f"Of pleased users {_percent(low)} to {_percent(high)} give {name}, by the response"
+            title = f"Of {who} users {_percent(low)} to {_percent(high)} give {name}, by the response"
         series = [Series("bars", [100 * e for e in entry["edges"]], _shares(counts), "", IN_TURN[number % 4])]
-        note = f"The ends are those of nine tenths of the rows; the median is {_percent(middle)}."
+        note = "" if high - low < 1e-3 else f"Of nine tenths of the rows; the median is {_percent(middle)}."
         label = f"propensity of {name}, %"
         yield Chart(f"propensity-{name}", title, label, "share of the rows, %", series, note)
 
@@ -173,10 +179,36 @@ def exploits(found: Mapping[str, Any]) -> Iterator[Chart]:
             series.append(Series("points", columns["correlation"], places, label, colour, *ends, said))  # type: ignore[arg-type]
     strong = max(marks, key=lambda mark: abs(mark["ours"]["correlation"]))
     size = strong["ours"]["correlation"]
-    title = f"The reward moves most with {strong['name']}: correlation {size:+.2f}".replace("-", "\u2212")
+    title = f"The reward goes most with {strong['name']}: correlation {signed(size)}"
     series.insert(0, Series("rule", (0, 0), (-0.5, len(marks) - 0.5), "", "faint"))
     names = [mark["name"] for mark in marks]
-    yield Chart("exploits", title, "correlation", "", series, y_names=names)
+    yield Chart("exploits", title, "correlation", "", series, _difference(marks), y_names=names)
+
+
+def _difference(marks: Sequence[Mapping[str, Any]]) -> str:
+    """Say where a naive reward would pull a policy most that this one would not."""
+    both = [mark for mark in marks if mark["naive"] is not None]
+    apart = [mark for mark in both if _disjoint(mark["naive"], mark["ours"])]
+    if not apart:
+        return ""
+    most = max(apart, key=lambda mark: abs(mark["naive"]["correlation"] - mark["ours"]["correlation"]))
+    ours, naive = (signed(most[kind]["correlation"]) for kind in ("ours", "naive"))
+    return f"The two differ most in {most['name']}: {naive} for naive, {ours} for this reward."
+
+
+def _disjoint(one: Mapping[str, float], other: Mapping[str, float]) -> bool:
+    return one["low"] > other["high"] or other["low"] > one["high"]
+
+
+def signed(value: float, digits: int = 2) -> str:
+    """Return a number with its sign, as people write it; what rounds to 0 has none.
+
+    Examples:
+        >>> signed(0.4167), signed(-0.001)
+        ('+0.42', '0.00')
+    """
+    text = f"{value:+.{digits}f}"
+    return f"{0:.{digits}f}" if float(text) == 0 else text.replace("-", "\u2212")
 
 
 def _percent(share: float) -> str:
@@ -215,7 +247,7 @@ def context(tests: Sequence[Mapping[str, Any]]) -> Iterator[Chart]:
         elif test["text"].startswith("modelled"):
             title = f"Propensities move with {cause}, which the model knows"
         else:
-            title = f"Propensities do not move with {cause}, as far as it matters"
+            title = f"Propensities hardly move with {cause}"
         shown, note = _bin_names(test["name"], names)
         chart_name = f"context-{test['name'].replace(' ', '-')}"
         yield Chart(chart_name, title, axis, "acted, times expected", series, note, x_names=shown)

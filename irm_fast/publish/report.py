@@ -112,6 +112,7 @@ def page_of(folder: Path, charts: Mapping[str, list[Chart]], log: Log | None = N
         lacking=[*lacking, *([texts.why] if texts.why else [])],
         style=Markup(_style()),
         when=_when,
+        signed=pictures.signed,
     )
 
 
@@ -153,18 +154,18 @@ def charts_of(folder: Path) -> dict[str, list[Chart]]:
     record = read_record(folder)
     heldout = (read_evidence(folder) or {}).get("heldout")
     tests = (record.get("diagnosis") or {}).get("tests", [])
+    polarity = dict(zip(record["signals"], record["polarity"], strict=True))
     lines = read_metrics(folder / METRICS)
     own = [line for line in lines if line.get("propensity_design") in (record["design"], None)]
     charts: dict[str, list[Chart]] = {
         "learning": list(pictures.learning(own)),
-        "groups": list(pictures.groups(own, record["signals"])),
+        "groups": list(pictures.groups(own, polarity)),
         "reliability": list(pictures.reliability(tests)),
         "context": list(pictures.context(tests)),
     }
     if heldout is not None:
-        polarity = dict(zip(record["signals"], record["polarity"], strict=True))
         charts["reward"] = list(pictures.by_action(heldout["reward"], polarity))
-        charts["propensity"] = list(pictures.propensities(heldout["propensity"]))
+        charts["propensity"] = list(pictures.propensities(heldout["propensity"], polarity))
         charts["exploits"] = list(pictures.exploits(heldout["exploits"]))
     return charts
 

@@ -9,6 +9,7 @@ from irm_fast.diagnostics.learned import LEARNED, NOT_LEARNED, NOT_TESTED
 from irm_fast.diagnostics.text import CONDITIONAL, CONTRADICTED, IDENTIFIED, OPEN
 
 _LIGHT = {IDENTIFIED: "good", CONDITIONAL: "fair", OPEN: "bad", CONTRADICTED: "bad", NOT_LEARNED: "bad"}
+_LEARNED = {LEARNED: "good", NOT_LEARNED: "bad"}
 _SAID = {CONDITIONAL: "rests on independent signals", CONTRADICTED: "contradicted by the log"}
 _HEADLINE = {
     IDENTIFIED: "The reward is identified",
@@ -38,6 +39,15 @@ _LOOK = (
 )
 
 
+class Tile(NamedTuple):
+    """One part of the verdict: its name, its light, the answer, and a note on it."""
+
+    name: str
+    light: str
+    answer: str
+    note: str = ""
+
+
 class Headline(NamedTuple):
     """The verdict as the page begins with it.
 
@@ -45,14 +55,14 @@ class Headline(NamedTuple):
         light: `good`, `fair` or `bad`.
         title: The verdict in a few words.
         words: The verdict in full.
-        tiles: Name, light and answer of each part of the verdict.
+        tiles: The parts of the verdict.
         steps: What to do, first things first.
     """
 
     light: str
     title: str
     words: str
-    tiles: tuple[tuple[str, str, str], ...]
+    tiles: tuple[Tile, ...]
     steps: tuple[str, ...]
 
 
@@ -75,19 +85,22 @@ def headline(diagnosis: Mapping[str, Any], gain: tuple[float, float] | None) -> 
         light = "bad" if learned == NOT_LEARNED else max(light, "fair", key=("good", "fair", "bad").index)
     if kind == NOT_LEARNED:
         title = _HEADLINE[kind]
-    said = "" if gain is None else f", {gain[0]:+.2f} ± {gain[1]:.2f} nats an action (± a standard error)"
-    learnt = {LEARNED: "good", NOT_LEARNED: "bad"}.get(learned, "fair")
-    tiles: tuple[tuple[str, str, str], ...] = (
-        ("Order of answers", _LIGHT.get(ranking, "bad"), _SAID.get(ranking, ranking)),
-        ("Level of the reward", _LIGHT.get(scale, "bad"), _SAID.get(scale, scale)),
-        ("Better than constant rates", learnt, (learned or NOT_TESTED) + said),
+    by = "" if gain is None else f"by {gain[0]:.2f} nats an action, standard error {gain[1]:.2f}"
+    tiles = (
+        Tile("Order of answers", _LIGHT.get(ranking, "bad"), _SAID.get(ranking, ranking)),
+        Tile("Level of the reward", _LIGHT.get(scale, "bad"), _SAID.get(scale, scale)),
+        Tile("Better than constant rates", _LEARNED.get(learned, "fair"), learned or NOT_TESTED, by),
+        *_pleasing(diagnosis["sensitivity"], scale),
     )
-    span, mean = diagnosis["sensitivity"]["mean_g_range"], diagnosis["sensitivity"]["mean_g"]
-    if span is not None:
-        tiles = (*tiles, ("Answers that please", "fair", f"{span[0]:.0%} to {span[1]:.0%}"))
-    elif mean is not None:
-        tiles = (*tiles, ("Answers that please", _LIGHT.get(scale, "bad"), f"{mean:.0%}"))
     untested = _UNTESTED if learned == NOT_TESTED else ""
     look = "" if light == "bad" else _LOOK
     steps = tuple(step for step in (first, untested, *diagnosis["remedies"], look) if step)
     return Headline(light, title, f"The reward is {diagnosis['verdict']}.", tiles, steps)
+
+
+def _pleasing(sensitivity: Mapping[str, Any], scale: str) -> tuple[Tile, ...]:
+    """Return the mean preference as a part of the verdict, as far as it is known."""
+    span, mean = sensitivity["mean_g_range"], sensitivity["mean_g"]
+    if span is not None:
+        return (Tile("Answers that please", "fair", f"{span[0]:.0%} to {span[1]:.0%}", "only a range is known"),)
+    return () if mean is None else (Tile("Answers that please", _LIGHT.get(scale, "bad"), f"{mean:.0%}"),)

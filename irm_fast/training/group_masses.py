@@ -12,9 +12,11 @@ from irm_fast.losses.implicit import stratify
 from irm_fast.models.reward_model import ImplicitRewardModel
 from irm_fast.publish.evidence import GROUPS
 
+_TAKEN = 8  # steps an entry of the log, at most
+
 
 class GroupMasses:
-    """Takes the mean posterior of the four groups in the steps that are logged, for the entry of the log.
+    """Takes the mean posterior of the four groups in some steps before each entry of the log, for this entry.
 
     It reads the hidden states that the step has computed anyhow, and nothing waits for the device before the loss is
     logged. Of several processes each reports of its own rows, of which the first one's are logged.
@@ -25,7 +27,7 @@ class GroupMasses:
     """
 
     def __init__(self, core: ImplicitRewardModel, every: int) -> None:
-        self.core, self.every = core, every
+        self.core, self.every = core, -(-every // _TAKEN)
         self.signals = core.spec.signals
         self.earlier, core.witness = core.witness, self.see
         self.hidden: Tensor | None = None
@@ -39,7 +41,7 @@ class GroupMasses:
 
     @torch.no_grad()
     def take(self, batch: Mapping[str, Any], step: int) -> None:
-        """Add the groups of a micro-batch, if its step is logged.
+        """Add the groups of a micro-batch, if its step is one of those that count.
 
         Args:
             batch: The micro-batch, whose hidden states were just seen.

@@ -233,7 +233,7 @@ class ImplicitTrainer(WholeCheckpoints):
         return batches, mean.clamp(min=1 / self.args.world_size)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log as transformers does, with the throughput since the last entry and the groups of its step."""
+        """Log as transformers does, with the throughput since the last entry and the groups of some of its steps."""
         if "loss" in logs:
             logs |= self.throughput.report()
             if self.masses is not None:
