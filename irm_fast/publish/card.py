@@ -172,7 +172,7 @@ def _data(parts: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         counts = {kind: sum(one[kind] for one in of_parts) for kind in ("acted", "silent")}
         recorded = sum(counts.values())
         rate = f"{counts['acted'] / recorded:.4f}" if recorded else "-"
-        yield f"| {name} | {recorded:,} | {counts['acted']:,} | {rate} |"
+        yield f"| {name.replace('|', '&#124;')} | {recorded:,} | {counts['acted']:,} | {rate} |"
 
 
 def _of_all(record: Mapping[str, Any], form: Form) -> str:

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import yaml
+from huggingface_hub import ModelCard
 
 from irm_fast.data.signals import RewardSpec
 from irm_fast.data.writing.manifest import damage
@@ -85,6 +86,7 @@ def test_a_card_names_all_readers_and_no_folder(saved):
     assert str(folder.parent) not in card and "log.jsonl" in card
     assert "copy (pleased), thumbs_down (displeased)" in card and "of at most 48 tokens" in card
     head = yaml.safe_load(card.split("---")[1])
+    assert ModelCard(card).data.to_dict() == head  # as the hub reads it
     assert head["license"] == "unknown" and head["library_name"] == "transformers" and "base_model" not in head
     bos = model.tokenizer.bos_token
     assert (f"`{bos}`" in model_card(record, "rm", "classifier", bos or "")) == (bos is not None)

@@ -11,11 +11,14 @@ from typer.testing import CliRunner
 
 from irm_fast.cli.commands import app
 from irm_fast.data.writing.manifest import MANIFEST
+from irm_fast.embeddings.text_model import EmbeddedRewardModel
 from irm_fast.evaluation.scoring import load, score
 from irm_fast.models.tokens import encode
 from irm_fast.publish.consumers import BY_SOURCE, CONSUMERS, check_consumers
+from irm_fast.publish.export import export_model
 from irm_fast.publish.samples import texts_around
 from tests.docs.pages import ROOT, blocks, commands, run_command
+from tests.models.saved_bases import save_base
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +42,17 @@ def test_programs_that_are_installed_read_it_and_others_are_said_not_to_be(readi
         assert reading.how == "not installed" and reading.within is None and reading.same is None
     else:
         assert reading.same and reading.within < 1e-5, reading
+
+
+def test_a_linear_reward_on_the_last_token_is_read_as_well(save_embedded, tmp_path):
+    """The saved tokenizer adds no BOS, and the folder is known as that of its embeddings all the same."""
+    folder = save_embedded(save_base("BOS twice", tmp_path / "base"))
+    saved = load(folder)
+    assert isinstance(saved, EmbeddedRewardModel) and saved.is_checkpoint
+    found = {one.consumer: one for one in check_consumers(folder)}
+    assert found["transformers, text"].within < 1e-5 and found["OpenRLHF"].within < 1e-5
+    export_model(folder, tmp_path / "out")
+    assert "AutoModelForSequenceClassification" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_samples_lie_on_both_sides_of_the_limit(classifier):
@@ -110,8 +124,8 @@ def test_the_commands_of_the_page(classifier, save_embedded, tmp_path, monkeypat
     printed = [run_command(words, block.place) for words in commands(block.code)]
     assert "transformers, messages" in printed[0] and "wrote rm: a sequence classifier" in printed[1]
     assert "wrote sentence_rm: a model of sentence-transformers" in printed[2]
-    assert "model: whole" in run_command(["irm-fast", "verify", "rm"], block.place)
-    assert "model: whole" in run_command(["irm-fast", "verify", "sentence_rm"], block.place)
+    assert "whole" in run_command(["irm-fast", "verify", "rm"], block.place)
+    assert "whole" in run_command(["irm-fast", "verify", "sentence_rm"], block.place)
 
 
 def test_trl_trains_by_the_reward(classifier, tmp_path):
