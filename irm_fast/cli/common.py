@@ -80,7 +80,7 @@ def with_common(command: Work, name: str, *, reads_users: bool) -> Callable[...,
             answer = command(**options)
         if answer is not None:
             answer.show(as_json=as_json)
-            raise typer.Exit(answer.code)
+            raise typer.Exit(int(answer.code))
 
     added = _EVERYWHERE | (_REDACT if reads_users else {})
     signature = inspect.signature(command, eval_str=True)

@@ -13,14 +13,12 @@ def doctor() -> Answer:
 
     found = examine()
     broken = [one for one in found if one.status == "broken"]
-    facts = None
+    facts = {}
     if not any(one.name == "torch" for one in broken):
-        from irm_fast.models.machine import describe_machine
+        from irm_fast.models.machine import describe_machine, versions
 
-        facts = describe_machine()
+        facts = {"versions": versions(), "machine": describe_machine()}
     table = Table(("", "what", "found"), [(one.status, f"{one.area}: {one.name}", one.said) for one in found])
     remedies = [f"{one.status}: {one.area}, {one.name}: {one.remedy}" for one in found if one.remedy]
     end = f"{len(broken)} broken: irm-fast does not work as it is" if broken else "nothing is broken"
-    return Answer(
-        {"works": not broken, "findings": found, "machine": facts}, [table, *remedies, end], code=bool(broken)
-    )
+    return Answer({"works": not broken, "findings": found, **facts}, [table, *remedies, end], code=bool(broken))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from irm_fast.cli.answers import Answer, Table, path_of
+from irm_fast.cli.answers import Answer, path_of
 from irm_fast.cli.help import example
 from irm_fast.cli.options import with_settings
 from irm_fast.training.config import EmbeddingTrainConfig, TrainConfig, load_config
@@ -116,6 +116,9 @@ def verify(
     from irm_fast.training.verification import verify as check
 
     found = check(path)
-    rows = [(f"{one.path}", one.kind, "DAMAGED" if one.wrong else "whole", one.wrong or one.note) for one in found]
+    said = []
+    for one in found:
+        state = f"DAMAGED: {one.wrong}" if one.wrong else ", ".join(filter(None, ("whole", one.note)))
+        said.append(f"{one.path}: {one.kind}: {state}")
     damaged = any(one.wrong for one in found)
-    return Answer({"whole": not damaged, "files": found}, [Table(("file", "kind", "", ""), rows)], code=damaged)
+    return Answer({"whole": not damaged, "files": found}, said, code=damaged)

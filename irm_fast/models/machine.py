@@ -61,20 +61,20 @@ def gpus() -> list[dict[str, Any]]:
     return found
 
 
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that a result may come from, as far as they are installed."""
+    found = {"python": platform.python_version()}
+    return found | {name: here for name in required_packages() if (here := installed(name))}
+
+
 def describe_machine() -> dict[str, Any]:
-    """Return what a result may depend on beside its settings: versions, system, processor, GPUs, threads.
+    """Return what a result may depend on beside settings and versions: system, processor, GPUs, threads.
 
     All of it is plain values, as JSON has them.
     """
     import torch
 
-    from irm_fast.models.processes import started
-
-    packages = {name: installed(name) for name in required_packages()}
     return {
-        "irm_fast": installed("irm-fast"),
-        "python": platform.python_version(),
-        "packages": {name: found for name, found in packages.items() if found},
         "system": platform.platform(),
         "processor": processor(),
         "cores": cores(),
@@ -82,6 +82,6 @@ def describe_machine() -> dict[str, Any]:
         "gpus": [{key: gpu[key] for key in ("name", "memory", "capability")} for gpu in gpus()],
         "cuda": torch.version.cuda,
         "threads": torch.get_num_threads(),
-        "processes": started(),
-        **{name: os.environ[name] for name in ("OMP_NUM_THREADS", "IRM_FAST_ISA") if name in os.environ},
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
+        "environment": {name: os.environ[name] for name in ("OMP_NUM_THREADS", "IRM_FAST_ISA") if name in os.environ},
     }

@@ -2,35 +2,22 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from irm_fast.data.log import Log
+from irm_fast.models.machine import describe_machine, versions
 
-_PACKAGES = ("torch", "transformers", "accelerate", "peft", "numpy", "scikit-learn", "pyarrow")
 _KINDS = {"acted": 1, "silent": 0, "missing": -1}
 
 
 def facts_of(parts: Sequence[Log]) -> dict[str, Any]:
-    """Entries of `irm_fast.json` about the log of a run: `data`, an entry a part, and `versions`.
+    """Entries of `irm_fast.json` about the log of a run: `data`, an entry a part, `versions` and `machine`.
 
     Args:
         parts: The training part, and the held-out part if there is one.
     """
-    return {"data": [_counts(log) for log in parts], "versions": versions()}
-
-
-def versions() -> dict[str, str]:
-    """The versions of Python and of the packages that compute, as far as they are installed."""
-    found = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    return {"data": [_counts(log) for log in parts], "versions": versions(), "machine": describe_machine()}
 
 
 def _counts(log: Log) -> dict[str, Any]:

@@ -42,18 +42,32 @@ from irm_fast.training.trainer import ImplicitTrainer
 from irm_fast.training.watch import row_names
 
 
+class Computed(NamedTuple):
+    """How a run computes, under the names of the settings, which may say "auto".
+
+    Attributes:
+        attn: The attention.
+        compile: Whether layers are compiled.
+        liger: Whether Liger's kernels are taken.
+    """
+
+    attn: str
+    compile: bool
+    liger: bool
+
+
 class Loop(NamedTuple):
     """A training loop that is ready to begin.
 
     Attributes:
         trainer: The loop, with its model and its rows.
         truncated: The number of training rows that were truncated.
-        attention: The attention that the model runs with.
+        computed: How the model computes.
     """
 
     trainer: ImplicitTrainer
     truncated: int
-    attention: str
+    computed: Computed
 
 
 @contextmanager
@@ -76,11 +90,11 @@ def training_loop(prepared: Prepared, spec: RewardSpec, config: TrainConfig, fol
     model = new_model(prepared.log, config, spec, weights=whole, date=date)
     if config.sharded:
         try_packing_once(model)
-    with restored_environment(), computing_as_set(model, config, args.device) as attention:
+    with restored_environment(), computing_as_set(model, config, args.device) as computed:
         if args.device.type == "cuda" and not model.packed:
             remedy = "; --precision bfloat16 might let them be packed" if config.precision != "bfloat16" else ""
-            warn_caller(f"attention {attention}: rows are padded, which is slower{remedy}")
-        yield Loop(*_trainer(prepared, config, model, args), attention)
+            warn_caller(f"attention {computed.attn}: rows are padded, which is slower{remedy}")
+        yield Loop(*_trainer(prepared, config, model, args), computed)
 
 
 @contextmanager
@@ -124,10 +138,10 @@ def check_loop(prepared: Prepared, config: TrainConfig) -> None:
 
 
 @contextmanager
-def computing_as_set(model: ImplicitRewardModel, config: TrainConfig, device: torch.device) -> Iterator[str]:
+def computing_as_set(model: ImplicitRewardModel, config: TrainConfig, device: torch.device) -> Iterator[Computed]:
     """A context in which a model computes as the settings say, and by default as is fastest on the device.
 
-    It gives the name of the attention.
+    It gives what was taken for settings that say auto.
 
     Raises:
         ValueError: The attention or Liger's kernels are wanted and not available.
@@ -147,7 +161,7 @@ def computing_as_set(model: ImplicitRewardModel, config: TrainConfig, device: to
             liger_kernels(model.classifier) if liger else nullcontext(),
             computing(model, own, recompute=config.gradient_checkpointing, compiled=compiled),
         ):
-            yield attention
+            yield Computed(attention, compiled, liger)
     except TorchDynamoException as error:
         raise RuntimeError(f"compile: torch.compile failed; use --no-compile: {first_line(error)}") from error
 

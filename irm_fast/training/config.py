@@ -144,7 +144,9 @@ class RunConfig(LogSettings):
         need("yaml", f"{path}: YAML")
         import yaml
 
-        write_whole(path, yaml.safe_dump(self.to_dict(), sort_keys=False))
+        text = yaml.safe_dump(self.to_dict(), sort_keys=False)
+        about = '# Settings, to be given again by --config; irm_fast.json says under "used" what they stood for\n'
+        write_whole(path, about + text)
 
 
 @dataclass(kw_only=True)

@@ -35,6 +35,7 @@ _KEPT = (
     "throughput",
     "trained",
     "skipped_steps",
+    "computed",
 )  # of the result of a design, for a run that is resumed
 
 
@@ -67,7 +68,7 @@ def train_design(prepared: Prepared, spec: RewardSpec, config: TrainConfig, *, b
         begins: Whether the run begins with it, so that its folder is to be made.
     """
     folder = _checkpoint_folder(config, spec)
-    with training_loop(prepared, spec, config, folder) as (trainer, truncated, attention):
+    with training_loop(prepared, spec, config, folder) as (trainer, truncated, computed):
         # Loop
         found = from_main_process(lambda: find_checkpoint(folder)) if config.resume else Found(None, {})
         if found.newest is not None:
@@ -77,7 +78,7 @@ def train_design(prepared: Prepared, spec: RewardSpec, config: TrainConfig, *, b
 
         def begin() -> None:
             if config.progress and spec is prepared.specs[0]:
-                tell(plan_of(prepared, config, trainer, truncated, attention).in_short())
+                tell(plan_of(prepared, config, trainer, truncated, computed).in_short())
             if begins:  # only now: a run that cannot start writes nothing
                 begin_run(config, prepared.fingerprint)
             for path in found.passed_over:  # else it would count as the newest
@@ -100,10 +101,11 @@ def train_design(prepared: Prepared, spec: RewardSpec, config: TrainConfig, *, b
         spec.design,
         metrics,
         truncated,
-        attention=attention,
+        attention=computed.attn,
         throughput=speed,
         trained=parts,
         skipped_steps=trainer.watch.skipped,
+        computed=computed._asdict(),
     )
     return TrainedDesign(result, model, heldout)
 

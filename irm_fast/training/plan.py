@@ -13,6 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from irm_fast.models.backbone import model_config
+from irm_fast.training.build import Computed
 from irm_fast.training.config import TrainConfig
 from irm_fast.training.memory import MemoryEstimate, estimate_memory
 from irm_fast.training.prepare import Prepared
@@ -151,7 +152,7 @@ def _count(number: int, what: str) -> str:
 
 
 def plan_of(
-    prepared: Prepared, config: TrainConfig, trainer: ImplicitTrainer, truncated: int, attention: str
+    prepared: Prepared, config: TrainConfig, trainer: ImplicitTrainer, truncated: int, computed: Computed
 ) -> RunPlan:
     """The plan of a run.
 
@@ -160,7 +161,7 @@ def plan_of(
         config: The settings.
         trainer: The loop of its first model, ready to train.
         truncated: The number of training rows that are truncated.
-        attention: The attention that the model runs with.
+        computed: How the model computes.
     """
     packs, heldout = trainer.packs, trainer.eval_dataset
     packed = trainer.core.packed
@@ -188,7 +189,7 @@ def plan_of(
         evaluations=evaluations if heldout is not None else 0,
         processes=trainer.args.world_size,
         largest=largest,
-        how=f"attention {attention}, rows {form}, {config.precision}, on {device.type}{threads}",
+        how=f"attention {computed.attn}, rows {form}, {config.precision}, on {device.type}{threads}",
         memory=estimate_memory(model_config(config.model), config, tokens=largest, processes=trainer.args.world_size),
     )
 

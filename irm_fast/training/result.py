@@ -14,8 +14,10 @@ from irm_fast.evaluation.metrics_file import plain
 from irm_fast.models.reward_model import ImplicitRewardModel
 from irm_fast.publish.card import card_of
 from irm_fast.publish.facts import facts_of
-from irm_fast.training.config import RunConfig
+from irm_fast.training.config import RunConfig, TrainConfig
 from irm_fast.training.prepare import Prepared
+
+_PLACES = ("output", "data", "model", "pairs", "embeddings")  # settings that may be relative paths
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class TrainResult:
         throughput: Medians of the run, with the keys of `Throughput.report`.
         trained: The numbers of `trained_parameters` and of all `parameters`, and the `optimizer_bytes` of a device.
         skipped_steps: The number of steps that were left out, as their loss or gradient was not finite.
+        computed: By name, what the run took for settings that say "auto" of how it computes.
         diagnosis: What the reward rests on: counts of the whole log, predictions for the held-out part.
     """
 
@@ -50,6 +53,7 @@ class TrainResult:
     throughput: Mapping[str, float] = field(default_factory=dict)
     trained: Mapping[str, int] = field(default_factory=dict)
     skipped_steps: int = 0
+    computed: Mapping[str, Any] = field(default_factory=dict)
     diagnosis: Diagnosis | None = None
 
     @property
@@ -85,8 +89,24 @@ class TrainResult:
             "throughput": dict(self.throughput),
             "trained": dict(self.trained),
             "skipped_steps": self.skipped_steps,
+            "computed": dict(self.computed),
             "training": config.to_dict(),
+            "used": self.used(config),
         }
+
+    def used(self, config: RunConfig) -> dict[str, Any]:
+        """The settings as they were used, in full: what "auto", none and relative paths of those given stood for."""
+        spec = self.model.spec
+        found = {"propensity_design": self.design, "estimator": spec.estimator, "max_length": spec.max_length}
+        if isinstance(config, TrainConfig):
+            found |= {"batch_size": config.rows_per_pass, "learning_rate": config.peak_learning_rate, **self.computed}
+        given = config.to_dict()
+        found |= {
+            name: str(Path(given[name]).absolute())
+            for name in _PLACES
+            if given.get(name) and Path(given[name]).exists()
+        }
+        return given | {name: value for name, value in found.items() if name in given}
 
     def save(self, objective: Mapping[str, Any], prepared: Prepared, config: RunConfig) -> None:
         """Write the model to the output folder, with its record and its card.

@@ -101,7 +101,7 @@ def test_passes_are_as_the_command_says(log: Log, tmp_path: Path, monkeypatch: p
     where = ["--data", str(tmp_path / "log.jsonl"), "--model", str(tmp_path), "--out", str(tmp_path / "out.jsonl")]
     how = ["--batch-size", "3", "--token-budget", "99", "--precision", "bfloat16"]
     assert CliRunner().invoke(app, ["label", "--next", "2", *where, *how]).exit_code == 0
-    assert seen == [Passes(3, 99)] and precisions == ["bfloat16"]
+    assert seen == [Passes(3, 99, progress=True)] and precisions == ["bfloat16"]
 
 
 def test_an_end_to_end_model_draws_uniformly_and_says_so(log: Log, tiny_model: str) -> None:

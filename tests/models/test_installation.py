@@ -27,7 +27,7 @@ def test_a_sound_installation_works(monkeypatch: Any) -> None:
     report = json.loads(result.stdout)
     findings = [Finding(**each) for each in report["findings"]]
     assert result.exit_code == 0 and report["works"] and not [one for one in findings if one.status == "broken"]
-    assert of(findings, "packages", "torch").said.startswith(report["machine"]["packages"]["torch"])
+    assert of(findings, "packages", "torch").said.startswith(report["versions"]["torch"])
     assert "agrees with the definition" in of(findings, "loss", "cpu").said
     assert "varlen, in float32" in of(findings, "attention", "cpu").said
     assert report["machine"]["cores"] >= 1

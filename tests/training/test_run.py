@@ -42,6 +42,32 @@ def test_learns_and_saves(make_log, make_config):
     assert evaluate_log(result.model, fresh)["nll"] < naive - 0.2
 
 
+def test_the_record_says_what_the_settings_stood_for_and_on_which_machine(make_log, tiny_model, tmp_path, monkeypatch):
+    write_log(make_log(48), tmp_path / "log.jsonl")
+    monkeypatch.chdir(tmp_path)
+    config = TrainConfig(
+        model=tiny_model, data="log.jsonl", output="run", propensity_design="constant", epochs=1, progress=False
+    )
+    result = train(config)
+    record = json.loads(Path("run/irm_fast.json").read_text())
+    given, used = record["training"], record["used"]
+    assert (given["batch_size"], given["learning_rate"], given["attn"], given["data"]) == (
+        None,
+        None,
+        "auto",
+        "log.jsonl",
+    )
+    assert (used["batch_size"], used["learning_rate"], used["max_length"]) == (16, 2e-5, result.model.spec.max_length)
+    assert (used["attn"], used["compile"], used["liger"]) == (result.attention, False, False)
+    assert used["data"] == str(tmp_path / "log.jsonl") and used["output"] == str(tmp_path / "run")
+    assert used.keys() == given.keys() and used["epochs"] == given["epochs"] == 1
+    assert used["estimator"] == record["estimator"] != "auto"
+    assert record["machine"]["cores"] >= 1 and record["machine"]["gpus"] == []
+    assert record["versions"]["torch"] == torch.__version__
+    assert TrainConfig.load("run/train.yaml").to_dict() == given
+    assert "irm_fast.json says" in Path("run/train.yaml").read_text().splitlines()[0]
+
+
 def test_eval_nll_is_the_marginal_likelihood(make_log, make_config):
     """Whatever the objective, evaluation in the loop, after it, and by hand agree."""
     config = make_config(objective="stratified", stratification="ema", ema_decay=0.5)
