@@ -22,7 +22,7 @@ from irm_fast.losses import SCALAR_LEARNING_RATE
 from irm_fast.losses.rates import EXPECTED, are_rates
 from irm_fast.models import Attention, Precision, Recompute
 from irm_fast.training.log_settings import MISSING as MISSING
-from irm_fast.training.log_settings import READ, LogSettings, option
+from irm_fast.training.log_settings import READ, LogSettings, option, with_help
 from irm_fast.training.setting_values import read_yaml
 
 Config = TypeVar("Config", bound="RunConfig")
@@ -149,6 +149,7 @@ class RunConfig(LogSettings):
         write_whole(path, about + text)
 
 
+@with_help
 @dataclass(kw_only=True)
 class TrainConfig(RunConfig):
     """The settings of training a language model on a log.
@@ -351,6 +352,7 @@ class TrainConfig(RunConfig):
         return 16 if self.batch_size is None and self.token_budget is None else self.batch_size
 
 
+@with_help
 @dataclass(kw_only=True)
 class EmbeddingTrainConfig(RunConfig):
     """The settings of fitting a reward on embeddings that `irm-fast embed` wrote.

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 from irm_fast.data.declarations import MAX_ERRORS, Declarations, OnError
 from irm_fast.training.setting_values import check_bounds, convert
 
+Config = TypeVar("Config")
 READ = "How the log is read"  # a heading of help
 
 
@@ -35,6 +37,19 @@ def option(
     """
     bounds = {"above": above, "at_least": at_least, "below": below, "at_most": at_most}
     return field(default=default, metadata={"help": help, "group": group, **bounds})
+
+
+def with_help(config: type[Config]) -> type[Config]:
+    """Add the help of all settings to the docstring of their dataclass, as `help` shows it.
+
+    Args:
+        config: The dataclass, whose docstring has a section "Raises".
+    """
+    found = fields(config)  # type: ignore[arg-type]  # a dataclass, which no bound can say
+    settings = "".join(f"    {setting.name}: {setting.metadata['help']}\n" for setting in found)
+    about, raises, rest = inspect.cleandoc(config.__doc__ or "").partition("Raises:\n")
+    config.__doc__ = f"{about}Args:\n{settings}\n{raises}{rest}"
+    return config
 
 
 @dataclass(kw_only=True)

@@ -1,7 +1,8 @@
 """Settings: conversion, checks, YAML."""
 
+import inspect
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 
@@ -157,3 +158,13 @@ def test_settings_that_an_earlier_run_saved_are_read(tmp_path):
     path.write_text("model: m\noutput: o\npropensity: hidden\npropensity_design: known\n")
     with pytest.raises(ValueError, match=r"unknown setting 'propensity'; did you mean 'propensity_rows'"):
         load_config(path)
+
+
+@pytest.mark.parametrize("config", [TrainConfig, EmbeddingTrainConfig])
+def test_help_says_every_setting(config: type) -> None:
+    text = inspect.getdoc(config)
+    settings = text.partition("Args:\n")[2].partition("\n\nRaises:\n")[0].splitlines()
+    assert [line.strip().partition(": ")[::2] for line in settings] == [
+        (field.name, field.metadata["help"]) for field in fields(config)
+    ]
+    assert text.index("Args:") < text.index("Raises:") < text.index("Examples:")
