@@ -47,7 +47,6 @@ def evaluate(
     """Metrics of a saved model on a file: of rated responses or pairs, or of a log of feedback.
 
     A log is a file in which any row has a field that only logs have: feedback, weight, features, session_id, ...
-    Rated: the keys of `evaluate_rated`. A log: those of `evaluate_log`.
 
     Args:
         model_dir: The folder of the model.
@@ -60,9 +59,21 @@ def evaluate(
         distributed: Whether all processes of a torchrun share the rows; each gets the metrics of all.
         progress: Whether to show a progress bar on stderr, if that is a terminal.
 
+    Returns:
+        Numbers by name. Of rated responses: `auroc`, `nll`, `ece`, `mae`, `rmse` and `r2` of the probability of
+        preference, `pair_accuracy` of pairs, intervals of the ranking, and what the length of the response, the user or
+        the model alone reach. Of a log: `nll`, the mean negative log-likelihood of the feedback in nats a row, and for
+        each signal `NAME_observed` and `NAME_predicted`, its rates. `n` is the number of rows in either case.
+
     Raises:
-        ValueError: what is no saved model, no readable data, rated rows that are all of one kind, or a log that
+        ValueError: What is no saved model, no readable data, rated rows that are all of one kind, or a log that
             lacks a signal of the model's; or as `with_propensities`.
+
+    Examples:
+        >>> import irm_fast
+        >>> measured = irm_fast.evaluate("reward_model", "rated.jsonl")  # doctest: +SKIP
+        >>> print(f"{measured['auroc']:.2f}")  # doctest: +SKIP
+        0.87
     """
     model, passes = load(model_dir, precision=precision), Passes(batch_size, token_budget, distributed, progress)
     found = read_log_or_rated(data, declared_for(model_dir, declared))

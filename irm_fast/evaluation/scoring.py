@@ -61,6 +61,9 @@ def load(directory: str | Path, *, precision: str = "auto") -> RewardModel:
             elsewhere; of a model on embeddings, the precision of the embeddings that it was fitted on. Heads are
             float32 in any case.
 
+    Returns:
+        The model, in evaluation mode: of a language model, or on embeddings. `score` takes it.
+
     Raises:
         ValueError: `precision` is unknown, or as `ImplicitRewardModel.load`.
 

@@ -38,6 +38,10 @@ def train(config: TrainConfig | EmbeddingTrainConfig) -> TrainResult:
     Args:
         config: The settings: of training a language model, or of a reward on embeddings of a frozen one.
 
+    Returns:
+        A `TrainResult`: the `model`, `metrics` of the held-out part, and the `diagnosis`, which says what the reward
+        rests on; see its docstring for the rest.
+
     Raises:
         ValueError: What is wrong with the log (`DataError`), the model, the settings or the output folder.
         RuntimeError: One process sees several GPUs, processes see different data, packed rows attend to each
@@ -67,6 +71,9 @@ def train_log(log: Log, config: TrainConfig, *, heldout: Log | None = None) -> T
         log: The log to train on.
         config: The settings.
         heldout: The log to evaluate on, instead of a part split from `log`.
+
+    Returns:
+        The same as `train`.
 
     Raises:
         TypeError: The settings are those of another program.
