@@ -11,6 +11,7 @@ import typer
 from irm_fast.cli.answers import Answer, path_of
 from irm_fast.cli.help import example
 from irm_fast.cli.options import with_settings
+from irm_fast.data.problems import redacting
 from irm_fast.training.config import EmbeddingTrainConfig, TrainConfig, load_config
 
 if TYPE_CHECKING:
@@ -53,7 +54,8 @@ def train(
     said = [f"wrote {run.output}: propensity design {result.design}"]
     if (page := Path(run.output) / PAGE).is_file():
         found["page"] = path_of(page)
-        said.append(f"  what it found, as a page: {page}")
+        warning = "" if redacting() else "; it shows texts of the log, mind who gets it"
+        said.append(f"  what it found, as a page: {page}{warning}")
     return Answer(found, [*said, *_in_words(run, result)])
 
 

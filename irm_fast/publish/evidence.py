@@ -32,6 +32,7 @@ GROUPS = ("PA", "NA", "PP", "NP")  # as of `stratify`
 BINS = 24
 ANSWERS = 5  # of the best, and of the worst
 SAMPLE = 20_000  # rows whose texts are looked at, at most
+MANY = 200_000  # rows of the histograms and their intervals, at most
 
 
 def evidence_of(parts: Sequence[Log], spec: RewardSpec, predicted: HeldOut | None, *, seed: int = 0) -> dict[str, Any]:
@@ -106,18 +107,19 @@ def _distinct(names: Any) -> int | None:
 
 
 def _heldout_of(log: Log, spec: RewardSpec, predicted: HeldOut, seed: int) -> dict[str, Any]:
-    """Gather what predictions for the rows of a log show; rows of weight 0 are left out."""
-    rows = np.flatnonzero(row_weights(log) > 0)
-    log, predicted = log.subset(rows), HeldOut(*(column[rows] for column in predicted))
-    drawn = np.sort(np.random.default_rng(seed).permutation(len(log))[:SAMPLE])
-    clusters = _clusters(log)
+    """Gather what predictions for the rows of a log show; rows of weight 0 are left out, and of many some are drawn."""
+    counted = np.flatnonzero(row_weights(log) > 0)
+    rows = np.random.default_rng(seed).permutation(counted)
+    some, few = np.sort(rows[:MANY]), np.sort(rows[:SAMPLE])
+    drawn, read = log.subset(some), log.subset(few)
+    of_drawn, of_read = (HeldOut(*(column[index] for column in predicted)) for index in (some, few))
     return {
-        "rows": len(log),
-        "reward": _rewards_by_action(log, predicted.reward, clusters),
-        "propensity": list(_propensities(log, spec, predicted)),
-        "groups": group_masses(spec, predicted, log.feedback),
-        "exploits": exploits_of(log.subset(drawn), HeldOut(*(c[drawn] for c in predicted)), clusters[drawn]),
-        "answers": _answers(log, predicted.reward),
+        "rows": len(counted),
+        "reward": _rewards_by_action(drawn, of_drawn.reward, _clusters(drawn)),
+        "propensity": list(_propensities(drawn, spec, of_drawn)),
+        "groups": group_masses(spec, of_drawn, drawn.feedback),
+        "exploits": exploits_of(read, of_read, _clusters(read)),
+        "answers": _answers(log, predicted.reward, counted),
     }
 
 
@@ -173,9 +175,9 @@ def _propensities(log: Log, spec: RewardSpec, predicted: HeldOut) -> Iterator[di
         yield {"name": name, "edges": edges.tolist(), "counts": counts.tolist(), "quantiles": quantiles}
 
 
-def _answers(log: Log, reward: np.ndarray) -> dict[str, list[dict[str, Any]]]:
-    """Return the answers of the highest and of the lowest rewards, each text once, by their hashes."""
-    order = np.argsort(reward, kind="stable")
+def _answers(log: Log, reward: np.ndarray, rows: np.ndarray) -> dict[str, list[dict[str, Any]]]:
+    """Return the answers of the highest and of the lowest rewards of some rows, each text once, by their hashes."""
+    order = rows[np.argsort(reward[rows], kind="stable")]
     return {"best": _first_different(log, reward, order[::-1]), "worst": _first_different(log, reward, order)}
 
 

@@ -9,13 +9,16 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from irm_fast.cli.commands import app
 from irm_fast.data.problems import REDACT
-from irm_fast.publish import report
-from irm_fast.publish.evidence import EVIDENCE
+from irm_fast.data.signals import RewardSpec
+from irm_fast.models.heldout import HeldOut
+from irm_fast.publish import evidence, report
+from irm_fast.publish.evidence import EVIDENCE, evidence_of
 from irm_fast.publish.report import PAGE, write_report
 from irm_fast.training import reporting
 from irm_fast.training.run import train_log
@@ -185,3 +188,27 @@ def test_a_file_of_others_is_not_replaced(finished, tmp_path):
     assert mine.read_text() == "mine"
     with pytest.raises(ValueError, match=r"irm_fast\.json"):
         write_report(tmp_path)
+
+
+def test_rows_of_weight_0_and_of_many_some(shown_log, monkeypatch):
+    """Rows that do not count are not shown, not even as the best; of many the extremes are still found."""
+    count = len(shown_log)
+    reward = np.random.default_rng(0).permutation(np.arange(count, dtype=float))
+    weight = np.where(reward < count - 10, 1, 0).astype(np.float32)
+    log, spec = replace(shown_log, weight=weight), RewardSpec("constant", shown_log.signals, (1, 1), (0.0, 0.0))
+    predicted = HeldOut(np.zeros(count), weight, reward, np.zeros((count, 2)))
+    whole = evidence_of([log], spec, predicted)["heldout"]
+    assert whole["rows"] == sum(whole["reward"]["all"]) == count - 10
+    assert [entry["reward"] for entry in whole["answers"]["best"]] == [count - 11.0 - i for i in range(5)]
+    assert [entry["reward"] for entry in whole["answers"]["worst"]] == [0.0, 1.0, 2.0, 3.0, 4.0]
+    monkeypatch.setattr(evidence, "MANY", 40)
+    some = evidence_of([log], spec, predicted)["heldout"]
+    assert sum(some["reward"]["all"]) == 40 and some["answers"] == whole["answers"]
+
+
+def test_groups_are_those_of_the_definition():
+    """Silent rows at logits of 0 are a third each of what is left; an action is by an active, pleased user."""
+    spec = RewardSpec("constant", ("copy", "never"), (1, 1), (0.0, 0.0))
+    predicted = HeldOut(np.zeros(3), np.ones(3), np.zeros(3), np.zeros((3, 2)))
+    found = evidence.group_masses(spec, predicted, np.array([[1, -1], [0, -1], [0, -1]]))
+    assert found == {"copy": pytest.approx([1 / 3, 2 / 9, 2 / 9, 2 / 9])}
