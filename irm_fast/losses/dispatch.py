@@ -13,6 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from irm_fast.common.warning import warn_caller
+
 BACKENDS = ("triton", "cpu", "reference")
 Results = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
 
@@ -81,9 +83,14 @@ def choose_backend(name: str | None, device_type: str, is_double: bool) -> Backe
     Raises:
         ValueError: The name is unknown, or the backend does not take the dtype.
         RuntimeError: The backend is not available, or does not run on this kind of device.
+
+    Warns:
+        UserWarning: None was named, and there is only the reference, which is slow.
     """
     if name is None:
         name = default_backend(device_type, is_double)
+        if name == "reference" and not is_double:
+            _say_that_it_is_slow(device_type)
     elif name not in BACKENDS:
         raise ValueError(f"backend must be one of {BACKENDS} or None, got {name!r}")
     elif is_double and name != "reference":
@@ -93,6 +100,25 @@ def choose_backend(name: str | None, device_type: str, is_double: bool) -> Backe
     elif name == "triton" and device_type == "cpu" and not _interpreting():
         raise RuntimeError("backend 'triton' runs on GPU tensors (on CPU tensors only with TRITON_INTERPRET=1)")
     return _load(name)
+
+
+def _say_that_it_is_slow(device_type: str) -> None:
+    """Warn that nobody asked for the reference; once, since the choice is remembered.
+
+    Raises:
+        RuntimeError: The device has no float64, which the reference computes in.
+    """
+    if device_type == "mps":
+        raise RuntimeError("no backend runs on mps, which has no float64; move the tensors to the CPU, .cpu()")
+    why, remedy = f"there is no kernel for {device_type}", "move the tensors to the CPU"
+    if device_type == "cpu":
+        why = str(_why_not("cpu"))
+        again = "pip install --force-reinstall --no-deps --no-cache-dir irm-fast"
+        remedy = f"install g++ or clang++ and then irm-fast again ({again}), or a wheel of it"
+    warn_caller(
+        f"losses on {device_type} are computed by the float64 reference, which is slow: {why}. To mend it {remedy}; "
+        "backend='reference' asks for the reference without this warning"
+    )
 
 
 def default_backend(device_type: str, is_double: bool = False) -> str:

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import irm_fast
+from irm_fast.losses.dispatch import choose_backend
 from tests.losses.loss_cases import NAN, assert_same, evaluate, make
 
 # --- dtypes, backends, module ------------------------------------------------------------------------------
@@ -33,6 +34,40 @@ def test_float64_goes_to_the_reference(which: str) -> None:
     for name in ("cpu", "triton"):
         with pytest.raises((TypeError, ValueError), match="float64"):
             irm_fast.implicit_rm_loss(s, t, f, backend=name)
+
+
+WITHOUT_KERNEL = """
+import sys, warnings, torch, irm_fast
+sys.modules["irm_fast.kernels.cpu.library"] = None  # as where it was not built
+s = torch.zeros(4, requires_grad=True)
+arguments = s, torch.zeros(4, 2), torch.ones(4, 2, dtype=torch.int8)
+with warnings.catch_warnings(record=True) as said:
+    warnings.simplefilter("always")
+    irm_fast.implicit_rm_loss(*arguments, backend="reference").backward()
+    irm_fast.implicit_rm_loss(*(x.double() if x.is_floating_point() else x for x in arguments))
+    quiet = len(said)
+    for _ in range(3):
+        irm_fast.implicit_rm_loss(*arguments).backward()
+    irm_fast.SignalHeads(8, ["copy", "share"]).loss(torch.zeros(4, 8), arguments[2]).backward()
+print(quiet, len(said), said[0].filename, said[0].message)
+"""
+
+
+def test_a_reference_that_nobody_asked_for_is_said_once_with_the_remedy() -> None:
+    run = subprocess.run([sys.executable, "-c", WITHOUT_KERNEL], capture_output=True, text=True, check=True)
+    quiet, said, where, message = run.stdout.split(maxsplit=3)
+    assert (quiet, said, where) == ("0", "1", "<string>")
+    assert message.startswith(
+        "losses on cpu are computed by the float64 reference, which is slow: backend 'cpu' is not"
+    )
+    assert "install g++ or clang++ and then irm-fast again" in message and "backend='reference'" in message
+
+
+def test_other_devices_have_the_reference_where_they_have_float64() -> None:
+    with pytest.warns(UserWarning, match=r"slow: there is no kernel for xpu\. To mend it move the tensors to the CPU"):
+        choose_backend.__wrapped__(None, "xpu", False)
+    with pytest.raises(RuntimeError, match=r"no backend runs on mps.*move the tensors to the CPU"):
+        choose_backend.__wrapped__(None, "mps", False)
 
 
 def test_backends_tell_what_there_is() -> None:

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -76,8 +77,9 @@ class Holder:
         """Whether its process is gone; None if that cannot be known here."""
         if (self.host, self.space) != (socket.gethostname(), _space()):
             return None
-        if not _is_alive(self.process):
-            return True
+        alive = _is_alive(self.process)
+        if not alive:
+            return None if alive is None else True
         return self.started != _started(self.process) if self.started else None  # its number may be another one's
 
 
@@ -134,7 +136,7 @@ class RunLock:
         """Remove what runs left that were killed while they took the lock."""
         for path in self.path.parent.glob(f"{glob.escape(self.path.name)}.*{UNFINISHED}"):
             process = path.name.removesuffix(UNFINISHED).rpartition(".")[2]
-            if process.isdecimal() and not _is_alive(int(process)):
+            if process.isdecimal() and _is_alive(int(process)) is False:
                 path.unlink(missing_ok=True)
 
     def _take(self, own: Path) -> None:
@@ -265,8 +267,10 @@ def only_run(place: Path, command: str, *, folder: bool, argument: str = "output
         lock.leave()
 
 
-def _is_alive(process: int) -> bool:
-    """Whether there is a process of this number on this machine."""
+def _is_alive(process: int) -> bool | None:
+    """Whether there is a process of this number on this machine; None on Windows, where asking so would end it."""
+    if sys.platform == "win32":
+        return None
     try:
         os.kill(process, 0)
     except ProcessLookupError:

@@ -169,3 +169,18 @@ def test_a_lock_neither_fills_a_folder_nor_is_cleared_nor_foreign(tmp_path) -> N
     kind.check_replaceable(tmp_path, alone=True)
     kind.clear_own(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [LOCK]
+
+
+def test_on_windows_no_process_is_signalled_and_a_lock_counts_until_it_is_old(tmp_path, monkeypatch) -> None:
+    """There os.kill ends the process whatever the signal: the age of the lock decides, as between machines."""
+    place = tmp_path / LOCK
+    place.write_text(json.dumps(asdict(replace(Holder.this("irm-fast train"), process=2**22 + 1))) + "\n")
+    left = tmp_path / f"{LOCK}.{2**22 + 1}.unfinished"
+    left.write_text("")
+    monkeypatch.setattr(lock.sys, "platform", "win32")
+    monkeypatch.setattr(lock.os, "kill", lambda *_: pytest.fail("a process was signalled"))
+    with pytest.raises(HeldError, match=r"if it is gone, \d+ s: it was last heard of 0 s ago"):
+        check_free(tmp_path, folder=True)
+    os.utime(place, (time.time() - lock.LEASE - 1,) * 2)
+    with only_run(tmp_path, "irm-fast train", folder=True):
+        assert left.exists()
