@@ -201,7 +201,13 @@ def _settings(record: Mapping[str, Any]) -> str:
 
 
 def _without_folder(key: str, value: Any) -> Any:
-    """A setting of which a path is its last name alone."""
-    if key in _PLACES and isinstance(value, str) and not _is_hub_id(value):
+    """A setting of which a path is its last name alone, also within it."""
+    if isinstance(value, Mapping):
+        return {name: _without_folder(name, entry) for name, entry in value.items()}
+    if (
+        isinstance(value, str)
+        and (value.startswith(("/", "~", "./", "../")) or key in _PLACES)
+        and not _is_hub_id(value)
+    ):
         return Path(value).name
     return value

@@ -81,9 +81,10 @@ def test_lines_for_engines_send_the_tokens_of_training(saved, monkeypatch, reade
 def test_a_card_names_all_readers_and_no_folder(saved):
     model, folder, _ = saved
     record = read_record(folder) | {"training": {"model": str(folder / "base"), "data": str(folder / "log.jsonl")}}
+    record["training"]["trainer"] = {"logging_dir": str(folder / "events")}
     card = model_card(record, "rm", "classifier")
     assert all(f"### {reader}" in card or f"### sentence-transformers {reader}" in card for reader in ALL)
-    assert str(folder.parent) not in card and "log.jsonl" in card
+    assert str(folder.parent) not in card and "log.jsonl" in card and "logging_dir: events" in card
     assert "copy (pleased), thumbs_down (displeased)" in card and "of at most 48 tokens" in card
     head = yaml.safe_load(card.split("---")[1])
     assert ModelCard(card).data.to_dict() == head  # as the hub reads it
