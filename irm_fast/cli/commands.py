@@ -25,7 +25,6 @@ COMMANDS = {  # by the headings of the help
 }
 NO_USERS = (
     training.verify,
-    publish.export,
     experiments.reproduce,
     experiments.demo,
     models.doctor,

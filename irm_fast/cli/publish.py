@@ -51,12 +51,17 @@ def export(
     check: Annotated[
         bool, typer.Option("--check", help="Write nothing; compare the scores of all programs that are installed.")
     ] = False,
+    data: Annotated[
+        str | None, typer.Option(help="With --check: rows to compare on, the first 64, instead of made ones.")
+    ] = None,
 ) -> Answer:
     """Write a model for others, or check who reads it. With --check exit code 1 if a program reads another reward."""
     if check:
         if out is not None or merge or push_to_hub is not None:
             raise ValueError("check: writes nothing; got --out, --merge or --push-to-hub too; leave them out")
-        return _check(model)
+        return _check(model, data)
+    if data is not None:
+        raise ValueError("data: got it without --check, where it has no effect; leave it out")
     if out is None:
         raise ValueError("out: none given; expected --out DIR to write, or --check to compare programs")
     from irm_fast.publish.export import export_model
@@ -73,11 +78,11 @@ def export(
     return Answer({"wrote": path_of(out), **found._asdict(), "repository": push_to_hub}, said)
 
 
-def _check(model: Path) -> Answer:
+def _check(model: Path, data: str | None) -> Answer:
     """How programs read a model."""
     from irm_fast.publish.consumers import EXACT, check_consumers
 
-    readings = check_consumers(model)
+    readings = check_consumers(model, data)
     wrong = [one.consumer for one in readings if one.same is False and one.consumer in EXACT]
     headings = ("consumer", "version", "within max_length", "longer rows", "note")
     said: list[Part] = [

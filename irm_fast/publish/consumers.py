@@ -11,16 +11,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from irm_fast.evaluation.scoring import load, score
+from irm_fast.data.conversations import read_conversations
+from irm_fast.data.problems import redacting
+from irm_fast.evaluation.scoring import declared_for, load, score
 from irm_fast.models.backbone import load_tokenizer
 from irm_fast.models.foreign_files import loading, quiet_transformers
 from irm_fast.models.record import read_record
 from irm_fast.models.tokens import encode, render
-from irm_fast.publish.samples import Samples, texts_around
+from irm_fast.publish.samples import Samples, made_conversations, sorted_out
 
 if TYPE_CHECKING:
     from irm_fast.data.messages import Messages
 
+ROWS = 64  # of a file that are scored
 ROUNDING = 1e-4  # of a difference in float32, as a share of the rewards; a second BOS or a sigmoid moves them by more
 
 
@@ -53,17 +56,18 @@ class Loaded(NamedTuple):
     max_length: int
 
 
-def check_consumers(folder: Path) -> list[Reading]:
+def check_consumers(folder: Path, data: str | None = None) -> list[Reading]:
     """Score conversations by every program that is installed, and compare.
 
     Args:
         folder: A folder that `irm-fast train` wrote and that holds an ordinary sequence classifier.
+        data: A file of rows, of which the first are scored, as `irm-fast score` reads them. None: made conversations.
 
     Returns:
         A reading for each program, also of those that are not installed or cannot run here.
 
     Raises:
-        ValueError: The folder holds no such model.
+        ValueError: The folder holds no such model, or the file no such rows.
     """
     read_record(folder)
     if not (folder / "config.json").is_file():
@@ -75,7 +79,10 @@ def check_consumers(folder: Path) -> list[Reading]:
     model = load(folder, precision="float32")
     tokenizer = load_tokenizer(str(folder))
     limit = model.spec.max_length
-    samples = texts_around(lambda messages: len(encode(tokenizer, [messages], 2**62)[0][0]), limit)
+    rows = made_conversations(limit)
+    if data is not None:
+        rows = list(read_conversations(data, declared_for(folder))[1][:ROWS])
+    samples = sorted_out(rows, lambda messages: len(encode(tokenizer, [messages], 2**62)[0][0]), limit)
     ours = score(model, samples.conversations)
     del model
     gc.collect()
@@ -126,7 +133,7 @@ def _read(consumer: Consumer, loaded: Loaded, samples: Samples, ours: np.ndarray
         with quiet_transformers(), torch.no_grad():
             difference = np.abs(consumer.read(loaded, samples.conversations) - ours)
     except Exception as error:  # of programs of others, each of which may fail in its own way
-        failure = f"fails: {type(error).__name__}: {str(error)[:200]}"
+        failure = f"fails: {type(error).__name__}" + ("" if redacting() else f": {str(error)[:200]}")
         return Reading(consumer.name, how, note=failure, same=False)
     within, beyond = samples.worst(difference)
     same = within is None or within <= ROUNDING * max(1.0, float(np.abs(ours).max()))

@@ -24,7 +24,7 @@ from irm_fast.models.foreign_files import loading, quiet_transformers
 from irm_fast.models.record import RECORD, read_record
 from irm_fast.models.template import bos_of
 from irm_fast.publish.card import CARD, Form, model_card
-from irm_fast.publish.samples import texts_around
+from irm_fast.publish.samples import made_conversations, sorted_out
 from irm_fast.publish.sentence_export import check_exportable, write_sentence_transformer
 
 Target = Literal["hf", "sentence-transformers"]
@@ -157,7 +157,10 @@ def _compared(model: EmbeddedRewardModel, out: Path) -> str:
 
     model.precision = "float32"
     tokenizer = model.embedder.tokenizer
-    rows = texts_around(lambda messages: len(tokenizer(plain_text(messages))["input_ids"]), model.spec.max_length)
+    limit = model.spec.max_length
+    rows = sorted_out(
+        made_conversations(limit), lambda messages: len(tokenizer(plain_text(messages))["input_ids"]), limit
+    )
     with quiet_transformers():
         reader = SentenceTransformer(str(out), device=str(model.embedder.device))
         theirs = reader.encode([plain_text(messages) for messages in rows.conversations], show_progress_bar=False)

@@ -41,19 +41,25 @@ class Samples(NamedTuple):
         return within, beyond
 
 
-def texts_around(length: Callable[[Messages], int], limit: int) -> Samples:
-    """Conversations that are shorter than a limit of tokens as a rule, and four that are longer.
+def sorted_out(conversations: list[Messages], length: Callable[[Messages], int], limit: int) -> Samples:
+    """Tell conversations that are longer than a limit of tokens from the others.
 
     Args:
-        length: Counts the tokens of a conversation.
+        conversations: N conversations.
+        length: Counts the tokens of one.
         limit: The limit.
     """
+    return Samples(conversations, np.array([length(row) > limit for row in conversations], dtype=bool))
+
+
+def made_conversations(limit: int) -> list[Messages]:
+    """Conversations that are short, and four that are longer than a limit of tokens."""
     rows = [_talk(*texts) for texts in _TALKS]
     rows += [_talk(*_TALKS[0]) + _talk(*_TALKS[1]), _talk(*_TALKS[3]) + _talk(*_TALKS[5])]
     for times in (1, 3):
         filler = _FILLER * (1 + times * limit // 8)  # at least eight tokens each
         rows += [_talk(f"{filler}Why?", "It depends."), _talk("Why?", f"{filler}It depends.")]
-    return Samples(rows, np.array([length(row) > limit for row in rows]))
+    return rows
 
 
 def _talk(question: str, answer: str) -> Messages:

@@ -27,7 +27,7 @@ OPTIONS = {
     "train": f"config dry-run {LOG} {SHARED} {TEXT} embeddings hidden-layers",
     "report": "directory out",
     "verify": "path",
-    "export": "model out to merge push-to-hub check",
+    "export": "model out to merge push-to-hub check data",
     "evaluate": f"model data batch-size token-budget precision base progress {LOG}",
     "diagnose": (f"data model propensity-design labels-ignorable batch-size token-budget precision base {LOG}"),
     "compare": f"data model by randomised outcome batch-size token-budget precision progress {LOG}",
@@ -44,7 +44,7 @@ OPTIONS = {
 }
 for name in OPTIONS:
     OPTIONS[name] += " json quiet debug"
-for name in OPTIONS.keys() - {"verify", "export", "reproduce", "demo", "doctor"}:  # which read no data of users
+for name in OPTIONS.keys() - {"verify", "reproduce", "demo", "doctor"}:  # which read no data of users
     OPTIONS[name] += " redact"
 CHOICES = {
     ("export", "to"): "hf sentence-transformers",

@@ -16,7 +16,7 @@ from irm_fast.evaluation.scoring import load, score
 from irm_fast.models.tokens import encode
 from irm_fast.publish.consumers import BY_SOURCE, CONSUMERS, check_consumers
 from irm_fast.publish.export import export_model
-from irm_fast.publish.samples import texts_around
+from irm_fast.publish.samples import made_conversations, sorted_out
 from tests.docs.pages import ROOT, blocks, commands, run_command
 from tests.models.saved_bases import save_base
 
@@ -57,7 +57,7 @@ def test_a_linear_reward_on_the_last_token_is_read_as_well(save_embedded, tmp_pa
 
 def test_samples_lie_on_both_sides_of_the_limit(classifier):
     tokenizer, limit = load(classifier).tokenizer, 48
-    samples = texts_around(lambda messages: len(encode(tokenizer, [messages], 10**6)[0][0]), limit)
+    samples = sorted_out(made_conversations(limit), lambda row: len(encode(tokenizer, [row], 10**6)[0][0]), limit)
     assert 2 < samples.longer.sum() < len(samples.conversations) - 2
     assert samples.worst(samples.longer.astype(float)) == (0.0, 1.0)
 
@@ -93,6 +93,19 @@ def test_the_command_prints_a_table(classifier):
         name = consumer.name if hasattr(consumer, "name") else consumer.consumer
         assert any(line.startswith(name) for line in lines), name
     assert "by source" in result.stdout and "by its rules" in result.stdout
+
+
+def test_rows_of_a_file_are_compared(classifier, tmp_path):
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps({"prompt": f"Hi {i}", "completion": "good " * (i + 1)}) + "\n" for i in range(12)))
+    readings = {one.consumer: one for one in check_consumers(classifier, str(data))}
+    assert readings["transformers, text"].within < 1e-5 and readings["transformers, text"].beyond is not None
+    data.write_text(json.dumps({"prompt": "Hi", "completion": "good"}) + "\n")
+    result = CliRunner().invoke(app, ["export", str(classifier), "--check", "--data", str(data), "--json"])
+    found = json.loads(result.stdout)["readings"][0]
+    assert result.exit_code == 0 and found["within"] < 1e-5 and found["beyond"] is None
+    result = CliRunner().invoke(app, ["export", str(classifier), "--data", str(data), "--out", str(tmp_path / "out")])
+    assert result.exit_code == 2 and "data: got it without --check" in result.output
 
 
 def test_what_no_program_loads_is_refused(save_embedded, tmp_path):
