@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from typer.core import TyperCommand
-from typer.models import OptionInfo
+from typer.models import OptionInfo, ParameterInfo
 
 from irm_fast.cli.answers import Work
 from irm_fast.training.config import MAIN, PRINTED
@@ -39,6 +39,8 @@ def example(*lines: str) -> Callable[[Function], Function]:
 def name_values(command: Callable[..., None]) -> Callable[..., None]:
     """Give each option of a command what help shows for its value: all of its choices, or a word for the type.
 
+    An argument is shown by its name, in capitals.
+
     Args:
         command: A command whose parameters are annotated as `Annotated[type, typer.Option(...)]`. What it says itself,
             by `metavar`, stays.
@@ -47,8 +49,8 @@ def name_values(command: Callable[..., None]) -> Callable[..., None]:
         if get_origin(parameter.annotation) is Annotated:
             kind, *infos = get_args(parameter.annotation)
             for info in infos:
-                if isinstance(info, OptionInfo) and info.metavar is None:
-                    info.metavar = _value_name(kind)
+                if isinstance(info, ParameterInfo) and info.metavar is None:
+                    info.metavar = _value_name(kind) if isinstance(info, OptionInfo) else parameter.name.upper()
     return command
 
 

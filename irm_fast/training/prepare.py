@@ -27,10 +27,11 @@ from irm_fast.data.signals import (
     signal_notes,
     without_contradictions,
 )
+from irm_fast.data.telling import tell
 from irm_fast.embeddings.given import WEIGHT
 from irm_fast.models.adapters import check_four_bits, target_names
 from irm_fast.models.backbone import count_tokens, ready_tokenizer, skeleton
-from irm_fast.models.processes import from_main_process, started
+from irm_fast.models.processes import from_main_process, is_first, started
 from irm_fast.models.rendering import RenderingCheck
 from irm_fast.training.arguments import training_arguments
 from irm_fast.training.config import RunConfig, TrainConfig
@@ -86,6 +87,8 @@ def read_data(config: RunConfig) -> Log:
     """
     if not config.data:
         raise ValueError("data: none given; expected the path of a log")
+    if config.progress and is_first():
+        tell(f"reads {config.data}")
     misclick = bool(config.misclick_rate) or config.contradictions == "drop"
     return read_declared(config.data, replace(config.declared, misclick=misclick))
 

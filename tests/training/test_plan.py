@@ -111,7 +111,7 @@ def test_the_command(saved_log, tiny_model, tmp_path, monkeypatch) -> None:
     result = CliRunner().invoke(app, [*given, "--dry-run"])
     assert result.exit_code == 0, result.output
     assert set(tmp_path.rglob("*")) == before
-    first, *lines = result.output.splitlines()
+    first, *lines = result.stdout.splitlines()
     assert first == "out would be written, and is not:"
     names = [line.split()[0] for line in lines]
     assert names == ["trains", "rows", "signals", "tokens", "steps", "computes", "memory", "time"]
