@@ -51,10 +51,14 @@ def commands() -> str:
 
     from irm_fast.cli.commands import app
 
-    parts = ["# Commands", "`irm-fast COMMAND --help` says the same. `irm-fast --version` shows version and backends."]
+    parts = [
+        "# Commands",
+        "`irm-fast COMMAND --help` says the same. `irm-fast doctor` says what is installed and used.",
+    ]
     group: Any = typer.main.get_command(app)
     for name, command in group.commands.items():
-        parts += [f"## {name}", _sentences(command.help or "")]
+        examples = "\n".join(command.callback.examples)
+        parts += [f"## {name}", _sentences(command.help or ""), f"```sh\n{examples}\n```"]
         rows = [row for parameter in command.params for row in _parameter(parameter)]
         parts.append(_table(["option", "default", "meaning"], rows))
     return "\n\n".join(parts) + "\n"

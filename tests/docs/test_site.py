@@ -52,4 +52,5 @@ def test_every_setting_and_every_option_is_on_its_page() -> None:
     for name, command in group.commands.items():
         part = commands.partition(f"\n## {name}\n")[2].partition("\n## ")[0]
         missing = [o for p in command.params for o in p.opts if o.startswith("--") and f"`{o}`" not in part]
+        assert all(line in part for line in command.callback.examples) and f"irm-fast {name}" in part
         assert missing in ([], ["--help"])
