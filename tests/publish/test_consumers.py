@@ -97,7 +97,9 @@ def test_the_command_prints_a_table(classifier):
 
 def test_rows_of_a_file_are_compared(classifier, tmp_path):
     data = tmp_path / "rows.jsonl"
-    data.write_text("".join(json.dumps({"prompt": f"Hi {i}", "completion": "good " * (1 + 5 * i)}) + "\n" for i in range(12)))
+    data.write_text(
+        "".join(json.dumps({"prompt": f"Hi {i}", "completion": "good " * (1 + 5 * i)}) + "\n" for i in range(12))
+    )
     readings = {one.consumer: one for one in check_consumers(classifier, str(data))}
     assert readings["transformers, text"].within < 1e-5 and readings["transformers, text"].beyond is not None
     data.write_text(json.dumps({"prompt": "Hi", "completion": "good"}) + "\n")
