@@ -440,7 +440,7 @@ def test_processes_share_the_tokens_evenly(monkeypatch):
     for rank in (0, 1):
         state = SimpleNamespace(num_processes=2, process_index=rank)
         monkeypatch.setattr(processes, "joined", lambda state=state: state)
-        monkeypatch.setattr(processes, "gather_object", lambda mine: mine)
+        monkeypatch.setattr("accelerate.utils.gather_object", lambda mine: mine)  # imported where it is called
         ((rows, total),) = processes.share(sizes, lambda rows: sizes[rows].sum(), distributed=True)
         found.append((rows.tolist(), int(total)))
     assert sorted(found[0][0] + found[1][0]) == list(range(6))
