@@ -2,6 +2,7 @@
 
 Links that lead out of the folder `docs` become the names of the files, as the site holds no more than that folder. A
 list may follow a paragraph without an empty line between them. Notebooks become pages, with what their cells print.
+Two numbers that belong together, as 0.1 ± 0.2, stay on one line.
 """
 
 import json
@@ -14,6 +15,7 @@ from typing import Any
 
 NOTEBOOK = re.compile(r"(\]\((?![a-z]+:)[^)\s]+)\.ipynb\b")
 LINK = re.compile(r"(?<!!)\[([^\]]+)\]\((\.\./[^)\s#]+)(#[^)\s]*)?\)")
+PAIR = re.compile(r"(\d) ([±/]) (?=[.\d])")
 ITEM = re.compile(r"\s*([-*]|\d+\.) ")
 
 
@@ -59,7 +61,8 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def _prose(text: str, source: str) -> str:
-    return _spaced(LINK.sub(lambda found: _inside(found, source), NOTEBOOK.sub(r"\1.md", text)))
+    text = LINK.sub(lambda found: _inside(found, source), NOTEBOOK.sub(r"\1.md", text))
+    return _spaced(PAIR.sub("\\1\N{NO-BREAK SPACE}\\2\N{NO-BREAK SPACE}", text))
 
 
 def _inside(found: re.Match[str], source: str) -> str:

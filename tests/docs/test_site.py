@@ -34,6 +34,10 @@ def test_a_list_follows_a_paragraph_without_an_empty_line() -> None:
     assert on_site("```sh\na\n- b\n```\n- one") == "```sh\na\n- b\n```\n\n- one"
 
 
+def test_two_numbers_that_belong_together_stay_on_one_line() -> None:
+    assert on_site("-0.1 ± 0.2 and .5 / .6, a / b") == "-0.1\xa0±\xa00.2 and .5\xa0/\xa0.6, a / b"
+
+
 def test_a_notebook_becomes_a_page_with_what_it_prints() -> None:
     cells = list(load_hook("hooks")._cells(json.loads(Path(NOTEBOOKS[0]).read_text())))
     assert cells[0].startswith("# ") and cells[1].startswith("```python\n")
