@@ -20,6 +20,7 @@ from irm_fast.models.sizes import machine_memory
 from irm_fast.models.threads import cores
 
 Status = Literal["ok", "note", "broken"]
+_IMPORTED_AS = {"scikit-learn": "sklearn", "pyyaml": "yaml"}  # under other names than the packages have
 _LITTLE = 1e9  # bytes of disk: texts of a log beyond 256 MiB lie in a temporary file
 _AGREES = 1e-4  # relative, between the loss of a backend and its definition
 
@@ -109,8 +110,13 @@ def _requirements(extra: str | None) -> dict[str, str]:
 
 
 def _check_packages() -> Findings:
-    for name, wanted in _requirements(None).items():
+    """What is required; and of the extras that most commands take, which are said below, what cannot be imported."""
+    core = _requirements(None)
+    for name, wanted in core.items():
         yield _package(name, wanted)
+    for name, wanted in (_requirements("train") | _requirements("embeddings")).items():
+        if name not in core and not _fits(name, wanted)[1] and (found := _package(name, wanted)).status == "broken":
+            yield found
 
 
 def _fits(name: str, wanted: str) -> tuple[str, str]:
@@ -130,7 +136,7 @@ def _package(name: str, wanted: str) -> Finding:
     if wrong:
         return Finding("packages", name, "broken", wrong, f"pip install '{name}{wanted}'")
     try:
-        import_module(name)
+        import_module(_IMPORTED_AS.get(name, name))
     except Exception as error:  # a library that is missing, of another version, or compiled for another processor
         text = str(error).strip().partition("\n")[0]
         again = f"pip install --force-reinstall '{name}{wanted}'"

@@ -52,6 +52,14 @@ def test_a_package_that_cannot_be_imported() -> None:
     assert found.status == "broken" and "cannot be imported" in found.said
 
 
+def test_an_extra_that_is_installed_and_cannot_be_imported_is_broken() -> None:
+    assert not [one for one in installation._check_packages() if one.status == "broken"]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(sys.modules, "sklearn", None)
+        [found] = [one for one in installation._check_packages() if one.status == "broken"]
+    assert found.name == "scikit-learn" and found.remedy.startswith("pip install --force-reinstall 'scikit-learn")
+
+
 def test_a_kernel_that_is_wrong_is_broken(monkeypatch: Any) -> None:
     assert 0 < installation._difference_from_definition("cpu") < 1e-5
     monkeypatch.setattr(installation, "_difference_from_definition", lambda kind: 0.5)
