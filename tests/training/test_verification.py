@@ -38,7 +38,8 @@ def test_a_damaged_model_is_refused_with_the_file(model, tmp_path, how) -> None:
     names = files_of(model)
     assert {"model.safetensors", "irm_fast.json", "propensity.safetensors", "adapter/adapter_config.json"} <= set(names)
     listed = manifest.read_manifest(model / MANIFEST)
-    assert set(names) - set(listed) == {"metrics.jsonl", "train.yaml", "train_data.json"}
+    for_people = {"metrics.jsonl", "train.yaml", "train_data.json", "report.html", "report.json"}
+    assert set(names) - set(listed) == for_people
     for name in listed:
         folder = tmp_path / f"{how}-{name.replace('/', '-')}"
         shutil.copytree(model, folder)
