@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ from irm_fast.common.extras import missing
 from irm_fast.data.writing.whole import whole_files
 from irm_fast.publish.charts import COLOURS, Chart, Series
 
+_NOT_OF_A_NAME = re.compile(r"[^\w-]+")  # names of signals are those of the log, and may hold anything
+
 
 def write_pngs(charts: Sequence[Chart], folder: Path) -> int:
-    """Write each chart as a file of its name into a folder, which is made where there is none.
+    """Write each chart as a file, NUMBER-NAME.png, into a folder, which is made where there is none.
 
     Args:
         charts: The charts.
@@ -28,11 +31,11 @@ def write_pngs(charts: Sequence[Chart], folder: Path) -> int:
     from matplotlib.figure import Figure  # slow to import
 
     with whole_files(folder) as scratch:
-        for chart in charts:
+        for number, chart in enumerate(charts, 1):
             height = 3.4 if not chart.y_names else 1.2 + 0.28 * len(chart.y_names)
             figure = Figure(figsize=(5, height), layout="constrained")
             _draw(chart, figure.subplots())
-            figure.savefig(scratch / f"{chart.name}.png", dpi=160)
+            figure.savefig(scratch / f"{number:02}-{_NOT_OF_A_NAME.sub('_', chart.name)}.png", dpi=160)
     return len(charts)
 
 

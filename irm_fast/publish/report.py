@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jinja2 import Environment, Template
+from jinja2 import Environment, Template, TemplateError
 from markupsafe import Markup
 
 from irm_fast.data.log import Log
@@ -27,7 +29,7 @@ from irm_fast.publish.charts import COLOURS, Chart
 from irm_fast.publish.evidence import EVIDENCE
 from irm_fast.publish.png import write_pngs
 from irm_fast.publish.svg import as_svg
-from irm_fast.publish.verdict import headline
+from irm_fast.publish.verdict import Headline, headline
 
 PAGE, CHARTS = "report.html", "-charts"  # the end of the name of the folder of PNG files
 _MARK = b'<meta name="generator" content="irm-fast report">'
@@ -67,11 +69,26 @@ def write_report(
     folder = Path(folder)
     path = folder / PAGE if out is None else Path(out)
     _check_place(path)
-    charts = charts_of(folder)
-    write_whole(path, page_of(folder, charts, log))
+    with _one_line(folder):
+        charts = charts_of(folder)
+        page = page_of(folder, charts, log)
+    write_whole(path, page)
     beside = path.with_name(f"{path.stem}{CHARTS}")
     drawn = write_pngs([chart for section in charts.values() for chart in section], beside) if pngs else 0
     return Written(path, beside if drawn else None)
+
+
+@contextmanager
+def _one_line(folder: Path) -> Iterator[None]:
+    """A context in which files of other content than `train` writes are one error, with what to do."""
+    try:
+        yield
+    except (KeyError, TypeError, IndexError, AttributeError, TemplateError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise ValueError(
+            f"{folder}: irm_fast.json or {EVIDENCE} is not as irm-fast train writes it ({what}); "
+            f"irm-fast verify {folder} finds damage, and without {EVIDENCE} there is a page of what is left"
+        ) from error
 
 
 def _check_place(path: Path) -> None:
@@ -102,7 +119,7 @@ def page_of(folder: Path, charts: Mapping[str, list[Chart]], log: Log | None = N
         training=record.get("training") or {},
         diagnosis=record.get("diagnosis"),
         off=how_far_off(record["diagnosis"]["sensitivity"]) if record.get("diagnosis") else [],
-        headline=_headline(record),
+        headline=_headline(record, heldout),
         data=_data(record, evidence),
         versions={"irm-fast": record["version"]} | record.get("versions", {}),
         heldout=heldout,
@@ -113,6 +130,7 @@ def page_of(folder: Path, charts: Mapping[str, list[Chart]], log: Log | None = N
         style=Markup(_style()),
         when=_when,
         signed=pictures.signed,
+        digits=_digits(heldout),
     )
 
 
@@ -141,12 +159,19 @@ def _data(record: Mapping[str, Any], evidence: Mapping[str, Any] | None) -> list
     return [{**one, **other} for one, other in zip(parts, more, strict=False)]  # earlier records have no counts
 
 
-def _headline(record: Mapping[str, Any]) -> Any:
+def _headline(record: Mapping[str, Any], heldout: Mapping[str, Any] | None) -> Headline | None:
     """Return the headline of a record, None without a diagnosis."""
     if not record.get("diagnosis"):
         return None
     gain, error = record.get("gain_over_constant"), record.get("gain_over_constant_error")
-    return headline(record["diagnosis"], None if gain is None or error is None else (gain, error))
+    spread = None if heldout is None else heldout["reward"]["sd"]
+    return headline(record["diagnosis"], None if gain is None or error is None else (gain, error), spread)
+
+
+def _digits(heldout: Mapping[str, Any] | None) -> int:
+    """Return how many digits behind the point tell rewards apart: two, or more where they hardly differ."""
+    spread = heldout["reward"]["sd"] if heldout else 1.0
+    return min(8, max(2, 1 - math.floor(math.log10(spread)))) if spread > 0 else 2
 
 
 def charts_of(folder: Path) -> dict[str, list[Chart]]:

@@ -33,6 +33,11 @@ _UNTESTED = (
 )
 
 
+_LITTLE = 0.1  # standard deviation of reward logits: the best and the worst of 100 answers are half a logit apart
+_ALIKE = (
+    "Rewards hardly differ (standard deviation {:.1g} logits): whatever the fit explains, it is not by telling answers "
+    "apart. Train longer, at a higher rate, or with a larger model."
+)
 _LOOK = (
     "Before a policy follows it, look below at what it would exploit, and read the best and the worst answers: what "
     "they have in common no number shows."
@@ -66,12 +71,13 @@ class Headline(NamedTuple):
     steps: tuple[str, ...]
 
 
-def headline(diagnosis: Mapping[str, Any], gain: tuple[float, float] | None) -> Headline:
+def headline(diagnosis: Mapping[str, Any], gain: tuple[float, float] | None, spread: float | None = None) -> Headline:
     """Return the headline of a diagnosis.
 
     Args:
         diagnosis: As `Diagnosis.to_dict` gives it.
         gain: Log-likelihood an action beyond constant rates on held-out rows, and its standard error, or None.
+        spread: The standard deviation of the reward logits of held-out rows, or None.
     """
     kind, learned = diagnosis["kind"], diagnosis.get("learned", "")
     ranking, scale = diagnosis.get("ranking", kind), diagnosis.get("scale", kind)
@@ -93,8 +99,9 @@ def headline(diagnosis: Mapping[str, Any], gain: tuple[float, float] | None) -> 
         *_pleasing(diagnosis["sensitivity"], scale),
     )
     untested = _UNTESTED if learned == NOT_TESTED else ""
+    alike = _ALIKE.format(spread) if spread is not None and spread < _LITTLE else ""
     look = "" if light == "bad" else _LOOK
-    steps = tuple(step for step in (first, untested, *diagnosis["remedies"], look) if step)
+    steps = tuple(step for step in (first, alike, untested, *diagnosis["remedies"], look) if step)
     return Headline(light, title, f"The reward is {diagnosis['verdict']}.", tiles, steps)
 
 

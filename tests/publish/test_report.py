@@ -18,7 +18,9 @@ from irm_fast.data.problems import REDACT
 from irm_fast.data.signals import RewardSpec
 from irm_fast.models.heldout import HeldOut
 from irm_fast.publish import evidence, report
+from irm_fast.publish.charts import Chart, Series
 from irm_fast.publish.evidence import EVIDENCE, evidence_of
+from irm_fast.publish.png import write_pngs
 from irm_fast.publish.report import PAGE, write_report
 from irm_fast.training import reporting
 from irm_fast.training.run import train_log
@@ -172,10 +174,28 @@ def test_the_command(finished, tmp_path):
     assert result.exit_code == 0, result.output
     assert out.is_file()
     pictures = sorted(path.name for path in (tmp_path / "page-charts").iterdir())
-    assert {"learning.png", "exploits.png", "reward-copy.png", "reliability-share.png"} <= set(pictures)
+    assert {"learning", "exploits", "reward-copy", "reliability-share"} <= {name[3:-4] for name in pictures}
     for path in (tmp_path / "page-charts").iterdir():
         assert path.read_bytes().startswith(b"\x89PNG")
     assert CliRunner().invoke(app, ["report", str(finished), "--out", str(out)]).exit_code == 0  # its own page
+
+
+def test_files_of_other_content_are_one_line(finished, tmp_path):
+    other = shutil.copytree(finished, tmp_path / "other")
+    kept = json.loads((other / EVIDENCE).read_text())
+    for wrong in ({"heldout": {}}, {"heldout": [1]}, {"heldout": {**kept["heldout"], "reward": None}}, {"data": 3}):
+        (other / EVIDENCE).write_text(json.dumps({**kept, **wrong}))
+        with pytest.raises(ValueError, match=r"is not as irm-fast train writes it .*irm-fast verify "):
+            write_report(other)
+
+
+def test_names_of_signals_lead_to_no_other_folder(tmp_path):
+    pytest.importorskip("matplotlib")
+    series = [Series("bars", (0, 1), (1,)), Series("points", (0.5,), (1,), "a", low=(0,), high=(1,))]
+    charts = [Chart(f"reward-{name}", "t", "x", "y", series) for name in ("../../up", "a b", "\u8d5e")]
+    assert write_pngs(charts, tmp_path / "in" / "charts") == 3
+    names = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.png"))
+    assert names == [f"in/charts/{name}.png" for name in ("01-reward-_up", "02-reward-a_b", "03-reward-\u8d5e")]
 
 
 def test_a_file_of_others_is_not_replaced(finished, tmp_path):
