@@ -29,7 +29,7 @@ from irm_fast.publish.charts import COLOURS, Chart
 from irm_fast.publish.evidence import EVIDENCE
 from irm_fast.publish.png import write_pngs
 from irm_fast.publish.svg import as_svg
-from irm_fast.publish.verdict import Headline, headline
+from irm_fast.publish.verdict import Headline, headline, plainly
 
 PAGE, CHARTS = "report.html", "-charts"  # the end of the name of the folder of PNG files
 _MARK = b'<meta name="generator" content="irm-fast report">'
@@ -130,6 +130,7 @@ def page_of(folder: Path, charts: Mapping[str, list[Chart]], log: Log | None = N
         style=Markup(_style()),
         when=_when,
         signed=pictures.signed,
+        plainly=plainly,
         digits=_digits(heldout),
     )
 
@@ -268,7 +269,7 @@ def _when(seconds: float) -> str:
 def _style() -> str:
     """Return the colours of charts as rules of CSS, for light and for dark ground."""
     return "".join(
-        f".c-{name}{{--c:{light}}}@media (prefers-color-scheme:dark){{.c-{name}{{--c:{dark}}}}}"
+        f".c-{name}{{--c:{light}}}@media screen and (prefers-color-scheme:dark){{.c-{name}{{--c:{dark}}}}}"
         for name, (light, dark) in COLOURS.items()
     )
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from irm_fast.diagnostics.learned import LEARNED, NOT_LEARNED, NOT_TESTED
 from irm_fast.diagnostics.text import CONDITIONAL, CONTRADICTED, IDENTIFIED, OPEN
 
@@ -35,7 +37,7 @@ _UNTESTED = (
 
 _LITTLE = 0.1  # standard deviation of reward logits: the best and the worst of 100 answers are half a logit apart
 _ALIKE = (
-    "Rewards hardly differ (standard deviation {:.1g} logits): whatever the fit explains, it is not by telling answers "
+    "Rewards hardly differ (standard deviation {} logits): whatever the fit explains, it is not by telling answers "
     "apart. Train longer, at a higher rate, or with a larger model."
 )
 _LOOK = (
@@ -99,10 +101,20 @@ def headline(diagnosis: Mapping[str, Any], gain: tuple[float, float] | None, spr
         *_pleasing(diagnosis["sensitivity"], scale),
     )
     untested = _UNTESTED if learned == NOT_TESTED else ""
-    alike = _ALIKE.format(spread) if spread is not None and spread < _LITTLE else ""
+    alike = _ALIKE.format(plainly(spread)) if spread is not None and spread < _LITTLE else ""
     look = "" if light == "bad" else _LOOK
     steps = tuple(step for step in (first, alike, untested, *diagnosis["remedies"], look) if step)
     return Headline(light, title, f"The reward is {diagnosis['verdict']}.", tiles, steps)
+
+
+def plainly(value: float) -> str:
+    """Return a number with two digits that count, without an exponent.
+
+    Examples:
+        >>> plainly(0.0000712), plainly(1.0)
+        ('0.000071', '1')
+    """
+    return str(np.format_float_positional(value, precision=2, fractional=False, trim="-"))
 
 
 def _pleasing(sensitivity: Mapping[str, Any], scale: str) -> tuple[Tile, ...]:

@@ -62,5 +62,5 @@ def test_parts_of_the_verdict_are_by_themselves():
 
 def test_rewards_that_hardly_differ_are_said():
     told = [step for step in headline(diagnosis("conditional"), None, 0.0123).steps if "hardly differ" in step]
-    assert len(told) == 1 and "standard deviation 0.01 logits" in told[0]
+    assert len(told) == 1 and "standard deviation 0.012 logits" in told[0]
     assert not any("hardly differ" in step for step in headline(diagnosis("conditional"), None, 0.5).steps)
