@@ -315,7 +315,7 @@ def test_what_the_command_refuses(tmp_path):
     assert "nvidia/HelpSteer), which cannot be reached" in offline and "give a file instead" in offline
     assert "no.jsonl is no file; expected one, or semi-synthetic" in said("--data", str(tmp_path / "no.jsonl"))
     assert "did you mean 'semi-synthetic'" in said("--data", "semi-synthetc")
-    assert "expected both, rating or feature" in said("--data", experiment.MADE, "--protocol", "all")
+    assert "'both', 'rating', 'feature'" in said("--data", experiment.MADE, "--protocol", "all")
     assert "target: got 2.0; expected a number from" in said("--data", experiment.MADE, "--target", "2")
     write_rated(tmp_path / "few.jsonl", 30)
     assert "holds 30 responses; expected 100 or more" in said(
