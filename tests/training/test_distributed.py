@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import torch
 
-from irm_fast.models import processes
 from irm_fast.models.batches import TokenizedRows
 from irm_fast.models.computation import computing
 from irm_fast.models.packed import two_rows
@@ -266,7 +265,7 @@ def test_what_the_writer_raises_ends_all(make_log, make_config, tmp_path):
 def test_processes_that_read_different_logs(monkeypatch):
     mine = {"rows": 40, "sha256": "a"}
     check_same_log(mine)
-    monkeypatch.setattr(processes, "gather_object", lambda own: [*own, (40, "b")])
+    monkeypatch.setattr("accelerate.utils.gather_object", lambda own: [*own, (40, "b")])
     with pytest.raises(RuntimeError, match=r"different logs: process 0 has 40 rows, process 1 has 40, or others"):
         check_same_log(mine)
 
