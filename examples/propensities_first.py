@@ -27,7 +27,7 @@ from irm_fast.experiments.demo import SETTINGS, labelled
 from irm_fast.experiments.made_text import make_rated
 from irm_fast.experiments.report import method_table
 from irm_fast.experiments.tiny_decoder import make_tiny_decoder
-from irm_fast.models.backbone import quiet_transformers
+from irm_fast.models.foreign_files import quiet_transformers
 from irm_fast.training.config import TrainConfig
 from irm_fast.training.run import train_log
 

@@ -24,8 +24,8 @@ ROW = {"id": "a", "prompt": "q", "completion": "x", "feedback": {"copy": 1}}
 
 
 def test_nothing_breaks_a_promise_in_some_thousand_inputs(tmp_path: Path) -> None:
-    result = fuzz.run(300, seed=0, keep=tmp_path, inputs=10_000)  # the same ones on every machine
-    assert result["found"] == {} and result["inputs"] == 10_000, result
+    result = fuzz.run(300, seed=0, keep=tmp_path, inputs=4_000)  # the same ones on every machine
+    assert result["found"] == {} and result["inputs"] == 4_000, result
     assert sum(count for name, count in result["counts"].items() if name.endswith("read")) > 10
 
 
