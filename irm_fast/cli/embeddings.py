@@ -29,7 +29,7 @@ def embed(
     ] = "auto",
     batch_size: BatchSize = None,
     token_budget: TokenBudget = None,
-    max_length: Annotated[int, typer.Option(min=1, help="Tokens per row; longer rows lose their beginning.")] = 1024,
+    max_length: Annotated[int, typer.Option(min=1, help="Tokens per row; longer rows lose their oldest text.")] = 1024,
     precision: PrecisionOption = "auto",
     dtype: Annotated[Literal["float32", "bfloat16"], typer.Option(help="The numbers of the file.")] = "float32",
     shard_rows: Annotated[int, typer.Option(min=1, help="Rows of each file, where --out is a folder.")] = 16_384,

@@ -29,7 +29,7 @@ def reproduce(
     alpha: Annotated[float, typer.Option(help="Decay of the rating protocol.")] = 0.5,
     target: Annotated[float, typer.Option(help="Mean propensity of each signal.")] = 0.2,
     limit: Annotated[int | None, typer.Option(min=100, help="Only the first so many responses.")] = None,
-    max_length: Annotated[int, typer.Option(min=1, help="Tokens a row; longer rows lose their beginning.")] = 1024,
+    max_length: Annotated[int, typer.Option(min=1, help="Tokens a row; longer rows lose their oldest text.")] = 1024,
     noise: Annotated[
         float, typer.Option(min=0, help="Semi-synthetic: noise of ratings, of a quality of deviation 1.")
     ] = 0.45,

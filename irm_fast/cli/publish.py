@@ -40,7 +40,9 @@ def report(
     "irm-fast export on_encoder --to sentence-transformers --out rm",
 )
 def export(
-    model: Annotated[Path, typer.Argument(help="A folder that irm-fast train wrote, or that of an adapter.")],
+    model: Annotated[
+        Path, typer.Argument(metavar="DIR", help="A folder that irm-fast train wrote, or that of an adapter.")
+    ],
     out: Annotated[Path | None, typer.Option(help="The folder to write, new or empty.")] = None,
     to: Annotated[
         Literal["hf", "sentence-transformers"],

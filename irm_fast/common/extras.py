@@ -1,6 +1,7 @@
 """The packages that only parts of the package need, and what is said where one of them is not installed.
 
-The core is torch, numpy, safetensors and typer. Everything else comes with an extra: `pip install 'irm-fast[train]'`.
+The core is torch, numpy, safetensors, typer and packaging. Everything else comes with an extra:
+`pip install 'irm-fast[train]'`.
 """
 
 from __future__ import annotations

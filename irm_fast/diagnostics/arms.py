@@ -89,7 +89,7 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """The same as a dict for JSON."""
-        return asdict(self) | {"outcome": dict(self.outcome)}
+        return asdict(self) | {"outcome": dict(self.outcome), "cautions": list(self.cautions)}
 
     @property
     def cautions(self) -> tuple[str, ...]:

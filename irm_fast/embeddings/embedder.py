@@ -47,7 +47,7 @@ class Embedder:
         pooling: "last", the state at the last token, which `ImplicitRewardModel` reads (decoders only); "mean", the
             mean over all tokens that are not padding; "cls", the state at the first token (encoders only); "auto", what
             the files of sentence-transformers in the folder ask for, else "last" for decoders and "mean" for encoders.
-        max_length: The largest number of tokens; longer conversations lose their beginning. The model's own limit may
+        max_length: The largest number of tokens; longer conversations lose their oldest text. The model's own limit may
             reduce it.
         precision: The dtype of weights and states: "float32", "bfloat16", or "auto", bfloat16 on a GPU.
         files: What files of sentence-transformers say. None: those of the folder.

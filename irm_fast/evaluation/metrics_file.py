@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -36,5 +37,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The mapping with None for NaN, as JSON needs it."""
-    return {key: None if value != value else value for key, value in values.items()}
+    """The mapping with None for numbers that are not finite, as JSON needs it."""
+    return {key: None if _is_not_finite(value) else value for key, value in values.items()}
+
+
+def _is_not_finite(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)

@@ -113,7 +113,7 @@ def _say_that_it_is_slow(device_type: str) -> None:
     why, remedy = f"there is no kernel for {device_type}", "move the tensors to the CPU"
     if device_type == "cpu":
         why = str(_why_not("cpu"))
-        again = "pip install --force-reinstall --no-deps --no-cache-dir irm-fast"
+        again = "in its clone: pip install --force-reinstall --no-deps ."
         remedy = f"install g++ or clang++ and then irm-fast again ({again}), or a wheel of it"
     warn_caller(
         f"losses on {device_type} are computed by the float64 reference, which is slow: {why}. To mend it {remedy}; "

@@ -82,7 +82,7 @@ def _check_python() -> Findings:
     try:
         about = metadata("irm-fast")
     except PackageNotFoundError:
-        yield Finding("python", "irm-fast", "broken", "not installed", "pip install irm-fast, or make install")
+        yield Finding("python", "irm-fast", "broken", "not installed", "in its clone: make install, or pip install .")
         return
     yield Finding("python", "irm-fast", "ok", about["Version"])
     wanted = about["Requires-Python"] or ""
@@ -279,7 +279,12 @@ def _compiler(variable: str, names: tuple[str, ...]) -> str | None:
     return None
 
 
+GPU_ONLY = ("flash", "liger")  # extras of no use without one
+
+
 def _check_extras() -> Findings:
+    import torch
+
     try:
         names = metadata("irm-fast").get_all("Provides-Extra") or []
     except PackageNotFoundError:
@@ -289,7 +294,8 @@ def _check_extras() -> Findings:
         whole = not any(wrong for _, wrong in found.values())
         said = ", ".join(f"{name} {wrong or here}" for name, (here, wrong) in found.items())
         if found:
-            remedy = "" if whole else f"pip install 'irm-fast[{extra}]'"
+            useless = extra in GPU_ONLY and not torch.cuda.is_available()
+            remedy = "" if whole or useless else f"pip install 'irm-fast[{extra}]'"
             yield Finding("extras", extra, "ok" if whole else "note", said, remedy)
 
 

@@ -183,10 +183,9 @@ def _of_all(record: Mapping[str, Any], form: Form) -> str:
         return "The reward is the one number that `encode` gives for a text."
     return (
         f"Who reads messages or token ids gets the same number for rows of at most {record['max_length']} tokens, the "
-        "limit of its training, "
-        "which is "
-        "`model_max_length` of the tokenizer. Special tokens stand in the chat template, and the tokenizer adds none. "
-        "`irm-fast export --check DIR` compares the programs that are installed."
+        "limit of its training, which is `model_max_length` of the tokenizer. Special tokens stand in the chat "
+        "template, and the tokenizer adds none. `irm-fast export DIR --check` compares the programs that are "
+        "installed, where DIR is what `irm-fast train` wrote."
     )
 
 
@@ -204,10 +203,12 @@ def _without_folder(key: str, value: Any) -> Any:
     """A setting of which a path is its last name alone, also within it."""
     if isinstance(value, Mapping):
         return {name: _without_folder(name, entry) for name, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_folder(key, entry) for entry in value]
     if (
         isinstance(value, str)
         and (value.startswith(("/", "~", "./", "../")) or key in _PLACES)
-        and not _is_hub_id(value)
+        and not (key == "model" and _is_hub_id(value))
     ):
         return Path(value).name
     return value

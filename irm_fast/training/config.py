@@ -217,7 +217,7 @@ class TrainConfig(RunConfig):
     )
     max_length: int = option(1024, "Tokens per row; what is longer is truncated, or dropped.", above=0, group=STEPS)
     overlong: Literal["truncate", "drop"] = option(
-        "truncate", "Longer rows lose their beginning, or are left out.", group=STEPS
+        "truncate", "Longer rows lose their oldest text, or are left out.", group=STEPS
     )
     eval_steps: int | None = option(
         None, "Evaluate and checkpoint every so many steps, not epochs.", above=0, group=SAVES

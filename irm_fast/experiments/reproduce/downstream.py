@@ -26,7 +26,8 @@ same signals at n = {at}, with a {level:.0%} interval of Student's t over the re
 outside. "To known", "to explicit": the share of the distance from naive. "Turns over": the n from which on picks please
 less than those of a smaller n, by the mean of the redraws; "-": never. "Length": the mean of the first visible
 feature of the pick, in its standard deviations (made embeddings have no length: there it is a feature that goes with
-the quality). What methods see is said in table.md; `{lower}` are the lower ends of intervals of 90%."""
+the quality). What methods see is said in table.md; `{lower}` are the lower ends of intervals of
+90%, and the default itself in redraws where its reward is a network, which has none."""
 
 
 class Downstream:

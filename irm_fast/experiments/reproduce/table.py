@@ -32,7 +32,8 @@ other responses. "to known", "to explicit": share of the AUROC distance from nai
 the noise.
 
 "pairs": each row that acted against a silent one of its prompt, or of another; KTO: its value function around 0;
-"{penalised}": less what the reward owes to the first visible feature. `{lower}`: lower ends of intervals of 90%.
+"{penalised}": less what the reward owes to the first visible feature. `{lower}`: lower ends of intervals of 90%
+(the default itself where its reward is a network).
 
 Baselines on 2 signals see whether any of the two acted. Each method chose one of {candidates} candidates by its own
 criterion on held-out rows of the log, explicit labels alone by clean ones; `{default}` chose likewise, and by
