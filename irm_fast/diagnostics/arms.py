@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -179,35 +179,25 @@ def compare_arms(
     counts = np.bincount(arm, minlength=len(names))
     reference = int(np.argmax(counts))
 
-    # Sums of each arm within each group, of which resamples are weighted sums
-    probability = 1 / (1 + np.exp(-(reward + bias)))
-    cell = group * len(names) + arm
-    shape = (int(group.max()) + 1, len(names))
-    rows, rewards, probabilities = (
-        np.bincount(cell, weights, shape[0] * shape[1]).reshape(shape) for weights in (None, reward, probability)
-    )
-    moments = _moments(features[known], reward, group, shape[0])
-    sums = np.concatenate([rows, rewards, probabilities, moments], 1)
-    drawn = np.array([weight @ sums for weight in resamples(shape[0])]).reshape(-1, sums.shape[1])
-    some, rewards_drawn, probabilities_drawn, moments_drawn = np.split(drawn, np.arange(1, 4) * len(names), axis=1)
-
-    # Means of the rows, and of each resample
-    means, mean_probability = rewards.sum(0) / counts, probabilities.sum(0) / counts
-    with np.errstate(invalid="ignore", divide="ignore"):  # an arm that a resample lacks
-        means_drawn, probabilities_drawn = rewards_drawn / some, probabilities_drawn / some
-    differences = means_drawn - means_drawn[:, [reference]]
+    sums = _sums(reward, bias, arm, group, features[known], len(names))
+    drawn = np.array([weight @ sums for weight in resamples(len(sums))]).reshape(-1, sums.shape[1])
+    whole, resampled = (_statistics(some, len(names), reference) for some in (sums.sum(0, keepdims=True), drawn))
     found = [
         Arm(
             name,
             int(counts[k]),
-            int((rows[:, k] > 0).sum()),
-            float(mean_probability[k]),
-            *_ends(probabilities_drawn[:, k]),
-            float(means[k]),
-            float(means[k] - means[reference]),
-            *(_ends(differences[:, k]) if k != reference else (0.0, 0.0)),
+            int((sums[:, k] > 0).sum()),
+            float(whole.preference[0, k]),
+            *_ends(resampled.preference[:, k]),
+            float(whole.reward[0, k]),
+            float(whole.difference[0, k]),
+            *(_ends(resampled.difference[:, k]) if k != reference else (0.0, 0.0)),
         )
         for k, name in enumerate(names)
+    ]
+    drivers = [
+        Driver(name, float(whole.covariance[0, f]), *_ends(resampled.covariance[:, f]))
+        for f, name in enumerate(feature_names)
     ]
     told = dict(outcome or {})
     return Comparison(
@@ -216,8 +206,8 @@ def compare_arms(
         names[reference],
         randomised,
         int((~known).sum()),
-        _drivers(moments, moments_drawn, feature_names),
-        _agreement([means[place[name]] for name in told], list(told.values())) if told else None,
+        tuple(sorted(drivers, key=lambda driver: -abs(driver.covariance))),
+        _agreement([whole.reward[0, place[name]] for name in told], list(told.values())) if told else None,
         told,
     )
 
@@ -229,13 +219,6 @@ def _check_outcome(outcome: Mapping[str, float], names: Sequence[str], by: str) 
         raise ValueError(f"outcome: got {', '.join(outcome)} alone; expected two arms or more, to rank them")
 
 
-def _drivers(moments: np.ndarray, drawn: np.ndarray, names: Sequence[str]) -> tuple[Driver, ...]:
-    """The features, those that the reward goes with most first, from sums of `_moments` and those of resamples."""
-    covariance, of_resamples = _covariances(moments.sum(0, keepdims=True))[0], _covariances(drawn)
-    found = [Driver(name, float(covariance[f]), *_ends(of_resamples[:, f])) for f, name in enumerate(names)]
-    return tuple(sorted(found, key=lambda driver: -abs(driver.covariance)))
-
-
 def _standardised(features: np.ndarray) -> np.ndarray:
     """Features of mean 0 and deviation 1, 0 where they are constant."""
     centred = features - features.mean(0)
@@ -244,19 +227,42 @@ def _standardised(features: np.ndarray) -> np.ndarray:
     return scaled
 
 
-def _moments(features: np.ndarray, reward: np.ndarray, group: np.ndarray, count: int) -> np.ndarray:
-    """Sums within each group (G, 1 + 1 + F + F): of 1, the reward, the standardised features, and their products."""
+def _sums(
+    reward: np.ndarray, bias: float, arm: np.ndarray, group: np.ndarray, features: np.ndarray, arms: int
+) -> np.ndarray:
+    """Sums over the rows of each group, (G, 3 A + 2 + 2 F), of which those of a resample are weighted sums.
+
+    By arm the number of rows, their rewards and their probabilities; then the number of all rows, their rewards, their
+    standardised features, and the products of these with the rewards.
+    """
+    probability = 1 / (1 + np.exp(-(reward + bias)))
+    is_of = arm[:, None] == np.arange(arms)
     standard = _standardised(features)
-    columns = [np.ones(len(reward)), reward, *standard.T, *(standard * reward[:, None]).T]
-    return np.stack([np.bincount(group, column, count) for column in columns], 1)
+    columns = [
+        *(values * rows for values in (1.0, reward, probability) for rows in is_of.T),
+        *(np.ones(len(reward)), reward, *standard.T, *(standard * reward[:, None]).T),
+    ]
+    return np.stack([np.bincount(group, column) for column in columns], 1)
 
 
-def _covariances(sums: np.ndarray) -> np.ndarray:
-    """The covariance of the reward with each feature (R, F), from R sums of `_moments`."""
-    width = (sums.shape[1] - 2) // 2
-    means = sums[:, 1:] / sums[:, :1]
-    covariance: np.ndarray = means[:, 1 + width :] - means[:, 1 : 1 + width] * means[:, :1]
-    return covariance
+class _Statistics(NamedTuple):
+    """What follows from R rows of sums: of A arms, (R, A), and the covariances of F features, (R, F)."""
+
+    preference: np.ndarray
+    reward: np.ndarray
+    difference: np.ndarray
+    covariance: np.ndarray
+
+
+def _statistics(sums: np.ndarray, arms: int, reference: int) -> _Statistics:
+    """The statistics of sums as of `_sums`, one group or one resample a row."""
+    rows, rewards, probabilities, moments = np.split(sums, np.arange(1, 4) * arms, axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):  # an arm that a resample lacks
+        reward, preference = rewards / rows, probabilities / rows
+    means = moments[:, 1:] / moments[:, :1]
+    features = (means.shape[1] - 1) // 2
+    covariance = means[:, 1 + features :] - means[:, 1 : 1 + features] * means[:, :1]
+    return _Statistics(preference, reward, reward - reward[:, [reference]], covariance)
 
 
 def _ends(values: np.ndarray) -> tuple[float, float]:
