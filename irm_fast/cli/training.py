@@ -38,7 +38,7 @@ def train(
     if dry_run:
         return _dry_run(run)
     from irm_fast.models.processes import is_first
-    from irm_fast.publish.report import PAGE
+    from irm_fast.publish.names import PAGE
     from irm_fast.training.run import train as run_training
     from irm_fast.training.run_folder import can_resume
 

@@ -13,10 +13,10 @@ from irm_fast.embeddings.text_model import EmbeddedRewardModel
 from irm_fast.evaluation.scoring import RewardModel
 from irm_fast.models.record import Beside
 from irm_fast.models.template import bos_of
+from irm_fast.publish.names import CARD
 from irm_fast.publish.snippets import Named, for_classifier, for_embeddings, for_sentences
 
 Form = Literal["classifier", "embeddings", "sentences"]
-CARD = "README.md"
 _LIBRARY = {"classifier": "transformers", "embeddings": "irm-fast", "sentences": "sentence-transformers"}
 _LICENSE = ("license", "license_name", "license_link")
 _PLACES = ("data", "output", "model", "pairs", "embeddings", "report_to", "fsdp")  # settings that may name folders

@@ -26,7 +26,6 @@ from irm_fast.losses.implicit import stratify
 from irm_fast.models.heldout import HeldOut
 from irm_fast.publish.exploits import exploits_of
 
-EVIDENCE = "report.json"
 FORMAT = 1
 GROUPS = ("PA", "NA", "PP", "NP")  # as of `stratify`
 BINS = 24

@@ -23,7 +23,8 @@ from irm_fast.models.checkpoint import save_checkpoint
 from irm_fast.models.foreign_files import loading, quiet_transformers
 from irm_fast.models.record import RECORD, read_record
 from irm_fast.models.template import bos_of
-from irm_fast.publish.card import CARD, Form, model_card
+from irm_fast.publish.card import Form, model_card
+from irm_fast.publish.names import CARD
 from irm_fast.publish.samples import made_conversations, sorted_out
 from irm_fast.publish.sentence_export import check_exportable, write_sentence_transformer
 

@@ -26,12 +26,11 @@ from irm_fast.models.record import read_record
 from irm_fast.publish import pictures
 from irm_fast.publish.answers import Answer, Texts, answers_of, keys_of, texts_in
 from irm_fast.publish.charts import COLOURS, Chart
-from irm_fast.publish.evidence import EVIDENCE
+from irm_fast.publish.names import CHARTS, EVIDENCE, PAGE
 from irm_fast.publish.png import write_pngs
 from irm_fast.publish.svg import as_svg
 from irm_fast.publish.verdict import Headline, headline, plainly
 
-PAGE, CHARTS = "report.html", "-charts"  # the end of the name of the folder of PNG files
 _MARK = b'<meta name="generator" content="irm-fast report">'
 
 

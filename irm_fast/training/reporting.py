@@ -11,7 +11,8 @@ from irm_fast.data.log import Log
 from irm_fast.data.signals import RewardSpec
 from irm_fast.data.writing.whole import write_whole
 from irm_fast.models.heldout import HeldOut
-from irm_fast.publish.evidence import EVIDENCE, evidence_of
+from irm_fast.publish.evidence import evidence_of
+from irm_fast.publish.names import EVIDENCE
 from irm_fast.publish.report import write_report
 from irm_fast.training.config import RunConfig
 

@@ -22,9 +22,7 @@ from irm_fast.data.writing.whole import is_unfinished, write_whole
 from irm_fast.evaluation.metrics_file import METRICS
 from irm_fast.models.adapters import ADAPTER
 from irm_fast.models.record import CHECKPOINT_WEIGHTS, INDEX, PROPENSITIES, PROPENSITY_FILE, RECORD
-from irm_fast.publish.card import CARD
-from irm_fast.publish.evidence import EVIDENCE
-from irm_fast.publish.report import CHARTS, PAGE
+from irm_fast.publish.names import CARD, CHARTS, EVIDENCE, PAGE
 from irm_fast.training.config import NOT_KEPT, RunConfig, saved_config
 
 SETTINGS, CHECKPOINTS, DATA = "train.yaml", "checkpoints", "train_data.json"

@@ -16,7 +16,8 @@ from irm_fast.evaluation.scoring import load, score
 from irm_fast.models.record import read_record
 from irm_fast.models.reward_model import ImplicitRewardModel
 from irm_fast.models.tokens import encode
-from irm_fast.publish.card import CARD, card_of, license_of, model_card
+from irm_fast.publish.card import card_of, license_of, model_card
+from irm_fast.publish.names import CARD
 from irm_fast.training.run import train_log
 from tests.models.saved_bases import KINDS, save_base
 

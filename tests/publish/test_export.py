@@ -18,8 +18,8 @@ from irm_fast.embeddings.embedder import plain_text
 from irm_fast.embeddings.sentence_files import SentenceFiles, read_sentence_files
 from irm_fast.evaluation.scoring import load, score
 from irm_fast.models.record import RECORD
-from irm_fast.publish.card import CARD
 from irm_fast.publish.export import export_model, push_to_hub
+from irm_fast.publish.names import CARD
 from tests.docs.pages import ROOT, blocks, commands, run_command
 
 

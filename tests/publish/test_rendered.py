@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from irm_fast.publish.report import PAGE
+from irm_fast.publish.names import PAGE
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 LOOKS = """

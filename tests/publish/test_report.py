@@ -19,9 +19,10 @@ from irm_fast.data.signals import RewardSpec
 from irm_fast.models.heldout import HeldOut
 from irm_fast.publish import evidence, report
 from irm_fast.publish.charts import Chart, Series
-from irm_fast.publish.evidence import EVIDENCE, evidence_of
+from irm_fast.publish.evidence import evidence_of
+from irm_fast.publish.names import EVIDENCE, PAGE
 from irm_fast.publish.png import write_pngs
-from irm_fast.publish.report import PAGE, write_report
+from irm_fast.publish.report import write_report
 from irm_fast.training import reporting
 from irm_fast.training.run import train_log
 from tests.publish.conftest import HOSTILE

@@ -22,7 +22,7 @@ from irm_fast.embeddings.writing import write_embeddings
 from irm_fast.evaluation.evaluation import evaluate
 from irm_fast.evaluation.scoring import load, score
 from irm_fast.models.record import read_record
-from irm_fast.publish.card import CARD
+from irm_fast.publish.names import CARD
 from irm_fast.training.config import EmbeddingTrainConfig, load_config
 from irm_fast.training.on_embeddings import train_on_embeddings
 from tests.training import embedded_run, forked

@@ -12,7 +12,7 @@ from irm_fast.data.writing.whole import whole_path
 from irm_fast.experiments.report import markdown_table, percent, share_closed
 from irm_fast.experiments.reproduce.contest import entrants
 from irm_fast.experiments.reproduce.methods import DEFAULT, EXPLICIT, KNOWN, LOWER, NAIVE, PENALISED, PRODUCTS
-from irm_fast.experiments.reproduce.table import LEVEL, PUBLISHED_ROW, Key, Results
+from irm_fast.experiments.reproduce.table import LEVEL, PUBLISHED_ROW, Key, Results, protocols_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -99,7 +99,7 @@ def _difference(difference: np.ndarray) -> str:
 
 def by_protocol(results: Results) -> list[Downstream]:
     """The best of n answers of each protocol."""
-    return [Downstream(results, protocol) for protocol in dict.fromkeys(result["protocol"] for result in results)]
+    return [Downstream(results, protocol) for protocol in protocols_of(results)]
 
 
 def markdown(results: Results, data: str, about: str = "") -> str:

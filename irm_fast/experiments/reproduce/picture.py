@@ -9,7 +9,7 @@ from typing import NamedTuple
 from irm_fast.common.extras import missing
 from irm_fast.data.writing.whole import whole_path
 from irm_fast.experiments.reproduce.methods import BASELINES, DEFAULT, NAIVE
-from irm_fast.experiments.reproduce.table import Results, Table
+from irm_fast.experiments.reproduce.table import Results, Table, protocols_of
 
 PUBLISHED = tuple(method.name for method in BASELINES if method is not NAIVE)
 TITLE = "What the default gains in AUROC over other methods (right of 0: the default is ahead)"
@@ -40,7 +40,7 @@ def gains(results: Results) -> list[Gain]:
         results: The results of `run_redraws`.
     """
     found = []
-    for protocol in dict.fromkeys(result["protocol"] for result in results):
+    for protocol in protocols_of(results):
         table = Table(results, protocol)
         for signals in sorted({count for name, count in table.values if name == DEFAULT}):
             log = f"{protocol}, {signals} signal{'s' if signals > 1 else ''}"

@@ -51,6 +51,11 @@ PUBLISHED_NOTE = """"MAE, published": of ImplicitRM as its paper prints it, on o
 clean labels. It is not reproduced here."""
 
 
+def protocols_of(results: Results) -> list[str]:
+    """The protocols of some results, in the order of their first appearance."""
+    return list(dict.fromkeys(result["protocol"] for result in results))
+
+
 class Table:
     """The results of one protocol.
 
@@ -145,7 +150,7 @@ def markdown(results: Results, data: str, about: str = "") -> str:
         about: A line that says how the logs were made.
     """
     published = PUBLISHED_MAE.get(data)
-    tables = [Table(results, protocol) for protocol in dict.fromkeys(result["protocol"] for result in results)]
+    tables = [Table(results, protocol) for protocol in protocols_of(results)]
     parts = [
         f"## {data}, protocol {table.protocol}, {table.redraws} redraws\n\n{markdown_table(table.rows(published))}"
         for table in tables
