@@ -57,7 +57,12 @@ SOURCE = schema.fields(  # how embeddings are made
 )
 _COUNTS = schema.fields(dict.fromkeys(("acted", "silent", "missing"), schema.whole()))
 _DATA = schema.fields(  # of a part of the log
-    {"rows": schema.whole(), "labels": schema.list_of(schema.whole()), "signals": schema.by_name(_COUNTS)}
+    {"rows": schema.whole(), "labels": schema.list_of(schema.whole()), "signals": schema.by_name(_COUNTS)},
+    {
+        **dict.fromkeys(("users", "sessions"), schema.optional(schema.whole())),
+        **dict.fromkeys(("times", "characters"), schema.optional(schema.list_of(schema.number()))),
+        **dict.fromkeys(("features", "segments"), schema.list_of(schema.text())),
+    },
 )
 _LAYOUT = schema.fields(
     {

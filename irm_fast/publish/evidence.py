@@ -1,4 +1,4 @@
-"""What a run keeps for its report: counts of the log, and what the held-out predictions show, without any text.
+"""What a run keeps for its report: what the predictions for held-out rows show, without any text.
 
 It is made once, at the end of a training, where log and predictions are at hand, and is written beside the model as
 `report.json`. It holds neither texts nor ids: an answer is named by a hash, by which who has the log finds it again.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -22,87 +22,38 @@ from irm_fast.diagnostics.intervals import ranking_intervals
 from irm_fast.diagnostics.metrics import reward_metrics
 from irm_fast.diagnostics.result import as_json
 from irm_fast.evaluation.scoring import row_weights
-from irm_fast.losses.implicit import stratify
+from irm_fast.losses.group_masses import group_sums, shares
 from irm_fast.models.heldout import HeldOut
 from irm_fast.publish.exploits import exploits_of
 
 FORMAT = 1
-GROUPS = ("PA", "NA", "PP", "NP")  # as of `stratify`
 BINS = 24
 ANSWERS = 5  # of the best, and of the worst
 SAMPLE = 20_000  # rows whose texts are looked at, at most
 MANY = 200_000  # rows of the histograms and their intervals, at most
 
 
-def evidence_of(parts: Sequence[Log], spec: RewardSpec, predicted: HeldOut | None, *, seed: int = 0) -> dict[str, Any]:
-    """Gather what a report shows of a log and of a model's predictions for its held-out part.
+def evidence_of(log: Log, spec: RewardSpec, predicted: HeldOut | None, *, seed: int = 0) -> dict[str, Any]:
+    """Gather what a report shows of a model's predictions for the held-out part of a log.
 
     Args:
-        parts: The training part, and the held-out part if there is one, with the signals of the spec in its order.
+        log: The held-out part, with the signals of the spec in its order.
         spec: What the model explains.
-        predicted: Predictions for the rows of the held-out part, or None without one.
+        predicted: Predictions for its rows, or None where nothing is held out; `log` is not read then.
         seed: The seed of the draw of rows whose texts are looked at, where they are many.
 
     Returns:
-        What JSON can hold: format, data, and heldout, which is None without predictions.
+        What JSON can hold: format, and heldout, which is None without predictions.
     """
-    found: dict[str, Any] = {"format": FORMAT, "data": [_data_of(log) for log in parts]}
-    found["heldout"] = None if predicted is None else _heldout_of(parts[-1], spec, predicted, seed)
-    plain: dict[str, Any] = as_json(found)
+    heldout = None if predicted is None else _heldout_of(log, spec, predicted, seed)
+    plain: dict[str, Any] = as_json({"format": FORMAT, "heldout": heldout})
     return plain
-
-
-def group_masses(spec: RewardSpec, heldout: HeldOut, feedback: np.ndarray) -> dict[str, list[float]]:
-    """Return the mean posterior of the four groups of each signal, over the rows that record it.
-
-    Args:
-        spec: What the model explains, with K signals.
-        heldout: Predictions for N rows.
-        feedback: Feedback of the same rows, (N, K).
-
-    Returns:
-        By the name of a signal four shares that sum to one, in the order of `GROUPS`; a signal that no row records is
-        left out.
-    """
-    if not spec.signals:
-        return {}
-    reward, propensity = (
-        torch.as_tensor(values, dtype=torch.float32) for values in (heldout.reward, heldout.propensity)
-    )
-    groups = stratify(reward, propensity, torch.as_tensor(feedback), **spec.loss_options).double().numpy()
-    means = {}
-    for k, name in enumerate(spec.signals):
-        rows = groups[feedback[:, k] >= 0, k]
-        rows = rows[np.isfinite(rows).all(axis=1)]
-        if len(rows):
-            means[name] = rows.mean(axis=0).tolist()
-    return means
 
 
 def answer_key(name: str, messages: Messages) -> str:
     """Return a hash of a row, of its id and all it says, by which who has the log finds it."""
     text = json.dumps([name, messages], sort_keys=True)
     return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=12).hexdigest()
-
-
-def _data_of(log: Log) -> dict[str, Any]:
-    """Say of one part of a log what its record does not: who and when, and how long answers are."""
-    rows = np.arange(len(log)) if len(log) <= SAMPLE else np.linspace(0, len(log) - 1, SAMPLE).astype(int)
-    lengths = [len(log.messages[row][-1]["content"]) for row in rows]
-    times = None if log.times is None else log.times[np.isfinite(log.times)]
-    return {
-        "users": _distinct(log.user_ids),
-        "sessions": _distinct(log.session_ids),
-        "times": [float(times.min()), float(times.max())] if times is not None and len(times) else None,
-        "characters": np.quantile(lengths, [0.05, 0.5, 0.95]).tolist() if lengths else None,
-        "features": list(log.feature_names),
-        "segments": list(log.segments),
-    }
-
-
-def _distinct(names: Any) -> int | None:
-    """Count the different names, None where there are none."""
-    return None if names is None else int(numbered(names).max(initial=NO_NAME)) + 1
 
 
 def _heldout_of(log: Log, spec: RewardSpec, predicted: HeldOut, seed: int) -> dict[str, Any]:
@@ -116,7 +67,7 @@ def _heldout_of(log: Log, spec: RewardSpec, predicted: HeldOut, seed: int) -> di
         "rows": len(counted),
         "reward": _rewards_by_action(drawn, of_drawn.reward, _clusters(drawn)),
         "propensity": list(_propensities(drawn, spec, of_drawn)),
-        "groups": group_masses(spec, of_drawn, drawn.feedback),
+        "groups": _groups(drawn, spec, of_drawn),
         "exploits": exploits_of(read, of_read, _clusters(read)),
         "answers": _answers(log, predicted.reward, counted),
     }
@@ -159,6 +110,19 @@ def _rewards_by_action(log: Log, reward: np.ndarray, clusters: np.ndarray) -> di
         "all": histogram(np.ones(len(reward), bool)),
         "signals": signals,
     }
+
+
+def _groups(log: Log, spec: RewardSpec, predicted: HeldOut) -> dict[str, list[float]]:
+    """Return the shares of the four groups of each signal that a row records, by what the model alone tells."""
+    if not spec.signals:
+        return {}
+    reward, propensity = (
+        torch.as_tensor(values, dtype=torch.float32) for values in (predicted.reward, predicted.propensity)
+    )
+    weight = torch.as_tensor(row_weights(log))
+    return shares(
+        spec.signals, group_sums(reward, propensity, torch.as_tensor(log.feedback), weight, spec.loss_options)
+    )
 
 
 def _propensities(log: Log, spec: RewardSpec, predicted: HeldOut) -> Iterator[dict[str, Any]]:

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
+from irm_fast.data.groups import NO_NAME, numbered
 from irm_fast.data.log import Log
 from irm_fast.models.machine import describe_machine, versions
 
 _KINDS = {"acted": 1, "silent": 0, "missing": -1}
+_SAMPLE = 20_000  # rows whose answers are measured, at most
 
 
 def facts_of(parts: Sequence[Log]) -> dict[str, Any]:
@@ -17,11 +21,14 @@ def facts_of(parts: Sequence[Log]) -> dict[str, Any]:
     Args:
         parts: The training part, and the held-out part if there is one.
     """
-    return {"data": [_counts(log) for log in parts], "versions": versions(), "machine": describe_machine()}
+    return {"data": [_data_of(log) for log in parts], "versions": versions(), "machine": describe_machine()}
 
 
-def _counts(log: Log) -> dict[str, Any]:
-    """The number of rows of a log, of its labels of each kind, and of the entries of each signal."""
+def _data_of(log: Log) -> dict[str, Any]:
+    """What a card and a report say of one part of a log: its counts, who and when, and how long its answers are."""
+    rows = np.arange(len(log)) if len(log) <= _SAMPLE else np.linspace(0, len(log) - 1, _SAMPLE).astype(int)
+    lengths = [len(log.messages[row][-1]["content"]) for row in rows]
+    times = None if log.times is None else log.times[np.isfinite(log.times)]
     return {
         "rows": len(log),
         "labels": [int((log.preference == side).sum()) for side in (1, 0)],
@@ -29,4 +36,15 @@ def _counts(log: Log) -> dict[str, Any]:
             name: {kind: int((log.feedback[:, k] == value).sum()) for kind, value in _KINDS.items()}
             for k, name in enumerate(log.signals)
         },
+        "users": _distinct(log.user_ids),
+        "sessions": _distinct(log.session_ids),
+        "times": [float(times.min()), float(times.max())] if times is not None and len(times) else None,
+        "characters": np.quantile(lengths, [0.05, 0.5, 0.95]).tolist() if lengths else None,
+        "features": list(log.feature_names),
+        "segments": list(log.segments),
     }
+
+
+def _distinct(names: Any) -> int | None:
+    """Count the different names, None where there are none."""
+    return None if names is None else int(numbered(names).max(initial=NO_NAME)) + 1

@@ -153,10 +153,10 @@ def read_evidence(folder: Path) -> dict[str, Any] | None:
 
 
 def _data(record: Mapping[str, Any], evidence: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """Return what is known of each part of the log: of its record, and beside it."""
+    """Return what is known of each part of the log; in earlier versions, some of it stands in the evidence."""
     parts = record.get("data") or []
     more = (evidence or {}).get("data") or [{} for _ in parts]
-    return [{**one, **other} for one, other in zip(parts, more, strict=False)]  # earlier records have no counts
+    return [{**other, **one} for one, other in zip(parts, more, strict=False)]
 
 
 def _headline(record: Mapping[str, Any], heldout: Mapping[str, Any] | None) -> Headline | None:

@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from irm_fast.losses.implicit import stratify
+from irm_fast.losses.group_masses import GROUPS, group_sums, shares
 from irm_fast.models.reward_model import ImplicitRewardModel
-from irm_fast.publish.evidence import GROUPS
 
 _TAKEN = 8  # steps an entry of the log, at most
 
@@ -51,21 +50,18 @@ class GroupMasses:
         if step % self.every or not self.signals or hidden is None:
             return
         logits = self.core.heads.logits(hidden, batch.get("propensity"), batch.get("features"))
-        options = self.core.spec.loss_options
-        groups = stratify(*logits, batch["feedback"], preference=batch["preference"], **options)  # type: ignore[misc]
-        counts = (batch["feedback"] >= 0) & (batch["weight"] > 0)[:, None] & groups.isfinite().all(dim=-1)
-        found = torch.where(counts[..., None], groups, 0).sum(0), counts.sum(0)[:, None]
-        sums = torch.cat(found, dim=1)  # (K, 5)
+        sums = group_sums(
+            *logits, batch["feedback"], batch["weight"], self.core.spec.loss_options, preference=batch["preference"]
+        )
         self.sums = sums if self.sums is None else self.sums + sums
 
     def report(self) -> dict[str, float]:
         """The shares since the last report, by signal and group, such as `copy_PA`; it waits for the device."""
         if self.sums is None:
             return {}
-        table, self.sums = self.sums.double().tolist(), None
+        found, self.sums = shares(self.signals, self.sums), None
         return {
-            f"{name}_{group}": value / row[-1]
-            for name, row in zip(self.signals, table, strict=True)
-            if row[-1]
-            for group, value in zip(GROUPS, row, strict=False)
+            f"{name}_{group}": share
+            for name, of_signal in found.items()
+            for group, share in zip(GROUPS, of_signal, strict=True)
         }

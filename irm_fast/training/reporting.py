@@ -30,7 +30,7 @@ def leave_report(parts: Sequence[Log], spec: RewardSpec, predicted: HeldOut | No
     """
     folder = Path(config.output)
     try:
-        found = evidence_of(parts, spec, predicted, seed=config.seed)
+        found = evidence_of(parts[-1], spec, predicted, seed=config.seed)
         write_whole(folder / EVIDENCE, json.dumps(found) + "\n")
         write_report(folder, log=parts[-1])
     except Exception as error:

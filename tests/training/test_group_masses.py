@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from irm_fast.losses.group_masses import GROUPS
 from irm_fast.losses.implicit import stratify
-from irm_fast.publish.evidence import GROUPS
 from irm_fast.training import trainer
 from irm_fast.training.group_masses import GroupMasses
 from irm_fast.training.run import train_log
