@@ -135,7 +135,7 @@ def compare(
 ) -> Answer | None:
     """Compare the arms of a log (models, versions, sides of a test) by the reward of their answers.
 
-    Prints the mean reward of each arm with intervals over users, and which features of answers a policy that is
+    Prints the mean reward of each arm with intervals over users, and which marks of answers a policy that is
     optimised against the reward would move. The log should not be the one that the model was trained on.
     """
     from irm_fast.evaluation.arms import compare_file, parse_outcome

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from irm_fast.diagnostics.exploits import moves_with, varying
 from irm_fast.diagnostics.intervals import resamples
 
 LEVEL = 0.9
@@ -49,18 +50,17 @@ class Arm:
 
 @dataclass(frozen=True)
 class Driver:
-    """A visible feature of answers, and how the reward goes with it.
+    """A mark of answers, and how the reward goes with it over all rows, as of `exploits.moves_with`.
 
     Attributes:
-        feature: Its name.
-        covariance: The covariance of the reward with the standardised feature over all rows: where a policy is
-            optimised against the reward, its sign is that of the drift of the feature, to first order.
+        mark: Its name.
+        correlation: The correlation of the reward with the mark, and the ends of its 90% interval.
     """
 
-    feature: str
-    covariance: float
-    covariance_low: float
-    covariance_high: float
+    mark: str
+    correlation: float
+    correlation_low: float
+    correlation_high: float
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,10 @@ class Comparison:
         reference: The arm from which differences are taken, the one with the most rows.
         randomised: Whether arms were assigned at random, as said by the user.
         without: The number of rows without an arm, which are left out.
-        drivers: The features of answers and how the reward goes with them.
+        drivers: The marks of answers that are not alike in all, and how the reward goes with them.
         agreement: Kendall's tau-b between mean rewards and a given outcome of the arms; None without an outcome.
         outcome: The outcome of the arms that has been given, by name.
+        caution: What the verdict on the model means for these numbers, or "".
     """
 
     by: str
@@ -86,15 +87,18 @@ class Comparison:
     drivers: tuple[Driver, ...]
     agreement: float | None
     outcome: Mapping[str, float]
+    caution: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """The same as a dict for JSON."""
-        return asdict(self) | {"outcome": dict(self.outcome), "cautions": list(self.cautions)}
+        found = asdict(self) | {"outcome": dict(self.outcome), "cautions": list(self.cautions)}
+        del found["caution"]  # it is one of the others
+        return found
 
     @property
     def cautions(self) -> tuple[str, ...]:
         """What keeps the numbers from being what they seem, in sentences."""
-        said = []
+        said = [self.caution] if self.caution else []
         if not self.randomised:
             said.append(
                 "Whether arms were assigned at random is not said: users and prompts of the arms may differ, and their "
@@ -114,10 +118,10 @@ class Comparison:
             lines.append(f"Order of the arms beside the given outcome: Kendall's tau {self.agreement:+.2f}.")
         lines += ["", "What a policy that is optimised against this reward would move, to first order:"]
         for driver in self.drivers:
-            low, high = driver.covariance_low, driver.covariance_high
+            low, high = driver.correlation_low, driver.correlation_high
             way = "more" if low > 0 else "less" if high < 0 else "unclear"
-            covariance = f"covariance with the reward {driver.covariance:+.3f} ({low:+.3f} to {high:+.3f})"
-            lines.append(f"  {driver.feature:<14} {way:<8} {covariance}")
+            correlation = f"correlation with the reward {driver.correlation:+.2f} ({low:+.2f} to {high:+.2f})"
+            lines.append(f"  {driver.mark:<24} {way:<8} {correlation}")
         return "\n".join([*lines, *(f"note: {text}" for text in self.cautions)])
 
 
@@ -141,12 +145,14 @@ def compare_arms(
     bias: float,
     arms: Sequence[str | None],
     groups: np.ndarray,
-    features: np.ndarray,
-    feature_names: Sequence[str],
+    marks: np.ndarray,
+    mark_names: Sequence[str],
     *,
+    weight: np.ndarray | None = None,
     by: str = "arm",
     randomised: bool = False,
     outcome: Mapping[str, float] | None = None,
+    caution: str = "",
 ) -> Comparison:
     """Compare arms by the rewards of their answers.
 
@@ -158,29 +164,35 @@ def compare_arms(
         bias: The bias of the reward, which probabilities have and rewards do not.
         arms: The arm of each of the N rows, None where unknown.
         groups: Group numbers from 0, of shape (N,): of users, or prompts.
-        features: Visible features, of shape (N, F).
-        feature_names: The names of the F features.
+        marks: Marks of the answers, of shape (N, F).
+        mark_names: The names of the F marks.
+        weight: The weights of the rows, of shape (N,), not negative; a row of weight 0 counts nowhere. None: all 1.
         by: What tells the arms apart, for messages.
         randomised: Whether the arms were assigned at random.
         outcome: An outcome of arms that is known from elsewhere, such as the lift of an A/B test, by arm.
+        caution: As of `Comparison`.
 
     Raises:
         ValueError: There are fewer than two arms, or `outcome` names none of two arms or one that the rows lack.
     """
+    weight = np.ones(len(reward)) if weight is None else weight.astype(np.float64)
     known = np.array([arm is not None for arm in arms], bool)
-    names = sorted({arm for arm in arms if arm is not None})
+    counted = known & (weight > 0)
+    of_rows = [arm for arm, counts in zip(arms, counted, strict=True) if arm is not None and counts]
+    names = sorted(set(of_rows))
     if len(names) < 2:
         got = ", ".join(names) or "none"
         raise ValueError(f"{by}: got {got} in {len(arms)} rows; expected two arms or more to compare")
     _check_outcome(outcome or {}, names, by)
     place = {name: number for number, name in enumerate(names)}
-    arm = np.array([place[name] for name in arms if name is not None])
-    reward, (_, group) = reward[known].astype(np.float64), np.unique(groups[known], return_inverse=True)
+    arm = np.array([place[name] for name in of_rows])
+    reward, weight, marks = reward[counted].astype(np.float64), weight[counted], marks[counted]
+    _, group = np.unique(groups[counted], return_inverse=True)
     counts = np.bincount(arm, minlength=len(names))
     reference = int(np.argmax(counts))
 
-    sums = _sums(reward, bias, arm, group, features[known], len(names))
-    drawn = np.array([weight @ sums for weight in resamples(len(sums))]).reshape(-1, sums.shape[1])
+    sums = _sums(reward, bias, arm, group, weight, len(names))
+    drawn = np.array([times @ sums for times in resamples(len(sums))]).reshape(-1, sums.shape[1])
     whole, resampled = (_statistics(some, len(names), reference) for some in (sums.sum(0, keepdims=True), drawn))
     found = [
         Arm(
@@ -196,8 +208,8 @@ def compare_arms(
         for k, name in enumerate(names)
     ]
     drivers = [
-        Driver(name, float(whole.covariance[0, f]), *_ends(resampled.covariance[:, f]))
-        for f, name in enumerate(feature_names)
+        Driver(mark_names[f], *moves_with(reward, marks[:, f], group, weight, level=LEVEL)[:3])
+        for f in np.flatnonzero(varying(marks, weight)).tolist()
     ]
     told = dict(outcome or {})
     return Comparison(
@@ -206,9 +218,10 @@ def compare_arms(
         names[reference],
         randomised,
         int((~known).sum()),
-        tuple(sorted(drivers, key=lambda driver: -abs(driver.covariance))),
+        tuple(sorted(drivers, key=lambda driver: -abs(driver.correlation))),
         _agreement([whole.reward[0, place[name]] for name in told], list(told.values())) if told else None,
         told,
+        caution,
     )
 
 
@@ -219,50 +232,33 @@ def _check_outcome(outcome: Mapping[str, float], names: Sequence[str], by: str) 
         raise ValueError(f"outcome: got {', '.join(outcome)} alone; expected two arms or more, to rank them")
 
 
-def _standardised(features: np.ndarray) -> np.ndarray:
-    """Features of mean 0 and deviation 1, 0 where they are constant."""
-    centred = features - features.mean(0)
-    deviation = centred.std(0)
-    scaled: np.ndarray = centred / np.where(deviation > 1e-9, deviation, np.inf)
-    return scaled
-
-
 def _sums(
-    reward: np.ndarray, bias: float, arm: np.ndarray, group: np.ndarray, features: np.ndarray, arms: int
+    reward: np.ndarray, bias: float, arm: np.ndarray, group: np.ndarray, weight: np.ndarray, arms: int
 ) -> np.ndarray:
-    """Sums over the rows of each group, (G, 3 A + 2 + 2 F), of which those of a resample are weighted sums.
+    """Sums over the rows of each group, (G, 3 A), of which those of a resample are weighted sums.
 
-    By arm the number of rows, their rewards and their probabilities; then the number of all rows, their rewards, their
-    standardised features, and the products of these with the rewards.
+    By arm the weights of its rows, their rewards and their probabilities, each times the weight.
     """
     probability = 1 / (1 + np.exp(-(reward + bias)))
     is_of = arm[:, None] == np.arange(arms)
-    standard = _standardised(features)
-    columns = [
-        *(values * rows for values in (1.0, reward, probability) for rows in is_of.T),
-        *(np.ones(len(reward)), reward, *standard.T, *(standard * reward[:, None]).T),
-    ]
+    columns = [values * rows for values in (weight, weight * reward, weight * probability) for rows in is_of.T]
     return np.stack([np.bincount(group, column) for column in columns], 1)
 
 
 class _Statistics(NamedTuple):
-    """What follows from R rows of sums: of A arms, (R, A), and the covariances of F features, (R, F)."""
+    """What follows from R rows of sums, of A arms, each (R, A)."""
 
     preference: np.ndarray
     reward: np.ndarray
     difference: np.ndarray
-    covariance: np.ndarray
 
 
 def _statistics(sums: np.ndarray, arms: int, reference: int) -> _Statistics:
     """The statistics of sums as of `_sums`, one group or one resample a row."""
-    rows, rewards, probabilities, moments = np.split(sums, np.arange(1, 4) * arms, axis=1)
+    weights, rewards, probabilities = np.split(sums, np.arange(1, 3) * arms, axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):  # an arm that a resample lacks
-        reward, preference = rewards / rows, probabilities / rows
-    means = moments[:, 1:] / moments[:, :1]
-    features = (means.shape[1] - 1) // 2
-    covariance = means[:, 1 + features :] - means[:, 1 : 1 + features] * means[:, :1]
-    return _Statistics(preference, reward, reward - reward[:, [reference]], covariance)
+        reward, preference = rewards / weights, probabilities / weights
+    return _Statistics(preference, reward, reward - reward[:, [reference]])
 
 
 def _ends(values: np.ndarray) -> tuple[float, float]:

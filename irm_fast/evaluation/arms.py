@@ -7,14 +7,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from irm_fast.data.features import FEATURES, text_features
+from irm_fast.data.features import MARKS, text_marks
 from irm_fast.data.groups import group_rows, prompt_key
 from irm_fast.data.log import Log
 from irm_fast.data.problems import closest
 from irm_fast.data.read import read_declared
 from irm_fast.diagnostics.arms import Comparison, compare_arms
+from irm_fast.diagnostics.learned import LEARNED
+from irm_fast.diagnostics.text import CONDITIONAL, IDENTIFIED, OPEN
 from irm_fast.evaluation.scoring import check_predicted, check_texts, declared_for, load, rewards
 from irm_fast.models.passes import Passes
+from irm_fast.models.record import read_record
 
 
 def compare_file(
@@ -29,6 +32,8 @@ def compare_file(
     passes: Passes | None = None,
 ) -> Comparison:
     """Compare the arms of a log by the rewards of their answers; arguments beside these as of `compare_arms`.
+
+    The weights of the rows count, and the verdict on the model's reward is said with what is found.
 
     Args:
         data: The path of the log.
@@ -48,9 +53,37 @@ def compare_file(
     reward = rewards(model, log.messages, passes or Passes())["reward"]
     check_predicted(log.ids, reward)
     groups = group_rows(log.user_ids or [prompt_key(messages) for messages in log.messages])
-    features = text_features(log.messages)
-    bias = float(model.reward_bias.detach())
-    return compare_arms(reward, bias, arms, groups, features, FEATURES, by=by, randomised=randomised, outcome=outcome)
+    return compare_arms(
+        reward,
+        float(model.reward_bias.detach()),
+        arms,
+        groups,
+        text_marks(log.messages),
+        MARKS,
+        weight=log.weight,
+        by=by,
+        randomised=randomised,
+        outcome=outcome,
+        caution=caution_of(read_record(model_dir)),
+    )
+
+
+def caution_of(record: Mapping[str, Any]) -> str:
+    """What the verdict on a model means for what is read off its rewards, a sentence or two; "" of a sound one.
+
+    Args:
+        record: The content of `irm_fast.json`.
+    """
+    found = record.get("diagnosis")
+    if not found:
+        return "The model has no verdict on its reward: irm-fast diagnose with --model gives one."
+    kind, learned = found["kind"], found.get("learned") or record.get("learned")
+    if kind == IDENTIFIED and learned in (LEARNED, None):
+        return ""
+    said = f"By the log that it was trained on, the model's reward is {found['verdict']}."
+    if kind == CONDITIONAL:
+        return f"{said} P(pleases) is no probability to rely on."
+    return f"{said} Arms that draw more actions may come out ahead." if kind == OPEN else said
 
 
 def parse_outcome(text: str) -> dict[str, float]:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from scipy.stats import beta
 
+from irm_fast.losses.group_masses import GROUPS
 from irm_fast.publish.charts import IN_TURN, Chart, Series
-from irm_fast.publish.evidence import GROUPS
 
 _AGREE = 0.8  # of the 95% intervals of ten deciles that hold the prediction: fewer would be by chance once in 80
 
@@ -177,9 +177,10 @@ def exploits(found: Mapping[str, Any]) -> Iterator[Chart]:
             places = [place for place, _, _ in own]
             ends = (columns["low"], columns["high"])
             series.append(Series("points", columns["correlation"], places, label, colour, *ends, said))  # type: ignore[arg-type]
-    strong = max(marks, key=lambda mark: abs(mark["ours"]["correlation"]))
-    size = strong["ours"]["correlation"]
-    title = f"The reward goes most with {strong['name']}: correlation {signed(size)}"
+    title = "No mark stands out: the intervals of all correlations with the reward hold 0"
+    if out := [mark for mark in marks if mark["ours"]["low"] > 0 or mark["ours"]["high"] < 0]:
+        strong = max(out, key=lambda mark: abs(mark["ours"]["correlation"]))
+        title = f"The reward goes most with {strong['name']}: correlation {signed(strong['ours']['correlation'])}"
     series.insert(0, Series("rule", (0, 0), (-0.5, len(marks) - 0.5), "", "faint"))
     names = [mark["name"] for mark in marks]
     yield Chart("exploits", title, "correlation", "", series, _difference(marks), y_names=names)

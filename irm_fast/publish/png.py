@@ -13,6 +13,7 @@ from irm_fast.common.extras import missing
 from irm_fast.data.writing.whole import whole_files
 from irm_fast.publish.charts import COLOURS, Chart, Series
 
+_WRITER = "irm-fast report"  # what the files say of themselves, by which those of an earlier report are known
 _NOT_OF_A_NAME = re.compile(r"[^\w-]+")  # names of signals are those of the log, and may hold anything
 
 
@@ -21,7 +22,7 @@ def write_pngs(charts: Sequence[Chart], folder: Path) -> int:
 
     Args:
         charts: The charts.
-        folder: The folder. Files of these names are replaced.
+        folder: The folder. Files of these names are replaced, and what an earlier report wrote beside them is removed.
 
     Returns:
         How many were written: none where matplotlib is not installed.
@@ -30,13 +31,27 @@ def write_pngs(charts: Sequence[Chart], folder: Path) -> int:
         return 0
     from matplotlib.figure import Figure  # slow to import
 
+    written = set()
     with whole_files(folder) as scratch:
         for number, chart in enumerate(charts, 1):
             height = 3.4 if not chart.y_names else 1.2 + 0.28 * len(chart.y_names)
             figure = Figure(figsize=(5, height), layout="constrained")
             _draw(chart, figure.subplots())
-            figure.savefig(scratch / f"{number:02}-{_NOT_OF_A_NAME.sub('_', chart.name)}.png", dpi=160)
+            name = f"{number:02}-{_NOT_OF_A_NAME.sub('_', chart.name)}.png"
+            figure.savefig(scratch / name, dpi=160, metadata={"Software": _WRITER})
+            written.add(name)
+    for path in folder.glob("*.png"):
+        if path.name not in written and _is_ours(path):
+            path.unlink()
     return len(charts)
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file is a picture that `write_pngs` wrote."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return _WRITER.encode() in file.read(1000)
 
 
 def _draw(chart: Chart, axes: Any) -> None:

@@ -27,10 +27,9 @@ def test_differences_and_drivers() -> None:
     gap = new.reward - old.reward
     assert gap == pytest.approx(0.5, abs=0.15) and new.differs is not old.differs
     assert new.preference_low < new.preference < new.preference_high < 1
-    length, lists = found.drivers
-    assert length.feature == "length" and length.covariance == pytest.approx(0.7, abs=0.06)
-    assert length.covariance_low < 0.7 < length.covariance_high
-    assert lists.covariance == lists.covariance_low == lists.covariance_high == 0  # it does not vary
+    [length] = found.drivers  # the other mark does not vary
+    assert length.mark == "length" and length.correlation == pytest.approx(0.7 / np.sqrt(1.49 + 1 / 16), abs=0.03)
+    assert length.correlation_low < 0.7 / np.sqrt(1.49 + 1 / 16) < length.correlation_high
     assert found.cautions == ()
 
 
@@ -57,6 +56,37 @@ def test_intervals_are_of_groups() -> None:
         [other] = [a for a in found.arms if a.name != found.reference]
         widths.append(other.difference_high - other.difference_low)
     assert widths[0] == pytest.approx(widths[1], rel=1e-6)
+
+
+def test_weights_count_as_often_repeated_rows_do() -> None:
+    """Of users: a row of weight 3 is a row that is there three times, and one of weight 0 is not there."""
+    rng = np.random.default_rng(0)
+    reward, arm, groups = rng.normal(size=400), rng.integers(0, 2, 400), rng.integers(0, 90, 400)
+    marks, weight = rng.normal(size=(400, 1)) + reward[:, None], rng.integers(0, 4, 400)
+    names = ["ab"[a] for a in arm]
+    weighed = compare_arms(reward, 0.3, names, groups, marks, ("mark",), weight=weight)
+    again = np.repeat(np.arange(400), weight)
+    repeated = compare_arms(reward[again], 0.3, [names[i] for i in again], groups[again], marks[again], ("mark",))
+    plain = compare_arms(reward, 0.3, names, groups, marks, ("mark",))
+    assert {arm.name: arm.rows for arm in weighed.arms} == {
+        name: int((weight[arm == k] > 0).sum()) for k, name in enumerate("ab")
+    }
+    for one, other, bare in zip(
+        *(sorted(c.arms, key=lambda a: a.name) for c in (weighed, repeated, plain)), strict=True
+    ):
+        for field in ("preference", "preference_low", "preference_high", "reward"):
+            assert getattr(one, field) == pytest.approx(getattr(other, field), rel=1e-9), field
+        assert abs(one.reward - bare.reward) > 1e-3
+    [one], [other] = weighed.drivers, repeated.drivers
+    assert (one.correlation, one.correlation_low) == pytest.approx((other.correlation, other.correlation_low), rel=1e-9)
+    gone = compare_arms(reward, 0.3, [*names[:-1], "c"], groups, marks, ("mark",), weight=np.r_[np.ones(399), 0])
+    assert {arm.name for arm in gone.arms} == {"a", "b"}  # an arm of weight 0 is none
+
+
+def test_the_verdict_on_the_model_comes_first() -> None:
+    found = compared(randomised=True, caution="The reward is not identified.")
+    assert found.cautions[0] == "The reward is not identified." and "note: The reward is not" in str(found)
+    assert found.to_dict()["cautions"] == ["The reward is not identified."]
 
 
 def test_what_is_said_and_refused() -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 from typer.testing import CliRunner
 
 from irm_fast.cli.commands import app
+from irm_fast.data.features import MARKS
 from irm_fast.data.signals import RewardSpec
-from irm_fast.evaluation.arms import compare_file, parse_outcome
+from irm_fast.data.writing.manifest import MANIFEST
+from irm_fast.evaluation.arms import caution_of, compare_file, parse_outcome
 from irm_fast.evaluation.scoring import load, score
+from irm_fast.models.record import RECORD
 from irm_fast.models.reward_model import ImplicitRewardModel
 from tests.docs.pages import ROOT, blocks, commands
 
@@ -49,7 +53,56 @@ def test_means_are_those_of_the_rewards(saved, data) -> None:
         of_arm = [reward for row, reward in zip(rows, rewards, strict=True) if row.get("version") == arm.name]
         assert (arm.rows, arm.reward) == (len(of_arm), pytest.approx(sum(of_arm) / len(of_arm), abs=2e-2))
     assert found.without == 1 and found.reference == "old" and abs(found.agreement) == 1
-    assert {driver.feature for driver in found.drivers} >= {"log_length", "list_or_code"}
+    assert [driver.mark for driver in found.drivers] == ["length (log)"]  # nothing else varies
+    assert {driver.mark for driver in found.drivers} <= set(MARKS)
+
+
+def test_weights_of_the_log_count(saved, data) -> None:
+    """All weight on one row of each arm: the means are theirs."""
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    one_of = {row.get("version"): row["id"] for row in rows}
+    for row in rows:
+        row["weight"] = 1e6 if row["id"] in one_of.values() else 1e-6
+    plain = {arm.name: arm.reward for arm in compare_file(data, saved, "version").arms}
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = {arm.name: arm.reward for arm in compare_file(data, saved, "version").arms}
+    for row in rows:
+        if row["id"] == one_of[row.get("version")] and row.get("version"):
+            [alone] = score(
+                load(saved),
+                [[{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["completion"]}]],
+            )
+            assert found[row["version"]] == pytest.approx(alone, abs=1e-3)
+    assert all(abs(found[name] - plain[name]) > 1e-3 for name in found)
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        ({}, "The model has no verdict on its reward"),
+        ({"diagnosis": {"kind": "identified", "verdict": "identified", "learned": "learned"}}, ""),
+        (
+            {"diagnosis": {"kind": "identified", "verdict": "identified; not tested", "learned": "not tested"}},
+            "not tested",
+        ),
+        ({"diagnosis": {"kind": "conditional", "verdict": "identified if", "learned": "learned"}}, "P(pleases) is no"),
+        ({"diagnosis": {"kind": "not identified", "verdict": "not identified"}}, "may come out ahead"),
+        ({"diagnosis": {"kind": "contradicted", "verdict": "contradicted by this log: nesting"}}, "nesting"),
+    ],
+)
+def test_the_verdict_is_a_caution(record, said) -> None:
+    found = caution_of(record)
+    assert said in found and bool(said) == bool(found)
+
+
+def test_the_command_says_the_verdict(saved, data, tmp_path) -> None:
+    folder = shutil.copytree(saved, tmp_path / "judged")
+    record = json.loads((folder / RECORD).read_text())
+    record["diagnosis"] = {"kind": "not identified", "verdict": "not identified without more", "learned": "learned"}
+    (folder / RECORD).write_text(json.dumps(record))
+    (folder / MANIFEST).unlink()
+    shown = CliRunner().invoke(app, ["compare", "--model", str(folder), "--data", str(data), "--by", "version"])
+    assert "the model's reward is not identified without more." in " ".join(shown.stdout.split())
 
 
 def test_the_command(saved, data, monkeypatch) -> None:

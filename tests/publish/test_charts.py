@@ -129,3 +129,16 @@ def test_propensities_and_groups_speak_of_the_side_of_a_signal():
     assert up.title == "30% of the rows please, and s is silent"
     assert down.title == "40% of the rows displease, and s is silent"
     assert not list(pictures.groups(lines[:1], {"s": 1}))
+
+
+def moved(name, low, high):
+    both = {"correlation": (low + high) / 2, "low": low, "high": high, "points": 1.0}
+    return {"name": name, "share": 0.5, "ours": both, "naive": None}
+
+
+def test_what_stands_out_is_named_and_nothing_else():
+    """The largest correlation may be the least certain: it is not named where its interval holds 0."""
+    [chart] = pictures.exploits({"marks": [moved("lists", -0.5, 0.7), moved("links", -0.1, 0.05)]})
+    assert chart.title == "No mark stands out: the intervals of all correlations with the reward hold 0"
+    [chart] = pictures.exploits({"marks": [moved("lists", -0.5, 0.9), moved("links", -0.1, -0.04)]})
+    assert chart.title == "The reward goes most with links: correlation \u22120.07"

@@ -17,6 +17,7 @@ from irm_fast.cli.commands import app
 from irm_fast.data.problems import REDACT
 from irm_fast.data.signals import RewardSpec
 from irm_fast.models.heldout import HeldOut
+from irm_fast.models.record import read_record
 from irm_fast.publish import evidence, report
 from irm_fast.publish.charts import Chart, Series
 from irm_fast.publish.evidence import evidence_of
@@ -199,6 +200,20 @@ def test_names_of_signals_lead_to_no_other_folder(tmp_path):
     assert names == [f"in/charts/{name}.png" for name in ("01-reward-_up", "02-reward-a_b", "03-reward-\u8d5e")]
 
 
+def test_pictures_of_an_earlier_longer_report_go_and_those_of_others_stay(tmp_path):
+    pytest.importorskip("matplotlib")
+    from matplotlib.figure import Figure
+
+    charts = [Chart(name, "t", "x", "y", [Series("line", (0, 1), (1, 2))]) for name in ("a", "b", "c")]
+    write_pngs(charts, tmp_path)
+    Figure().savefig(tmp_path / "04-mine.png")
+    (tmp_path / "03-link.png").symlink_to(tmp_path / "03-c.png")
+    write_pngs(charts[1:], tmp_path)
+    names = sorted(path.name for path in tmp_path.iterdir() if not path.is_symlink())
+    assert names == ["01-b.png", "02-c.png", "04-mine.png"]
+    assert (tmp_path / "03-link.png").is_symlink()
+
+
 def test_a_file_of_others_is_not_replaced(finished, tmp_path):
     mine = tmp_path / "thesis.html"
     mine.write_text("mine")
@@ -218,18 +233,31 @@ def test_rows_of_weight_0_and_of_many_some(shown_log, monkeypatch):
     weight = np.where(reward < count - 10, 1, 0).astype(np.float32)
     log, spec = replace(shown_log, weight=weight), RewardSpec("constant", shown_log.signals, (1, 1), (0.0, 0.0))
     predicted = HeldOut(np.zeros(count), weight, reward, np.zeros((count, 2)))
-    whole = evidence_of([log], spec, predicted)["heldout"]
+    whole = evidence_of(log, spec, predicted)["heldout"]
     assert whole["rows"] == sum(whole["reward"]["all"]) == count - 10
     assert [entry["reward"] for entry in whole["answers"]["best"]] == [count - 11.0 - i for i in range(5)]
     assert [entry["reward"] for entry in whole["answers"]["worst"]] == [0.0, 1.0, 2.0, 3.0, 4.0]
     monkeypatch.setattr(evidence, "MANY", 40)
-    some = evidence_of([log], spec, predicted)["heldout"]
+    some = evidence_of(log, spec, predicted)["heldout"]
     assert sum(some["reward"]["all"]) == 40 and some["answers"] == whole["answers"]
 
 
-def test_groups_are_those_of_the_definition():
-    """Silent rows at logits of 0 are a third each of what is left; an action is by an active, pleased user."""
-    spec = RewardSpec("constant", ("copy", "never"), (1, 1), (0.0, 0.0))
-    predicted = HeldOut(np.zeros(3), np.ones(3), np.zeros(3), np.zeros((3, 2)))
-    found = evidence.group_masses(spec, predicted, np.array([[1, -1], [0, -1], [0, -1]]))
-    assert found == {"copy": pytest.approx([1 / 3, 2 / 9, 2 / 9, 2 / 9])}
+def test_groups_of_the_report_have_the_weights_of_the_rows(shown_log):
+    log = replace(shown_log.subset(np.arange(2)), feedback=np.array([[1, -1], [0, -1]], np.int8))
+    log = replace(log, weight=np.array([1.0, 3.0], np.float32))
+    predicted = HeldOut(np.zeros(2), log.weight, np.zeros(2), np.zeros((2, 2)))
+    spec = RewardSpec("constant", log.signals, (1, 1), (0.0, 0.0))
+    found = evidence_of(log, spec, predicted)["heldout"]["groups"]
+    assert found == {"copy": pytest.approx([1 / 4, 1 / 4, 1 / 4, 1 / 4])}
+
+
+def test_facts_of_a_log_stand_in_one_place(finished):
+    """In the record; the evidence of an earlier version still serves where the record has counts alone."""
+    record, kept = read_record(finished), json.loads((finished / EVIDENCE).read_text())
+    assert "data" not in kept
+    assert sum(part["users"] for part in record["data"]) == 20
+    shown = report._data(record, kept)
+    assert shown == record["data"] and shown[0]["characters"][1] > 10 and len(shown[0]["times"]) == 2
+    earlier = {**record, "data": [{key: part[key] for key in ("rows", "labels", "signals")} for part in shown]}
+    assert report._data(earlier, {"data": [{"users": 7}, {"users": 3}]})[1]["users"] == 3
+    assert report._data(record, {"data": [{"users": 7}, {"users": 3}]}) == record["data"]
