@@ -27,7 +27,8 @@ def on_files(files: Any, config: Any, **_: Any) -> Any:
 
 def settings() -> str:
     """The settings of `TrainConfig` and of `EmbeddingTrainConfig`, under the headings that help has them."""
-    from irm_fast.training.config import HEADINGS, EmbeddingTrainConfig, TrainConfig
+    from irm_fast.common.headings import HEADINGS
+    from irm_fast.training.config import EmbeddingTrainConfig, TrainConfig
 
     parts = [
         "# Settings of training",

@@ -15,9 +15,9 @@ import typer
 
 from irm_fast.cli.answers import Work
 from irm_fast.common.extras import EXTRAS, need
+from irm_fast.common.headings import PRINTED
 from irm_fast.data.problems import REDACT
 from irm_fast.data.telling import LOGGER, QUIET, write_line
-from irm_fast.training.config import PRINTED
 
 
 def _remember_debug(context: typer.Context, wanted: bool) -> bool:

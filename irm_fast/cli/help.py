@@ -13,7 +13,7 @@ from typer.core import TyperCommand
 from typer.models import OptionInfo, ParameterInfo
 
 from irm_fast.cli.answers import Work
-from irm_fast.training.config import MAIN, PRINTED
+from irm_fast.common.headings import MAIN, PRINTED
 
 Function = TypeVar("Function", bound=Work)
 

@@ -16,14 +16,13 @@ from irm_fast.cli.answers import Work
 from irm_fast.cli.help import command_sections, write_sections
 from irm_fast.cli.terminal import echo
 from irm_fast.common.extras import MissingPackageError
+from irm_fast.common.headings import HEADINGS, PASSES, PRINTED
 from irm_fast.data.problems import redacting
 from irm_fast.data.writing.interruption import TerminatedError, exit_code, termination_raised
 from irm_fast.data.writing.whole import UnwrittenError, disk_words
 from irm_fast.models import Precision
-from irm_fast.training.config import HEADINGS, MISSING, PRINTED, PROGRAMS
+from irm_fast.training.config import MISSING, PROGRAMS
 from irm_fast.training.log_settings import LogSettings, TextSettings
-
-PASSES = "How rows pass through the model"  # a heading of help
 
 Data = Annotated[str, typer.Option("--data", help="A file, a folder of parts, a pattern, or - for standard input.")]
 Model = Annotated[Path, typer.Option("--model", help="A folder that irm-fast train wrote.")]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
 from irm_fast.common.extras import need
+from irm_fast.common.headings import ADAPTERS, MAIN, ON_EMBEDDINGS, PRINTED, REWARD, SAVES, SPEED, STEPS
 from irm_fast.data.signals import DesignChoice, Estimator
 from irm_fast.data.writing.outputs import check_choice
 from irm_fast.data.writing.whole import write_whole
@@ -22,23 +23,10 @@ from irm_fast.losses import SCALAR_LEARNING_RATE
 from irm_fast.losses.rates import EXPECTED, are_rates
 from irm_fast.models import Attention, Precision, Recompute
 from irm_fast.training.log_settings import MISSING as MISSING
-from irm_fast.training.log_settings import READ, LogSettings, option, with_help
+from irm_fast.training.log_settings import LogSettings, option, with_help
 from irm_fast.training.setting_values import read_yaml
 
 Config = TypeVar("Config", bound="RunConfig")
-# Headings of settings in the help of `irm-fast train`, in their order
-HEADINGS = (
-    MAIN := "Options",
-    REWARD := "Reward and propensities",
-    STEPS := "Rows and steps",
-    SAVES := "Evaluation and checkpoints",
-    SPEED := "Speed and memory",
-    ADAPTERS := "Adapters (LoRA)",
-    ON_EMBEDDINGS := "On embeddings",
-    READ,
-    PRINTED := "What is printed",
-)
-
 COMMAND_LINE = "command line"  # the source of settings that no file holds
 NOT_KEPT = ("resume", "overwrite", "progress")  # no settings of the result: a file of settings does not hold them
 

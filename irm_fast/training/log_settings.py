@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, TypeVar, get_type_hints
 
+from irm_fast.common.headings import READ
 from irm_fast.data.declarations import MAX_ERRORS, Declarations, OnError
 from irm_fast.training.setting_values import check_bounds, convert
 
 Config = TypeVar("Config")
-READ = "How the log is read"  # a heading of help
 
 
 def option(
