@@ -10,10 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib
-
-matplotlib.use("Agg")
-from matplotlib.figure import Figure
+from irm_fast.publish.figures import new_figure, plain, save
 
 FLOORS = ("copy", "clone", "read")  # no loss: the least that the bytes take
 MODES = {"step": ("with gradients", "o", "tab:green"), "forward": ("loss alone", "s", "tab:grey")}
@@ -55,7 +52,7 @@ def draw_speed(run: dict[str, Any], path: Path) -> None:
     cases = [case for case in run["cases"] if any(ratio(case["modes"].get(m, {}).get("providers", {})) for m in MODES)]
     operations = list(dict.fromkeys(case["operation"] for case in cases))
     rows = {operation: [case for case in cases if case["operation"] == operation] for operation in operations}
-    figure = Figure(figsize=(12, 1.8 + 0.3 * max(map(len, rows.values()), default=1)), layout="constrained")
+    figure = new_figure(12, 1.8 + 0.3 * max(map(len, rows.values()), default=1))
     for axes, operation in zip(figure.subplots(1, max(1, len(rows)), squeeze=False)[0], rows, strict=False):
         axes.axvline(1, color="black", linewidth=1)
         for place, case in enumerate(rows[operation]):
@@ -70,7 +67,7 @@ def draw_speed(run: dict[str, Any], path: Path) -> None:
         ticks = [tick for tick in (0.5, 1, 2, 5, 10, 20) if axes.get_xlim()[0] <= tick <= axes.get_xlim()[1]]
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.set_xticks([], minor=True)
-        axes.grid(axis="x", alpha=0.3)
+        plain(axes, "x")
     handles = {
         label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
@@ -78,7 +75,7 @@ def draw_speed(run: dict[str, Any], path: Path) -> None:
     figure.suptitle(
         f"How many times as fast as eager PyTorch and torch.compile, whichever is faster\n{_machine(run)}", fontsize=11
     )
-    figure.savefig(path, dpi=120)
+    save(figure, path)
 
 
 def _size(case: dict[str, Any]) -> str:

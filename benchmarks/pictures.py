@@ -7,11 +7,10 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
 from benchmarks.draw import draw_speed
 from irm_fast.experiments.reproduce.methods import DEFAULT, NAIVE
 from irm_fast.experiments.reproduce.picture import PUBLISHED, Gain, draw_gains
+from irm_fast.publish.figures import new_figure, plain, save
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 KEPT = Path(__file__).parent / "results" / "amd-epyc-2-cores.json"
@@ -71,7 +70,7 @@ def draw_demo(path: Path) -> None:
         path: The file to write, .png.
     """
     (_, rows), *_ = tables(RESULTS / "demo.md")
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    figure = new_figure(9, 3.4)
     panels = (
         ("AUROC", "AUROC on labels that no method saw (right is better)"),
         ("ECE", "calibration error (left is better)"),
@@ -84,9 +83,9 @@ def draw_demo(path: Path) -> None:
             axes.annotate(f"{mean:.3f}", (mean, place - 0.2), ha="center", fontsize=8, color=colour)
         axes.set_yticks(range(len(rows)), [row["method"].replace("implicit", "irm_fast") for row in rows])
         axes.set(xlabel=label, ylim=(len(rows) - 0.5, -0.7))
-        axes.grid(axis="x", alpha=0.3)
+        plain(axes, "x")
     figure.suptitle("With two signals irm_fast is nearly as good as labels", fontsize=11)
-    figure.savefig(path, dpi=130)
+    save(figure, path)
 
 
 if __name__ == "__main__":

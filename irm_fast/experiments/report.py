@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from irm_fast.common.extras import missing
-from irm_fast.data.writing.whole import whole_path
+from irm_fast.publish.figures import new_figure, plain, save
 
 Results = Sequence[Mapping[str, Mapping[str, float]]]  # seed -> method -> metric -> value
 ByMethod = Mapping[str, Sequence[Mapping[str, float]]]  # method -> seed -> metric -> value
@@ -111,9 +111,7 @@ def draw_comparison(results: Results, path: Path) -> Path | None:
     """
     if missing("matplotlib"):
         return None
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    figure = new_figure(9, 3.2)
     methods = list(results[0])
     panels = (
         ("auroc", "AUROC against true preferences (right is better)"),
@@ -127,11 +125,9 @@ def draw_comparison(results: Results, path: Path) -> Path | None:
             axes.plot([np.mean(values)] * 2, [place - 0.25, place + 0.25], color=colour, linewidth=2)
             axes.annotate(f"{np.mean(values):.3f}", (np.mean(values), place - 0.3), ha="center", fontsize=8)
         axes.set_xlabel(label)
-        axes.grid(axis="x", alpha=0.3)
+        plain(axes, "x")
         axes.set_yticks(range(len(methods)), methods)
         axes.margins(x=0.12, y=0.12)
     figure.axes[0].invert_yaxis()
     figure.suptitle("How near actions come to labels: a dot a seed, a bar at the mean", fontsize=11)
-    with whole_path(path) as unfinished:
-        figure.savefig(unfinished, dpi=150)
-    return path
+    return save(figure, path)

@@ -12,6 +12,7 @@ import numpy as np
 from irm_fast.common.extras import missing
 from irm_fast.data.writing.whole import whole_files
 from irm_fast.publish.charts import COLOURS, Chart, Series
+from irm_fast.publish.figures import new_figure, plain, save
 
 _WRITER = "irm-fast report"  # what the files say of themselves, by which those of an earlier report are known
 _NOT_OF_A_NAME = re.compile(r"[^\w-]+")  # names of signals are those of the log, and may hold anything
@@ -29,16 +30,14 @@ def write_pngs(charts: Sequence[Chart], folder: Path) -> int:
     """
     if missing("matplotlib"):
         return 0
-    from matplotlib.figure import Figure  # slow to import
-
     written = set()
     with whole_files(folder) as scratch:
         for number, chart in enumerate(charts, 1):
             height = 3.4 if not chart.y_names else 1.2 + 0.28 * len(chart.y_names)
-            figure = Figure(figsize=(5, height), layout="constrained")
+            figure = new_figure(5, height)
             _draw(chart, figure.subplots())
             name = f"{number:02}-{_NOT_OF_A_NAME.sub('_', chart.name)}.png"
-            figure.savefig(scratch / name, dpi=160, metadata={"Software": _WRITER})
+            save(figure, scratch / name, _WRITER)
             written.add(name)
     for path in folder.glob("*.png"):
         if path.name not in written and _is_ours(path):
@@ -65,8 +64,7 @@ def _draw(chart: Chart, axes: Any) -> None:
         axes.set_yticks(range(len(chart.y_names)), chart.y_names)
         axes.invert_yaxis()
     axes.set_title(chart.title, fontsize=10, loc="left", wrap=True)
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
+    plain(axes)
     if chart.legend:
         axes.legend(frameon=False, fontsize="small")
 

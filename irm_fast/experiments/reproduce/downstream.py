@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from irm_fast.common.extras import missing
-from irm_fast.data.writing.whole import whole_path
 from irm_fast.experiments.report import markdown_table, percent, share_closed
 from irm_fast.experiments.reproduce.contest import entrants
 from irm_fast.experiments.reproduce.methods import DEFAULT, EXPLICIT, KNOWN, LOWER, NAIVE, PENALISED, PRODUCTS
 from irm_fast.experiments.reproduce.table import LEVEL, PUBLISHED_ROW, Key, Results, protocols_of
+from irm_fast.publish.figures import new_figure, plain, save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -144,10 +144,8 @@ def draw(results: Results, path: Path) -> Path | None:
     """
     if missing("matplotlib"):
         return None
-    from matplotlib.figure import Figure
-
     tables = by_protocol(results)
-    figure = Figure(figsize=(11, 0.6 + 3.9 * len(tables)), layout="constrained")
+    figure = new_figure(11, 0.6 + 3.9 * len(tables))
     grid = figure.subplots(len(tables), 2, squeeze=False)
     for line, table in zip(grid, tables, strict=True):
         _panel(line[0], table, table.pleases, f"The more a policy picks by it, what does it get? ({table.protocol})")
@@ -156,9 +154,7 @@ def draw(results: Results, path: Path) -> Path | None:
         line[1].set_ylabel("length of the pick, standard deviations")
     handles, labels = grid[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
-    with whole_path(path) as unfinished:
-        figure.savefig(unfinished, dpi=130)
-    return path
+    return save(figure, path)
 
 
 def _panel(axes: Axes, table: Downstream, values: dict[Key, np.ndarray], title: str) -> None:
@@ -173,5 +169,4 @@ def _panel(axes: Axes, table: Downstream, values: dict[Key, np.ndarray], title: 
     axes.set_xticks(table.counts, [str(count) for count in table.counts])
     axes.set_xlabel("n: the best of so many answers is picked")
     axes.set_title(title, fontsize=10, loc="left")
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
+    plain(axes)

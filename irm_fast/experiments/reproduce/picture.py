@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from irm_fast.common.extras import missing
-from irm_fast.data.writing.whole import whole_path
 from irm_fast.experiments.reproduce.methods import BASELINES, DEFAULT, NAIVE
 from irm_fast.experiments.reproduce.table import Results, Table, protocols_of
+from irm_fast.publish.figures import new_figure, plain, save
 
 PUBLISHED = tuple(method.name for method in BASELINES if method is not NAIVE)
 TITLE = "What the default gains in AUROC over other methods (right of 0: the default is ahead)"
@@ -82,10 +82,8 @@ def draw_gains(found: Sequence[Gain], path: Path, title: str = TITLE) -> Path | 
     """
     if missing("matplotlib"):
         return None
-    from matplotlib.figure import Figure
-
     logs = list(dict.fromkeys(gain.log for gain in found))
-    figure = Figure(figsize=(9, 1.5 + 0.55 * len(logs)), layout="constrained")
+    figure = new_figure(9, 1.5 + 0.55 * len(logs))
     axes = figure.subplots()
     axes.axvline(0, color="black", linewidth=1)
     for gain in found:
@@ -103,8 +101,6 @@ def draw_gains(found: Sequence[Gain], path: Path, title: str = TITLE) -> Path | 
     axes.set_ylim(len(logs) - 0.5, -0.5)
     axes.margins(x=0.2)
     axes.set_xlabel("AUROC of the default less that of the other method, on labels that none of them saw")
-    axes.grid(axis="x", alpha=0.3)
+    plain(axes, "x")
     figure.suptitle(title, fontsize=11)
-    with whole_path(path) as unfinished:
-        figure.savefig(unfinished, dpi=130)
-    return path
+    return save(figure, path)
