@@ -41,13 +41,14 @@ def report(
 )
 def export(
     model: Annotated[
-        Path, typer.Argument(metavar="DIR", help="A folder that irm-fast train wrote, or that of an adapter.")
+        Path,
+        typer.Argument(metavar="DIR", help="A folder that irm-fast train wrote; an adapter's; with --check an export."),
     ],
     out: Annotated[Path | None, typer.Option(help="The folder to write, new or empty.")] = None,
     to: Annotated[
-        Literal["hf", "sentence-transformers"],
-        typer.Option(help="A plain classifier, or a reward on the embeddings of an encoder."),
-    ] = "hf",
+        Literal["hf", "sentence-transformers"] | None,
+        typer.Option(help="A plain classifier (hf, the default), or a reward on the embeddings of an encoder."),
+    ] = None,
     merge: Annotated[bool, typer.Option("--merge", help="Merge an adapter into the weights of its base.")] = False,
     push_to_hub: Annotated[str | None, typer.Option(help="Upload the export to this repository of the hub.")] = None,
     check: Annotated[
@@ -59,8 +60,11 @@ def export(
 ) -> Answer:
     """Write a model for others, or check who reads it. With --check exit code 1 if a program reads another reward."""
     if check:
-        if out is not None or merge or push_to_hub is not None:
-            raise ValueError("check: writes nothing; got --out, --merge or --push-to-hub too; leave them out")
+        given = {"--out": out, "--to": to, "--merge": merge or None, "--push-to-hub": push_to_hub}
+        if wrong := [name for name, value in given.items() if value is not None]:
+            raise ValueError(
+                f"check: writes nothing; got {' and '.join(wrong)} too, without effect there; leave it out"
+            )
         return _check(model, data)
     if data is not None:
         raise ValueError("data: got it without --check, where it has no effect; leave it out")
@@ -69,7 +73,7 @@ def export(
     from irm_fast.publish.export import export_model
     from irm_fast.publish.export import push_to_hub as upload
 
-    found = export_model(model, out, to, merge=merge, name=push_to_hub or "")
+    found = export_model(model, out, to or "hf", merge=merge, name=push_to_hub or "")
     if push_to_hub is not None:
         upload(out, push_to_hub)
     said = [f"wrote {out}: {found.kind}"]
@@ -82,17 +86,21 @@ def export(
 
 def _check(model: Path, data: str | None) -> Answer:
     """How programs read a model."""
-    from irm_fast.publish.consumers import EXACT, check_consumers
+    from irm_fast.publish.consumers import check_consumers
+    from irm_fast.publish.readings import ROUNDING
 
     readings = check_consumers(model, data)
-    wrong = [one.consumer for one in readings if one.same is False and one.consumer in EXACT]
+    wrong, failed = [one.consumer for one in readings if one.wrong], [one.consumer for one in readings if one.failed]
     headings = ("consumer", "version", "within max_length", "longer rows", "note")
     said: list[Part] = [
         Table(headings, [_cells(one) for one in readings]),
-        "largest absolute differences to irm-fast score, within max_length and of longer rows, in float32",
+        "largest absolute differences to irm-fast score, within max_length and of longer rows, in float32; up to "
+        f"{ROUNDING:.0e} of the largest reward, or of 1 if that is less, is rounding",
         *([f"another reward: {', '.join(wrong)}"] if wrong else []),
+        *([f"could not run, and so not compared: {', '.join(failed)}"] if failed else []),
     ]
-    return Answer({"readings": [one._asdict() for one in readings], "wrong": wrong}, said, code=bool(wrong))
+    found = {"readings": [one._asdict() for one in readings], "wrong": wrong, "failed": failed}
+    return Answer(found, said, code=bool(wrong))
 
 
 def _cells(one: Reading) -> tuple[str, ...]:

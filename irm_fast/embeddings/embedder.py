@@ -143,6 +143,11 @@ class Embedder:
             (vectors,) = passes.run(TokenizedRows(ids), collate, self.device, lambda batch: [self._pool(**batch)])
         return torch.from_numpy(vectors), truncated
 
+    def count_tokens(self, conversations: Sequence[Messages]) -> np.ndarray:
+        """Return the number of tokens of each conversation before any is cut, (N,)."""
+        rows, _ = self._tokenise(conversations, sys.maxsize)
+        return np.array(list(map(len, rows)), np.int64)
+
     def rendering(self) -> RenderingCheck | None:
         """A check that the chat template of a decoder takes conversations; None of an encoder, which has none."""
         return RenderingCheck(self.tokenizer) if self.reward_model else None

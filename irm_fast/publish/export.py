@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import torch
 
 from irm_fast.common.extras import need
@@ -15,21 +13,19 @@ from irm_fast.data.schema import read_object
 from irm_fast.data.writing.manifest import refuse_damage, write_manifest
 from irm_fast.data.writing.outputs import OutputFolder
 from irm_fast.data.writing.whole import write_whole
-from irm_fast.embeddings.embedder import plain_text
 from irm_fast.embeddings.text_model import SOURCE, EmbeddedRewardModel
-from irm_fast.evaluation.scoring import score
 from irm_fast.models.backbone import is_stored_in, load_backbone, load_classifier, load_tokenizer
 from irm_fast.models.checkpoint import save_checkpoint
-from irm_fast.models.foreign_files import loading, quiet_transformers
+from irm_fast.models.foreign_files import loading
 from irm_fast.models.record import RECORD, read_record
 from irm_fast.models.template import bos_of
 from irm_fast.publish.card import Form, model_card
-from irm_fast.publish.names import CARD
-from irm_fast.publish.samples import made_conversations, sorted_out
+from irm_fast.publish.consumers import compare_export
+from irm_fast.publish.names import ADAPTER, CARD
+from irm_fast.publish.readings import Reading
 from irm_fast.publish.sentence_export import check_exportable, write_sentence_transformer
 
 Target = Literal["hf", "sentence-transformers"]
-_ADAPTER = "adapter_config.json"  # by which peft knows the folder of an adapter
 _OUT = OutputFolder("export", files=(), folders=(), is_marked=lambda folder: False, argument="out")
 
 
@@ -61,7 +57,7 @@ def export_model(folder: Path, out: Path, to: Target = "hf", *, merge: bool = Fa
     """
     _OUT.check(out)
     name = name or out.name
-    if (folder / _ADAPTER).is_file():
+    if (folder / ADAPTER).is_file():
         return _export_adapter(folder, out, to, name, merge=merge)
     record = read_record(folder)
     refuse_damage(folder, "irm-fast train")
@@ -112,7 +108,7 @@ def _export_adapter(folder: Path, out: Path, to: Target, name: str, *, merge: bo
     need("peft", "export of an adapter")
     from peft import PeftModel
 
-    base = str(read_object(folder / _ADAPTER, "peft").get("base_model_name_or_path"))
+    base = str(read_object(folder / ADAPTER, "peft").get("base_model_name_or_path"))
     classifier, tokenizer = load_backbone(base)
     whole = folder.resolve().parent
     record = read_record(whole) if (whole / RECORD).is_file() else None
@@ -149,22 +145,14 @@ def _close(out: Path, files: list[str], record: Mapping[str, Any] | None, name: 
 
 
 def _compared(model: EmbeddedRewardModel, out: Path) -> str:
-    """The largest difference between our score and that of an export, in words."""
-    try:
-        package = version("sentence-transformers")
-    except PackageNotFoundError:
-        return "sentence-transformers is not installed: not compared"
-    from sentence_transformers import SentenceTransformer
+    """How our score and that of an export differ, in words."""
+    return "; ".join(map(_in_words, compare_export(model, out)))
 
-    model.precision = "float32"
-    tokenizer = model.embedder.tokenizer
-    limit = model.spec.max_length
-    rows = sorted_out(
-        made_conversations(limit), lambda messages: len(tokenizer(plain_text(messages))["input_ids"]), limit
-    )
-    with quiet_transformers():
-        reader = SentenceTransformer(str(out), device=str(model.embedder.device))
-        theirs = reader.encode([plain_text(messages) for messages in rows.conversations], show_progress_bar=False)
-    difference = np.abs(theirs[:, 0] - score(model, rows.conversations))
-    within, beyond = rows.worst(difference)
-    return f"sentence-transformers {package}: differs by at most {within:.1e}, of longer rows by {beyond:.1e}"
+
+def _in_words(one: Reading) -> str:
+    """A reading of an export."""
+    if one.within is None:
+        return f"{one.consumer}: {one.note if one.failed else one.how + ', not compared'}"
+    verdict = "the same reward" if one.same else "ANOTHER REWARD"
+    beyond = "" if one.beyond is None else f", of longer rows by {one.beyond:.1e}"
+    return f"{one.consumer} ({one.how}): {verdict}, differs by at most {one.within:.1e}{beyond}"

@@ -23,12 +23,18 @@ _PROMPT = "reward"  # the name of the text before every text
 
 def check_exportable(model: EmbeddedRewardModel) -> None:
     """Raise ValueError if sentence-transformers could not read the texts of a model as the model does."""
-    if model.source.kind != "encoder":
+    if why := why_not_exportable(model):
         raise ValueError(
-            "to: sentence-transformers reads plain text, and this reward is on a decoder, which reads its chat "
-            "template; "
-            "expected an encoder, or a linear reward on the last token, which --to hf exports as a classifier"
+            f"to: {why}; expected an encoder, or a linear reward on the last token, which --to hf exports as a "
+            "classifier"
         )
+
+
+def why_not_exportable(model: EmbeddedRewardModel) -> str:
+    """Say why sentence-transformers could not read the texts of a model as the model does; "" if it could."""
+    if model.source.kind == "encoder":
+        return ""
+    return "sentence-transformers reads plain text, and this reward is on a decoder, which reads its chat template"
 
 
 def write_sentence_transformer(model: EmbeddedRewardModel, folder: Path) -> list[str]:

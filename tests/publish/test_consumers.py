@@ -2,7 +2,9 @@
 
 import json
 import shutil
+import sys
 from importlib.util import find_spec
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,11 +13,15 @@ from typer.testing import CliRunner
 
 from irm_fast.cli.commands import app
 from irm_fast.data.writing.manifest import MANIFEST
+from irm_fast.embeddings.sentence_files import SentenceFiles
 from irm_fast.embeddings.text_model import EmbeddedRewardModel
 from irm_fast.evaluation.scoring import load, score
 from irm_fast.models.tokens import encode
-from irm_fast.publish.consumers import BY_SOURCE, CONSUMERS, check_consumers
+from irm_fast.publish.classifier_readers import CLASSIFIER_READERS
+from irm_fast.publish.consumers import check_consumers
+from irm_fast.publish.engine_rules import classifier_engines
 from irm_fast.publish.export import export_model
+from irm_fast.publish.readings import ROUNDING, Consumer, read_by
 from irm_fast.publish.samples import made_conversations, sorted_out
 from tests.docs.pages import ROOT, blocks, commands, run_command
 from tests.models.saved_bases import save_base
@@ -89,8 +95,7 @@ def test_the_command_prints_a_table(classifier):
     result = CliRunner().invoke(app, ["export", "--check", str(classifier)])
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
-    for consumer in (*CONSUMERS, *BY_SOURCE):
-        name = consumer.name if hasattr(consumer, "name") else consumer.consumer
+    for name in (*(one.name for one in CLASSIFIER_READERS), *(one.consumer for one in classifier_engines(classifier))):
         assert any(line.startswith(name) for line in lines), name
     assert "by source" in result.stdout and "by its rules" in result.stdout
 
@@ -110,11 +115,170 @@ def test_rows_of_a_file_are_compared(classifier, tmp_path):
     assert result.exit_code == 2 and "data: got it without --check" in result.output
 
 
-def test_what_no_program_loads_is_refused(save_embedded, tmp_path):
-    with pytest.raises(ValueError, match=r"a reward on embeddings, which no other program loads"):
-        check_consumers(save_embedded())
-    result = CliRunner().invoke(app, ["export", str(tmp_path), "--check", "--out", str(tmp_path / "out")])
-    assert result.exit_code == 2 and "check: writes nothing" in result.output
+FORMS = {
+    "linear": {},
+    "network": {"hidden_layers": (8, 5)},
+    "first token": {"pooling": "cls"},
+    "normalised": {"files": SentenceFiles(pooling="mean", normalize=True, prompt="judge: ", lower_case=True)},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_reward_on_an_encoder_has_a_table_of_its_own(save_embedded, form, tmp_path):
+    """Both of the folder of the run, and of the export, of which our number is what its files stand for."""
+    folder = save_embedded(**FORMS[form])
+    export_model(folder, tmp_path / "out", "sentence-transformers")
+    for checked in (folder, tmp_path / "out"):
+        found = {one.consumer: one for one in check_consumers(checked)}
+        theirs = found["sentence-transformers"]
+        if find_spec("sentence_transformers") is None:
+            assert theirs.how == "not installed" and theirs.same is None
+        else:
+            assert theirs.same and theirs.within < 1e-4 and theirs.beyond is not None, theirs
+        assert not [one for one in found.values() if one.wrong or one.failed]
+        tei = found["text-embeddings-inference, /embed"].note
+        assert ("not served" in tei) == (form == "network")
+        assert ("put 'judge: ' before" in found["vLLM, /v1/embeddings"].note) == (form == "normalised")
+    assert found.keys() == {
+        *("sentence-transformers", "text-embeddings-inference, /embed", "vLLM, /v1/embeddings"),
+        "programs that load a classifier",
+    }
+
+
+def test_an_export_that_gives_another_reward_is_found(save_embedded, tmp_path):
+    pytest.importorskip("sentence_transformers")
+    folder = save_embedded()
+    export_model(folder, tmp_path / "out", "sentence-transformers")
+    told = tmp_path / "out" / "1_Pooling" / "config.json"
+    read = {"pooling_mode_mean_tokens": False, "pooling_mode_cls_token": True}
+    from irm_fast.publish.consumers import compare_export
+
+    assert all(one.same for one in compare_export(EmbeddedRewardModel.load(folder), tmp_path / "out"))
+    told.write_text(json.dumps(json.loads(told.read_text()) | read))
+    assert all(one.wrong for one in compare_export(EmbeddedRewardModel.load(folder), tmp_path / "out"))
+
+
+def test_a_reward_that_nobody_else_reads_is_said_to_be_such(save_embedded, tiny_model):
+    found = check_consumers(save_embedded(tiny_model, pooling="mean"))
+    assert [one.how for one in found] == ["does not load it", "do not load it"]
+    assert "on a decoder, which reads its chat template" in found[0].note
+
+
+def test_an_exported_classifier_is_checked_as_well(classifier, tmp_path):
+    """Of rows within the limit the readings are those of the run; of longer ones, where no BOS token is lost."""
+    export_model(classifier, tmp_path / "out")
+    of_run, of_export = ({one.consumer: one for one in check_consumers(f)} for f in (classifier, tmp_path / "out"))
+    assert of_run.keys() == of_export.keys()
+    for name, one in of_export.items():
+        assert (one.same, one.note, one.within is None) == (of_run[name].same, of_run[name].note, one.within is None)
+    result = CliRunner().invoke(app, ["export", "--check", str(tmp_path / "out"), "--json"])
+    assert result.exit_code == 0 and json.loads(result.stdout)["wrong"] == []
+
+
+def test_a_program_that_crashes_reads_no_other_reward(classifier, monkeypatch):
+    """It could not run, which is said with its reason, and decides nothing."""
+
+    def crashes(loaded, rows):
+        raise RuntimeError("no kernel image\nis available")
+
+    broken = Consumer("broken", "transformers", crashes)
+    monkeypatch.setattr("irm_fast.publish.consumers.CLASSIFIER_READERS", (broken, CLASSIFIER_READERS[0]))
+    result = CliRunner().invoke(app, ["export", "--check", str(classifier)])
+    assert result.exit_code == 0, result.output
+    assert "could not run: RuntimeError: no kernel image" in " ".join(result.stdout.split())
+    assert "another reward" not in result.stdout and "so not compared: broken" in result.stdout
+    found = json.loads(CliRunner().invoke(app, ["export", "--check", str(classifier), "--json"]).stdout)
+    assert (found["wrong"], found["failed"], found["readings"][0]["same"]) == ([], ["broken"], None)
+    redacted = CliRunner().invoke(app, ["export", "--check", str(classifier), "--redact"])
+    assert "could not run: RuntimeError" in redacted.stdout and "kernel image" not in redacted.stdout
+
+
+def test_a_difference_beyond_rounding_is_another_reward():
+    samples = sorted_out(made_conversations(10**6)[:3], lambda row: 1, 2)
+    ours = np.array([1.0, -20.0, 3.0])
+    for share, same in ((0.5, True), (2.0, False)):
+        moved = ours + np.array([0, 0, share * ROUNDING * 20])
+        reading = read_by(Consumer("one", "", lambda loaded, rows, moved=moved: moved), None, samples, ours)
+        assert reading.same is same and reading.wrong is not same
+    assert ROUNDING == 1e-5
+
+
+def test_the_row_of_trl_says_what_of_it_runs(classifier, monkeypatch):
+    """Its template is TRL's own; how it scores is its rule, in our code."""
+
+    def apply_chat_template(example, tokenizer):
+        return {"text": tokenizer.apply_chat_template(example["messages"], tokenize=False)}
+
+    monkeypatch.setitem(sys.modules, "trl", ModuleType("trl"))
+    monkeypatch.setitem(sys.modules, "trl.data_utils", SimpleNamespace(apply_chat_template=apply_chat_template))
+    monkeypatch.setattr("irm_fast.publish.readings.version", lambda name: "9.9")
+    [trl] = [one for one in CLASSIFIER_READERS if one.name.startswith("TRL")]
+    monkeypatch.setattr("irm_fast.publish.consumers.CLASSIFIER_READERS", (trl,))
+    reading = check_consumers(classifier)[0]
+    assert reading.how == "chat template of 9.9, the rest by its rules" and reading.same
+
+
+def rewritten(classifier, folder, **changes):
+    """A copy of the settings of a classifier, with changes; None takes an entry away."""
+    folder.mkdir()
+    config = json.loads((classifier / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+    shutil.copy(classifier / "tokenizer_config.json", folder)
+    return {one.consumer: one.note for one in classifier_engines(folder)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "consumer", "said"),
+    [
+        ({}, "vLLM, /classify", "identity, as problem_type is regression; rows of more than 48 tokens are refused"),
+        ({}, "vLLM, /score", "identity, by sentence_transformers.activation_fn"),
+        ({"max_position_embeddings": 40}, "vLLM, /score", "more than 40 tokens"),
+        ({"problem_type": None}, "vLLM, /classify", "a sigmoid, as problem_type is not set: another number"),
+        ({"id2label": {"0": "a", "1": "b"}, "problem_type": None}, "vLLM, /classify", "a softmax"),
+        ({"id2label": {"0": "a", "1": "b"}}, "SGLang", "2 numbers where a reward is one"),
+        ({"sentence_transformers": None}, "vLLM, /score", "a sigmoid, as sentence_transformers.activation_fn is not"),
+        (
+            {"sentence_transformers": {"activation_fn": "torch.nn.modules.activation.Sigmoid"}},
+            "vLLM, /score",
+            "Sigmoid",
+        ),
+        ({"sentence_transformers": {"activation_fn": "my.Act"}}, "vLLM, /score", "not served"),
+        ({"architectures": ["LlamaForSequenceClassification"]}, "SGLang", "score.weight at the last token"),
+        ({"architectures": ["FalconForSequenceClassification"]}, "SGLang", "not served: no class Falcon"),
+        ({"architectures": ["LlamaForCausalLM"]}, "vLLM", "not served: config.json names LlamaForCausalLM"),
+        ({"architectures": ["Qwen3ForSequenceClassification"]}, "text-embeddings-inference", "not served"),
+    ],
+)
+def test_rules_of_engines_read_the_folder(classifier, tmp_path, changes, consumer, said):
+    assert said in rewritten(classifier, tmp_path / "changed", **changes)[consumer]
+
+
+def test_what_cannot_be_checked_is_refused_with_a_remedy(classifier, tmp_path):
+    with pytest.raises(ValueError, match=r"no model to check; expected a folder that irm-fast train or irm-fast exp"):
+        check_consumers(tmp_path)
+    rewritten(classifier, tmp_path / "causal", architectures=["LlamaForCausalLM"])
+    with pytest.raises(
+        ValueError, match=r"names LlamaForCausalLM of 1 outputs; expected a \*ForSequenceClassification"
+    ):
+        check_consumers(tmp_path / "causal")
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"an adapter, .*irm-fast export DIR --merge --out OUT"):
+        check_consumers(tmp_path / "adapter")
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        (["--out", "there"], "--out"),
+        (["--to", "hf"], "--to"),
+        (["--to", "sentence-transformers", "--merge"], "--to and --merge"),
+        (["--push-to-hub", "me/rm"], "--push-to-hub"),
+    ],
+)
+def test_what_has_no_effect_with_check_is_refused_by_name(tmp_path, given, named):
+    result = CliRunner().invoke(app, ["export", str(tmp_path), "--check", *given])
+    assert result.exit_code == 2 and f"check: writes nothing; got {named} too" in result.output
     result = CliRunner().invoke(app, ["export", str(tmp_path)])
     assert result.exit_code == 2 and "expected --out DIR to write, or --check" in result.output
 
