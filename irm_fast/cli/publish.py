@@ -70,9 +70,11 @@ def export(
         raise ValueError("data: got it without --check, where it has no effect; leave it out")
     if out is None:
         raise ValueError("out: none given; expected --out DIR to write, or --check to compare programs")
-    from irm_fast.publish.export import export_model
+    from irm_fast.publish.export import check_hub, export_model
     from irm_fast.publish.export import push_to_hub as upload
 
+    if push_to_hub is not None:
+        check_hub(push_to_hub)
     found = export_model(model, out, to or "hf", merge=merge, name=push_to_hub or "")
     if push_to_hub is not None:
         upload(out, push_to_hub)

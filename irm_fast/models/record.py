@@ -64,6 +64,10 @@ _DATA = schema.fields(  # of a part of the log
         **dict.fromkeys(("features", "segments"), schema.list_of(schema.text())),
     },
 )
+_BASE = schema.fields(  # the language model that it was made of
+    {"kind": schema.choice("hub", "folder"), "name": schema.text()},
+    dict.fromkeys(("license", "license_name", "license_link"), schema.text()),
+)
 _LAYOUT = schema.fields(
     {
         "design": schema.choice(*DESIGNS),
@@ -80,6 +84,7 @@ _LAYOUT = schema.fields(
         "training": schema.optional(schema.fields({}, _DECLARED)),
         "embeddings": SOURCE,
         "data": schema.list_of(_DATA),
+        "base": _BASE,
         "versions": schema.by_name(schema.text()),
         "learned": schema.optional(schema.text()),
         **dict.fromkeys(("gain_over_constant", "gain_over_constant_error"), schema.optional(schema.number())),

@@ -8,17 +8,17 @@ from typing import Any, Literal
 
 import yaml
 
-from irm_fast.data.reading.limits import MAX_SETTINGS
 from irm_fast.embeddings.text_model import EmbeddedRewardModel
 from irm_fast.evaluation.scoring import RewardModel
 from irm_fast.models.record import Beside
 from irm_fast.models.template import bos_of
+from irm_fast.publish.base import Base, base_of
+from irm_fast.publish.meaning import meaning_of
 from irm_fast.publish.names import CARD
 from irm_fast.publish.snippets import Named, for_classifier, for_embeddings, for_sentences
 
 Form = Literal["classifier", "embeddings", "sentences"]
 _LIBRARY = {"classifier": "transformers", "embeddings": "irm-fast", "sentences": "sentence-transformers"}
-_LICENSE = ("license", "license_name", "license_link")
 _PLACES = ("data", "output", "model", "pairs", "embeddings", "report_to", "fsdp")  # settings that may name folders
 
 
@@ -35,7 +35,7 @@ def model_card(record: Mapping[str, Any], name: str, form: Form, bos: str = "") 
         bos: The BOS token that its texts begin with, or "".
     """
     base = base_of(record)
-    model = Named(name, record["max_length"], bos)
+    model = Named(name, record["max_length"], bos, keeps_bos=record.get("keeps_bos", False))
     encoder = (record.get("embeddings") or {}).get("kind") == "encoder"
     shown = {
         "classifier": lambda: for_classifier(model),
@@ -59,7 +59,7 @@ def model_card(record: Mapping[str, Any], name: str, form: Form, bos: str = "") 
             "",
             *(snippet.in_markdown() for snippet in shown),
             "## Settings and versions",
-            _settings(record),
+            _settings(record, base),
         ]
     )
 
@@ -76,61 +76,33 @@ def card_of(model: RewardModel, name: str) -> Beside:
     return lambda record: {CARD: model_card(record, name, "embeddings" if whole is None else "classifier", bos)}
 
 
-def base_of(record: Mapping[str, Any]) -> str:
-    """The folder or hub id of the language model that a saved model was made of; "" if it is not known."""
-    embedded, training = record.get("embeddings") or {}, record.get("training") or {}
-    return str(embedded.get("model") or training.get("model") or "")
-
-
-def front_matter(record: Mapping[str, Any], base: str, form: Form) -> dict[str, Any]:
-    """The metadata that hubs read, as a mapping; arguments as of `model_card` and `base_of`."""
+def front_matter(record: Mapping[str, Any], base: Base, form: Form) -> dict[str, Any]:
+    """The metadata that hubs read, as a mapping; arguments as of `model_card`, and its base."""
     lora = (record.get("training") or {}).get("lora_rank")
     found: dict[str, Any] = {
-        **(license_of(base) or {"license": "unknown"}),
+        **(base.license or {"license": "unknown"}),
         "library_name": _LIBRARY[form],
         "pipeline_tag": "text-classification",
         "tags": ["reward-model", "implicit-feedback", "rlhf", "irm-fast", *(["lora"] if lora else [])],
     }
-    if _is_hub_id(base):
-        found["base_model"] = base
+    if base.kind == "hub":
+        found["base_model"] = base.name
         found["base_model_relation"] = "finetune"
     return found
 
 
-def license_of(base: str) -> dict[str, str]:
-    """The fields of the licence in the model card of a folder; none if there is no folder, card or licence."""
-    path = Path(base).expanduser() / CARD
-    if not base or not path.is_file() or path.stat().st_size > MAX_SETTINGS:
-        return {}
-    text = path.read_text(encoding="utf-8", errors="replace")
-    head = text.removeprefix("---").partition("\n---")[0] if text.startswith("---") else ""
-    try:
-        fields = yaml.safe_load(head)
-    except yaml.YAMLError:
-        return {}
-    found = fields if isinstance(fields, Mapping) else {}
-    return {key: str(found[key]) for key in _LICENSE if isinstance(found.get(key), str)}
-
-
-def _is_hub_id(base: str) -> bool:
-    return base.count("/") == 1 and not base.startswith((".", "/", "~")) and not Path(base).is_dir()
-
-
-def _what_it_is(record: Mapping[str, Any], base: str, form: Form) -> str:
+def _what_it_is(record: Mapping[str, Any], base: Base, form: Form) -> str:
     """A paragraph: of what it was made, and what its number means."""
     signs = zip(record["signals"], record["polarity"], strict=True)
     signals = ", ".join(f"{name} ({'pleased' if side > 0 else 'displeased'})" for name, side in signs)
     learned = f"implicit feedback ({signals})" if signals else "labelled preferences"
     kind = "a sequence classifier of one output" if form == "classifier" else "a reward on embeddings of a frozen model"
-    made = f", made of {base if _is_hub_id(base) else Path(base).name}" if base else ""
-    bias = record["reward_bias"]
-    probability = f"sigmoid(reward {'-' if bias < 0 else '+'} {abs(bias):.4g})"
+    made = f", made of {base.name}" if base.name else ""
     said = (
         f"A reward model, trained by irm-fast {record.get('version', '')} on {learned}: {kind}{made}. It gives one "
-        "number for a conversation that ends in an answer; the higher, the likelier the answer pleases. "
-        f"{probability} is the estimated probability that it does."
+        f"number for a conversation that ends in an answer. {meaning_of(record)}"
     )
-    if license_of(base):
+    if base.license:
         return said
     return (
         f"{said} Its licence depends on that of the base model, which is not known here: set `license` to publish it."
@@ -178,37 +150,43 @@ def _data(parts: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 def _of_all(record: Mapping[str, Any], form: Form) -> str:
     """What holds for all programs."""
     if form == "embeddings":
-        return "The reward is a function of embeddings, which other programs do not load by themselves."
+        return (
+            "The reward is a function of embeddings, which other programs do not load by themselves. `irm-fast export "
+            "DIR --check`, where DIR is this folder, says who reads its export."
+        )
     if form == "sentences":
-        return "The reward is the one number that `encode` gives for a text."
+        return (
+            "The reward is the one number that `encode` gives for a text. `irm-fast export DIR --check` compares the "
+            "programs that are installed, where DIR is this folder."
+        )
     return (
         f"Who reads messages or token ids gets the same number for rows of at most {record['max_length']} tokens, the "
         "limit of its training, which is `model_max_length` of the tokenizer. Special tokens stand in the chat "
         "template, and the tokenizer adds none. `irm-fast export DIR --check` compares the programs that are "
-        "installed, where DIR is what `irm-fast train` wrote."
+        "installed, where DIR is this folder."
     )
 
 
-def _settings(record: Mapping[str, Any]) -> str:
+def _settings(record: Mapping[str, Any], base: Base) -> str:
     """The settings of the run and the versions of packages, without folders."""
     given = {key: value for key, value in (record.get("training") or {}).items() if value not in (None, "", [], {})}
-    given = {key: _without_folder(key, value) for key, value in given.items()}
+    given = {key: _without_folder(key, value, base) for key, value in given.items()}
     kept = {key: record[key] for key in ("design", "estimator", "max_length") if key in record}
     shown = {"model": kept, "training": given, "versions": record.get("versions") or {}}
     text = yaml.safe_dump({key: value for key, value in shown.items() if value}, sort_keys=False, allow_unicode=True)
     return f"```yaml\n{text}```\n"
 
 
-def _without_folder(key: str, value: Any) -> Any:
+def _without_folder(key: str, value: Any, base: Base) -> Any:
     """A setting of which a path is its last name alone, also within it."""
     if isinstance(value, Mapping):
-        return {name: _without_folder(name, entry) for name, entry in value.items()}
+        return {name: _without_folder(name, entry, base) for name, entry in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_without_folder(key, entry) for entry in value]
+        return [_without_folder(key, entry, base) for entry in value]
     if (
         isinstance(value, str)
         and (value.startswith(("/", "~", "./", "../")) or key in _PLACES)
-        and not (key == "model" and _is_hub_id(value))
+        and not (key == "model" and (base.kind, base.name) == ("hub", value))
     ):
         return Path(value).name
     return value

@@ -23,7 +23,7 @@ from irm_fast.models.reward_model import ImplicitRewardModel
 from irm_fast.models.tokens import encode
 from irm_fast.publish.classifier_readers import CLASSIFIER_READERS, load_as_transformers
 from irm_fast.publish.engine_rules import CLASSIFIER, architectures, classifier_engines, label_count, sentence_engines
-from irm_fast.publish.names import ADAPTER, MODULES
+from irm_fast.publish.names import ADAPTER, EXPORT, MODULES
 from irm_fast.publish.readings import Reading, read_by
 from irm_fast.publish.samples import Samples, made_conversations, sorted_out
 from irm_fast.publish.sentence_export import why_not_exportable, write_sentence_transformer
@@ -99,7 +99,7 @@ def _of_classifier(folder: Path, data: str | None) -> list[Reading]:
 
 
 def _exported_classifier(folder: Path) -> ImplicitRewardModel:
-    """A sequence classifier without a record, as its files say it is; of long rows it keeps a BOS token."""
+    """A sequence classifier without a record, as its files say it is."""
     config = read_object(folder / "config.json", "irm-fast export")
     kinds, labels = architectures(config), label_count(config)
     if labels != 1 or not any(name.endswith(CLASSIFIER) for name in kinds):
@@ -108,7 +108,10 @@ def _exported_classifier(folder: Path) -> ImplicitRewardModel:
             f"*{CLASSIFIER} of one, as irm-fast train and irm-fast export write it"
         )
     limit = int(min(load_tokenizer(str(folder)).model_max_length, 2**31))
-    return ImplicitRewardModel.from_backbone(str(folder), RewardSpec("constant", max_length=limit)).to(default_device())
+    path = folder / EXPORT
+    told = read_object(path, "irm-fast export") if path.is_file() else {}
+    spec = RewardSpec("constant", max_length=limit, keeps_bos=bool(told.get("keeps_bos", True)))
+    return ImplicitRewardModel.from_backbone(str(folder), spec).to(default_device())
 
 
 def _of_embedded(folder: Path, data: str | None) -> list[Reading]:

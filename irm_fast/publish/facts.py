@@ -1,4 +1,4 @@
-"""What a record keeps of the data and the software of a run, for its card: counts, no texts."""
+"""What a record keeps of the data, the base and the software of a run, for its card: counts, no texts."""
 
 from __future__ import annotations
 
@@ -10,18 +10,21 @@ import numpy as np
 from irm_fast.data.groups import NO_NAME, numbered
 from irm_fast.data.log import Log
 from irm_fast.models.machine import describe_machine, versions
+from irm_fast.publish.base import base_facts
 
 _KINDS = {"acted": 1, "silent": 0, "missing": -1}
 _SAMPLE = 20_000  # rows whose answers are measured, at most
 
 
-def facts_of(parts: Sequence[Log]) -> dict[str, Any]:
-    """Entries of `irm_fast.json` about the log of a run: `data`, an entry a part, `versions` and `machine`.
+def facts_of(parts: Sequence[Log], base: str) -> dict[str, Any]:
+    """Entries of `irm_fast.json` about a run: `data`, an entry a part of its log, `base`, `versions` and `machine`.
 
     Args:
         parts: The training part, and the held-out part if there is one.
+        base: The folder or hub id of the language model.
     """
-    return {"data": [_data_of(log) for log in parts], "versions": versions(), "machine": describe_machine()}
+    found = {"data": [_data_of(log) for log in parts], "base": base_facts(base)}
+    return {**found, "versions": versions(), "machine": describe_machine()}
 
 
 def _data_of(log: Log) -> dict[str, Any]:

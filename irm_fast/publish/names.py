@@ -3,4 +3,5 @@
 CARD = "README.md"
 EVIDENCE = "report.json"  # what the page is made of
 ADAPTER, MODULES = "adapter_config.json", "modules.json"  # of peft, and of sentence-transformers
+EXPORT = "irm_fast_export.json"  # of what an export was made, without folders of the machine
 PAGE, CHARTS = "report.html", "-charts"  # the end of the name of the folder of PNG files

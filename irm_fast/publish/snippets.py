@@ -17,11 +17,18 @@ class Named(NamedTuple):
         name: Its folder or hub id.
         max_length: Its limit of tokens.
         bos: The BOS token that its texts begin with, or "".
+        keeps_bos: Whether a row that training truncated kept it; in earlier versions it did not.
     """
 
     name: str
     max_length: int
     bos: str = ""
+    keeps_bos: bool = True
+
+    @property
+    def kept(self) -> str:
+        """The BOS token that long rows had in training, or ""."""
+        return self.bos if self.keeps_bos else ""
 
 
 class Snippet(NamedTuple):
@@ -95,10 +102,10 @@ reward = SentenceTransformer("{name}").encode([text])[0, 0]"""
 
 def _cut(model: Named) -> str:
     """What becomes of long rows where a tokenizer truncates them."""
-    if not model.bos:
+    if not model.kept:
         return f"What is longer than {model.max_length} tokens loses its beginning, as in training."
     return (
-        f"What is longer than {model.max_length} tokens loses its beginning, and with it `{model.bos}`, which our own "
+        f"What is longer than {model.max_length} tokens loses its beginning, and with it `{model.kept}`, which our own "
         "cut keeps: rewards of such rows differ."
     )
 
@@ -106,18 +113,18 @@ def _cut(model: Named) -> str:
 def _ids(model: Named) -> str:
     """Lines that make token ids of messages, exactly as training did."""
     lines = "ids = tokenizer.apply_chat_template(messages, return_dict=False)\n"
-    if not model.bos:
+    if not model.kept:
         return f"{lines}ids = ids[-{model.max_length}:]"
     return f"{lines}ids = ids[:1] + ids[-{model.max_length - 1}:] if len(ids) > {model.max_length} else ids"
 
 
 def _at_once(model: Named) -> str:
     """A sentence on `truncation=True`, where it is something else."""
-    if not model.bos:
+    if not model.kept:
         return " For several at once the tokenizer's `padding=True, truncation=True` do the same."
     return (
         " For several at once the tokenizer's `padding=True, truncation=True` do the same, but for long rows, which "
-        f"lose their `{model.bos}`."
+        f"lose their `{model.kept}`."
     )
 
 

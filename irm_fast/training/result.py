@@ -116,5 +116,7 @@ class TrainResult:
             prepared: The log.
             config: The settings.
         """
-        record = {**objective, **self.record(config), **facts_of(prepared.parts)}
+        record = self.record(config)
+        base = self.model.source.model if isinstance(self.model, EmbeddedRewardModel) else record["training"]["model"]
+        record = {**objective, **record, **facts_of(prepared.parts, base)}
         self.model.save(config.output, record, card_of(self.model, Path(config.output).name))

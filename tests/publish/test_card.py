@@ -15,8 +15,11 @@ from irm_fast.data.writing.manifest import damage
 from irm_fast.evaluation.scoring import load, score
 from irm_fast.models.record import read_record
 from irm_fast.models.reward_model import ImplicitRewardModel
+from irm_fast.models.template import bos_of
 from irm_fast.models.tokens import encode
-from irm_fast.publish.card import card_of, license_of, model_card
+from irm_fast.publish.base import base_facts, base_of, license_in
+from irm_fast.publish.card import card_of, model_card
+from irm_fast.publish.meaning import meaning_of
 from irm_fast.publish.names import CARD
 from irm_fast.training.run import train_log
 from tests.models.saved_bases import KINDS, save_base
@@ -96,11 +99,96 @@ def test_a_card_names_all_readers_and_no_folder(saved):
 
 def test_a_hub_id_is_named_as_the_base():
     record = {**SPEC.__dict__, "reward_bias": -0.5, "training": {"model": "maker/base-1b", "lora_rank": 8}}
+    record["base"] = {"kind": "hub", "name": "maker/base-1b"}
     card = model_card(record, "rm", "classifier")
     head = yaml.safe_load(card.split("---")[1])
     assert (head["base_model"], head["base_model_relation"]) == ("maker/base-1b", "finetune")
     assert "lora" in head["tags"] and "sigmoid(reward - 0.5)" in card
+    assert "model: maker/base-1b" in card
     assert "not judged" in card and "not tested" in card and "Not kept by the version" in card
+
+
+def test_a_folder_that_looks_like_a_hub_id_is_none(tmp_path, monkeypatch):
+    """It is told where the model is trained; afterwards the folder need not lie there any more."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "llama").mkdir(parents=True)
+    (tmp_path / "models" / "llama" / CARD).write_text("---\nlicense: mit\n---\n")
+    known = base_facts("models/llama")
+    assert known == {"kind": "folder", "name": "llama", "license": "mit"}
+    record = {**SPEC.__dict__, "reward_bias": 0.0, "training": {"model": "models/llama"}, "base": known}
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    card = model_card(record, "rm", "classifier")
+    head = yaml.safe_load(card.split("---")[1])
+    assert "base_model" not in head and head["license"] == "mit" and "models/llama" not in card
+    assert base_of({"training": {"model": "models/llama"}}) == ("", "llama", {})  # of an earlier version: not known
+
+
+@pytest.mark.parametrize(
+    ("record", "kind"),
+    [
+        ({}, ""),
+        ({"training": {"model": "maker/base"}}, ""),
+        ({"training": {"model": "maker/base"}, "used": {"model": "maker/base"}}, "hub"),
+        ({"training": {"model": "models/llama"}, "used": {"model": "/data/models/llama"}}, ""),
+        ({"training": {"model": "~/llama"}, "used": {"model": "~/llama"}}, ""),
+        ({"training": {"model": "/data/llama"}}, "folder"),
+        ({"training": {"model": ""}, "embeddings": {"model": "/data/encoder"}}, "folder"),
+        ({"training": {"model": ""}, "embeddings": {"model": "maker/encoder"}}, ""),
+    ],
+)
+def test_of_earlier_records_nothing_is_claimed_that_is_not_known(record, kind):
+    found = base_of(record)
+    assert found.kind == kind and ("/" in found.name) == (kind == "hub")
+
+
+def test_the_licence_of_a_hub_base_is_that_of_its_card_in_the_cache(tmp_path, monkeypatch):
+    """As the cache of the hub holds it; where it does not, none is known."""
+    snapshot = tmp_path / "models--maker--base" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (tmp_path / "models--maker--base" / "refs").mkdir()
+    (tmp_path / "models--maker--base" / "refs" / "main").write_text("abc")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert base_facts("maker/base") == {"kind": "hub", "name": "maker/base"}
+    (snapshot / CARD).write_text("---\nlicense: apache-2.0\n---\n# Base")
+    assert base_facts("maker/base") == {"kind": "hub", "name": "maker/base", "license": "apache-2.0"}
+    record = {"training": {"model": "maker/base"}, "used": {"model": "maker/base"}}
+    assert base_of(record).license == {"license": "apache-2.0"}
+
+
+PROBABILITY = "is the estimated probability"
+
+
+@pytest.mark.parametrize(
+    ("diagnosis", "said", "unsaid"),
+    [
+        (None, "is not judged", PROBABILITY),
+        ({"kind": "identified", "learned": "learned"}, f"sigmoid(reward - 0.5) {PROBABILITY}", "independent"),
+        ({"kind": "identified", "learned": "not tested"}, "Nobody has tested", "means nothing"),
+        ({"kind": "conditional", "learned": "learned"}, "Rely on its order", PROBABILITY),
+        ({"kind": "conditional", "sensitivity": {"mean_g_range": [0.2, 0.65]}}, "may be 20% to 65%", PROBABILITY),
+        ({"kind": "contradicted", "ranking": "conditional", "scale": "contradicted"}, "Its order alone", PROBABILITY),
+        ({"kind": "not identified"}, "other rewards explain", PROBABILITY),
+        ({"kind": "contradicted"}, "neither its order nor sigmoid", PROBABILITY),
+        ({"kind": "not learned", "scale": "conditional"}, "means nothing", "sigmoid"),
+    ],
+)
+def test_what_the_number_means_goes_no_further_than_the_verdict(diagnosis, said, unsaid):
+    found = meaning_of({"reward_bias": -0.5, "diagnosis": diagnosis})
+    assert said in found and unsaid not in found
+
+
+@pytest.mark.parametrize("keeps_bos", [True, False])
+def test_lines_for_long_rows_follow_the_training(saved, monkeypatch, keeps_bos):
+    """Models of earlier versions lost the BOS token of rows that they cut."""
+    model, folder, _ = saved
+    record, bos = {**read_record(folder), "keeps_bos": keeps_bos}, bos_of(model.tokenizer)
+    card = model_card(record, str(folder), "classifier", bos)
+    found: dict = {}
+    exec(with_long_messages(code_of(card, "transformers")), found)
+    [expected], cut = encode(model.tokenizer, [LONG], SPEC.max_length, keeps_bos=keeps_bos)
+    assert cut and found["ids"] == expected
+    assert ("our own cut keeps" in " ".join(card.split())) == bool(bos and keeps_bos)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +204,9 @@ def test_a_hub_id_is_named_as_the_base():
 )
 def test_the_licence_is_that_of_the_base(tmp_path, text, expected):
     (tmp_path / CARD).write_text(text)
-    assert license_of(str(tmp_path)) == expected
+    assert license_in(tmp_path / CARD) == expected
+    assert base_facts(str(tmp_path)) == {"kind": "folder", "name": tmp_path.name, **expected}
+    assert license_in(tmp_path) == license_in(None) == {}
 
 
 def test_training_writes_a_card_that_belongs_to_the_model(make_log, make_config):
@@ -128,6 +218,7 @@ def test_training_writes_a_card_that_belongs_to_the_model(make_log, make_config)
     acted = int((np.asarray(log.feedback)[:, 0] == 1).sum())
     assert sum(part["rows"] for part in parts) == 60 and len(parts) == 2
     assert sum(part["signals"]["copy"]["acted"] for part in parts) == acted
+    assert record["base"] == {"kind": "folder", "name": Path(config.model).name}
     card = (folder / CARD).read_text()
     assert f"| copy | 60 | {acted} | {acted / 60:.4f} |" in card
     assert f"**Learned**: {record['learned']}" in card and "**Identification**: " in card

@@ -287,11 +287,6 @@ def test_the_command_exports(classifier, tmp_path):
     out = tmp_path / "out"
     result = CliRunner().invoke(app, ["export", str(classifier), "--out", str(out)])
     assert result.exit_code == 0 and f"wrote {out}: a sequence classifier" in result.stdout
-    result = CliRunner().invoke(
-        app, ["export", str(classifier), "--out", str(tmp_path / "again"), "--push-to-hub", "me/rm"]
-    )
-    assert result.exit_code == 2 and "push-to-hub: me/rm was not uploaded" in result.output
-    assert '"me/rm"' in (tmp_path / "again" / "README.md").read_text()
 
 
 def test_the_commands_of_the_page(classifier, save_embedded, tmp_path, monkeypatch):

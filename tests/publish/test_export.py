@@ -4,13 +4,16 @@ import json
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
+from irm_fast.cli.commands import app
 from irm_fast.data.messages import Messages
 from irm_fast.data.writing.manifest import MANIFEST, damage
 from irm_fast.embeddings.dense import dense_layers
@@ -18,6 +21,7 @@ from irm_fast.embeddings.embedder import plain_text
 from irm_fast.embeddings.sentence_files import SentenceFiles, read_sentence_files
 from irm_fast.evaluation.scoring import load, score
 from irm_fast.models.record import RECORD
+from irm_fast.publish.consumers import check_consumers
 from irm_fast.publish.export import export_model, push_to_hub
 from irm_fast.publish.names import CARD
 from tests.docs.pages import ROOT, blocks, commands, run_command
@@ -184,3 +188,76 @@ def test_without_a_hub_the_error_is_one_line_and_the_export_stays(tmp_path):
     with pytest.raises(ValueError, match=r"push-to-hub: me/rm was not uploaded, the export is whole in") as error:
         push_to_hub(tmp_path, "me/rm")
     assert "\n" not in str(error.value) and (tmp_path / "config.json").is_file()
+    assert f"`hf upload me/rm {tmp_path} . --private`" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("repository", "said"),
+    [
+        ("me", "got 'me'; expected OWNER/NAME"),
+        ("me/../rm", "expected OWNER/NAME"),
+        ("a/b/c", "expected OWNER/NAME"),
+        ("me/rm", "nothing is written; log in by `hf auth login`"),
+    ],
+)
+def test_what_cannot_be_uploaded_is_said_before_anything_is_written(classifier, tmp_path, repository, said):
+    """An id that is none, and a hub that is not reached."""
+    out = tmp_path / "out"
+    result = CliRunner().invoke(app, ["export", str(classifier), "--out", str(out), "--push-to-hub", repository])
+    assert result.exit_code == 2 and said in result.output and not out.exists()
+
+
+class Hub:
+    """Stands for the hub: it takes uploads, or refuses them."""
+
+    refuses = True
+    taken: ClassVar[list] = []
+
+    def whoami(self):
+        return {"name": "me"}
+
+    def create_repo(self, *given, **more): ...
+
+    def upload_folder(self, *, repo_id, folder_path, **more):
+        if Hub.refuses:
+            raise ConnectionError("the line broke")
+        Hub.taken.append((repo_id, Path(folder_path)))
+
+
+def test_after_a_failed_upload_the_same_command_goes_on(classifier, save_embedded, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    monkeypatch.setattr(Hub, "refuses", True)
+    monkeypatch.setattr(Hub, "taken", [])
+    out = tmp_path / "out"
+    command = ["export", str(classifier), "--out", str(out), "--push-to-hub", "me/rm"]
+    first = CliRunner().invoke(app, command)
+    assert first.exit_code == 2 and "the line broke" in first.output and "the same command goes on" in first.output
+    assert '"me/rm"' in (out / CARD).read_text()
+    written = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
+    monkeypatch.setattr(Hub, "refuses", False)
+    again = CliRunner().invoke(app, command)
+    assert again.exit_code == 0 and "whole as it was written before" in again.stdout, again.output
+    assert Hub.taken == [("me/rm", out)]
+    assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == written
+    for other in (
+        [*command[:-1], "me/other"],
+        ["export", str(save_embedded()), *command[2:]],
+        ["export", str(classifier), "--out", str(out)],
+    ):
+        refused = CliRunner().invoke(app, other)
+        assert refused.exit_code == 2 and "holds another export, or one that is damaged" in refused.output, other
+    (out / "config.json").write_text("{}")
+    assert "one that is damaged" in CliRunner().invoke(app, command).output
+
+
+def test_an_export_of_an_earlier_model_is_cut_as_it_was_trained(classifier, tmp_path):
+    """Its card says so, and a check of the export reads long rows as the run did."""
+    folder = shutil.copytree(classifier, tmp_path / "earlier")
+    (folder / MANIFEST).unlink()
+    record = json.loads((folder / RECORD).read_text())
+    del record["keeps_bos"]
+    (folder / RECORD).write_text(json.dumps(record))
+    export_model(folder, tmp_path / "out")
+    assert "our own cut keeps" not in " ".join((tmp_path / "out" / CARD).read_text().split())
+    [of_run, *_], [of_export, *_] = (check_consumers(path) for path in (folder, tmp_path / "out"))
+    assert of_export.within < 1e-5 and of_export.beyond < 1e-5 and of_run.beyond < 1e-5
