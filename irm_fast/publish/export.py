@@ -192,19 +192,21 @@ def _export_sentences(folder: Path, marker: _Marker, record: Mapping[str, Any]) 
     model = EmbeddedRewardModel.load(folder)
     check_exportable(model)
     files = write_sentence_transformer(model, marker.out)
+    readings = compare_export(model, marker.out)
+    words = "; ".join(map(_in_words, readings))
+    if any(one.wrong for one in readings):
+        raise ValueError(
+            f"out: {marker.out} gives another reward than {folder}, and is left without its manifest: {words}; do not "
+            "use it; --check of the model with --data tells whether it is so of your rows"
+        )
     marker.close(files, record, "sentences")
-    return Exported("a model of sentence-transformers", _compared(model, marker.out))
-
-
-def _compared(model: EmbeddedRewardModel, out: Path) -> str:
-    """How our score and that of an export differ, in words."""
-    return "; ".join(map(_in_words, compare_export(model, out)))
+    return Exported("a model of sentence-transformers", words)
 
 
 def _in_words(one: Reading) -> str:
     """A reading of an export."""
     if one.within is None:
         return f"{one.consumer}: {one.note if one.failed else one.how + ', not compared'}"
-    verdict = "the same reward" if one.same else "ANOTHER REWARD"
+    verdict = "the same reward" if one.same else "another reward"
     beyond = "" if one.beyond is None else f", of longer rows by {one.beyond:.1e}"
     return f"{one.consumer} ({one.how}): {verdict}, differs by at most {one.within:.1e}{beyond}"

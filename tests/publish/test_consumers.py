@@ -21,7 +21,7 @@ from irm_fast.publish.classifier_readers import CLASSIFIER_READERS
 from irm_fast.publish.consumers import check_consumers
 from irm_fast.publish.engine_rules import classifier_engines
 from irm_fast.publish.export import export_model
-from irm_fast.publish.readings import ROUNDING, Consumer, read_by
+from irm_fast.publish.readings import ROUNDING, Consumer, Reading, read_by
 from irm_fast.publish.samples import made_conversations, sorted_out
 from tests.docs.pages import ROOT, blocks, commands, run_command
 from tests.models.saved_bases import save_base
@@ -156,6 +156,15 @@ def test_an_export_that_gives_another_reward_is_found(save_embedded, tmp_path):
     assert all(one.same for one in compare_export(EmbeddedRewardModel.load(folder), tmp_path / "out"))
     told.write_text(json.dumps(json.loads(told.read_text()) | read))
     assert all(one.wrong for one in compare_export(EmbeddedRewardModel.load(folder), tmp_path / "out"))
+
+
+def test_an_export_that_gives_another_reward_is_not_finished(save_embedded, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "irm_fast.publish.export.compare_export", lambda model, out: [Reading("one", "1", 0.5, same=False)]
+    )
+    with pytest.raises(ValueError, match=r"gives another reward than .*differs by at most 5.0e-01; do not use it"):
+        export_model(save_embedded(), tmp_path / "out", "sentence-transformers")
+    assert not (tmp_path / "out" / MANIFEST).exists()
 
 
 def test_a_reward_that_nobody_else_reads_is_said_to_be_such(save_embedded, tiny_model):
