@@ -21,14 +21,9 @@ COMMANDS = {  # by the headings of the help
     "Training": (training.train, publish.report, embeddings.embed),
     "Judging": (evaluation.evaluate, evaluation.diagnose, evaluation.compare, evaluation.label, training.verify),
     "Using a model": (evaluation.score, publish.export),
-    "Trying it out": (experiments.demo, experiments.reproduce, models.doctor),
+    "Trying it out": (experiments.demo, experiments.reproduce, experiments.downstream, models.doctor),
 }
-NO_USERS = (
-    training.verify,
-    experiments.reproduce,
-    experiments.demo,
-    models.doctor,
-)  # read no data of users
+NO_USERS = (training.verify, *COMMANDS["Trying it out"])  # read no data of users
 WIDTH = {"max_content_width": 120}  # of help, at most
 
 app = typer.Typer(

@@ -17,6 +17,7 @@ EXTRAS = {  # extra of pyproject.toml: the packages that it brings for us, as th
     "report": ("matplotlib",),
     "hub": ("datasets",),
     "lora": ("peft",),
+    "policy": ("trl",),
     "liger": ("liger_kernel",),
 }
 

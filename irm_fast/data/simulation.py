@@ -158,15 +158,18 @@ def rating_propensity(rating: np.ndarray, alpha: float, target: float) -> np.nda
 
 def feature_propensity(features: np.ndarray, signals: int, target: float) -> np.ndarray:
     """Return the propensities (N, K) of protocol "feature", from standardised features (N, F)."""
+    slopes = WEIGHTS[:signals] @ features.T.astype(np.float64)
+    return np.column_stack([_sigmoid(slope + level_of(slope, target)) for slope in slopes])
 
-    def sigmoid(logit: np.ndarray) -> np.ndarray:
-        probability: np.ndarray = np.exp(-np.logaddexp(0, -logit))
-        return probability
 
-    def column(slope: np.ndarray) -> np.ndarray:
-        return sigmoid(slope + _solve(lambda bias: float(sigmoid(slope + bias).mean()), -50.0, 50.0, target))
+def level_of(slope: np.ndarray, target: float) -> float:
+    """Return what has to be added to logits (N,) for the mean of their sigmoid to be the target."""
+    return _solve(lambda level: float(_sigmoid(slope + level).mean()), -50.0, 50.0, target)
 
-    return np.column_stack([column(slope) for slope in WEIGHTS[:signals] @ features.T.astype(np.float64)])
+
+def _sigmoid(logit: np.ndarray) -> np.ndarray:
+    probability: np.ndarray = np.exp(-np.logaddexp(0, -logit))
+    return probability
 
 
 def standard_features(messages: list[Messages]) -> np.ndarray:

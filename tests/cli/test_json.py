@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from irm_fast.cli.answers import Answer, Table, for_json
 from irm_fast.cli.commands import app
 from irm_fast.experiments import demo
+from irm_fast.experiments.downstream import run as downstream
 from irm_fast.experiments.reproduce import redraws
 
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
@@ -38,6 +39,7 @@ RUNS = (  # one after the other in one folder; what a command reads an earlier o
     "label --merge rated-rows.jsonl --data log.jsonl --out labelled.jsonl",
     "demo",
     "reproduce --data semi-synthetic --output out",
+    "downstream --output out",
     "doctor",
 )
 
@@ -79,6 +81,8 @@ def test_every_command_prints_one_object_and_nothing_else(place: Path, tiny_mode
     monkeypatch.setattr(demo, "run_demo", noisy_demo)
     monkeypatch.setattr(redraws, "run_redraws", lambda *args, **how: [{"method": "naive", "auroc": np.float32(0.5)}])
     monkeypatch.setattr(redraws, "write_report", lambda *args: "a report")
+    monkeypatch.setattr(downstream, "run_downstream", lambda *args, **how: [{"step": np.int64(0)}])
+    monkeypatch.setattr(downstream, "write_report", lambda *args: "a report")
     answers = {}
     for line in RUNS:
         words = [tiny_model if word == "MODEL" else word for word in shlex.split(line)]

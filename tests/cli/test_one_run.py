@@ -19,6 +19,7 @@ FOLDERS = {
     "train --embeddings": ["train", "--embeddings", "EMBEDDED", "--data", "LOG", "--output", "PLACE"],
     "embed": ["embed", "--model", "MODEL", "--data", "LOG", "--out", "PLACE", "--overwrite"],
     "reproduce": ["reproduce", "--data", "semi-synthetic", "--output", "PLACE", "--resume"],
+    "downstream": ["downstream", "--output", "PLACE", "--resume"],
     "demo": ["demo", "--output", "PLACE"],
 }
 

@@ -21,7 +21,7 @@ CALLED = {"scikit-learn": "sklearn", "pyyaml": "yaml", "liger-kernel": "liger_ke
 BY_CORE = {"jinja2", "markupsafe", "typing_extensions", "rich"}  # that torch and typer bring along
 BY_OTHERS = {"tokenizers", "huggingface_hub", "triton"}  # that transformers, and torch for GPUs, bring along
 # What a function names the remedy of, a script that is not installed, and the programs that `verify` compares.
-OF_NOBODY = {"bitsandbytes", "mpmath", "sentence_transformers", "trl"}
+OF_NOBODY = {"bitsandbytes", "mpmath", "sentence_transformers"}
 OPTIONAL = {package for packages in EXTRAS.values() for package in packages}
 NEED_NOTHING = {
     *("EmbeddingTrainConfig", "ImplicitRMLoss", "Log", "SignalHeads", "TrainConfig", "backends", "baselines", "hf"),
@@ -57,7 +57,8 @@ def required(extra: str | None) -> set[str]:
 def test_the_table_is_that_of_the_installation() -> None:
     assert required(None) == CORE
     for extra, packages in EXTRAS.items():
-        assert set(packages) == required(extra) - (required("train") if extra == "lora" else set()), extra
+        brought = required("train") | required("report") if extra in ("lora", "policy") else set()
+        assert set(packages) == required(extra) - brought, extra
     assert required("all") == OPTIONAL - {"liger_kernel"}
 
 

@@ -31,7 +31,7 @@ def _is_marked(folder: Path) -> bool:
 FOLDER = OutputFolder(
     "run",
     files=(
-        *("settings.json", "embeddings.safetensors", "table.md", "downstream.md", "results.csv", "comparison.png"),
+        *("settings.json", "embeddings.safetensors", "table.md", "best_of_n.md", "results.csv", "comparison.png"),
         "best_of_n.png",
     ),
     folders=("redraws", "embeddings.safetensors.parts"),

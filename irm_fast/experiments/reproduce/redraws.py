@@ -99,7 +99,7 @@ def _run_redraws(
 
 
 def write_report(results: Sequence[Mapping[str, Any]], experiment: Experiment, output: Path) -> str:
-    """Write table.md, downstream.md, results.csv and two pictures to the folder of a run.
+    """Write table.md, best_of_n.md, results.csv and two pictures to the folder of a run.
 
     Args:
         results: The results of `run_redraws`.
@@ -109,7 +109,7 @@ def write_report(results: Sequence[Mapping[str, Any]], experiment: Experiment, o
     Returns:
         The tables, and a line that says what was written.
     """
-    from irm_fast.experiments.reproduce import downstream
+    from irm_fast.experiments.reproduce import best_of_n
     from irm_fast.experiments.reproduce.picture import draw
     from irm_fast.experiments.reproduce.table import markdown, write_csv
 
@@ -119,14 +119,14 @@ def write_report(results: Sequence[Mapping[str, Any]], experiment: Experiment, o
     )
     about = f"{rows:,} responses, {how}, a fifth of them the test set; mean propensity {experiment.target:g}"
     about = f"{about}, alpha {experiment.alpha:g}; irm_fast {__version__}."
-    table, picks = (write(results, experiment.name, about) for write in (markdown, downstream.markdown))
+    table, picks = (write(results, experiment.name, about) for write in (markdown, best_of_n.markdown))
     write_whole(output / "table.md", table)
-    write_whole(output / "downstream.md", picks)
+    write_whole(output / "best_of_n.md", picks)
     write_csv(results, output / "results.csv")
     picture = draw(results, output / "comparison.png")
-    downstream.draw(results, output / "best_of_n.png")
+    best_of_n.draw(results, output / "best_of_n.png")
     pictures = ", comparison.png, best_of_n.png" if picture else f"; no picture: it {missing('matplotlib')}"
-    return f"{table}\n{picks}\nwrote {output}/: table.md, downstream.md, results.csv{pictures}"
+    return f"{table}\n{picks}\nwrote {output}/: table.md, best_of_n.md, results.csv{pictures}"
 
 
 def _in_child(job: Job, population: Population, experiment: Experiment) -> None:

@@ -1,4 +1,4 @@
-"""What happens downstream: the table and the picture of the best of n answers by each method's reward."""
+"""What the best of n answers are like: the table and the picture of the best of n answers by each method's reward."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ the quality). What methods see is said in table.md; `{lower}` are the lower ends
 90%, and the default itself in redraws where its reward is a network, which has none."""
 
 
-class Downstream:
+class BestOfN:
     """The best of n answers by each method, of one protocol.
 
     Args:
@@ -97,9 +97,9 @@ def _difference(difference: np.ndarray) -> str:
     return f"**{text}**" if abs(mean) > half else text
 
 
-def by_protocol(results: Results) -> list[Downstream]:
+def by_protocol(results: Results) -> list[BestOfN]:
     """The best of n answers of each protocol."""
-    return [Downstream(results, protocol) for protocol in protocols_of(results)]
+    return [BestOfN(results, protocol) for protocol in protocols_of(results)]
 
 
 def markdown(results: Results, data: str, about: str = "") -> str:
@@ -157,7 +157,7 @@ def draw(results: Results, path: Path) -> Path | None:
     return save(figure, path)
 
 
-def _panel(axes: Axes, table: Downstream, values: dict[Key, np.ndarray], title: str) -> None:
+def _panel(axes: Axes, table: BestOfN, values: dict[Key, np.ndarray], title: str) -> None:
     for key, (label, colour, width) in _lines(table.signals).items():
         if key not in values:
             continue

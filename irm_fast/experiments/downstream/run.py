@@ -1,0 +1,221 @@
+"""The run: policies to start from, reward models, best of n and optimised policies, each kept as it is done."""
+
+from __future__ import annotations
+
+import json
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from irm_fast import __version__
+from irm_fast.common.extras import missing, need
+from irm_fast.data.telling import tell
+from irm_fast.data.writing.lock import only_run
+from irm_fast.data.writing.outputs import OutputFolder, check_choice
+from irm_fast.data.writing.whole import write_whole
+from irm_fast.experiments.downstream.rewards import REWARDS, TRAINED
+from irm_fast.experiments.downstream.settings import Settings, make_world
+from irm_fast.experiments.processes import side_by_side
+
+SETTINGS, TABLE, PICTURES = "settings.json", "downstream.md", ("downstream.png", "best_of_n.png")
+
+
+def _is_marked(folder: Path) -> bool:
+    """Whether the settings in a folder are those of such a run."""
+    try:
+        settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(settings, dict) and "optimisation" in settings
+
+
+FOLDER = OutputFolder(
+    "run", files=(SETTINGS, TABLE, *PICTURES), folders=("seed-*",), is_marked=_is_marked, mark=SETTINGS
+)
+
+
+class Job(NamedTuple):
+    """A piece of the run, which leaves one file or folder.
+
+    Attributes:
+        kind: "start", "reward", "best of n" or "policy".
+        seed: The seed of its world.
+        name: The reward; "" where there is none.
+        place: What it leaves.
+    """
+
+    kind: str
+    seed: int
+    name: str
+    place: Path
+
+
+def run_downstream(
+    output: Path,
+    settings: Settings,
+    *,
+    seeds: int = 3,
+    processes: int | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> list[dict[str, Any]]:
+    """Make worlds, train a reward model by each method, and optimise a policy against each.
+
+    Args:
+        output: The folder.
+        settings: The sizes.
+        seeds: The number of worlds, 2 or more.
+        processes: How many pieces to do at once; None for one a core.
+        resume: Go on with an interrupted run, or add seeds.
+        overwrite: Replace an earlier run.
+
+    Returns:
+        The points of all curves: "seed", "curve" ("best of n" or "policy"), "reward", and what `best_of_n` and
+        `optimise` measured.
+
+    Raises:
+        MissingPackageError: TRL is not installed.
+        ValueError: An argument is out of range, or the folder holds something else.
+    """
+    need("trl", "irm-fast downstream")
+    if seeds < 2:
+        raise ValueError(f"seeds: got {seeds}; expected 2 or more, to tell a difference from chance")
+    check_choice(resume=resume, overwrite=overwrite)
+    with only_run(output, "irm-fast downstream", folder=True):
+        _prepare(output, settings, resume=resume, overwrite=overwrite)
+        for stage in stages(output, seeds):
+            left = [job for job in stage if not job.place.exists()]
+            for job, seconds in side_by_side(_do, left, shared=(settings,), processes=processes):
+                tell(f"seed {job.seed}: {job.kind} {job.name}".rstrip() + f", {seconds:.0f} s")
+        return results_of(output)
+
+
+def write_report(points: Sequence[dict[str, Any]], output: Path) -> str:
+    """Write the table and the pictures to the folder of a run.
+
+    Args:
+        points: The points of all curves, as `run_downstream` returns them.
+        output: The folder.
+
+    Returns:
+        The table, and a line that says what was written.
+    """
+    from irm_fast.experiments.downstream.report import draw, markdown
+
+    text = markdown(points)
+    write_whole(output / TABLE, text)
+    drawn = [path.name for path in draw(points, output)]
+    pictures = ", ".join(["", *drawn]) if drawn else f"; no picture: it {missing('matplotlib')}"
+    return f"{text}\nwrote {output}/: {TABLE}{pictures}"
+
+
+def stages(output: Path, seeds: int) -> Iterator[list[Job]]:
+    """The pieces of a run; those of one stage need what the stages before it have left."""
+    every = [(seed, output / f"seed-{seed}") for seed in range(seeds)]
+    yield [Job("start", seed, "", folder / "policy") for seed, folder in every]
+    yield [Job("reward", seed, name, folder / "rewards" / name) for name in TRAINED for seed, folder in every]
+    yield [
+        *(
+            Job("policy", seed, name, folder / "policies" / f"{name}.json")
+            for seed, folder in every
+            for name in REWARDS
+        ),
+        *(Job("best of n", seed, "", folder / "best_of_n.json") for seed, folder in every),
+    ]
+
+
+def results_of(output: Path) -> list[dict[str, Any]]:
+    """The points of all curves in a folder, as of `run_downstream`."""
+    found = []
+    for folder in sorted(output.glob("seed-*"), key=lambda folder: int(folder.name.removeprefix("seed-"))):
+        seed = int(folder.name.removeprefix("seed-"))
+        for name in REWARDS:
+            path = folder / "policies" / f"{name}.json"
+            points = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+            found += [{"seed": seed, "curve": "policy", "reward": name, **point} for point in points]
+        path = folder / "best_of_n.json"
+        picks = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+        found += [{"seed": seed, "curve": "best of n", **pick} for pick in picks]
+    return found
+
+
+def _do(job: Job, settings: Settings) -> float:
+    """Do a piece, in a process of its own, and return the seconds that it took."""
+    from datasets import disable_progress_bars
+
+    from irm_fast.models.foreign_files import quiet_transformers
+
+    start = time.perf_counter()
+    disable_progress_bars()
+    with quiet_transformers(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of names that TRL and transformers give up
+        _PIECES[job.kind](job, settings)
+    return time.perf_counter() - start
+
+
+def _start(job: Job, settings: Settings) -> None:
+    """The model that reward models start from, and the policy."""
+    from irm_fast.experiments.downstream.policy import train_policy
+    from irm_fast.experiments.tiny_decoder import make_tiny_decoder
+
+    world, folder = make_world(settings, job.seed), job.place.parent
+    make_tiny_decoder((turn["content"] for turns in world.answers for turn in turns), folder / "decoder", seed=job.seed)
+    train_policy(world.answers, job.place, width=settings.width, epochs=settings.policy_epochs, seed=job.seed)
+
+
+def _reward(job: Job, settings: Settings) -> None:
+    from irm_fast.experiments.downstream.rewards import train_reward
+
+    simulation, decoder = make_world(settings, job.seed).simulation, job.place.parent.parent / "decoder"
+    train_reward(job.name, simulation, decoder, job.place, epochs=settings.reward_epochs, seed=job.seed)
+
+
+def _policy(job: Job, settings: Settings) -> None:
+    from irm_fast.experiments.downstream.grpo import optimise
+    from irm_fast.experiments.downstream.rewards import Reward
+
+    world, folder = make_world(settings, job.seed), job.place.parent.parent
+    reward = Reward(job.name, folder / "rewards", world.answers)
+    points = optimise(folder / "policy", reward, world, settings.optimisation, job.seed)
+    job.place.parent.mkdir(exist_ok=True)
+    write_whole(job.place, json.dumps(points, indent=1) + "\n")
+
+
+def _best_of_n(job: Job, settings: Settings) -> None:
+    from irm_fast.experiments.downstream.picked import best_of_n
+
+    folder = job.place.parent
+    picks = best_of_n(folder / "policy", folder / "rewards", make_world(settings, job.seed), settings, job.seed)
+    write_whole(job.place, json.dumps(picks, indent=1) + "\n")
+
+
+_PIECES: dict[str, Callable[[Job, Settings], None]] = {
+    "start": _start,
+    "reward": _reward,
+    "policy": _policy,
+    "best of n": _best_of_n,
+}
+
+
+def _prepare(output: Path, settings: Settings, *, resume: bool, overwrite: bool) -> None:
+    """See that a run may begin in a folder or go on there, and write down its settings."""
+    now, path = json.loads(json.dumps({"version": __version__, **asdict(settings)})), output / SETTINGS
+    if FOLDER.check(output) == "ours":
+        if resume:
+            before = json.loads(path.read_text(encoding="utf-8"))
+            for name in now:
+                if before.get(name) != now[name]:
+                    raise ValueError(
+                        f"{name}: got {now[name]!r}; {output} was run with {before.get(name)!r}; "
+                        "choose another folder, or --overwrite"
+                    )
+            return
+        if not overwrite:
+            raise FOLDER.held(output, "an earlier run", resume=True)
+        FOLDER.check_replaceable(output)
+        FOLDER.clear_own(output)
+    output.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps(now, indent=2) + "\n")
