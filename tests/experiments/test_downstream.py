@@ -213,7 +213,6 @@ def pieces(monkeypatch):
 
     def leave(job, settings) -> None:
         done.append((job.kind, job.seed, job.name))
-        job.place.parent.mkdir(parents=True, exist_ok=True)
         if job.place.suffix != ".json":
             job.place.mkdir()
         elif job.kind == "policy":
@@ -250,6 +249,11 @@ def test_a_run_goes_on_where_it_ended(tmp_path, pieces) -> None:
     assert pieces == [("policy", 1, OURS)]
     running.run_downstream(output, SMALL, seeds=3, processes=1, resume=True)
     assert {seed for _, seed, _ in pieces[1:]} == {2}
+    left = output / "seed-1" / ".unfinished policy"  # by a run that was killed
+    left.mkdir()
+    (output / "seed-1" / "policy").rmdir()
+    running.run_downstream(output, SMALL, seeds=2, processes=1, resume=True)
+    assert pieces[-1] == ("start", 1, "") and not left.exists()
     report = running.write_report(points, output)
     assert (output / "downstream.md").read_text() in report and "wrote" in report
     pieces.clear()

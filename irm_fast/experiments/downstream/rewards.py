@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -15,7 +13,6 @@ import numpy as np
 from irm_fast.data.log import Log
 from irm_fast.data.messages import Messages
 from irm_fast.data.simulation import Simulation
-from irm_fast.data.writing.whole import whole_files
 from irm_fast.evaluation.scoring import load, score
 from irm_fast.experiments.demo import SETTINGS, labelled
 from irm_fast.experiments.downstream.answers import visible_features
@@ -49,7 +46,7 @@ def seen(name: str, simulation: Simulation) -> tuple[Log, Mapping[str, Any]]:
 
 
 def train_reward(name: str, simulation: Simulation, decoder: Path, folder: Path, epochs: int, seed: int) -> None:
-    """Train a reward model and leave it in a folder, whole or not at all.
+    """Train a reward model.
 
     Args:
         name: The method, of `TRAINED`.
@@ -59,7 +56,6 @@ def train_reward(name: str, simulation: Simulation, decoder: Path, folder: Path,
         epochs: Passes over the log.
         seed: The seed of heads and batches.
     """
-    from irm_fast.models.record import RECORD
     from irm_fast.training.config import TrainConfig
     from irm_fast.training.run import train_log
 
@@ -67,11 +63,8 @@ def train_reward(name: str, simulation: Simulation, decoder: Path, folder: Path,
         train_on_pairs(simulation.log, decoder, folder, epochs, seed)
         return
     log, own = seen(name, simulation)
-    with tempfile.TemporaryDirectory() as scratch:
-        settings = {**SETTINGS, "epochs": epochs, "seed": seed, **own}
-        train_log(log, TrainConfig(model=str(decoder), output=scratch, **settings))
-        with whole_files(folder, last=RECORD) as unfinished:
-            shutil.copytree(scratch, unfinished, dirs_exist_ok=True)
+    settings = {**SETTINGS, "epochs": epochs, "seed": seed, **own}
+    train_log(log, TrainConfig(model=str(decoder), output=str(folder), **settings))
 
 
 class Reward:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -143,16 +144,20 @@ def results_of(output: Path) -> list[dict[str, Any]]:
 
 
 def _do(job: Job, settings: Settings) -> float:
-    """Do a piece, in a process of its own, and return the seconds that it took."""
+    """Do a piece, in a process of its own, and return the seconds that it took; what it leaves is whole or absent."""
     from datasets import disable_progress_bars
 
     from irm_fast.models.foreign_files import quiet_transformers
 
     start = time.perf_counter()
+    unfinished = job.place.with_name(f".unfinished {job.place.name}")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    job.place.parent.mkdir(parents=True, exist_ok=True)
     disable_progress_bars()
     with quiet_transformers(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of names that TRL and transformers give up
-        _PIECES[job.kind](job, settings)
+        _PIECES[job.kind](job._replace(place=unfinished), settings)
+    unfinished.rename(job.place)
     return time.perf_counter() - start
 
 
@@ -180,7 +185,6 @@ def _policy(job: Job, settings: Settings) -> None:
     world, folder = make_world(settings, job.seed), job.place.parent.parent
     reward = Reward(job.name, folder / "rewards", world.answers)
     points = optimise(folder / "policy", reward, world, settings.optimisation, job.seed)
-    job.place.parent.mkdir(exist_ok=True)
     write_whole(job.place, json.dumps(points, indent=1) + "\n")
 
 

@@ -133,6 +133,7 @@ ALLOWED = {
     "evaluation/metrics_file.py": "write_metrics",
     "training/run_folder.py": "close_run",
     "experiments/reproduce/redraws.py": "_one_redraw",
+    "experiments/downstream/run.py": "_do",
 }
 WRITERS = {
     *("write_text", "write_bytes", "save_file", "savefig", "save_pretrained", "to_parquet", "ParquetWriter", "dump"),
