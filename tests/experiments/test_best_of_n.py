@@ -65,7 +65,7 @@ def test_the_table() -> None:
     head, *rows = table.rows()
     cells = {row[1]: dict(zip(head, row, strict=True)) for row in rows}
     assert cells[DEFAULT]["pleases, n = 16"] == "0.750" and cells[DEFAULT]["less naive"] == "**+0.200 ± 0.000**"
-    assert cells[DEFAULT]["to known"] == "80%" and cells[DEFAULT]["to explicit"] == "67%"
+    assert cells[DEFAULT]["to known"] == "80% ± 0" and cells[DEFAULT]["to explicit"] == "67% ± 0"
     assert cells[NAIVE.name]["turns over"] == "16" and cells[NAIVE.name]["length, n = 16"] == "+0.55"
     assert "## Best of n, log, protocol rating" in markdown(results(), "log", "how it was made")
 

@@ -29,6 +29,7 @@ from irm_fast.experiments.downstream.rewards import (
 )
 from irm_fast.experiments.downstream.settings import SMALL, make_world
 from irm_fast.experiments.downstream.users import outcome, outcomes
+from irm_fast.experiments.report import share_with_interval
 from irm_fast.experiments.tiny_decoder import make_tiny_decoder
 
 LAMP = "7. How do I fix my lamp?"
@@ -305,9 +306,19 @@ def test_the_table() -> None:
     naive, ours = cells[NAIVE], cells[OURS]
     assert naive["pleases"] == "0.410 to 0.510" and naive["gain"] == "20% ± 0" and naive["turns over"] == "2.0"
     assert (naive["best"], naive["at"]) == ("0.710", "2.0")
-    assert ours["gain"] == "80% ± 0" and ours["turns over"] == "-" and cells[EXPLICIT]["gain"] == "100% ± 0"
+    assert ours["gain"] == "80% ± 0" and ours["turns over"] == "-" and cells[EXPLICIT]["gain"] == "100%"
     assert ours["best of 16"] == "0.700" and cells[KNOWN]["to known"] == "100%" and ours["to known"] == "0%"
     assert "mean over 3 worlds" in markdown(_points())
+
+
+def test_intervals_of_shares_are_of_the_worlds() -> None:
+    """Half of the distance on average: exactly so everywhere, or by chance."""
+    low, high = np.zeros(4), np.array([0.4, 0.5, 0.6, 0.5])
+    assert share_with_interval(high / 2, low, high, least=0.01) == "50% ± 0"
+    half = share_with_interval(np.array([0.1, 0.35, 0.2, 0.35]), low, high, least=0.01)
+    assert half.startswith("50% ± ") and 10 < float(half.removeprefix("50% ± ")) < 60
+    assert share_with_interval(low, low, high, least=0.01) == "0%"
+    assert share_with_interval(high, low, low, least=0.01) == "-"
 
 
 def test_no_share_of_a_gain_that_is_none() -> None:

@@ -10,14 +10,14 @@ import numpy as np
 
 from irm_fast.common.extras import missing
 from irm_fast.experiments.downstream.rewards import EXPLICIT, KNOWN, NAIVE, OURS, PAIRS, PAPER, PENALISED, REWARDS
-from irm_fast.experiments.report import markdown_table, percent, share_closed
+from irm_fast.experiments.report import markdown_table, share_with_interval
 from irm_fast.publish.figures import new_figure, plain, save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Points = Sequence[dict[str, Any]]
-AT, LEVEL, LEAST = 16, 0.05, 0.01
+AT, LEAST = 16, 0.01
 FALL = 0.01  # less than this below its best, a curve has not turned over
 LOOKS = {  # reward: label, colour, width of the line
     NAIVE: ("actions taken for labels", "#c0392b", 2.4),
@@ -29,11 +29,11 @@ LOOKS = {  # reward: label, colour, width of the line
     EXPLICIT: ("true labels", "#222222", 1.4),
 }
 NOTES = """"Pleases": how often the answers of the policy please in truth, before and after, mean over {seeds} worlds;
-"gain": the share of what explicit labels gain, with a 95% interval of Student's t over the worlds; "best": the highest
-point on the way; "at": its divergence from the starting policy, nats an answer; "turns over": the same where the end is
-lower by {fall:g} or more, else "-"; "acts": how often anybody acts; "bait": sentences an answer that fish for an
-action; "best of {at}": how often the best of so many answers of the starting policy pleases; "to known": the share of
-the distance from naive to known propensities."""
+"gain": the share of what explicit labels gain, with a 95% interval by the jackknife over the worlds; "best": the
+highest point on the way; "at": its divergence from the starting policy, nats an answer; "turns over": the same where
+the end is lower by {fall:g} or more, else "-"; "acts": how often anybody acts; "bait": sentences an answer that fish
+for an action; "best of {at}": how often the best of so many answers of the starting policy pleases; "to known": the
+share of the distance from naive to known propensities."""
 
 
 class Curve:
@@ -73,34 +73,23 @@ def table(points: Points) -> str:
         pleases, moved = curve.of("pleases"), curve.of("divergence").mean(axis=0)
         mean = pleases.mean(axis=0)
         best = int(np.argmax(mean))
-        gain, most = pleases[:, -1] - pleases[:, 0], goal[:, -1] - goal[:, 0]
         at_n = picks[name].of("n")[0].tolist().index(AT) if AT in picks[name].of("n")[0] else -1
         chosen = {one: picks[one].of("pleases")[:, at_n] for one in (name, NAIVE, KNOWN)}
         rows.append(
             [
                 name,
                 f"{mean[0]:.3f} to {mean[-1]:.3f}",
-                _with_interval(gain / most) if most.min() > LEAST else "-",
+                share_with_interval(pleases[:, -1], pleases[:, 0], goal[:, -1], least=LEAST),
                 f"{mean[best]:.3f}",
                 f"{moved[best]:.1f}",
                 f"{moved[best]:.1f}" if mean[best] - mean[-1] >= FALL else "-",
                 f"{curve.of('acts').mean(axis=0)[-1]:.3f}",
                 f"{curve.of('bait').mean(axis=0)[-1]:.1f}",
                 f"{chosen[name].mean():.3f}",
-                percent(share_closed(chosen[name], chosen[NAIVE], chosen[KNOWN], least=LEAST)),
+                share_with_interval(chosen[name], chosen[NAIVE], chosen[KNOWN], least=LEAST),
             ]
         )
     return markdown_table(rows)
-
-
-def _with_interval(shares: np.ndarray) -> str:
-    """The mean of shares with the half width of its interval, in percent."""
-    from scipy.stats import t
-
-    if len(shares) < 2:
-        return f"{shares.mean():.0%}"
-    half = t.ppf(1 - LEVEL / 2, len(shares) - 1) * shares.std(ddof=1) / np.sqrt(len(shares))
-    return f"{shares.mean():.0%} ± {100 * half:.0f}"
 
 
 def draw(points: Points, folder: Path) -> list[Path]:

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from irm_fast.data.writing.whole import whole_file
-from irm_fast.experiments.report import markdown_table, percent, share_closed
+from irm_fast.experiments.report import LEVEL, markdown_table, percent, share_closed
 from irm_fast.experiments.reproduce.methods import DEFAULT, EXPLICIT, ITEMS, KNOWN, LOWER, NAIVE, PENALISED
 
 Results = Sequence[Mapping[str, Any]]
 Key = tuple[str, int]
 METRICS = ("auroc", "mae", "rmse", "r2")
-LEVEL, FEWEST = 0.05, 5  # of intervals, and redraws for them to be worth printing
+FEWEST = 5  # redraws for intervals to be worth printing
 # Mean absolute errors of ImplicitRM as its paper prints them (arXiv:2603.23184).
 PUBLISHED_MAE = {"hs": 0.2856, "ufb": 0.1961, "saferlhf": 0.1053}
 PUBLISHED_ROW = ("stratified, current (paper)", 1)
