@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -53,20 +54,36 @@ def finished(shown_log, tiny_model, tmp_path_factory) -> Path:
 EXPORTED = RewardSpec("constant", ("copy", "share"), (1, 1), max_length=48)
 
 
+@pytest.fixture(scope="session")
+def classifiers(tmp_path_factory) -> dict[str, Path]:
+    """The folders of saved classifiers, one of each kind."""
+    folders = {}
+    for kind in KINDS:
+        folder = tmp_path_factory.mktemp("classifier")
+        model = ImplicitRewardModel.from_backbone(save_base(kind, folder / "base"), EXPORTED).eval()
+        model.save(folder / "saved", {"training": {"model": str(folder / "base")}}, card_of(model, "saved"))
+        folders[kind] = folder / "saved"
+    return folders
+
+
 @pytest.fixture(scope="session", params=KINDS)
-def classifier(request, tmp_path_factory) -> Path:
-    """The folder of a saved classifier of each kind."""
-    folder = tmp_path_factory.mktemp("classifier")
-    model = ImplicitRewardModel.from_backbone(save_base(request.param, folder / "base"), EXPORTED).eval()
-    model.save(folder / "saved", {"training": {"model": str(folder / "base")}}, card_of(model, "saved"))
-    return folder / "saved"
+def classifier(request, classifiers) -> Path:
+    """The folder of a saved classifier, of each kind in turn."""
+    return classifiers[request.param]
+
+
+@pytest.fixture(scope="session")
+def with_bos(classifiers) -> Path:
+    """The folder of a saved classifier where the kind decides nothing, or where a BOS token may be lost."""
+    return classifiers["BOS twice"]
 
 
 @pytest.fixture(scope="session")
 def save_embedded(tmp_path_factory, make_log):
-    """A function that fits a reward to embeddings of a model, and returns the folder that it is saved to."""
+    """A function that fits a reward to embeddings of a model once, and returns the folder that it is saved to."""
     base = save_encoder(tmp_path_factory.mktemp("encoder"))
 
+    @cache
     def save(model=base, hidden_layers=(), files: SentenceFiles | None = None, pooling: str = "auto") -> Path:
         log = make_log(200)
         embedder = Embedder(model, pooling=pooling, max_length=48, files=files)

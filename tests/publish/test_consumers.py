@@ -68,50 +68,49 @@ def test_samples_lie_on_both_sides_of_the_limit(classifier):
     assert samples.worst(samples.longer.astype(float)) == (0.0, 1.0)
 
 
-def test_a_checkpoint_that_others_read_otherwise_is_found(classifier, tmp_path):
+def test_a_checkpoint_that_others_read_otherwise_is_found(with_bos, tmp_path):
     """With a second BOS, and the last layer behind a sigmoid, as such checkpoints were."""
-    folder = shutil.copytree(classifier, tmp_path / "saved")
+    folder = shutil.copytree(with_bos, tmp_path / "saved")
     (folder / MANIFEST).unlink()
     config = json.loads((folder / "config.json").read_text())
     config["problem_type"] = None
     (folder / "config.json").write_text(json.dumps(config))
-    found = {one.consumer: one for one in check_consumers(folder)}
-    assert found["transformers pipeline"].same is False and found["transformers, text"].same
     result = CliRunner().invoke(app, ["export", str(folder), "--check", "--json"])
-    assert result.exit_code == 1 and json.loads(result.stdout)["wrong"] == ["transformers pipeline"]
+    found = json.loads(result.stdout)
+    assert result.exit_code == 1 and found["wrong"] == ["transformers pipeline"]
+    same = {one["consumer"]: one["same"] for one in found["readings"]}
+    assert same["transformers pipeline"] is False and same["transformers, text"]
 
 
-def test_a_second_bos_is_found(classifier, tmp_path):
-    folder = shutil.copytree(classifier, tmp_path / "saved")
-    if load(folder).tokenizer.bos_token is None:
-        return
+def test_a_second_bos_is_found(with_bos, tmp_path):
+    folder = shutil.copytree(with_bos, tmp_path / "saved")
     (folder / MANIFEST).unlink()
-    shutil.copy(classifier.parent / "base" / "tokenizer.json", folder / "tokenizer.json")
+    shutil.copy(with_bos.parent / "base" / "tokenizer.json", folder / "tokenizer.json")
     found = {one.consumer: one for one in check_consumers(folder)}
     assert found["transformers, text"].same is False and found["transformers, messages"].same
 
 
-def test_the_command_prints_a_table(classifier):
-    result = CliRunner().invoke(app, ["export", "--check", str(classifier)])
+def test_the_command_prints_a_table(with_bos):
+    result = CliRunner().invoke(app, ["export", "--check", str(with_bos)])
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
-    for name in (*(one.name for one in CLASSIFIER_READERS), *(one.consumer for one in classifier_engines(classifier))):
+    for name in (*(one.name for one in CLASSIFIER_READERS), *(one.consumer for one in classifier_engines(with_bos))):
         assert any(line.startswith(name) for line in lines), name
     assert "by source" in result.stdout and "by its rules" in result.stdout
 
 
-def test_rows_of_a_file_are_compared(classifier, tmp_path):
+def test_rows_of_a_file_are_compared(with_bos, tmp_path):
     data = tmp_path / "rows.jsonl"
     data.write_text(
         "".join(json.dumps({"prompt": f"Hi {i}", "completion": "good " * (1 + 5 * i)}) + "\n" for i in range(12))
     )
-    readings = {one.consumer: one for one in check_consumers(classifier, str(data))}
+    readings = {one.consumer: one for one in check_consumers(with_bos, str(data))}
     assert readings["transformers, text"].within < 1e-5 and readings["transformers, text"].beyond is not None
     data.write_text(json.dumps({"prompt": "Hi", "completion": "good"}) + "\n")
-    result = CliRunner().invoke(app, ["export", str(classifier), "--check", "--data", str(data), "--json"])
+    result = CliRunner().invoke(app, ["export", str(with_bos), "--check", "--data", str(data), "--json"])
     found = json.loads(result.stdout)["readings"][0]
     assert result.exit_code == 0 and found["within"] < 1e-5 and found["beyond"] is None
-    result = CliRunner().invoke(app, ["export", str(classifier), "--data", str(data), "--out", str(tmp_path / "out")])
+    result = CliRunner().invoke(app, ["export", str(with_bos), "--data", str(data), "--out", str(tmp_path / "out")])
     assert result.exit_code == 2 and "data: got it without --check" in result.output
 
 
@@ -173,18 +172,20 @@ def test_a_reward_that_nobody_else_reads_is_said_to_be_such(save_embedded, tiny_
     assert "on a decoder, which reads its chat template" in found[0].note
 
 
-def test_an_exported_classifier_is_checked_as_well(classifier, tmp_path):
+def test_an_exported_classifier_is_checked_as_well(readings, classifier, tmp_path):
     """Of rows within the limit the readings are those of the run; of longer ones, where no BOS token is lost."""
     export_model(classifier, tmp_path / "out")
-    of_run, of_export = ({one.consumer: one for one in check_consumers(f)} for f in (classifier, tmp_path / "out"))
-    assert of_run.keys() == of_export.keys()
-    for name, one in of_export.items():
-        assert (one.same, one.note, one.within is None) == (of_run[name].same, of_run[name].note, one.within is None)
     result = CliRunner().invoke(app, ["export", "--check", str(tmp_path / "out"), "--json"])
-    assert result.exit_code == 0 and json.loads(result.stdout)["wrong"] == []
+    found = json.loads(result.stdout)
+    assert result.exit_code == 0 and found["wrong"] == []
+    of_export = {one["consumer"]: one for one in found["readings"]}
+    assert readings.keys() == of_export.keys()
+    for name, one in readings.items():
+        other = of_export[name]
+        assert (other["same"], other["note"], other["within"] is None) == (one.same, one.note, one.within is None)
 
 
-def test_a_program_that_crashes_reads_no_other_reward(classifier, monkeypatch):
+def test_a_program_that_crashes_reads_no_other_reward(with_bos, monkeypatch):
     """It could not run, which is said with its reason, and decides nothing."""
 
     def crashes(loaded, rows):
@@ -192,13 +193,13 @@ def test_a_program_that_crashes_reads_no_other_reward(classifier, monkeypatch):
 
     broken = Consumer("broken", "transformers", crashes)
     monkeypatch.setattr("irm_fast.publish.consumers.CLASSIFIER_READERS", (broken, CLASSIFIER_READERS[0]))
-    result = CliRunner().invoke(app, ["export", "--check", str(classifier)])
+    result = CliRunner().invoke(app, ["export", "--check", str(with_bos)])
     assert result.exit_code == 0, result.output
     assert "could not run: RuntimeError: no kernel image" in " ".join(result.stdout.split())
     assert "another reward" not in result.stdout and "so not compared: broken" in result.stdout
-    found = json.loads(CliRunner().invoke(app, ["export", "--check", str(classifier), "--json"]).stdout)
+    found = json.loads(CliRunner().invoke(app, ["export", "--check", str(with_bos), "--json"]).stdout)
     assert (found["wrong"], found["failed"], found["readings"][0]["same"]) == ([], ["broken"], None)
-    redacted = CliRunner().invoke(app, ["export", "--check", str(classifier), "--redact"])
+    redacted = CliRunner().invoke(app, ["export", "--check", str(with_bos), "--redact"])
     assert "could not run: RuntimeError" in redacted.stdout and "kernel image" not in redacted.stdout
 
 
@@ -212,7 +213,7 @@ def test_a_difference_beyond_rounding_is_another_reward():
     assert ROUNDING == 1e-5
 
 
-def test_the_row_of_trl_says_what_of_it_runs(classifier, monkeypatch):
+def test_the_row_of_trl_says_what_of_it_runs(with_bos, monkeypatch):
     """Its template is TRL's own; how it scores is its rule, in our code."""
 
     def apply_chat_template(example, tokenizer):
@@ -223,7 +224,7 @@ def test_the_row_of_trl_says_what_of_it_runs(classifier, monkeypatch):
     monkeypatch.setattr("irm_fast.publish.readings.version", lambda name: "9.9")
     [trl] = [one for one in CLASSIFIER_READERS if one.name.startswith("TRL")]
     monkeypatch.setattr("irm_fast.publish.consumers.CLASSIFIER_READERS", (trl,))
-    reading = check_consumers(classifier)[0]
+    reading = check_consumers(with_bos)[0]
     assert reading.how == "chat template of 9.9, the rest by its rules" and reading.same
 
 
@@ -262,10 +263,10 @@ def test_rules_of_engines_read_the_folder(classifier, tmp_path, changes, consume
     assert said in rewritten(classifier, tmp_path / "changed", **changes)[consumer]
 
 
-def test_what_cannot_be_checked_is_refused_with_a_remedy(classifier, tmp_path):
+def test_what_cannot_be_checked_is_refused_with_a_remedy(with_bos, tmp_path):
     with pytest.raises(ValueError, match=r"no model to check; expected a folder that irm-fast train or irm-fast exp"):
         check_consumers(tmp_path)
-    rewritten(classifier, tmp_path / "causal", architectures=["LlamaForCausalLM"])
+    rewritten(with_bos, tmp_path / "causal", architectures=["LlamaForCausalLM"])
     with pytest.raises(
         ValueError, match=r"names LlamaForCausalLM of 1 outputs; expected a \*ForSequenceClassification"
     ):
@@ -292,16 +293,16 @@ def test_what_has_no_effect_with_check_is_refused_by_name(tmp_path, given, named
     assert result.exit_code == 2 and "expected --out DIR to write, or --check" in result.output
 
 
-def test_the_command_exports(classifier, tmp_path):
+def test_the_command_exports(with_bos, tmp_path):
     out = tmp_path / "out"
-    result = CliRunner().invoke(app, ["export", str(classifier), "--out", str(out)])
+    result = CliRunner().invoke(app, ["export", str(with_bos), "--out", str(out)])
     assert result.exit_code == 0 and f"wrote {out}: a sequence classifier" in result.stdout
 
 
-def test_the_commands_of_the_page(classifier, save_embedded, tmp_path, monkeypatch):
+def test_the_commands_of_the_page(with_bos, save_embedded, tmp_path, monkeypatch):
     page = ROOT / "docs" / "how" / "consumers.md"
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(classifier, "reward_model")
+    shutil.copytree(with_bos, "reward_model")
     shutil.copytree(save_embedded(), "on_encoder")
     [block] = [block for block in blocks(page) if block.mark.endswith("test_consumers.py")]
     printed = [run_command(words, block.place) for words in commands(block.code)]

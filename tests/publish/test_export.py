@@ -163,9 +163,9 @@ def test_an_adapter_is_merged_into_its_base(make_log, make_config, tmp_path, mon
     assert "lora" in (tmp_path / "merged" / CARD).read_text()
 
 
-def test_what_cannot_be_exported_is_said_before_anything_is_written(classifier, save_embedded, tiny_model, tmp_path):
+def test_what_cannot_be_exported_is_said_before_anything_is_written(with_bos, save_embedded, tiny_model, tmp_path):
     with pytest.raises(ValueError, match=r"CrossEncoder reads as it is; expected --to hf"):
-        export_model(classifier, tmp_path / "out", "sentence-transformers")
+        export_model(with_bos, tmp_path / "out", "sentence-transformers")
     with pytest.raises(ValueError, match=r"no sequence classifier can hold; expected --to sentence-transformers"):
         export_model(save_embedded(), tmp_path / "out")
     with pytest.raises(ValueError, match=r"on a decoder, which reads its chat template"):
@@ -176,8 +176,8 @@ def test_what_cannot_be_exported_is_said_before_anything_is_written(classifier, 
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("mine")
     with pytest.raises(ValueError, match=r"out: .*is not empty.*expected a new or empty folder"):
-        export_model(classifier, tmp_path / "full")
-    damaged = shutil.copytree(classifier, tmp_path / "damaged")
+        export_model(with_bos, tmp_path / "full")
+    damaged = shutil.copytree(with_bos, tmp_path / "damaged")
     (damaged / "config.json").write_text("{}")
     with pytest.raises(ValueError, match=r"config.json.*damaged or edited"):
         export_model(Path(damaged), tmp_path / "out")
@@ -200,10 +200,10 @@ def test_without_a_hub_the_error_is_one_line_and_the_export_stays(tmp_path):
         ("me/rm", "nothing is written; log in by `hf auth login`"),
     ],
 )
-def test_what_cannot_be_uploaded_is_said_before_anything_is_written(classifier, tmp_path, repository, said):
+def test_what_cannot_be_uploaded_is_said_before_anything_is_written(with_bos, tmp_path, repository, said):
     """An id that is none, and a hub that is not reached."""
     out = tmp_path / "out"
-    result = CliRunner().invoke(app, ["export", str(classifier), "--out", str(out), "--push-to-hub", repository])
+    result = CliRunner().invoke(app, ["export", str(with_bos), "--out", str(out), "--push-to-hub", repository])
     assert result.exit_code == 2 and said in result.output and not out.exists()
 
 
@@ -224,12 +224,12 @@ class Hub:
         Hub.taken.append((repo_id, Path(folder_path)))
 
 
-def test_after_a_failed_upload_the_same_command_goes_on(classifier, save_embedded, tmp_path, monkeypatch):
+def test_after_a_failed_upload_the_same_command_goes_on(with_bos, save_embedded, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.HfApi", Hub)
     monkeypatch.setattr(Hub, "refuses", True)
     monkeypatch.setattr(Hub, "taken", [])
     out = tmp_path / "out"
-    command = ["export", str(classifier), "--out", str(out), "--push-to-hub", "me/rm"]
+    command = ["export", str(with_bos), "--out", str(out), "--push-to-hub", "me/rm"]
     first = CliRunner().invoke(app, command)
     assert first.exit_code == 2 and "the line broke" in first.output and "the same command goes on" in first.output
     assert '"me/rm"' in (out / CARD).read_text()
@@ -242,7 +242,7 @@ def test_after_a_failed_upload_the_same_command_goes_on(classifier, save_embedde
     for other in (
         [*command[:-1], "me/other"],
         ["export", str(save_embedded()), *command[2:]],
-        ["export", str(classifier), "--out", str(out)],
+        ["export", str(with_bos), "--out", str(out)],
     ):
         refused = CliRunner().invoke(app, other)
         assert refused.exit_code == 2 and "holds another export, or one that is damaged" in refused.output, other
@@ -250,9 +250,9 @@ def test_after_a_failed_upload_the_same_command_goes_on(classifier, save_embedde
     assert "one that is damaged" in CliRunner().invoke(app, command).output
 
 
-def test_an_export_of_an_earlier_model_is_cut_as_it_was_trained(classifier, tmp_path):
+def test_an_export_of_an_earlier_model_is_cut_as_it_was_trained(with_bos, tmp_path):
     """Its card says so, and a check of the export reads long rows as the run did."""
-    folder = shutil.copytree(classifier, tmp_path / "earlier")
+    folder = shutil.copytree(with_bos, tmp_path / "earlier")
     (folder / MANIFEST).unlink()
     record = json.loads((folder / RECORD).read_text())
     del record["keeps_bos"]
