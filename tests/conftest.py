@@ -1,5 +1,6 @@
 """Settings of the whole test session, and tiny models and logs for it."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -10,6 +11,16 @@ ON_GPU = os.environ.get("IRM_FAST_GPU_TESTS") == "1"  # tests/kernels/test_gpu.p
 if not ON_GPU:
     os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported: kernels then run on the CPU
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported: an unknown model fails at once
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported out of all collections of garbage: accelerate begins one before every run."""
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """Let the interpreter free all when it ends; nanobind complains of what it does not."""
+    gc.unfreeze()
 
 
 def _save_tokenizer(folder: Path, *, template: str | None = None, pad: bool = True, unk: bool = True) -> int:

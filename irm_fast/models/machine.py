@@ -6,6 +6,7 @@ import os
 import platform
 import re
 from contextlib import suppress
+from functools import cache
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from irm_fast.models.threads import cores
 DEVELOPERS = ("test", "bench", "docs", "dev")  # extras that are for who changes the package
 
 
+@cache  # a run asks for some twenty of them, and each is a file to read
 def installed(package: str) -> str | None:
     """Return the version of a package that is installed, or None if it is not."""
     try:

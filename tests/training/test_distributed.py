@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -72,11 +70,7 @@ def start(make_log, make_config, tmp_path):
         how = "resume" if config.resume else "anew"  # no file of settings holds it
         arguments = (f"{tmp_path / name}.yaml", f"{tmp_path / name}.rows", optimizer, str(kill_at), how)
         if launcher:
-            paths = [str(SCRIPT.parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
-            environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
-            command = [sys.executable, *launcher, SCRIPT, *arguments]
-            done = subprocess.run(command, env=environment, capture_output=True, text=True)
-            assert done.returncode == 0, done.stderr
+            assert forked.run((*launcher, str(SCRIPT), *arguments), 1, tmp_path, forked.launch) == [0]
         else:
             codes = forked.run(arguments, processes, tmp_path)
             assert codes == [0 if kill_at < 0 else -signal.SIGKILL] * processes
@@ -186,7 +180,7 @@ def test_propensities_first_over_processes(start):
 def test_shipped_accelerate_configs(start, file, sharded):
     path = SCRIPT.parents[2] / "examples" / "accelerate" / f"{file}.yaml"
     settings = ("--config_file", str(path), "--num_processes", "2", "--main_process_port", "0")  # a port that is free
-    launcher = ("-m", "accelerate.commands.launch", *settings)
+    launcher = ("accelerate.commands.launch", *settings)
     launched = start("launched", launcher=launcher, batch_size=8, gradient_checkpointing=True)
     assert launched.sharded == sharded
     same(start("one", batch_size=16), launched)
