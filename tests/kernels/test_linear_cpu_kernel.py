@@ -6,9 +6,6 @@ its gradient in float64 even there.
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -273,11 +270,3 @@ def test_widening_of_every_16_bit_number(dtype: torch.dtype, width: int) -> None
     got = run({**case, "propensity": propensity})[0]
     want = irm_fast.implicit_rm_loss(column.float(), propensity, case["feedback"], reduction="none", backend="cpu")
     torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
-
-
-@pytest.mark.parametrize("name", ["baseline", "avx2"])
-def test_smaller_instruction_sets(name: str) -> None:
-    """Everything above once more, by the copies that this processor would not choose."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "not instruction_sets"]
-    done = subprocess.run(command, env={**os.environ, "IRM_FAST_ISA": name}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

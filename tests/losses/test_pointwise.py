@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -229,14 +226,3 @@ def test_threads_do_not_change_the_bits() -> None:
         torch.set_num_threads(threads)
     for other in results[1:]:
         assert_same(other, results[0], exact=True)
-
-
-@pytest.mark.parametrize("name", ["baseline", "avx2"])
-def test_smaller_instruction_sets(name: str) -> None:
-    """The copies of the C++ kernel that this processor would not choose."""
-    if irm_fast.backends()["cpu"] != "available":
-        pytest.skip(irm_fast.backends()["cpu"])
-    chosen = "cpu and (definition or layout or contributes or finite)"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", chosen]
-    done = subprocess.run(command, env={**os.environ, "IRM_FAST_ISA": name}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
