@@ -11,15 +11,15 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import triton
 
 from tests.gpu_static.budgets import TABLE, TARGETS
+from tests.gpu_static.forks import ROOT, Forks, without_interpreter
 
-ROOT = Path(__file__).parents[2]
 # Those that run by default take two and a half minutes of a processor.
 QUICK = () if os.environ.get("IRM_FAST_ALL_GPU_CODE") == "1" else ("--quick",)
 TABLED: dict[str, Any] = json.loads(TABLE.read_text())
@@ -43,24 +43,18 @@ SECTORS = {"loss": 4.1, "linear": 2.4, "pointwise": 1.1}  # touched, times as ma
 COALESCED = re.compile(r"loss K=[124] \w+$")  # of these 1.1 times too
 
 
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the kernels that were compiled are kept, for all tests and workers of this session."""
+@pytest.fixture(scope="module")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    """What compiles; compiled kernels are kept for all tests and workers of this session."""
     base = tmp_path_factory.getbasetemp()
-    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiled"
-
-
-def without_interpreter(folder: Path, *arguments: str) -> Any:
-    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"TRITON_CACHE_DIR": str(folder)}
-    done = subprocess.run([sys.executable, *arguments], env=env, cwd=ROOT, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads(done.stdout)
+    with Forks((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiled") as forks:
+        yield forks
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_budgets(folder: Path, target: str) -> None:
+def test_budgets(forks: Forks, target: str) -> None:
     """Every kernel compiles, spills nothing that it need not, and takes what the table says."""
-    found = without_interpreter(folder, "-m", "tests.gpu_static.budgets", target, *QUICK)
+    found = forks.run("budgets", target, *QUICK)
     launches = [(name, record) for name, records in found.items() for record in records]
     assert {record["kernel"] for _, record in launches} == KERNELS or (QUICK and target != "sm_90")
     for name, record in launches:
@@ -89,9 +83,9 @@ def same_launches(found: dict[str, Any], target: str, name: str) -> bool:
 
 
 @pytest.mark.parametrize("part", ["loss", "linear", "pointwise"])
-def test_compiled_kernels_are_right(folder: Path, part: str) -> None:
+def test_compiled_kernels_are_right(forks: Forks, part: str) -> None:
     """The code for sm_90 agrees with the float64 reference, and reads and writes inside of its tensors."""
-    for found in without_interpreter(folder, "-m", "tests.gpu_static.emulate", part, *QUICK):
+    for found in forks.run("emulate", part, *QUICK):
         for result, error in found["errors"].items():
             assert error <= ERROR, (found["case"], found["rows"], result, error)
         assert found["kernels"], found
@@ -102,23 +96,23 @@ def test_compiled_kernels_are_right(folder: Path, part: str) -> None:
                 assert sectors <= bound * ideal, (found["case"], kernel)
 
 
-def test_far_logits(folder: Path) -> None:
+def test_far_logits(forks: Forks) -> None:
     """What is not below 1e-30 is right to 1e-4 of itself, whatever the approximate functions lose; all is finite."""
-    for found in without_interpreter(folder, "-m", "tests.gpu_static.emulate", "--tails"):
+    for found in forks.run("emulate", "--tails"):
         assert found["finite"] and len(found["errors"]) == 3, found
         assert max(found["errors"].values()) < 1e-4, found
 
 
-def test_a_gpu_with_little_shared_memory_gets_fewer_stages(folder: Path) -> None:
+def test_a_gpu_with_little_shared_memory_gets_fewer_stages(forks: Forks) -> None:
     """A launch that asks for more than the GPU has is an error of Triton."""
-    (records,) = without_interpreter(folder, "-m", "tests.gpu_static.budgets", "sm_89", "linear K=1 H=4096 bf").values()
+    (records,) = forks.run("budgets", "sm_89", "linear K=1 H=4096 bf").values()
     assert 0 < records[0]["shared"] < 131072 and records[0]["stack"] == 0
 
 
 @pytest.mark.parametrize("target", ["sm_90", "gfx942"])
-def test_spills_are_seen(folder: Path, target: str) -> None:
+def test_spills_are_seen(forks: Forks, target: str) -> None:
     """512 numbers a thread cannot be held in registers: were no stack reported, the budgets would prove nothing."""
-    assert without_interpreter(folder, "-m", "tests.gpu_static.spill", target) > 500
+    assert forks.run("spill", target) > 500
 
 
 def test_cpu_tensors_need_the_interpreter() -> None:
@@ -132,7 +126,9 @@ try:
 except (ValueError, RuntimeError) as error:
     print(json.dumps([loss, str(error)]))
 """
-    loss, message = without_interpreter(Path(), "-c", script)
+    command, environment = [sys.executable, "-c", script], without_interpreter()
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=True)
+    loss, message = json.loads(done.stdout)
     assert loss == pytest.approx(0.4700036)  # -log(1/2 + 1/2 * 1/4)
     assert "TRITON_INTERPRET" in message
 
@@ -141,8 +137,8 @@ except (ValueError, RuntimeError) as error:
 LAUNCHES = {"loss float32": 4, "loss bfloat16": 4, "linear float32": 6, "linear bfloat16": 7, "trainer's heads": 8}
 
 
-def test_launches_of_a_step(folder: Path) -> None:
+def test_launches_of_a_step(forks: Forks) -> None:
     """No step launches more than it did."""
-    for step, names in without_interpreter(folder, "-m", "tests.gpu_static.count").items():
+    for step, names in forks.run("count").items():
         assert len(names) <= LAUNCHES[step], (step, names)
         assert sum("kernel" in name for name in names) >= 1, (step, names)
