@@ -202,7 +202,7 @@ def test_a_run_goes_on_where_it_was_cut_off(tmp_path, few, small):
     assert [json.loads(line)["seconds"] for line in lines[:3]] == [r["seconds"] for r in again[7:10]]  # not run anew
 
 
-def test_an_error_in_a_child_ends_the_run(tmp_path, small, monkeypatch):
+def test_an_error_in_a_child_ends_the_run(tmp_path, small, monkeypatch, forked_children):
     monkeypatch.setattr(redraws, "_in_child", math.sqrt)  # which takes no job
     with pytest.raises(TypeError, match="takes exactly one argument"):
         go(tmp_path / "one", processes=2)
@@ -255,7 +255,7 @@ def test_what_must_not_be_mixed(tmp_path, few, small, monkeypatch):
         go(tmp_path / "three", protocols=("ratings",))
 
 
-def test_processes_give_what_one_process_does(tmp_path, small, monkeypatch):
+def test_processes_give_what_one_process_does(tmp_path, small, monkeypatch, forked_children):
     """Real ones, which know nothing of what is patched here: each has one fit left to do."""
     whole = entrants(2)
     monkeypatch.setattr(contest, "entrants", lambda signals: [("naive", 1)])
