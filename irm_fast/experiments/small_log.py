@@ -9,16 +9,19 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-PROMPTS = 800
+PROMPTS, HIDDEN_SIZE = 800, 64
 FILES = ("log.jsonl", "log.truth.jsonl", "log.test.jsonl", "decoder")
 
 
-def make_small_log(folder: str | Path = ".", *, prompts: int = PROMPTS, seed: int = 0) -> Path:
+def make_small_log(
+    folder: str | Path = ".", *, prompts: int = PROMPTS, hidden_size: int = HIDDEN_SIZE, seed: int = 0
+) -> Path:
     """Write a log, its truth, rated answers that are not in it, and a decoder with random weights.
 
     Args:
         folder: The folder that gets log.jsonl, log.truth.jsonl, log.test.jsonl and the folder decoder.
         prompts: The number of prompts, with two answers each; a fifth of them is for the rated answers.
+        hidden_size: The width of the decoder's hidden states.
         seed: The seed of texts, actions and weights.
 
     Returns:
@@ -38,7 +41,7 @@ def make_small_log(folder: str | Path = ".", *, prompts: int = PROMPTS, seed: in
     simulation = make_simulation(seed, prompts)
     write_simulation(simulation, folder / "log.jsonl")
     texts = (turn["content"] for messages in simulation.log.messages for turn in messages)
-    make_tiny_decoder(texts, folder / "decoder", seed=seed)
+    make_tiny_decoder(texts, folder / "decoder", hidden_size=hidden_size, seed=seed)
     return folder
 
 

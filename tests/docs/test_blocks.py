@@ -21,7 +21,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The files that the pages name: a log, rated answers, answers to score, pairs, and a decoder."""
     from irm_fast.experiments.small_log import make_small_log
 
-    folder = make_small_log(tmp_path_factory.mktemp("files"), prompts=75)
+    folder = make_small_log(tmp_path_factory.mktemp("files"), prompts=75, hidden_size=32)
     (folder / "decoder").rename(folder / "MODEL")
     (folder / "log.test.jsonl").rename(folder / "rated.jsonl")
     shutil.copy(folder / "rated.jsonl", folder / "answers.jsonl")
