@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -10,9 +11,10 @@ from irm_fast.cli import commands
 from irm_fast.training.trainer import ImplicitTrainer
 
 
-def main() -> None:
-    """Run a command of irm-fast; from step 3 on a file says so, and steps take their time."""
-    begun, *arguments = sys.argv[1:]
+def main(begun: str, said: str, *arguments: str) -> None:
+    """Run a command of irm-fast, its standard error into a file; from step 3 on, told by another, steps are slow."""
+    with open(said, "w") as file:
+        os.dup2(file.fileno(), 2)
     step = ImplicitTrainer.training_step
 
     def slow(self: ImplicitTrainer, *args: object, **kwargs: object) -> object:
@@ -24,7 +26,3 @@ def main() -> None:
     ImplicitTrainer.training_step = slow  # type: ignore[method-assign,assignment]
     sys.argv = ["irm-fast", *arguments]
     commands.main()
-
-
-if __name__ == "__main__":
-    main()

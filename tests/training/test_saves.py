@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -20,10 +18,8 @@ from irm_fast.training import saves
 from irm_fast.training.config import TrainConfig
 from irm_fast.training.run import train, train_log
 from irm_fast.training.saves import Saves
-from tests.training import forked
+from tests.training import forked, stopped_run
 from tests.training.training_cases import Interrupted, interrupt, largest_difference, train_until, write_log
-
-ROOT = Path(__file__).parents[2]
 
 
 def checkpoints(config: TrainConfig) -> list[str]:
@@ -82,15 +78,17 @@ def test_a_signal_saves_and_ends_with_the_usual_code(make_log, make_config, tmp_
     write_log(log, tmp_path / "log.jsonl")
     config = make_config("stopped", data=str(tmp_path / "log.jsonl"), patience=0, epochs=3, estimator="joint")
     config.save(tmp_path / "run.yaml")
-    command = [sys.executable, "-m", "tests.training.stopped_run", str(tmp_path / "begun")]
-    command += ["train", "--config", str(tmp_path / "run.yaml")]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    paths = [str(tmp_path / name) for name in ("begun", "said")]
+    command = ("train", "--config", str(tmp_path / "run.yaml"))
+    process = forked.SERVER.Process(target=stopped_run.main, args=(*paths, *command))
+    process.start()
     until = time.monotonic() + 120
-    while not (tmp_path / "begun").exists() and process.poll() is None and time.monotonic() < until:
+    while not (tmp_path / "begun").exists() and process.is_alive() and time.monotonic() < until:
         time.sleep(0.02)
-    process.send_signal(number)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == code, said
+    os.kill(process.pid, number)
+    process.join(60)
+    said = (tmp_path / "said").read_text()
+    assert process.exitcode == code, said
     step = int(checkpoints(config)[-1].rpartition("-")[2])
     assert step >= 4
     assert said.splitlines()[-1] == f"{word}; saved after step {step} of 15; --resume goes on from there"
