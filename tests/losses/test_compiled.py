@@ -156,8 +156,7 @@ def test_a_checkpointed_region_is_the_same() -> None:
 PLAIN = ([1.0, 1.0], [0.0, 0.0])
 
 
-@pytest.mark.parametrize("per_row", (False, True), ids=("mean", "rows"))
-@pytest.mark.parametrize("scale", (None, 0.5))
+@pytest.mark.parametrize(("per_row", "scale"), [(False, 0.5), (True, None)], ids=("mean", "rows"))
 def test_opcheck(per_row: bool, scale: float | None, backend: str) -> None:
     """Schema, fake tensors, registration of autograd and tracing, with inputs that require gradients."""
     rest = (None, None, None, None, *PLAIN, scale, per_row, True, backend)
