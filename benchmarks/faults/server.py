@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import importlib
 import json
 import os
@@ -18,17 +19,17 @@ from typing import Any
 
 LIMIT = 120.0  # seconds of a command
 MODULES = (
-    *("training.run", "training.on_embeddings", "training.designs", "embeddings.writing", "evaluation.rewards_file"),
-    *("training.propensities", "cli.commands"),
+    *("irm_fast.cli.commands", "irm_fast.training.run", "irm_fast.training.on_embeddings", "irm_fast.training.designs"),
+    *("irm_fast.training.propensities", "irm_fast.embeddings.writing", "irm_fast.evaluation.rewards_file"),
+    *("irm_fast.experiments.tiny_decoder", "irm_fast.models.varlen", "transformers.models.llama.modeling_llama"),
+    *("pyarrow", "scipy.optimize", "sklearn.linear_model", "tokenizers", "typer._adapters"),
 )
 
 
 def main() -> None:
     """Serve plans until the standard input ends."""
     for name in MODULES:
-        importlib.import_module(f"irm_fast.{name}")
-    for name in ("sklearn.linear_model", "scipy.optimize", "transformers.models.llama.modeling_llama", "pyarrow"):
-        with contextlib.suppress(ImportError):
+        with contextlib.suppress(ImportError):  # what a command needs it says itself
             importlib.import_module(name)
     from irm_fast.models import parts
 
@@ -51,6 +52,7 @@ def _run(plan: dict[str, Any], faults: Any) -> dict[str, Any]:
             os.dup2(handle, 1)
             os.dup2(handle, 2)
             os.setsid()
+            gc.freeze()  # what all forks share is neither collected nor copied
             within = str(plan["within"]).encode()
             faults.faults_plan(within, plan["mode"], ctypes.c_long(plan["number"]), str(operations).encode())
             code = _command(plan["arguments"])
@@ -73,9 +75,13 @@ def _run(plan: dict[str, Any], faults: Any) -> dict[str, Any]:
 
 
 def _command(arguments: list[str]) -> int:
-    """Run a command in this process; returns its exit code."""
+    """Run a command in this process, or make a tiny model for one; returns the exit code."""
     from irm_fast.cli import commands
+    from irm_fast.experiments.tiny_decoder import make_tiny_decoder
 
+    if arguments[0] == "model":
+        make_tiny_decoder(["good good", "bad bad"], arguments[1], hidden_size=32, vocab_size=300)
+        return 0
     sys.argv = ["irm-fast", *arguments]
     try:
         commands.main()

@@ -6,9 +6,10 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,7 +69,7 @@ class Outcome(NamedTuple):
         verdict: "exact": by the stopped command, or after --resume, the result is that of a run without a fault.
             "refused": --resume was refused in a line, and --overwrite made the exact result. "different", or "stuck":
             neither of them did.
-        line: What the refusal said, or the stopped command if that was no line for people.
+        line: What the refusal said, or the stopped command if that was no line for people or it was not stopped.
         left: Files that stayed beside the result.
     """
 
@@ -135,15 +136,12 @@ class Server:
 
     def close(self) -> None:
         """End the process."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
+        self._process.kill()
         self._process.wait()
 
 
 def prepare(server: Server) -> list[Command]:
     """Make a log, a tiny model, and what the commands need of each other; return the commands."""
-    from irm_fast.experiments.tiny_decoder import make_tiny_decoder
-
     folder = server.folder
     rng = np.random.default_rng(0)
     rows: list[dict[str, Any]] = []
@@ -155,7 +153,6 @@ def prepare(server: Server) -> list[Command]:
     log, short = folder / "log.jsonl", folder / "short.jsonl"
     log.write_text("".join(json.dumps(row) + "\n" for row in rows))
     short.write_text("".join(json.dumps(row) + "\n" for row in rows[:64]))
-    make_tiny_decoder((row["completion"] for row in rows), folder / "model", hidden_size=32, vocab_size=300)
     model = ["--model", str(folder / "model")]
     trained = ["--epochs", "1", "--batch-size", "16", "--eval-steps", "2", "--no-progress", "--patience", "0"]
     trained += ["--learning-rate", "1e-3"]
@@ -173,17 +170,8 @@ def prepare(server: Server) -> list[Command]:
         return ["embed", "--data", str(short), *model, "--out", str(place / "out.safetensors"), "--no-progress"]
 
     def shards(place: Path) -> list[str]:
-        return [
-            "embed",
-            "--data",
-            str(short),
-            *model,
-            "--out",
-            str(place / "out"),
-            "--no-progress",
-            "--shard-rows",
-            "32",
-        ]
+        reads = ["--data", str(short), *model]
+        return ["embed", *reads, "--out", str(place / "out"), "--no-progress", "--shard-rows", "32"]
 
     def score(place: Path) -> list[str]:
         reads = ["--model", str(folder / "trained" / "out"), "--data", str(short)]
@@ -195,6 +183,7 @@ def prepare(server: Server) -> list[Command]:
 
     whole_log = ["embed", "--data", str(log), *model, "--no-progress", "--out"]
     for name, arguments in (
+        ("model", ["model", str(folder / "model")]),
         ("trained", one_design(folder / "trained")),
         ("embedded", [*whole_log, str(folder / "embedded" / "out.safetensors")]),
     ):
@@ -225,9 +214,7 @@ def digest(place: Path, command: Command) -> str:
     return held.hexdigest() if files else ""
 
 
-def stopped(
-    server: Server, command: Command, fault: str, numbers: Iterable[int], whole: str, operations: Sequence[str]
-) -> list[Outcome]:
+def stopped(server: Server, command: Command, fault: str, numbers: Iterable[int], whole: str) -> Iterator[Outcome]:
     """Stop a command at some of its operations, and go on with it.
 
     Args:
@@ -236,19 +223,17 @@ def stopped(
         fault: "killed", "torn" or "full".
         numbers: The numbers of the operations, from 1.
         whole: The digest of its result without a fault.
-        operations: Its operations without a fault.
 
-    Returns:
+    Yields:
         An outcome for each of them.
     """
-    found = []
     for number in numbers:
         first = server.run(command.arguments(server.fresh()), fault, number)
-        found.append(_gone_on(server, command, first, fault, number, whole, operations[number - 1]))
-    return found
+        operation = first.operations[number - 1] if len(first.operations) >= number else "not reached"
+        yield _gone_on(server, command, first, fault, number, whole, operation)
 
 
-def killed(server: Server, command: Command, moments: Iterable[float], whole: str) -> list[Outcome]:
+def killed(server: Server, command: Command, moments: Iterable[float], whole: str) -> Iterator[Outcome]:
     """Kill a command at some moments, whatever it does then, and go on with it.
 
     Args:
@@ -256,14 +241,15 @@ def killed(server: Server, command: Command, moments: Iterable[float], whole: st
         command: The command.
         moments: When, in seconds.
         whole: The digest of its result without a fault.
+
+    Yields:
+        An outcome for each of them.
     """
-    found = []
     for number, moment in enumerate(moments, 1):
         first = server.run(command.arguments(server.fresh()), moment=moment)
         last = first.operations[-1] if first.operations else "nothing"
         operation = f"{moment:.3f} s, after {last}"
-        found.append(_gone_on(server, command, first, "moment", number, whole, operation))
-    return found
+        yield _gone_on(server, command, first, "moment", number, whole, operation)
 
 
 def _gone_on(
@@ -279,6 +265,8 @@ def _gone_on(
     verdict, line = "exact", ""
     if first.code is None or (fault == "full" and first.code and not first.is_line):
         line = f"said: {first.line}"  # its verdict is what --resume makes of it
+    if fault in ("killed", "torn") and first.code != -signal.SIGKILL:
+        line = f"was not stopped, exit code {first.code}"
     if first.code or digest(server.place, command) != whole:
         again = server.run([*arguments, "--resume"])
         if again.code:

@@ -59,14 +59,14 @@ def test_what_is_stopped_ends_as_if_it_had_not_been(faults, name) -> None:
     whole, operations = reference(server, commands[name], runs=1)
     found: list[Outcome] = []
     for fault, places in PLACES[name].items():
-        found += stopped(server, commands[name], fault, numbers(operations, places), whole, operations)
+        found += stopped(server, commands[name], fault, numbers(operations, places), whole)
     assert not [one for one in found if one.verdict != "exact" or one.line or one.left], found
 
 
 def test_what_is_killed_at_a_moment_ends_as_if_it_had_not_been(faults) -> None:
     server, commands = faults
     whole, _ = reference(server, commands["score"], runs=1)
-    found = killed(server, commands["score"], [0.05, 60], whole)
+    found = list(killed(server, commands["score"], [0.05, 60], whole))
     assert [one.verdict for one in found] == ["exact", "exact"], found
     assert found[0].operation.startswith("0.050 s, after "), "the first moment is before the end"
 
@@ -77,7 +77,7 @@ def test_the_harness_sees_what_is_wrong(faults, monkeypatch) -> None:
     embed = commands["embed"]
     whole, operations = reference(server, embed, runs=1)
     [number] = numbers(operations, [("rename", "place/out.safetensors")])
-    [one] = stopped(server, embed, "killed", [number], "another", operations)
+    [one] = stopped(server, embed, "killed", [number], "another")
     assert one.verdict == "different"
     run = server.run
     for wrong, verdict in ((["--resume"], "refused"), (["--resume", "--overwrite"], "stuck")):
@@ -87,6 +87,6 @@ def test_the_harness_sees_what_is_wrong(faults, monkeypatch) -> None:
             return Result(2, f"error: {what[0]}: no", []) if what else run(arguments, *rest)
 
         monkeypatch.setattr(server, "run", refused)
-        [one] = stopped(server, embed, "killed", [number], whole, operations)
+        [one] = stopped(server, embed, "killed", [number], whole)
         assert one.verdict == verdict and one.line.startswith("error: --resume: no")
     assert digest(server.fresh(), embed) == ""
