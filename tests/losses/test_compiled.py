@@ -11,7 +11,8 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import irm_fast
-from irm_fast.losses import operator as ops  # noqa: F401  registers the operators
+import irm_fast.losses.implicit
+import irm_fast.losses.linear  # both register their operators
 from tests.losses.loss_cases import make
 
 RATES = [0.05, 0.2]
