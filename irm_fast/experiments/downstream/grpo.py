@@ -51,7 +51,7 @@ def optimise(start: Path, reward: Reward, world: World, how: Optimisation, seed:
             if state.global_step % how.every == 0:
                 measure(state.global_step)
 
-    def paid(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
+    def paid(prompts: list[str], completions: list[str], **_: Any) -> list[float | None]:
         pairs = zip(map(question_of, prompts), completions, strict=True)
         return reward([conversation(*pair) for pair in pairs]).tolist()
 
