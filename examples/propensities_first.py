@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from irm_fast.data.rated import Rated
-from irm_fast.data.simulation import Simulation, draw_feedback, simulate
+from irm_fast.data.simulation import Simulation, draw_feedback, simulate, stream
 from irm_fast.evaluation.evaluation import evaluate_rated
 from irm_fast.experiments.demo import SETTINGS, labelled
 from irm_fast.experiments.made_text import make_rated
@@ -72,7 +72,7 @@ def _folded(rated: Rated, seed: int) -> Rated:
     """The same answers, of which users prefer those whose quality is far from the middle, on either side."""
     distance = np.abs(rated.rating)
     quality = 2 * (distance - np.median(distance))
-    preferred = np.random.default_rng([seed, 1]).random(len(quality)) < 1 / (1 + np.exp(-quality))
+    preferred = stream(seed, "folded").random(len(quality)) < 1 / (1 + np.exp(-quality))
     return replace(rated, rating=quality, preference=preferred.astype(np.int8))
 
 
@@ -85,7 +85,7 @@ def _of_words(texts: Sequence[str], seed: int) -> np.ndarray:
         for word in line:
             counts[row, number[word]] += 1
     counts = (counts - counts.mean(0)) / counts.std(0)
-    logit = counts @ np.random.default_rng([seed, 2]).normal(size=(len(number), 2))
+    logit = counts @ stream(seed, "words").normal(size=(len(number), 2))
     spread: np.ndarray = 1.5 * logit / logit.std(0)
     return spread
 

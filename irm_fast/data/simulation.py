@@ -134,8 +134,21 @@ def propensities(
     return np.tile(rating_propensity(rating, alpha, target)[:, None], (1, signals))
 
 
+def stream(seed: int, name: str) -> np.random.Generator:
+    """The random numbers of a seed for one use, independent of those for any other, and of `draw_feedback`.
+
+    Args:
+        seed: The seed.
+        name: What they are for.
+    """
+    return np.random.default_rng([seed, *name.encode()])
+
+
 def draw_feedback(preference: np.ndarray, propensity: np.ndarray, seed: int) -> np.ndarray:
-    """Draw feedback (int8, N, K) of 1 acted and 0 silent from preferences (N,) and propensities (N, K): f = r* a."""
+    """Draw feedback (int8, N, K) of 1 acted and 0 silent from preferences (N,) and propensities (N, K): f = r* a.
+
+    Whoever draws preferences from the same seed takes a `stream`: shared random numbers would tie the two.
+    """
     # A stream of its own for each signal: asking for one more leaves the others as they were.
     streams = [np.random.default_rng([seed, k]) for k in range(1, propensity.shape[1] + 1)]
     active = np.column_stack([stream.random(len(preference)) for stream in streams]) <= propensity

@@ -69,6 +69,16 @@ def test_every_made_sentence_is_read_back() -> None:
     assert 0.2 < visible[:, 1].mean() < 0.5 and 0.8 < visible[:, 2].mean() < 1.2
 
 
+def test_signals_are_independent_once_an_answer_pleases() -> None:
+    """Who is pleased acts as often as the propensity says, and both signals together as often as their product."""
+    for seed in range(3):
+        simulation = make_world(SMALL, seed).simulation
+        pleased = simulation.truth.preference == 1
+        chance, acted = simulation.propensity[pleased], simulation.log.feedback[pleased]
+        for p, f in ((chance[:, 0], acted[:, 0]), (chance[:, 1], acted[:, 1]), (chance.prod(1), acted.prod(1))):
+            assert abs((f - p).sum()) < 4 * np.sqrt((p * (1 - p)).sum())
+
+
 def test_users_act_only_when_pleased_and_at_the_rate() -> None:
     world = make_world(SMALL, 0)
     simulation = world.simulation

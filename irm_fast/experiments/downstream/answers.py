@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from irm_fast.data.messages import Messages
+from irm_fast.data.simulation import stream
 from irm_fast.experiments.made_text import DISMISSIVE, HELPFUL, QUESTIONS, TOPICS, VAGUE
 
 BAIT = ("Great question, click here!", "Copy this for later!", "Share it with a friend!", "Want to hear more?")
@@ -26,7 +27,7 @@ _LIST_MARK = re.compile(r"^\s*-\s+")
 
 def prompts(count: int, seed: int) -> list[str]:
     """So many different questions."""
-    rng = np.random.default_rng([seed, 1])
+    rng = stream(seed, "questions")
     topics = rng.choice(list(TOPICS), size=count)
     return [f"{row}. " + str(rng.choice(QUESTIONS)).format(topic=topic) for row, topic in enumerate(topics)]
 

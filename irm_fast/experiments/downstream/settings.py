@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from irm_fast.data.messages import Messages
-from irm_fast.data.simulation import Simulation
+from irm_fast.data.simulation import Simulation, stream
 from irm_fast.experiments.downstream.answers import answer, conversation, prompts
 from irm_fast.experiments.downstream.users import Users
 
@@ -98,7 +96,7 @@ class World:
 
 def make_world(settings: Settings, seed: int) -> World:
     """The world of a seed, the same each time it is made."""
-    questions, rng = prompts(settings.prompts + settings.held_out, seed), np.random.default_rng([seed, 3])
+    questions, rng = prompts(settings.prompts + settings.held_out, seed), stream(seed, "answers")
     asked, held_out = questions[: settings.prompts], questions[settings.prompts :]
     answers = [conversation(question, answer(question, rng)) for question in asked for _ in range(ANSWERS)]
     users = Users.of(answers, SIGNALS, settings.rate)

@@ -16,7 +16,7 @@ import numpy as np
 from irm_fast.data.log import Log
 from irm_fast.data.messages import Messages
 from irm_fast.data.rated import Rated
-from irm_fast.data.simulation import SIGNALS, Simulation, draw_feedback, level_of
+from irm_fast.data.simulation import SIGNALS, Simulation, draw_feedback, level_of, stream
 from irm_fast.experiments.downstream.answers import FEATURES, quality, visible_features
 
 WEIGHTS = np.array([[0.8, 0.2, 1.2], [0.4, 0.8, 0.9]])  # (signals, features), logits a deviation
@@ -69,7 +69,7 @@ class Users:
             seed: The seed of all draws.
         """
         logit = quality(conversations)
-        pleased = np.random.default_rng([seed, 2]).random(len(logit)) < 1 / (1 + np.exp(-logit))
+        pleased = stream(seed, "pleased").random(len(logit)) < 1 / (1 + np.exp(-logit))
         ids = [str(row) for row in range(len(logit))]
         truth = Rated(ids, list(conversations), logit, pleased.astype(np.int8), np.full(len(logit), -1))
         propensity = self.propensity(conversations)

@@ -204,21 +204,13 @@ class Contest:
         if name == NAIVE.name:
             return known.naive
         if name == PENALISED:
-            return self._without_length(known.naive)
+            return without_length(known.naive, self._redraw)
         if name in _ON_ESTIMATES:
             return self.field.fit(_ON_ESTIMATES[name], known.estimates)
         if name in _BOUNDS:
             return self.field.fit(_BOUNDS[name], known.truth)
         method = _ON_ACTIONS[name]
         return self.field.fit(method, known.any_signal if method.sees == "any" else known.each_signal)
-
-    def _without_length(self, fitted: Fit) -> Fit:
-        """A fit less the part of its held-out reward that is linear in the first feature, which is length in texts."""
-        length, test_length = self._redraw.log.features[:, 0], self._redraw.test_features[:, 0]
-        covariance = np.cov(length, fitted.held_out)
-        slope = covariance[0, 1] / covariance[0, 0] if covariance[0, 0] > 0 else 0.0
-        held_out, test = fitted.held_out - slope * length, fitted.test - slope * test_length
-        return replace(fitted, held_out=held_out.astype(np.float32), test=test.astype(np.float32))
 
     def _default(self, count: int, features: bool) -> Default:
         if (count, features) not in self._defaults:
@@ -230,6 +222,15 @@ class Contest:
         propensity = torch.from_numpy(self._default(count, features=False).propensity).float()
         objective = _objective(self.known(count).each_signal.feedback)
         return calibration(torch.from_numpy(held_out), propensity, objective)
+
+
+def without_length(fitted: Fit, redraw: Redraw) -> Fit:
+    """A fit less the part of its held-out reward that is linear in the first feature, which is length in texts."""
+    length, test_length = redraw.log.features[:, 0], redraw.test_features[:, 0]
+    covariance = np.cov(length, fitted.held_out)
+    slope = covariance[0, 1] / covariance[0, 0] if covariance[0, 0] > 0 else 0.0
+    held_out, test = fitted.held_out - slope * length, fitted.test - slope * test_length
+    return replace(fitted, held_out=held_out.astype(np.float32), test=test.astype(np.float32))
 
 
 _ON_ESTIMATES = {method.name: method for method in ON_ESTIMATES}
