@@ -21,9 +21,10 @@ COMMANDS = {  # by the headings of the help
     "Training": (training.train, publish.report, embeddings.embed),
     "Judging": (evaluation.evaluate, evaluation.diagnose, evaluation.compare, evaluation.label, training.verify),
     "Using a model": (evaluation.score, publish.export),
-    "Trying it out": (experiments.demo, experiments.reproduce, experiments.downstream, models.doctor),
+    "Trying it out": (experiments.demo, models.doctor),
+    "Comparing methods": (experiments.reproduce, experiments.downstream, experiments.worlds),
 }
-NO_USERS = (training.verify, *COMMANDS["Trying it out"])  # read no data of users
+NO_USERS = (training.verify, *COMMANDS["Trying it out"], *COMMANDS["Comparing methods"])  # read no data of users
 WIDTH = {"max_content_width": 120}  # of help, at most
 
 app = typer.Typer(

@@ -40,12 +40,20 @@ OPTIONS = {
     ),
     "reproduce": ("data output model protocol redraws alpha target limit max-length noise processes resume overwrite"),
     "downstream": "output seeds small processes resume overwrite",
+    "worlds": "output rows redraws processes resume overwrite",
     "demo": "output seeds processes",
     "doctor": "",
 }
 for name in OPTIONS:
     OPTIONS[name] += " json quiet debug"
-for name in OPTIONS.keys() - {"verify", "reproduce", "downstream", "demo", "doctor"}:  # which read no data of users
+for name in OPTIONS.keys() - {
+    "verify",
+    "reproduce",
+    "downstream",
+    "worlds",
+    "demo",
+    "doctor",
+}:  # which read no data of users
     OPTIONS[name] += " redact"
 CHOICES = {
     ("export", "to"): "hf sentence-transformers",

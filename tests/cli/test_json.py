@@ -17,6 +17,7 @@ from irm_fast.cli.commands import app
 from irm_fast.experiments import demo
 from irm_fast.experiments.downstream import run as downstream
 from irm_fast.experiments.reproduce import redraws
+from irm_fast.experiments.worlds import run as worlds
 
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 RUNS = (  # one after the other in one folder; what a command reads an earlier one wrote
@@ -40,6 +41,7 @@ RUNS = (  # one after the other in one folder; what a command reads an earlier o
     "demo",
     "reproduce --data semi-synthetic --output out",
     "downstream --output out",
+    "worlds --output out",
     "doctor",
 )
 
@@ -83,6 +85,8 @@ def test_every_command_prints_one_object_and_nothing_else(place: Path, tiny_mode
     monkeypatch.setattr(redraws, "write_report", lambda *args: "a report")
     monkeypatch.setattr(downstream, "run_downstream", lambda *args, **how: [{"step": np.int64(0)}])
     monkeypatch.setattr(downstream, "write_report", lambda *args: "a report")
+    monkeypatch.setattr(worlds, "run_worlds", lambda *args, **how: [{"acts": np.float64(0)}])
+    monkeypatch.setattr(worlds, "write_report", lambda *args: "a report")
     answers = {}
     for line in RUNS:
         words = [tiny_model if word == "MODEL" else word for word in shlex.split(line)]

@@ -20,6 +20,7 @@ FOLDERS = {
     "embed": ["embed", "--model", "MODEL", "--data", "LOG", "--out", "PLACE", "--overwrite"],
     "reproduce": ["reproduce", "--data", "semi-synthetic", "--output", "PLACE", "--resume"],
     "downstream": ["downstream", "--output", "PLACE", "--resume"],
+    "worlds": ["worlds", "--output", "PLACE", "--resume"],
     "demo": ["demo", "--output", "PLACE"],
 }
 

@@ -11,7 +11,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from irm_fast import __version__
 from irm_fast.common.extras import missing, need
 from irm_fast.data.telling import tell
 from irm_fast.data.writing.lock import only_run
@@ -20,21 +19,13 @@ from irm_fast.data.writing.whole import write_whole
 from irm_fast.experiments.downstream.rewards import REWARDS, TRAINED
 from irm_fast.experiments.downstream.settings import Settings, make_world
 from irm_fast.experiments.processes import side_by_side
+from irm_fast.experiments.run_folder import SETTINGS, begin, marked_by
 
-SETTINGS, TABLE, PICTURES = "settings.json", "downstream.md", ("downstream.png", "best_of_n.png")
-
-
-def _is_marked(folder: Path) -> bool:
-    """Whether the settings in a folder are those of such a run."""
-    try:
-        settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(settings, dict) and "optimisation" in settings
+TABLE, PICTURES = "downstream.md", ("downstream.png", "best_of_n.png")
 
 
 FOLDER = OutputFolder(
-    "run", files=(SETTINGS, TABLE, *PICTURES), folders=("seed-*",), is_marked=_is_marked, mark=SETTINGS
+    "run", files=(SETTINGS, TABLE, *PICTURES), folders=("seed-*",), is_marked=marked_by("optimisation"), mark=SETTINGS
 )
 
 
@@ -86,7 +77,7 @@ def run_downstream(
         raise ValueError(f"seeds: got {seeds}; expected 2 or more, to tell a difference from chance")
     check_choice(resume=resume, overwrite=overwrite)
     with only_run(output, "irm-fast downstream", folder=True):
-        _prepare(output, settings, resume=resume, overwrite=overwrite)
+        begin(FOLDER, output, asdict(settings), resume=resume, overwrite=overwrite)
         for stage in stages(output, seeds):
             left = [job for job in stage if not job.place.exists()]
             for job, seconds in side_by_side(_do, left, shared=(settings,), processes=processes):
@@ -202,24 +193,3 @@ _PIECES: dict[str, Callable[[Job, Settings], None]] = {
     "policy": _policy,
     "best of n": _best_of_n,
 }
-
-
-def _prepare(output: Path, settings: Settings, *, resume: bool, overwrite: bool) -> None:
-    """See that a run may begin in a folder or go on there, and write down its settings."""
-    now, path = json.loads(json.dumps({"version": __version__, **asdict(settings)})), output / SETTINGS
-    if FOLDER.check(output) == "ours":
-        if resume:
-            before = json.loads(path.read_text(encoding="utf-8"))
-            for name in now:
-                if before.get(name) != now[name]:
-                    raise ValueError(
-                        f"{name}: got {now[name]!r}; {output} was run with {before.get(name)!r}; "
-                        "choose another folder, or --overwrite"
-                    )
-            return
-        if not overwrite:
-            raise FOLDER.held(output, "an earlier run", resume=True)
-        FOLDER.check_replaceable(output)
-        FOLDER.clear_own(output)
-    output.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(now, indent=2) + "\n")

@@ -14,18 +14,10 @@ from irm_fast import __version__
 from irm_fast.data.writing.outputs import OutputFolder, check_choice
 from irm_fast.data.writing.whole import write_whole
 from irm_fast.experiments.reproduce.population import PROTOCOLS, SIGNALS, Population
+from irm_fast.experiments.run_folder import marked_by
 
 if TYPE_CHECKING:
     from irm_fast.experiments.reproduce.experiment import Experiment
-
-
-def _is_marked(folder: Path) -> bool:
-    """Whether the settings in a folder are those of a comparison."""
-    try:
-        settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(settings, dict) and "experiment" in settings
 
 
 FOLDER = OutputFolder(
@@ -35,7 +27,7 @@ FOLDER = OutputFolder(
         "best_of_n.png",
     ),
     folders=("redraws", "embeddings.safetensors.parts"),
-    is_marked=_is_marked,
+    is_marked=marked_by("experiment"),
     mark="settings.json",
 )
 

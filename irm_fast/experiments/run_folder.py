@@ -1,0 +1,61 @@
+"""The beginning of a run that keeps what is done: its folder, and the settings that a resumed run must share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from irm_fast import __version__
+from irm_fast.data.writing.outputs import OutputFolder, check_choice
+from irm_fast.data.writing.whole import write_whole
+
+SETTINGS = "settings.json"
+
+
+def marked_by(name: str) -> Callable[[Path], bool]:
+    """A function that says whether a folder's settings have this name, by which they are those of a kind of run."""
+
+    def is_marked(folder: Path) -> bool:
+        try:
+            settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return False
+        return isinstance(settings, dict) and name in settings
+
+    return is_marked
+
+
+def begin(folder: OutputFolder, output: Path, settings: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
+    """See that a run may begin in a folder or go on there, and write down its settings.
+
+    Args:
+        folder: The kind of folder.
+        output: The folder.
+        settings: What decides the numbers of the run, beside the version of this package.
+        resume: Whether to go on with an earlier run.
+        overwrite: Whether to replace an earlier run.
+
+    Raises:
+        ValueError: Both are set; the folder holds something else; it holds a run, and neither is set; or the run that
+            is to go on had other settings.
+    """
+    check_choice(resume=resume, overwrite=overwrite)
+    now, path = json.loads(json.dumps({"version": __version__, **settings})), output / SETTINGS
+    if folder.check(output) == "ours":
+        if resume:
+            before = json.loads(path.read_text(encoding="utf-8"))
+            for name in now:
+                if before.get(name) != now[name]:
+                    raise ValueError(
+                        f"{name}: got {now[name]!r}; {output} was run with {before.get(name)!r}; "
+                        "choose another folder, or --overwrite"
+                    )
+            return
+        if not overwrite:
+            raise folder.held(output, "an earlier run", resume=True)
+        folder.check_replaceable(output)
+        folder.clear_own(output)
+    output.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps(now, indent=2) + "\n")

@@ -1,0 +1,1 @@
+"""Which method is worth it in which log: made worlds that differ in one thing each, and every method in each."""

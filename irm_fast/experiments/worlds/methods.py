@@ -1,0 +1,134 @@
+"""Every method on the log of a world: the peers as `irm-fast reproduce` fits them, and the estimator as it comes."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from dataclasses import replace
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+
+from irm_fast.diagnostics.metrics import reward_metrics
+from irm_fast.embeddings.estimator import EmbeddingRewardModel
+from irm_fast.experiments.reproduce.contest import LOWER_LEVEL, Field, KnownOfLog, without_length
+from irm_fast.experiments.reproduce.facts import ActionsAndTruth
+from irm_fast.experiments.reproduce.fitting import Logits, Method
+from irm_fast.experiments.reproduce.methods import (
+    EXPLICIT,
+    FORMS,
+    KNOWN,
+    NAIVE,
+    ON_ESTIMATES,
+    PRODUCTS,
+    WITH_POSTERIORS,
+)
+from irm_fast.experiments.reproduce.picks import best_of
+from irm_fast.experiments.worlds.drawing import Drawn
+from irm_fast.experiments.worlds.knobs import World
+from irm_fast.losses.implicit import implicit_rm_loss
+
+PENALISED = "length taken out"
+PAPER = "paper"
+OURS, ALONE, LOWER, TOLD = "irm_fast", "embeddings alone", "lower ends", "told"
+_PEERS: dict[str, Method[Any]] = {
+    "pairs": PRODUCTS[0],
+    "KTO": PRODUCTS[1],
+    "nnPU": next(method for method in ON_ESTIMATES if method.name == "nnPU"),
+    "ReCRec": next(method for method in WITH_POSTERIORS if method.name == "ReCRec-F"),
+    PAPER: next(method for method in FORMS if method.name == "stratified, lagged (paper)"),
+}
+PEERS = (NAIVE.name, PENALISED, *_PEERS)
+BOUNDS = (KNOWN.name, EXPLICIT.name)
+FORMS_OF_OURS = (OURS, ALONE, LOWER, TOLD)
+METHODS = (*PEERS, *FORMS_OF_OURS, *BOUNDS)
+AT = 16  # answers of which the best is picked
+
+
+class Contest:
+    """All methods on one log.
+
+    Args:
+        world: The world.
+        drawn: Its log.
+        seed: The seed of folds and fits.
+    """
+
+    def __init__(self, world: World, drawn: Drawn, seed: int) -> None:
+        self._world, self._drawn, self._seed = world, drawn, seed
+        self._redraw = drawn.redraw
+        self._field = Field(drawn.redraw.log, drawn.redraw.test_X, seed)
+        self._seen = KnownOfLog(self._field, drawn.redraw, 0)
+
+    def methods(self) -> tuple[str, ...]:
+        """The names of the methods that differ in this world, in the order of `METHODS`."""
+        told = bool(self._world.misclicks or self._world.funnel)
+        return tuple(name for name in METHODS if told or name != TOLD)
+
+    def measured(self, name: str) -> dict[str, Any]:
+        """What a method came to on the test set.
+
+        Args:
+            name: The method.
+
+        Returns:
+            "auroc", of whether answers please; "picks", how often the best of 16 pleases; "seconds".
+        """
+        start = time.perf_counter()
+        reward = self._reward(name)
+        seconds = time.perf_counter() - start
+        picks = best_of(reward, self._drawn.please, self._redraw.test_features, (AT,))
+        auroc = reward_metrics(reward, self._redraw.test_preference)["auroc"]
+        return {"auroc": auroc, "picks": picks["pleases"][0], "seconds": seconds}
+
+    def _reward(self, name: str) -> np.ndarray:
+        """(m,) the rewards of the test set."""
+        if name == NAIVE.name:
+            return self._seen.naive.test
+        if name == PENALISED:
+            return without_length(self._seen.naive, self._redraw).test
+        if name in _PEERS:
+            method = _PEERS[name]
+            known = self._seen.estimates if method in ON_ESTIMATES else self._seen.any_signal
+            return self._field.fit(method, self._seen.each_signal if method.sees == "each" else known).test
+        if name == EXPLICIT.name:
+            return self._field.fit(EXPLICIT, self._seen.truth).test
+        if name == KNOWN.name:
+            return self._known()
+        return self._ours(name)
+
+    def _known(self) -> np.ndarray:
+        """The likelihood with the true propensities, which knows of misclicks and of a funnel."""
+        log = replace(self._redraw.log, feedback=self._drawn.recorded)
+        known = KnownOfLog(self._field, replace(self._redraw, log=log), 0).truth
+        misclicks = self._world.misclicks or None
+        return self._field.fit(replace(KNOWN, loss=partial(_known_with_misclicks, misclicks)), known).test
+
+    def _ours(self, name: str) -> np.ndarray:
+        """The estimator, with what `irm-fast train --embeddings` reads of a log."""
+        if name == LOWER and self._default.is_linear_:  # a network has no intervals
+            return self._default.predict_interval(self._redraw.test_X, LOWER_LEVEL)[0]
+        if name in (OURS, LOWER):
+            return self._default.decision_function(self._redraw.test_X)
+        told: dict[str, Any] = {}
+        if name == TOLD:
+            told = {"misclick_rate": self._world.misclicks or None, "after": {1: 0} if self._world.funnel else None}
+        return self._fitted(features=name == TOLD, **told).decision_function(self._redraw.test_X)
+
+    @cached_property
+    def _default(self) -> EmbeddingRewardModel:
+        return self._fitted(features=True)
+
+    def _fitted(self, features: bool, **told: Any) -> EmbeddingRewardModel:
+        log, several = self._redraw.log, self._world.signals > 1
+        read = {"propensity_features": log.features} if features and several else {}  # of one signal: see `estimation`
+        model = EmbeddingRewardModel(device="cpu", random_state=self._seed, **told)
+        users = self._drawn.users.tolist(), self._drawn.sessions.tolist()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a world that breaks an assumption is warned of, which is right
+            return model.fit(log.X, log.feedback, users=users[0], sessions=users[1], groups=log.group.tolist(), **read)
+
+
+def _known_with_misclicks(rate: float | None, logits: Logits, log: ActionsAndTruth) -> Any:
+    return implicit_rm_loss(logits.reward, log.known, log.feedback, misclick_rate=rate)

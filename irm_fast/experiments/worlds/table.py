@@ -1,0 +1,170 @@
+"""The tables of a run: every method in every world, and how far the estimator is ahead or behind, with intervals."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from irm_fast.data.writing.whole import whole_file
+from irm_fast.experiments.report import LEVEL, markdown_table
+from irm_fast.experiments.reproduce.methods import NAIVE
+from irm_fast.experiments.worlds.methods import ALONE, AT, BOUNDS, LOWER, METHODS, OURS, PEERS, TOLD
+
+Results = Sequence[Mapping[str, Any]]
+METRICS = {"picks": f"how often the best of {AT} answers pleases", "auroc": "AUROC of what pleases"}
+LEARNED = (*PEERS, OURS)  # what somebody with the log alone could choose
+NOTES = """Made text: see `irm_fast/experiments/worlds`. Mean over {redraws} redraws, each with texts, users and a log
+of its own; every world differs from the base in what its name says. "acts": how often each signal acts. Bold: the best
+of the methods that learn from the log alone, `{ours}` and what stands left of it, and those that are not behind it by
+more than the interval (paired, Student's t over the redraws, {level:.0%}, each by itself). "{alone}", "{lower}",
+"{told}": the estimator without visible features of the text; the lower ends of its 90% intervals (where the reward is a
+network, which has none, itself); told of the rate of misclicks or of the funnel. "{paper}": its loss, on both signals.
+The others of one signal see whether any acted. The bounds know the true propensities, misclicks and the funnel, or the
+labels."""
+
+
+class Gain(NamedTuple):
+    """How far the estimator is ahead of another method in a world, at a size.
+
+    Attributes:
+        rival: The other method.
+        mean: The mean paired difference over the redraws, above 0 where the estimator is ahead.
+        half: Half the width of its interval.
+    """
+
+    rival: str
+    mean: float
+    half: float
+
+
+class Table:
+    """The results of all worlds at one size of the log.
+
+    Args:
+        results: The results of `run_worlds`.
+        rows: The size.
+
+    Attributes:
+        worlds: The worlds, in the order of the run.
+        redraws: The smallest number of redraws of a world.
+    """
+
+    def __init__(self, results: Results, rows: int) -> None:
+        mine = [result for result in results if result["rows"] == rows]
+        self.worlds = list(dict.fromkeys(result["world"] for result in mine))
+        self._of = {world: [result for result in mine if result["world"] == world] for world in self.worlds}
+        self.redraws = min(map(len, self._of.values()))
+
+    def acts(self, world: str) -> np.ndarray:
+        """(K,) how often each signal acts."""
+        acts: np.ndarray = np.mean([result["acts"] for result in self._of[world]], axis=0)
+        return acts
+
+    def values(self, world: str, method: str, metric: str) -> np.ndarray | None:
+        """(redraws,) of a method; None where it does not differ from another in this world."""
+        found = [result["methods"][method][metric] for result in self._of[world] if method in result["methods"]]
+        return np.array(found) if found else None
+
+    def mean(self, world: str, method: str, metric: str) -> float:
+        """The mean over the redraws; NaN where there is none."""
+        values = self.values(world, method, metric)
+        return float("nan") if values is None else float(values.mean())
+
+    def best(self, world: str, metric: str, methods: Sequence[str]) -> str:
+        """Which of some methods has the greatest mean."""
+        return max(methods, key=lambda method: self.mean(world, method, metric))
+
+    def gain(self, world: str, metric: str, rival: str, method: str = OURS) -> Gain:
+        """How far a method is ahead of another."""
+        mine, other = self.values(world, method, metric), self.values(world, rival, metric)
+        assert mine is not None and other is not None
+        return Gain(rival, float((mine - other).mean()), _half_width(mine - other))
+
+    def worth_it(self, world: str, metric: str) -> list[str]:
+        """The best of the methods that learn from the log alone, and those not behind it by more than the interval."""
+        best = self.best(world, metric, LEARNED)
+        gains = {method: self.gain(world, metric, method, best) for method in LEARNED}
+        return [method for method, gain in gains.items() if method == best or gain.mean <= gain.half]
+
+
+def _half_width(differences: np.ndarray) -> float:
+    """Half the width of the interval of a mean by Student's t; NaN of fewer than two."""
+    from scipy.stats import t
+
+    count = len(differences)
+    if count < 2:
+        return float("nan")
+    return float(t.ppf(1 - LEVEL / 2, count - 1) * differences.std(ddof=1) / np.sqrt(count))
+
+
+def sizes_of(results: Results) -> list[int]:
+    """The sizes of the logs, in rising order."""
+    return sorted({result["rows"] for result in results})
+
+
+def markdown(results: Results) -> str:
+    """All tables, and what they mean.
+
+    Args:
+        results: The results of `run_worlds`.
+    """
+    tables = {rows: Table(results, rows) for rows in sizes_of(results)}
+    parts = []
+    for metric, says in METRICS.items():
+        parts += [f"## {OURS} against others: {says}\n\n{_ahead(tables, metric)}"]
+        parts += [f"### {rows:,} rows: {says}\n\n{_all_methods(table, metric)}" for rows, table in tables.items()]
+    redraws = min(table.redraws for table in tables.values())
+    names = {"ours": OURS, "alone": ALONE, "lower": LOWER, "told": TOLD, "paper": "paper"}
+    return "\n\n".join([*parts, NOTES.format(redraws=redraws, level=1 - LEVEL, **names)]) + "\n"
+
+
+def _all_methods(table: Table, metric: str) -> str:
+    rows = [["world", "acts", *METHODS]]
+    for world in table.worlds:
+        bold = table.worth_it(world, metric)
+        cells = [world, " ".join(f"{share:.3f}" for share in table.acts(world))]
+        for method in METHODS:
+            mean = table.mean(world, method, metric)
+            text = "" if np.isnan(mean) else f"{mean:.3f}"
+            cells.append(f"**{text}**" if method in bold else text)
+        rows.append(cells)
+    return markdown_table(rows)
+
+
+def _ahead(tables: Mapping[int, Table], metric: str) -> str:
+    """How far the estimator is ahead of naive, and of the best of its peers, at each size."""
+    head = ["world"]
+    for rows in tables:
+        head += [f"{rows:,}: over naive", "over the best peer"]
+    lines = [head]
+    for world in next(iter(tables.values())).worlds:
+        cells = [world]
+        for table in tables.values():
+            if world not in table.worlds:
+                cells += ["", ""]
+                continue
+            over, best = (table.gain(world, metric, rival) for rival in (NAIVE.name, table.best(world, metric, PEERS)))
+            cells += [_signed(over), f"{_signed(best)} {best.rival}"]
+        lines.append(cells)
+    return markdown_table(lines)
+
+
+def _signed(gain: Gain) -> str:
+    text = f"{gain.mean:+.3f} ± {gain.half:.3f}"
+    return f"**{text}**" if abs(gain.mean) > gain.half else text
+
+
+def write_csv(results: Results, path: Path) -> None:
+    """Write a line for each fit: world, rows, redraw, method, and what it came to."""
+    with whole_file(path, newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["world", "rows", "redraw", "method", "bound", *METRICS, "seconds"])
+        for result in results:
+            own = [result[name] for name in ("world", "rows", "redraw")]
+            for method, found in result["methods"].items():
+                measured = [found[name] for name in (*METRICS, "seconds")]
+                writer.writerow([*own, method, int(method in BOUNDS), *measured])
