@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from examples.identification.ifllm import measured, read_ifllm
+from irm_fast.data.features import text_features
 from irm_fast.diagnostics import diagnose
 from irm_fast.evaluation.log_diagnosis import diagnose_file
 from tests.diagnostics.made import failed
@@ -52,3 +54,13 @@ def test_the_command_does_not_claim_it():
         found = diagnose_file(SOURCE)
     assert found.kind in ("contradicted", "not identified")
     assert failed(found)
+
+
+@pytest.mark.skipif(not FOLDER.is_dir(), reason="the truth lies beside the log in a folder")
+def test_kept_figures_of_what_is_no_model_are_those_of_the_log(tmp_path):
+    log, truth = read_ifllm(FOLDER, tmp_path / "log.jsonl")
+    kept = json.loads((Path(__file__).parents[2] / "examples" / "identification" / "results.json").read_text())["ifllm"]
+    for name, logit in (("length alone", text_features(log.messages)[:, 0]), ("user alone", None)):
+        found = measured(logit, log, truth)
+        assert found.keys() == kept[name][0].keys()
+        assert all(found[key] == pytest.approx(kept[name][0][key], abs=1e-4) for key in found), name

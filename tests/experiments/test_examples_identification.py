@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import subprocess
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from scipy.special import logit
 
-from examples.identification import assumptions, intervals, kinds, real_logs, worlds
+from examples.identification import assumptions, ifllm, intervals, kinds, real_logs, worlds
 from examples.identification.compare import KNOWN, NAIVE, Variant, measure, table
 
 ROOT = Path(__file__).parents[2]
@@ -103,6 +104,65 @@ def test_four_fits_of_a_kind_and_their_table() -> None:
     assert passed["auroc"] > plain["auroc"]
     last = kinds.kinds_table(found).splitlines()[-1]
     assert f"{passed['auroc']:.3f} / {passed['mean_g']:.2f}" in last and "conditional 1; conditional 1" in last
+
+
+def folder_of_tasks(folder: Path, tasks: int) -> np.ndarray:
+    """Write a log in the layout of IFLLM, two answers a task and ten tasks a user; return embeddings that show all."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(2 * tasks, 4)).astype(np.float32)
+    X[:, 1] = np.repeat(rng.normal(size=(tasks + 9) // 10), 20)[: 2 * tasks]  # a user's own
+    log, truth = [], []
+    for row, (quality, *_) in enumerate(X):
+        task, user = row // 2, row // 20
+        acted = {name: int(rng.random() < 0.6 / (1 + np.exp(-4 * quality))) for name in ("copied", "long_gaze")}
+        place = {
+            "user_id": f"u{user}",
+            "session_id": f"s{task}",
+            "timestamp": f"{2025 if row else 1:04d}-01-01T00:00:00",
+        }
+        text = {"prompt": f"question {task}", "completion": "word " * rng.integers(1, 40)}
+        log.append({"id": f"{task}-{row % 2 + 1}", **text, "feedback": acted, **place})
+        better = int(quality > X[row ^ 1, 0])
+        truth.append(
+            {"id": log[-1]["id"], "likert": 5 if quality > 0 else 3, "preferred": better if task % 2 else None}
+        )
+    for name, rows in (("log", log), ("truth", truth)):
+        with gzip.open(folder / f"{name}.jsonl.gz", "wt", encoding="utf-8") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+    return X
+
+
+def test_a_log_of_tasks_is_measured_with_intervals(tmp_path) -> None:
+    """Models that learn from actions rank tasks whose actions show the quality; what is no model does not."""
+    X = folder_of_tasks(tmp_path, 300)
+    log, truth = ifllm.read_ifllm(tmp_path, tmp_path / "repaired.jsonl")
+    assert np.isnan(log.times).sum() == 1  # of the year 1
+    perfect = ifllm.measured(X[:, 0], log, truth)
+    assert [perfect[name] for name in ("auroc", "auroc_within_users", "pair_accuracy", "pairs")] == [1, 1, 1, 150]
+    assert perfect["auroc_interval"] == [1, 1]
+
+    scored = ifllm.scores(X, log)
+    found = {name: ifllm.measured(logit, log, truth) | said for name, (logit, said) in scored.items()}
+    for name, figures in found.items():
+        low, high = figures["auroc_interval"]
+        assert low < figures["auroc"] < high and high - low < 0.25, name
+        learns = name not in ("length alone", "user alone")
+        assert (low > 0.5) == learns and (figures["pair_accuracy_interval"][0] > 0.5) == learns, name
+    assert found["user alone"]["auroc_within_users"] == found["user alone"]["pair_accuracy"] == 0.5
+    length = scored["length alone"][0]
+    assert abs(np.corrcoef(length, scored["naive, length taken out"][0])[0, 1]) < 1e-3
+    last = ifllm.ifllm_table({name: [figures] for name, figures in found.items()}).splitlines()
+    assert last[-1].startswith("irm_fast, texts: ") and "0.500 (0.500 to 0.500)" in last[-3]
+
+
+def test_users_and_not_rows_are_resampled(tmp_path) -> None:
+    """A logit that knows users alone has a wide interval, where rows by themselves would have a narrow one."""
+    X = folder_of_tasks(tmp_path, 200)
+    log, truth = ifllm.read_ifllm(tmp_path, tmp_path / "repaired.jsonl")
+    likes = {name: 5 if X[20 * (row // 20), 1] > 0 else 3 for row, name in enumerate(log.ids)}
+    truth = {name: one | {"likert": likes[name]} for name, one in truth.items()}
+    low, high = ifllm.measured(np.random.default_rng(1).normal(size=20).repeat(20), log, truth)["auroc_interval"]
+    assert high - low > 0.3
 
 
 def test_worlds_of_intervals() -> None:
