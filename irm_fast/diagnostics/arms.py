@@ -26,9 +26,11 @@ class Arm:
         name: The arm.
         rows: The number of its rows.
         groups: The number of groups (users, or prompts) that they belong to.
-        preference: The mean probability that an answer pleases; `low` and `high` are the ends of its 90% interval.
+        preference: The mean probability that an answer pleases; `low` and `high` are the ends of its 90% interval,
+            NaN of an arm of one group, which says nothing of others.
         reward: The mean reward logit.
-        difference: The mean reward less that of the reference, with the ends of its interval; 0 of the reference.
+        difference: The mean reward less that of the reference, with the ends of its interval, NaN where either is of
+            one group; 0 of the reference.
     """
 
     name: str
@@ -55,12 +57,14 @@ class Driver:
     Attributes:
         mark: Its name.
         correlation: The correlation of the reward with the mark, and the ends of its 90% interval.
+        covariance: Their covariance over the mark's standard deviation, a logit of the reward.
     """
 
     mark: str
     correlation: float
     correlation_low: float
     correlation_high: float
+    covariance: float
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,7 @@ class Comparison:
                 "rewards with them. --randomised says that they were."
             )
         if few := [arm.name for arm in self.arms if arm.groups < FEW_GROUPS]:
-            said.append(f"Under {FEW_GROUPS} groups, where intervals are too narrow: {', '.join(few)}.")
+            said.append(f"Under {FEW_GROUPS} groups, where intervals are too narrow (of one, none): {', '.join(few)}.")
         if self.without:
             said.append(f"{self.without} rows have no {self.by} and are left out.")
         return tuple(said)
@@ -115,13 +119,14 @@ class Comparison:
         if any(arm.differs for arm in self.arms):
             lines.append("* the interval of the difference leaves 0 out")
         if self.agreement is not None:
-            lines.append(f"Order of the arms beside the given outcome: Kendall's tau {self.agreement:+.2f}.")
+            tau = "none, as all are equal" if np.isnan(self.agreement) else f"{self.agreement:+.2f}"
+            lines.append(f"Order of {len(self.outcome)} arms beside the given outcome: Kendall's tau {tau}.")
         lines += ["", "What a policy that is optimised against this reward would move, to first order:"]
         for driver in self.drivers:
             low, high = driver.correlation_low, driver.correlation_high
             way = "more" if low > 0 else "less" if high < 0 else "unclear"
             correlation = f"correlation with the reward {driver.correlation:+.2f} ({low:+.2f} to {high:+.2f})"
-            lines.append(f"  {driver.mark:<24} {way:<8} {correlation}")
+            lines.append(f"  {driver.mark:<24} {way:<8} {correlation}, covariance {driver.covariance:+.3f}")
         return "\n".join([*lines, *(f"note: {text}" for text in self.cautions)])
 
 
@@ -133,11 +138,16 @@ def _table(found: Comparison) -> list[str]:
         less = ("", "")
         if arm.name != found.reference:
             star = "*" if arm.differs else ""
-            less = (f"{arm.difference:+.3f}{star}", f"{arm.difference_low:+.3f} to {arm.difference_high:+.3f}")
-        chance = (f"{arm.preference:.3f}", f"{arm.preference_low:.3f} to {arm.preference_high:.3f}")
+            less = (f"{arm.difference:+.3f}{star}", _interval(arm.difference_low, arm.difference_high, "+.3f"))
+        chance = (f"{arm.preference:.3f}", _interval(arm.preference_low, arm.preference_high, ".3f"))
         rows.append((arm.name, f"{arm.rows:,}", f"{arm.groups:,}", *chance, *less))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+
+
+def _interval(low: float, high: float, form: str) -> str:
+    """An interval as a cell; "-" where there is none."""
+    return "-" if np.isnan(low) else f"{low:{form}} to {high:{form}}"
 
 
 def compare_arms(
@@ -192,13 +202,15 @@ def compare_arms(
     reference = int(np.argmax(counts))
 
     sums = _sums(reward, bias, arm, group, weight, len(names))
+    of_arm = (sums[:, : len(names)] > 0).sum(axis=0)  # groups
     drawn = np.array([times @ sums for times in resamples(len(sums))]).reshape(-1, sums.shape[1])
+    drawn[:, np.flatnonzero(of_arm < 2)] = np.nan  # alike in every resample that has it, and no less uncertain for it
     whole, resampled = (_statistics(some, len(names), reference) for some in (sums.sum(0, keepdims=True), drawn))
     found = [
         Arm(
             name,
             int(counts[k]),
-            int((sums[:, k] > 0).sum()),
+            int(of_arm[k]),
             float(whole.preference[0, k]),
             *_ends(resampled.preference[:, k]),
             float(whole.reward[0, k]),
@@ -208,7 +220,7 @@ def compare_arms(
         for k, name in enumerate(names)
     ]
     drivers = [
-        Driver(mark_names[f], *moves_with(reward, marks[:, f], group, weight, level=LEVEL)[:3])
+        Driver(mark_names[f], *moves_with(reward, marks[:, f], group, weight, level=LEVEL))
         for f in np.flatnonzero(varying(marks, weight)).tolist()
     ]
     told = dict(outcome or {})

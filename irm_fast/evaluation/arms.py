@@ -87,7 +87,7 @@ def caution_of(record: Mapping[str, Any]) -> str:
 
 
 def parse_outcome(text: str) -> dict[str, float]:
-    """Read an outcome of arms, such as "old=0.10,new=0.12"; ValueError if it is not of this form."""
+    """Read an outcome of arms, such as "old=0.10,new=0.12"; ValueError if it has another form or names an arm twice."""
     found: dict[str, float] = {}
     for part in text.split(","):
         name, _, number = part.rpartition("=")
@@ -97,6 +97,8 @@ def parse_outcome(text: str) -> dict[str, float]:
             value = math.nan
         if not name.strip() or not math.isfinite(value):
             raise ValueError(f"outcome: got {part.strip()!r}; expected an arm and its number, as in old=0.10,new=0.12")
+        if name.strip() in found:
+            raise ValueError(f"outcome: got {name.strip()!r} twice; expected one number for each arm")
         found[name.strip()] = value
     return found
 

@@ -30,6 +30,7 @@ def test_differences_and_drivers() -> None:
     [length] = found.drivers  # the other mark does not vary
     assert length.mark == "length" and length.correlation == pytest.approx(0.7 / np.sqrt(1.49 + 1 / 16), abs=0.03)
     assert length.correlation_low < 0.7 / np.sqrt(1.49 + 1 / 16) < length.correlation_high
+    assert length.covariance == pytest.approx(0.7, abs=0.05) and "covariance +0.7" in str(found)
     assert found.cautions == ()
 
 
@@ -102,3 +103,24 @@ def test_what_is_said_and_refused() -> None:
         compare_arms(*args, outcome={"a": 1.0})
     one = compare_arms(np.zeros(2), 0.0, ["a", "b"], np.zeros(2, int), np.zeros((2, 1)), ("none",))
     assert np.isnan(one.arms[0].preference_low)  # one group says nothing of others
+    tied = compare_arms(*args, outcome={"a": 1.0, "b": 1.0})
+    assert np.isnan(tied.agreement) and "tau none, as all are equal" in str(tied) and "nan" not in str(tied)
+
+
+@pytest.mark.parametrize("alone", ["a", "b"])
+def test_an_arm_of_one_group_has_no_interval(alone) -> None:
+    """Its mean is the same in every resample, which is no certainty; it may be the reference too."""
+    rng = np.random.default_rng(0)
+    names = ["a"] * 120 + ["b"] * 80  # a is the reference
+    groups = np.array([-1 if name == alone else row % 30 for row, name in enumerate(names)]) + 1
+    found = compare_arms(
+        rng.normal(size=200) + 5 * np.repeat([0, 1], [120, 80]), 0.0, names, groups, rng.normal(size=(200, 1)), ("m",)
+    )
+    by_name = {arm.name: arm for arm in found.arms}
+    assert found.reference == "a" and by_name[alone].groups == 1 and by_name["b"].difference > 4
+    assert (
+        np.isnan(by_name[alone].preference_low) and not by_name["b"].differs and np.isnan(by_name["b"].difference_high)
+    )
+    other = by_name["ab".replace(alone, "")]
+    assert other.preference_low < other.preference < other.preference_high
+    assert "nan" not in str(found) and f"(of one, none): {alone}." in found.cautions[-1]

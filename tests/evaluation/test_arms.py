@@ -9,7 +9,6 @@ import pytest
 from typer.testing import CliRunner
 
 from irm_fast.cli.commands import app
-from irm_fast.data.features import MARKS
 from irm_fast.data.signals import RewardSpec
 from irm_fast.data.writing.manifest import MANIFEST
 from irm_fast.evaluation.arms import caution_of, compare_file, parse_outcome
@@ -34,7 +33,7 @@ def data(tmp_path):
     for i in range(60):
         text = "good " * (1 + i % 7)
         row = {"id": f"r{i}", "prompt": f"question {i}", "completion": text, "user_id": f"u{i % 30}"}
-        row |= {"feedback": {"copy": i % 2, "share": 0}} | ({"version": ["old", "new"][i % 3 == 0]} if i else {})
+        row |= {"version": ["old", "new"][i % 3 == 0]} if i else {}
         rows.append(row | {"feedback": {"copy": i % 2, "share": int(i % 5 == 0)}})
     path = tmp_path / "log.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -52,9 +51,9 @@ def test_means_are_those_of_the_rewards(saved, data) -> None:
     for arm in found.arms:
         of_arm = [reward for row, reward in zip(rows, rewards, strict=True) if row.get("version") == arm.name]
         assert (arm.rows, arm.reward) == (len(of_arm), pytest.approx(sum(of_arm) / len(of_arm), abs=2e-2))
-    assert found.without == 1 and found.reference == "old" and abs(found.agreement) == 1
+    best = max(found.arms, key=lambda arm: arm.reward)
+    assert found.without == 1 and found.reference == "old" and found.agreement == (1 if best.name == "new" else -1)
     assert [driver.mark for driver in found.drivers] == ["length (log)"]  # nothing else varies
-    assert {driver.mark for driver in found.drivers} <= set(MARKS)
 
 
 def test_weights_of_the_log_count(saved, data) -> None:
@@ -130,4 +129,5 @@ def test_what_is_refused(saved, data) -> None:
 
     assert "the log has no segment 'versoin'; did you mean 'version'?; it has version" in said("--by", "versoin")
     assert "outcome: got 'old'; expected an arm and its number" in said("--by", "version", "--outcome", "old")
+    assert "outcome: got 'old' twice" in said("--by", "version", "--outcome", "old=1,new=2,old=3")
     assert parse_outcome("a=b=1, c=-2e-3") == {"a=b": 1.0, "c": -0.002}
