@@ -50,7 +50,7 @@ def begin(folder: OutputFolder, output: Path, settings: Mapping[str, Any], *, re
                 if before.get(name) != now[name]:
                     raise ValueError(
                         f"{name}: got {now[name]!r}; {output} was run with {before.get(name)!r}; "
-                        "choose another folder, or --overwrite"
+                        "give the options of then, choose another folder, or --overwrite"
                     )
             return
         if not overwrite:

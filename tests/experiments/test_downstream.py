@@ -260,6 +260,8 @@ def test_a_run_goes_on_where_it_ended(tmp_path, pieces) -> None:
     assert pieces == [("policy", 1, OURS)]
     running.run_downstream(output, SMALL, seeds=3, processes=1, resume=True)
     assert {seed for _, seed, _ in pieces[1:]} == {2}
+    (output / "seed-2" / "policies" / f"{OURS}.json").unlink()  # half done: it is not of a run of two
+    assert running.run_downstream(output, SMALL, seeds=2, processes=1, resume=True) == points
     left = output / "seed-1" / ".unfinished policy"  # by a run that was killed
     left.mkdir()
     (output / "seed-1" / "policy").rmdir()

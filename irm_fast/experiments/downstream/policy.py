@@ -20,8 +20,9 @@ from irm_fast.models.checkpoint import save_checkpoint
 QUIET: dict[str, Any] = {  # settings of trainers that leave nothing behind
     **{"report_to": [], "save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True},
     **{"bf16": False, "gradient_checkpointing": False, "dataloader_pin_memory": False},
+    "use_cpu": True,  # where a `Policy` draws, beside a GPU too
 }
-TOKENS = 96  # of an answer, at most; those of the log have fewer
+TOKENS = 96  # of an answer, at most; 1 in 100 of the log has more
 _BATCH = 256  # answers
 
 

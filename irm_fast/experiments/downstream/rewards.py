@@ -68,11 +68,11 @@ def train_reward(name: str, simulation: Simulation, decoder: Path, folder: Path,
 
 
 class Reward:
-    """A reward model, less what length alone is worth to it.
+    """What a method pays for answers; `PENALISED` pays what naive does, less what length is worth to it.
 
     Args:
         name: The method, of `REWARDS`.
-        folder: The folder of the reward models of a log.
+        folder: The folder of the reward models of a log, each in a folder of its name.
         conversations: The answers of the log, over which a reward does not go with length once it is taken out.
     """
 

@@ -61,7 +61,7 @@ def run_downstream(
         settings: The sizes.
         seeds: The number of worlds, 2 or more.
         processes: How many pieces to do at once; None for one a core.
-        resume: Go on with an interrupted run, or add seeds.
+        resume: Go on with an interrupted run, or with more worlds.
         overwrite: Replace an earlier run.
 
     Returns:
@@ -82,7 +82,7 @@ def run_downstream(
             left = [job for job in stage if not job.place.exists()]
             for job, seconds in side_by_side(_do, left, shared=(settings,), processes=processes):
                 tell(f"seed {job.seed}: {job.kind} {job.name}".rstrip() + f", {seconds:.0f} s")
-        return results_of(output)
+        return results_of(output, seeds)
 
 
 def write_report(points: Sequence[dict[str, Any]], output: Path) -> str:
@@ -119,18 +119,13 @@ def stages(output: Path, seeds: int) -> Iterator[list[Job]]:
     ]
 
 
-def results_of(output: Path) -> list[dict[str, Any]]:
-    """The points of all curves in a folder, as of `run_downstream`."""
-    found = []
-    for folder in sorted(output.glob("seed-*"), key=lambda folder: int(folder.name.removeprefix("seed-"))):
-        seed = int(folder.name.removeprefix("seed-"))
-        for name in REWARDS:
-            path = folder / "policies" / f"{name}.json"
-            points = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-            found += [{"seed": seed, "curve": "policy", "reward": name, **point} for point in points]
-        path = folder / "best_of_n.json"
-        picks = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-        found += [{"seed": seed, "curve": "best of n", **pick} for pick in picks]
+def results_of(output: Path, seeds: int) -> list[dict[str, Any]]:
+    """The points of all curves of so many worlds in a folder, as of `run_downstream`; others may be half done."""
+    found: list[dict[str, Any]] = []
+    *_, measured = stages(output, seeds)
+    for job in measured:
+        points = json.loads(job.place.read_text(encoding="utf-8"))
+        found += [{"seed": job.seed, "curve": job.kind, "reward": job.name, **point} for point in points]
     return found
 
 
