@@ -11,7 +11,6 @@ import pytest
 
 from irm_fast.experiments.downstream import rewards
 from irm_fast.experiments.downstream import run as running
-from irm_fast.experiments.downstream.answers import BAIT, conversation, prompts, quality, sentences_of, visible_features
 from irm_fast.experiments.downstream.pairs import Classifier, pairs_of, train_on_pairs
 from irm_fast.experiments.downstream.policy import prompt_of
 from irm_fast.experiments.downstream.report import Curve, draw, markdown, table
@@ -29,6 +28,7 @@ from irm_fast.experiments.downstream.rewards import (
 )
 from irm_fast.experiments.downstream.settings import SMALL, make_world
 from irm_fast.experiments.downstream.users import outcome, outcomes
+from irm_fast.experiments.made_answers import BAIT, conversation, prompts, quality, sentences_of, visible_features
 from irm_fast.experiments.report import share_with_interval
 from irm_fast.experiments.tiny_decoder import make_tiny_decoder
 

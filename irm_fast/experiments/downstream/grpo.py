@@ -7,11 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from irm_fast.experiments.downstream.answers import conversation
 from irm_fast.experiments.downstream.policy import QUIET, TOKENS, Policy, prompt_of, question_of
 from irm_fast.experiments.downstream.rewards import Reward
 from irm_fast.experiments.downstream.settings import Optimisation, World
 from irm_fast.experiments.downstream.users import outcome
+from irm_fast.experiments.made_answers import conversation
 
 
 def optimise(start: Path, reward: Reward, world: World, how: Optimisation, seed: int) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from irm_fast.data.messages import Messages
-from irm_fast.experiments.downstream.answers import conversation
+from irm_fast.experiments.made_answers import conversation
 from irm_fast.experiments.tiny_decoder import make_tiny_decoder
 from irm_fast.models.checkpoint import save_checkpoint
 

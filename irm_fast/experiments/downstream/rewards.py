@@ -15,8 +15,8 @@ from irm_fast.data.messages import Messages
 from irm_fast.data.simulation import Simulation
 from irm_fast.evaluation.scoring import load, score
 from irm_fast.experiments.demo import SETTINGS, labelled
-from irm_fast.experiments.downstream.answers import visible_features
 from irm_fast.experiments.downstream.pairs import Classifier, train_on_pairs
+from irm_fast.experiments.made_answers import visible_features
 
 NAIVE, PENALISED, PAIRS = "naive", "naive, length taken out", "pairs (TRL)"
 PAPER, OURS = "paper, one signal", "irm_fast"

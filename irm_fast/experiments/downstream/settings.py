@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from irm_fast.data.messages import Messages
 from irm_fast.data.simulation import Simulation, stream
-from irm_fast.experiments.downstream.answers import answer, conversation, prompts
 from irm_fast.experiments.downstream.users import Users
+from irm_fast.experiments.made_answers import answer, conversation, prompts
 
 ANSWERS, SIGNALS = 3, 2  # answers to each question of the log; signals of its users
 

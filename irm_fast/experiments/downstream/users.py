@@ -17,9 +17,7 @@ from irm_fast.data.log import Log
 from irm_fast.data.messages import Messages
 from irm_fast.data.rated import Rated
 from irm_fast.data.simulation import SIGNALS, Simulation, draw_feedback, level_of, stream
-from irm_fast.experiments.downstream.answers import FEATURES, quality, visible_features
-
-WEIGHTS = np.array([[0.8, 0.2, 1.2], [0.4, 0.8, 0.9]])  # (signals, features), logits a deviation
+from irm_fast.experiments.made_answers import FEATURES, WEIGHTS, quality, visible_features
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ An answer pleases with the sigmoid of its quality. Who is pleased gives signal k
 
     sigmoid(b_k + drivers w_k z + users u + sessions s + moods e),
 
-where z are length, lists and bait, w is `downstream.users.WEIGHTS`, u, s and e are standard normal for each user,
+where z are length, lists and bait, w is `made_answers.WEIGHTS`, u, s and e are standard normal for each user,
 session and row, and b_k makes the mean the rate. Every answer is shown once. A user sees 10 answers in two sessions of
 5; answers to one question are seen by different users, as a rule.
 """
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from irm_fast.data.simulation import level_of, stream
-from irm_fast.experiments.downstream.users import WEIGHTS
+from irm_fast.experiments.made_answers import WEIGHTS
 from irm_fast.experiments.reproduce.population import Log, Redraw, Truth
 from irm_fast.experiments.worlds.knobs import World
 from irm_fast.experiments.worlds.texts import Texts

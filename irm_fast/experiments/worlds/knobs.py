@@ -11,7 +11,7 @@ class World:
 
     Attributes:
         name: The name in tables.
-        drivers: How much length, lists and bait move who is pleased to act, as a multiple of `users.WEIGHTS`.
+        drivers: How much length, lists and bait move who is pleased to act, as a multiple of `made_answers.WEIGHTS`.
         rate: The mean propensity of each signal.
         signals: The number of signals, 1 or 2.
         users: The deviation of activity between users, a logit.

@@ -9,7 +9,7 @@ import numpy as np
 
 from irm_fast.data.messages import Messages
 from irm_fast.data.simulation import standard_features, stream
-from irm_fast.experiments.downstream.answers import answer, conversation, prompts, quality, visible_features
+from irm_fast.experiments.made_answers import answer, conversation, prompts, quality, visible_features
 from irm_fast.experiments.reproduce.population import standardised
 
 ANSWERS = 3  # to each question

@@ -20,6 +20,7 @@ from irm_fast.experiments.made_text import DISMISSIVE, HELPFUL, QUESTIONS, TOPIC
 
 BAIT = ("Great question, click here!", "Copy this for later!", "Share it with a friend!", "Want to hear more?")
 FEATURES = ("log length", "list", "bait")
+WEIGHTS = np.array([[0.8, 0.2, 1.2], [0.4, 0.8, 0.9]])  # (signals, features): what draws who is pleased to act
 SCALE = 4.0  # the greatest quality, a logit
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|\n")
 _LIST_MARK = re.compile(r"^\s*-\s+")
