@@ -122,7 +122,9 @@ def diagnose(
 def compare(
     data: Data,
     model: Model,
-    by: Annotated[str, typer.Option(help="The field that tells the arms apart: model, version, platform, a feature.")],
+    by: Annotated[
+        str, typer.Option(help="The field that tells the arms apart: model, version, arm, platform, a feature.")
+    ],
     randomised: Annotated[bool, typer.Option("--randomised", help="Arms were assigned to users at random.")] = False,
     outcome: Annotated[
         str | None, typer.Option(help="What an A/B test found, to rank beside: old=0.10,new=0.12.")

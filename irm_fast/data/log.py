@@ -47,7 +47,7 @@ class Log:
         acted_at: When each signal acted (float64), in seconds since 1970, of shape (N, K), NaN where it did not or the
             row does not say; None if no row gives one.
         segments: Categories of the rows by name, such as the platform: N texts each, None where unknown. They are the
-            fields `platform`, `version` and `model`, and the features that are texts.
+            fields `platform`, `version`, `model` and `arm`, and the features that are texts.
 
     Examples:
         >>> from irm_fast import read_log

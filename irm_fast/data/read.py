@@ -3,7 +3,7 @@
 A log is JSONL or Parquet, one row an impression:
 `{"id", "prompt", "completion", "feedback": {"copy": 1, "share": 0, "click": null}, "propensity"?,
 "preference"?, "label_probability"?, "weight"?, "user_id"?, "session_id"?, "timestamp"?, "position"?,
-"acted_at": {"copy": time}?, "platform"?, "version"?, "model"?, "features"?}`.
+"acted_at": {"copy": time}?, "platform"?, "version"?, "model"?, "arm"?, "features"?}`.
 In the feedback, 1 means that the user acted, 0 that the user could have acted and did not, and null that it is missing,
 which says nothing. The fields are those of `Log`; `docs/how/log.md` describes them for who writes a log.
 """

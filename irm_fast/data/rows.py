@@ -25,7 +25,7 @@ TEXT_FIELDS = {
     "completion": ("completion", "response", "answer", "output", "generation"),
 }
 PREFERENCE = ("preference", "preferred")
-SEGMENTS = ("platform", "version", "model")  # fields that name a part of the log
+SEGMENTS = ("platform", "version", "model", "arm")  # fields that name a part of the log
 USER = ("user_id", "user")
 
 

@@ -23,6 +23,7 @@ COLUMNS = {
 }
 GOAL = "explicit labels"
 LEVEL = 0.05  # of intervals: the chance of each to miss
+FALL = 0.01  # less than this below its best, a curve has not turned over
 LEAST = 0.01  # the smallest AUROC distance of which shares are worth printing
 
 
@@ -93,6 +94,20 @@ def share_closed(value: np.ndarray, low: np.ndarray, high: np.ndarray, *, least:
     distance = high - low
     noise = 2 * distance.std(ddof=1) / np.sqrt(len(distance)) if len(distance) > 1 else 0.0
     return float((value - low).mean() / distance.mean()) if distance.mean() > max(noise, least) else float("nan")
+
+
+def half_width(differences: np.ndarray, level: float = LEVEL) -> float:
+    """Half the width of the interval of a mean by Student's t; NaN of fewer than two values.
+
+    Args:
+        differences: (seeds,) values.
+        level: The chance of the interval to miss.
+    """
+    from scipy.stats import t
+
+    if (count := len(differences)) < 2:
+        return float("nan")
+    return float(t.ppf(1 - level / 2, count - 1) * differences.std(ddof=1) / np.sqrt(count))
 
 
 def share_with_interval(value: np.ndarray, low: np.ndarray, high: np.ndarray, *, least: float) -> str:

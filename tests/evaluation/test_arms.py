@@ -56,6 +56,12 @@ def test_means_are_those_of_the_rewards(saved, data) -> None:
     assert [driver.mark for driver in found.drivers] == ["length (log)"]  # nothing else varies
 
 
+def test_arms_have_a_field_of_their_own(saved, data) -> None:
+    by_version = compare_file(data, saved, "version").arms
+    data.write_text(data.read_text().replace('"version"', '"arm"'))
+    assert compare_file(data, saved, "arm").arms == by_version
+
+
 def test_weights_of_the_log_count(saved, data) -> None:
     """All weight on one row of each arm: the means are theirs."""
     rows = [json.loads(line) for line in data.read_text().splitlines()]

@@ -341,6 +341,6 @@ def test_no_share_of_a_gain_that_is_none() -> None:
 def test_the_pictures(tmp_path) -> None:
     pytest.importorskip("matplotlib")
     drawn = draw(_points(), tmp_path)
-    assert [path.name for path in drawn] == ["downstream.png", "best_of_n.png"]
+    assert [path.name for path in drawn] == ["downstream.png", "divergence.png", "best_of_n.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in drawn)
     assert Curve(_points(), "policy", OURS).of("pleases").shape == (3, 3)

@@ -1,16 +1,16 @@
-"""The table and the two pictures of a run: what a policy gets by each reward, and what it is driven to."""
+"""The table and the pictures of a run: what a policy gets by each reward, and what it is driven to."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from irm_fast.common.extras import missing
 from irm_fast.experiments.downstream.rewards import EXPLICIT, KNOWN, NAIVE, OURS, PAIRS, PAPER, PENALISED, REWARDS
-from irm_fast.experiments.report import markdown_table, share_with_interval
+from irm_fast.experiments.report import FALL, markdown_table, share_with_interval
 from irm_fast.publish.figures import new_figure, plain, save
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 Points = Sequence[dict[str, Any]]
 AT, LEAST = 16, 0.01
-FALL = 0.01  # less than this below its best, a curve has not turned over
 LOOKS = {  # reward: label, colour, width of the line
     NAIVE: ("actions taken for labels", "#c0392b", 2.4),
     PENALISED: ("the same, length taken out", "#e08e79", 1.4),
@@ -28,6 +27,41 @@ LOOKS = {  # reward: label, colour, width of the line
     KNOWN: ("true propensities", "#8a8a8a", 1.4),
     EXPLICIT: ("true labels", "#222222", 1.4),
 }
+BAIT_TITLE = "... and how often they fish for an action (sentences of bait)"
+
+
+class Picture(NamedTuple):
+    """A picture of a run.
+
+    Attributes:
+        file: Its name.
+        curve: The kind of curve, "policy" or "best of n".
+        along: The value along which curves are drawn.
+        axis: What this is.
+        panels: For each panel the value, and the title.
+    """
+
+    file: str
+    curve: str
+    along: str
+    axis: str
+    panels: tuple[tuple[str, str], tuple[str, str]]
+
+
+PICTURES = (
+    Picture(
+        *("downstream.png", "policy", "step", "steps of optimisation (GRPO)"),
+        (("pleases", "A policy trained on the reward: how often its answers please"), ("bait", BAIT_TITLE)),
+    ),
+    Picture(
+        *("divergence.png", "policy", "divergence", "divergence from the starting policy, nats an answer"),
+        (("pleases", "How often the answers of the policy please"), ("acts", "... and how often anybody acts on them")),
+    ),
+    Picture(
+        *("best_of_n.png", "best of n", "n", "answers of which the best by the reward is given"),
+        (("pleases", "Best of n: how often its answers please"), ("bait", BAIT_TITLE)),
+    ),
+)
 NOTES = """"Pleases": how often the answers of the policy please in truth, before and after, mean over {seeds} worlds;
 "gain": the share of what explicit labels gain, with a 95% interval by the jackknife over the worlds; "best": the
 highest point on the way; "at": its divergence from the starting policy, nats an answer; "turns over": the same where
@@ -93,11 +127,11 @@ def table(points: Points) -> str:
 
 
 def draw(points: Points, folder: Path) -> list[Path]:
-    """Draw what a policy's answers are worth and how far it is driven to bait, on the way and by the best of n.
+    """Draw what a policy's answers are worth and how far it is driven, on the way and by the best of n.
 
     Args:
         points: The points of all curves.
-        folder: The folder that gets downstream.png and best_of_n.png.
+        folder: The folder that gets the files of `PICTURES`.
 
     Returns:
         The files; none where matplotlib is not installed.
@@ -105,27 +139,23 @@ def draw(points: Points, folder: Path) -> list[Path]:
     if missing("matplotlib"):
         return []
     found = []
-    for kind, along, axis, title in (
-        ("policy", "step", "steps of optimisation (GRPO)", "A policy trained on the reward"),
-        ("best of n", "n", "answers of which the best by the reward is given", "Best of n"),
-    ):
+    for picture in PICTURES:
         figure = new_figure(10, 4.2)
-        left, right = figure.subplots(1, 2)
-        for axes, value in ((left, "pleases"), (right, "bait")):
-            _lines(axes, points, kind, along, value)
-            axes.set_xlabel(axis)
-        left.set_title(f"{title}: how often its answers please", fontsize=10, loc="left")
-        right.set_title("... and how often they fish for an action (sentences of bait)", fontsize=10, loc="left")
-        handles, labels = left.get_legend_handles_labels()
+        grid = figure.subplots(1, 2)
+        for axes, (value, title) in zip(grid, picture.panels, strict=True):
+            _lines(axes, points, picture.curve, picture.along, value)
+            axes.set_xlabel(picture.axis)
+            axes.set_title(title, fontsize=10, loc="left")
+        handles, labels = grid[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
-        found.append(save(figure, folder / ("downstream.png" if kind == "policy" else "best_of_n.png")))
+        found.append(save(figure, folder / picture.file))
     return found
 
 
 def _lines(axes: Axes, points: Points, kind: str, along: str, value: str) -> None:
     for name, (label, colour, width) in LOOKS.items():
         curve = Curve(points, kind, name)
-        x, values = curve.of(along)[0], curve.of(value)
+        x, values = curve.of(along).mean(axis=0), curve.of(value)
         style = "--" if name in (KNOWN, EXPLICIT) else "-"
         axes.plot(x, values.mean(axis=0), style, color=colour, linewidth=width, label=label)
         axes.fill_between(x, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.08, linewidth=0)

@@ -16,16 +16,21 @@ from irm_fast.data.telling import tell
 from irm_fast.data.writing.lock import only_run
 from irm_fast.data.writing.outputs import OutputFolder, check_choice
 from irm_fast.data.writing.whole import write_whole
+from irm_fast.experiments.downstream.report import PICTURES, draw, markdown
 from irm_fast.experiments.downstream.rewards import REWARDS, TRAINED
 from irm_fast.experiments.downstream.settings import Settings, make_world
 from irm_fast.experiments.processes import side_by_side
 from irm_fast.experiments.run_folder import SETTINGS, begin, marked_by
 
-TABLE, PICTURES = "downstream.md", ("downstream.png", "best_of_n.png")
+TABLE = "downstream.md"
 
 
 FOLDER = OutputFolder(
-    "run", files=(SETTINGS, TABLE, *PICTURES), folders=("seed-*",), is_marked=marked_by("optimisation"), mark=SETTINGS
+    "run",
+    files=(SETTINGS, TABLE, *(picture.file for picture in PICTURES)),
+    folders=("seed-*",),
+    is_marked=marked_by("optimisation"),
+    mark=SETTINGS,
 )
 
 
@@ -95,8 +100,6 @@ def write_report(points: Sequence[dict[str, Any]], output: Path) -> str:
     Returns:
         The table, and a line that says what was written.
     """
-    from irm_fast.experiments.downstream.report import draw, markdown
-
     text = markdown(points)
     write_whole(output / TABLE, text)
     drawn = [path.name for path in draw(points, output)]

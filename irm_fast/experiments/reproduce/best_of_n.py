@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from irm_fast.common.extras import missing
-from irm_fast.experiments.report import LEVEL, markdown_table, share_with_interval
+from irm_fast.experiments.report import FALL, LEVEL, half_width, markdown_table, share_with_interval
 from irm_fast.experiments.reproduce.contest import entrants
 from irm_fast.experiments.reproduce.methods import (
     DEFAULT,
@@ -33,7 +33,7 @@ NOTES = """"Pleases": the chance that the best of n held-out answers by the rewa
 redraws; the n answers are drawn at random, and the chance is exact. "Less naive": paired difference to naive on the
 same signals at n = {at}, with a {level:.0%} interval of Student's t over the redraws, for each row alone; bold: 0 is
 outside. "To known", "to explicit": the share of the distance from naive, with an interval by the jackknife. "Turns
-over": the n from which on picks please less than those of a smaller n, by the mean of the redraws; "-": never.
+over": the n from which on picks please less, by {fall:g} or more at the last n, by the mean of the redraws; "-": never.
 "Length": the mean of the first visible feature of the pick, in its standard deviations (made embeddings have no
 length: there it is a feature that goes with the quality). What methods see is said in table.md; `{lower}` are the lower
 ends of intervals of 90%, and the default itself in redraws where its reward is a network, which has none."""
@@ -71,10 +71,10 @@ class BestOfN:
         return self.pleases[key][:, self.counts.index(count)]
 
     def turns_over(self, key: Key) -> int | None:
-        """The number of answers from which on picks please less than those of fewer; None if they never do."""
+        """The number of answers from which on picks please less, by `FALL` or more in the end; None if they do not."""
         mean = self.pleases[key].mean(axis=0)
         best = int(np.argmax(mean))
-        return None if best == len(mean) - 1 else self.counts[best + 1]
+        return self.counts[best + 1] if mean[best] - mean[-1] >= FALL else None
 
     def rows(self) -> list[list[str]]:
         """The header of the table, and the cells of each method."""
@@ -96,12 +96,10 @@ class BestOfN:
 
 def _difference(difference: np.ndarray) -> str:
     """A mean over redraws with the half width of its interval, as a cell; bold where 0 is outside."""
-    from scipy.stats import t
-
-    mean, count = difference.mean(), len(difference)
-    if count < 2:
+    mean = difference.mean()
+    if len(difference) < 2:
         return f"{mean:+.3f}"
-    half = t.ppf(1 - LEVEL / 2, count - 1) * difference.std(ddof=1) / np.sqrt(count)
+    half = half_width(difference)
     text = f"{mean:+.3f} ± {half:.3f}"
     return f"**{text}**" if abs(mean) > half else text
 
@@ -123,7 +121,8 @@ def markdown(results: Results, data: str, about: str = "") -> str:
         f"## Best of n, {data}, protocol {table.protocol}\n\n{markdown_table(table.rows())}"
         for table in by_protocol(results)
     ]
-    return "\n\n".join([*parts, *filter(None, [about]), NOTES.format(at=AT, level=1 - LEVEL, lower=LOWER)]) + "\n"
+    notes = NOTES.format(at=AT, level=1 - LEVEL, fall=FALL, lower=LOWER)
+    return "\n\n".join([*parts, *filter(None, [about]), notes]) + "\n"
 
 
 def _lines(signals: int) -> dict[Key, tuple[str, str, float]]:
@@ -158,9 +157,10 @@ def draw(results: Results, path: Path) -> Path | None:
     figure = new_figure(11, 0.6 + 3.9 * len(tables))
     grid = figure.subplots(len(tables), 2, squeeze=False)
     for line, table in zip(grid, tables, strict=True):
-        _panel(line[0], table, table.pleases, f"The more a policy picks by it, what does it get? ({table.protocol})")
+        which = f", protocol {table.protocol}" if len(tables) > 1 else ""
+        _panel(line[0], table, table.pleases, f"How often the best of n answers pleases{which}")
         line[0].set_ylabel("share of picks that please")
-        _panel(line[1], table, table.length, "How far length is driven")
+        _panel(line[1], table, table.length, "... and how long it is")
         line[1].set_ylabel("length of the pick, standard deviations")
     handles, labels = grid[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)

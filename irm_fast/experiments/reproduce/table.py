@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from irm_fast.data.writing.whole import whole_file
-from irm_fast.experiments.report import LEVEL, markdown_table, percent, share_closed
+from irm_fast.experiments.report import LEVEL, half_width, markdown_table, percent, share_closed
 from irm_fast.experiments.reproduce.methods import DEFAULT, EXPLICIT, ITEMS, KNOWN, LOWER, NAIVE, PENALISED
 
 Results = Sequence[Mapping[str, Any]]
@@ -93,12 +93,8 @@ class Table:
 
     def difference(self, key: Key, metric: str) -> tuple[float, float]:
         """Mean paired difference to the default on the same signals, and half the width of its corrected interval."""
-        from scipy.stats import t
-
         difference = self.values[key][metric] - self.values[self.default(key)][metric]
-        count = len(difference)
-        quantile = t.ppf(1 - LEVEL / (2 * self.comparisons), count - 1)
-        return float(difference.mean()), float(quantile * difference.std(ddof=1) / np.sqrt(count))
+        return float(difference.mean()), half_width(difference, LEVEL / self.comparisons)
 
     def default(self, key: Key) -> Key:
         """The method with which a method is compared."""

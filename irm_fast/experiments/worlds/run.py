@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -69,7 +70,7 @@ def run_worlds(
 
     Returns:
         For each log of the folder "world", "rows", "redraw", "acts" (how often each signal acts), and in "methods"
-        what `Contest.measured` gives for each.
+        what `Contest.measured` gives for each; of redraws that have all worlds.
 
     Raises:
         ValueError: An argument is out of range, or the folder holds something else.
@@ -95,8 +96,10 @@ def run_worlds(
 
 
 def results_of(output: Path) -> list[dict[str, Any]]:
-    """The results of all logs in a folder, as of `run_worlds`."""
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(output.glob("logs/*.json"))]
+    """The results in a folder, as of `run_worlds`, of every redraw of a size that has all its worlds."""
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(output.glob("logs/*.json"))]
+    done = Counter((result["rows"], result["redraw"]) for result in found)
+    return [result for result in found if done[result["rows"], result["redraw"]] == len(WORLDS)]
 
 
 def write_report(results: Sequence[dict[str, Any]], output: Path) -> str:

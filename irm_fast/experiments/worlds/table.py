@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from irm_fast.data.writing.whole import whole_file
-from irm_fast.experiments.report import LEVEL, markdown_table
+from irm_fast.experiments.report import LEVEL, half_width, markdown_table
 from irm_fast.experiments.reproduce.methods import NAIVE
 from irm_fast.experiments.worlds.methods import ALONE, AT, BOUNDS, LOWER, METHODS, OURS, PEERS, TOLD
 
@@ -82,23 +82,13 @@ class Table:
         """How far a method is ahead of another."""
         mine, other = self.values(world, method, metric), self.values(world, rival, metric)
         assert mine is not None and other is not None
-        return Gain(rival, float((mine - other).mean()), _half_width(mine - other))
+        return Gain(rival, float((mine - other).mean()), half_width(mine - other))
 
     def worth_it(self, world: str, metric: str) -> list[str]:
         """The best of the methods that learn from the log alone, and those not behind it by more than the interval."""
         best = self.best(world, metric, LEARNED)
         gains = {method: self.gain(world, metric, method, best) for method in LEARNED}
         return [method for method, gain in gains.items() if method == best or gain.mean <= gain.half]
-
-
-def _half_width(differences: np.ndarray) -> float:
-    """Half the width of the interval of a mean by Student's t; NaN of fewer than two."""
-    from scipy.stats import t
-
-    count = len(differences)
-    if count < 2:
-        return float("nan")
-    return float(t.ppf(1 - LEVEL / 2, count - 1) * differences.std(ddof=1) / np.sqrt(count))
 
 
 def sizes_of(results: Results) -> list[int]:
