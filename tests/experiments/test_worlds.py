@@ -230,6 +230,8 @@ def test_a_run_goes_on_where_it_ended(tmp_path, fits) -> None:
     [
         ({"redraws": 1}, "redraws: got 1; expected 2 or more"),
         ({"rows": (299,)}, "rows: got 299; expected 300 or more"),
+        ({"test": 31}, "test: got 31; expected a multiple of 3"),
+        ({"test": 15}, "from 16 on"),
         ({"resume": True, "overwrite": True}, "resume"),
     ],
 )
@@ -281,10 +283,12 @@ def test_who_is_worth_it() -> None:
 
 def test_the_tables() -> None:
     text = markdown([*_results(ahead=0.05), *_results(rows=600)])
-    assert "### 300 rows" in text and "### 600 rows" in text and "Mean over 3 redraws" in text
+    assert "### 300 rows, 3 redraws" in text and "### 600 rows, 3 redraws" in text
     ahead = next(line for line in text.split("AUROC of what pleases")[1].splitlines() if line.startswith("| funnel"))
     assert "**+0.200 ± 0.000**" in ahead and "**-0.050 ± 0.003** KTO" in ahead and "nan" not in text
-    cells = [cell.strip() for cell in text.split("### 300 rows: AUROC")[1].splitlines()[4].strip("|").split("|")]
+    cells = [
+        cell.strip() for cell in text.split("### 300 rows, 3 redraws: AUROC")[1].splitlines()[4].strip("|").split("|")
+    ]
     assert cells[:2] == ["base", "0.100 0.200"] and cells[2 + METHODS.index(TOLD)] == ""
     assert cells[2 + METHODS.index(OURS)] == "**0.710**" and cells[2 + METHODS.index("explicit labels")] == "0.910"
 

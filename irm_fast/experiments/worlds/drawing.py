@@ -74,7 +74,8 @@ def draw(world: World, texts: Texts, rows: int, seed: int) -> Drawn:
         slope = world.drivers * texts.drivers[logged] @ WEIGHTS[signal] + activity
         target = FOLLOWS if world.funnel and signal else world.rate
         propensity[:, signal] = 1 / (1 + np.exp(-slope - level_of(slope, target)))
-    propensity[texts.quality[logged] >= world.escape] = 0
+    if world.escape is not None:
+        propensity[texts.quality[logged] >= world.escape] = 0
     active = rng.random(propensity.shape) < propensity
 
     # Who acts

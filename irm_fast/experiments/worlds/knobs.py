@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+ANSWERS = 3  # to each question
+AT = 16  # answers of which the best is picked
+
 
 @dataclass(frozen=True)
 class World:
@@ -12,14 +15,15 @@ class World:
     Attributes:
         name: The name in tables.
         drivers: How much length, lists and bait move who is pleased to act, as a multiple of `made_answers.WEIGHTS`.
-        rate: The mean propensity of each signal.
+        rate: The mean propensity of each signal over all answers, before any escape; in a funnel that of the first.
         signals: The number of signals, 1 or 2.
         users: The deviation of activity between users, a logit.
         sessions: The deviation of activity between the sessions of a user, a logit.
         moods: The same between rows: what a row's signals share and no log shows.
         misclicks: The share of active users who act although the answer did not please.
         funnel: Whether the second signal can only follow the first.
-        escape: The quality from which no answer draws an action: it settles the matter, and its reader leaves.
+        escape: The quality from which no answer draws an action, as it settles the matter and its reader leaves; None
+            for no such answers.
         flatterers: The share of users who act on whatever flatters them (bait), pleased or not.
     """
 
@@ -32,7 +36,7 @@ class World:
     moods: float = 0.0
     misclicks: float = 0.0
     funnel: bool = False
-    escape: float = float("inf")
+    escape: float | None = None
     flatterers: float = 0.0
 
 

@@ -17,7 +17,7 @@ from irm_fast.data.writing.outputs import OutputFolder
 from irm_fast.data.writing.whole import write_whole
 from irm_fast.experiments.processes import side_by_side
 from irm_fast.experiments.run_folder import SETTINGS, begin, marked_by
-from irm_fast.experiments.worlds.knobs import WORLDS, World
+from irm_fast.experiments.worlds.knobs import ANSWERS, AT, WORLDS, World
 
 ROWS = (2000, 8000, 32_000)
 TEST = 6000  # answers of the clean test set, to whole questions
@@ -63,7 +63,7 @@ def run_worlds(
         output: The folder.
         rows: The sizes of the logs.
         redraws: How many logs to draw of each world and size, 2 or more.
-        test: Answers of the clean test set, a multiple of 3.
+        test: Answers of the clean test set, a multiple of 3 from 18 on.
         processes: How many logs at once; None for one a core.
         resume: Go on with an interrupted run, or with more sizes or redraws.
         overwrite: Replace an earlier run.
@@ -80,9 +80,13 @@ def run_worlds(
     for count in rows:
         if count < FEWEST:
             raise ValueError(f"rows: got {count}; expected {FEWEST} or more, to hold actions of each kind")
+    if test < AT or test % ANSWERS:
+        raise ValueError(
+            f"test: got {test}; expected a multiple of {ANSWERS}, so that questions stay whole, from {AT} on"
+        )
     settings = {"test": test, "worlds": [asdict(world) for world in WORLDS]}
     with only_run(output, "irm-fast worlds", folder=True):
-        begin(FOLDER, output, json.loads(json.dumps(settings)), resume=resume, overwrite=overwrite)
+        begin(FOLDER, output, settings, resume=resume, overwrite=overwrite)
         jobs = [
             Job(world, count, redraw, output / "logs" / f"{number:02d}-{count}-{redraw}.json")
             for count in sorted(set(rows))  # those of one size and redraw share their texts
@@ -96,10 +100,12 @@ def run_worlds(
 
 
 def results_of(output: Path) -> list[dict[str, Any]]:
-    """The results in a folder, as of `run_worlds`, of every redraw of a size that has all its worlds."""
+    """The results in a folder, as of `run_worlds`: of redraws that have all worlds, and sizes with two of these."""
     found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(output.glob("logs/*.json"))]
-    done = Counter((result["rows"], result["redraw"]) for result in found)
-    return [result for result in found if done[result["rows"], result["redraw"]] == len(WORLDS)]
+    worlds = Counter((result["rows"], result["redraw"]) for result in found)
+    whole = [result for result in found if worlds[result["rows"], result["redraw"]] == len(WORLDS)]
+    redraws = Counter(result["rows"] for result in whole)
+    return [result for result in whole if redraws[result["rows"]] >= 2 * len(WORLDS)]
 
 
 def write_report(results: Sequence[dict[str, Any]], output: Path) -> str:

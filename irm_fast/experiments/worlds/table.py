@@ -12,19 +12,21 @@ import numpy as np
 from irm_fast.data.writing.whole import whole_file
 from irm_fast.experiments.report import LEVEL, half_width, markdown_table
 from irm_fast.experiments.reproduce.methods import NAIVE
-from irm_fast.experiments.worlds.methods import ALONE, AT, BOUNDS, LOWER, METHODS, OURS, PEERS, TOLD
+from irm_fast.experiments.worlds.knobs import AT
+from irm_fast.experiments.worlds.methods import ALONE, BOUNDS, LOWER, METHODS, OURS, PEERS, TOLD
 
 Results = Sequence[Mapping[str, Any]]
 METRICS = {"picks": f"how often the best of {AT} answers pleases", "auroc": "AUROC of what pleases"}
 LEARNED = (*PEERS, OURS)  # what somebody with the log alone could choose
-NOTES = """Made text: see `irm_fast/experiments/worlds`. Mean over {redraws} redraws, each with texts, users and a log
-of its own; every world differs from the base in what its name says. "acts": how often each signal acts. Bold: the best
-of the methods that learn from the log alone, `{ours}` and what stands left of it, and those that are not behind it by
-more than the interval (paired, Student's t over the redraws, {level:.0%}, each by itself). "{alone}", "{lower}",
-"{told}": the estimator without visible features of the text; the lower ends of its 90% intervals (where the reward is a
+NOTES = """Made text: see `irm_fast/experiments/worlds`. Means over the redraws, which have texts, users and logs of
+their own and serve all worlds; every world differs from the base in what its name says. "acts": how often each signal
+acts. Bold: the best of the methods that learn from the log alone, `{ours}` and what stands left of it, and those that
+are not behind it by more than the interval (paired, Student's t over the redraws, {level:.0%}, each by itself).
+`{ours}` alone reads visible features of the text, which hold what moves these users, and names of users and sessions.
+"{alone}", "{lower}", "{told}": without these features; the lower ends of its 90% intervals (where the reward is a
 network, which has none, itself); told of the rate of misclicks or of the funnel. "{paper}": its loss, on both signals.
-The others of one signal see whether any acted. The bounds know the true propensities, misclicks and the funnel, or the
-labels."""
+The others of one signal see whether any acted. The bounds know the true propensities, misclicks and the funnel, but not
+who rewards flattery, or the labels."""
 
 
 class Gain(NamedTuple):
@@ -106,10 +108,12 @@ def markdown(results: Results) -> str:
     parts = []
     for metric, says in METRICS.items():
         parts += [f"## {OURS} against others: {says}\n\n{_ahead(tables, metric)}"]
-        parts += [f"### {rows:,} rows: {says}\n\n{_all_methods(table, metric)}" for rows, table in tables.items()]
-    redraws = min(table.redraws for table in tables.values())
+        parts += [
+            f"### {rows:,} rows, {table.redraws} redraws: {says}\n\n{_all_methods(table, metric)}"
+            for rows, table in tables.items()
+        ]
     names = {"ours": OURS, "alone": ALONE, "lower": LOWER, "told": TOLD, "paper": "paper"}
-    return "\n\n".join([*parts, NOTES.format(redraws=redraws, level=1 - LEVEL, **names)]) + "\n"
+    return "\n\n".join([*parts, NOTES.format(level=1 - LEVEL, **names)]) + "\n"
 
 
 def _all_methods(table: Table, metric: str) -> str:

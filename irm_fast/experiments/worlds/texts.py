@@ -11,8 +11,8 @@ from irm_fast.data.messages import Messages
 from irm_fast.data.simulation import standard_features, stream
 from irm_fast.experiments.made_answers import answer, conversation, prompts, quality, visible_features
 from irm_fast.experiments.reproduce.population import standardised
+from irm_fast.experiments.worlds.knobs import ANSWERS
 
-ANSWERS = 3  # to each question
 WIDTH = 64  # of embeddings
 _WORD = r"(?u)\b\w+\b|[!?-]"
 
