@@ -110,6 +110,12 @@ def half_width(differences: np.ndarray, level: float = LEVEL) -> float:
     return float(t.ppf(1 - level / 2, count - 1) * differences.std(ddof=1) / np.sqrt(count))
 
 
+def signed_with_interval(mean: float, half: float) -> str:
+    """A difference and half the width of its interval, as a cell of a table; bold where 0 is outside."""
+    text = f"{mean:+.3f} ± {half:.3f}"
+    return f"**{text}**" if abs(mean) > half else text
+
+
 def share_with_interval(value: np.ndarray, low: np.ndarray, high: np.ndarray, *, least: float) -> str:
     """`share_closed` as a cell of a table, with the half width of its interval by the jackknife over the seeds."""
     from scipy.stats import t

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from irm_fast.common.extras import missing
-from irm_fast.experiments.report import FALL, LEVEL, half_width, markdown_table, share_with_interval
+from irm_fast.experiments.report import (
+    FALL,
+    LEVEL,
+    half_width,
+    markdown_table,
+    share_with_interval,
+    signed_with_interval,
+)
 from irm_fast.experiments.reproduce.contest import entrants
 from irm_fast.experiments.reproduce.methods import (
     DEFAULT,
@@ -99,9 +106,7 @@ def _difference(difference: np.ndarray) -> str:
     mean = difference.mean()
     if len(difference) < 2:
         return f"{mean:+.3f}"
-    half = half_width(difference)
-    text = f"{mean:+.3f} ± {half:.3f}"
-    return f"**{text}**" if abs(mean) > half else text
+    return signed_with_interval(mean, half_width(difference))
 
 
 def by_protocol(results: Results) -> list[BestOfN]:

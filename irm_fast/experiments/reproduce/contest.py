@@ -22,6 +22,7 @@ from irm_fast.experiments.reproduce.fitting import FOLDS, Fit, Known, Method, Se
 from irm_fast.experiments.reproduce.methods import (
     BASELINES,
     BOUNDS,
+    BY_NAME,
     DEFAULT,
     DEFAULT_FEATURES,
     EXPLICIT,
@@ -32,8 +33,6 @@ from irm_fast.experiments.reproduce.methods import (
     NAIVE,
     ON_ESTIMATES,
     PENALISED,
-    PRODUCTS,
-    WITH_POSTERIORS,
 )
 from irm_fast.experiments.reproduce.picks import best_of
 from irm_fast.experiments.reproduce.population import Log, Redraw
@@ -149,6 +148,14 @@ class KnownOfLog:
         preference = torch.from_numpy(self._truth.preference).float()
         return ActionsAndTruth(**vars(self.each_signal), known=known, preference=preference)
 
+    def read_by(self, method: Method[Any]) -> Actions:
+        """What a method reads, with the truth for the bounds alone."""
+        if method in ON_ESTIMATES:
+            return self.estimates
+        if method in BOUNDS:
+            return self.truth
+        return self.any_signal if method.sees == "any" else self.each_signal
+
 
 def _actions(feedback: np.ndarray, group: torch.Tensor) -> Actions:
     """The actions in feedback (n, K) int8, of rows of these groups (n,)."""
@@ -205,12 +212,8 @@ class Contest:
             return known.naive
         if name == PENALISED:
             return without_length(known.naive, self._redraw)
-        if name in _ON_ESTIMATES:
-            return self.field.fit(_ON_ESTIMATES[name], known.estimates)
-        if name in _BOUNDS:
-            return self.field.fit(_BOUNDS[name], known.truth)
-        method = _ON_ACTIONS[name]
-        return self.field.fit(method, known.any_signal if method.sees == "any" else known.each_signal)
+        method = BY_NAME[name]
+        return self.field.fit(method, known.read_by(method))
 
     def _default(self, count: int, features: bool) -> Default:
         if (count, features) not in self._defaults:
@@ -231,11 +234,6 @@ def without_length(fitted: Fit, redraw: Redraw) -> Fit:
     slope = covariance[0, 1] / covariance[0, 0] if covariance[0, 0] > 0 else 0.0
     held_out, test = fitted.held_out - slope * length, fitted.test - slope * test_length
     return replace(fitted, held_out=held_out.astype(np.float32), test=test.astype(np.float32))
-
-
-_ON_ESTIMATES = {method.name: method for method in ON_ESTIMATES}
-_ON_ACTIONS = {method.name: method for method in (*PRODUCTS, *WITH_POSTERIORS, *FORMS)}
-_BOUNDS = {method.name: method for method in BOUNDS}
 
 
 def _clusters(X: np.ndarray, seed: int) -> np.ndarray:

@@ -101,8 +101,9 @@ def _marginal(logits: Logits, log: Actions) -> Tensor:
     return implicit_rm_loss(logits.reward, logits.propensity, log.feedback)
 
 
-def _known(logits: Logits, log: ActionsAndTruth) -> Tensor:
-    return implicit_rm_loss(logits.reward, log.known, log.feedback)
+def known_loss(logits: Logits, log: ActionsAndTruth, misclick_rate: float | None = None) -> Tensor:
+    """Negative log-likelihood of the actions under true propensities, and a true rate of misclicks where there are."""
+    return implicit_rm_loss(logits.reward, log.known, log.feedback, misclick_rate=misclick_rate)
 
 
 def _explicit(logits: Logits, log: ActionsAndTruth) -> Tensor:
@@ -135,9 +136,10 @@ FORMS: tuple[Method[Actions], ...] = (
     Method("marginal, features", _marginal, propensity="features", sees="each"),
     Method("marginal, hidden", _marginal, propensity="hidden", sees="each"),
 )
-KNOWN: Method[ActionsAndTruth] = Method("known propensities", _known, sees="each")
+KNOWN: Method[ActionsAndTruth] = Method("known propensities", known_loss, sees="each")
 EXPLICIT: Method[ActionsAndTruth] = Method("explicit labels", _explicit, sees="each")
 BOUNDS = (KNOWN, EXPLICIT)
+BY_NAME: dict[str, Method[Any]] = {method.name: method for method in (*BASELINES, *FORMS, *BOUNDS)}
 ITEMS = 64  # clusters of embeddings that stand for items
 DEFAULT, DEFAULT_FEATURES = "ImplicitRM (default)", "ImplicitRM (default, + features)"  # `EmbeddingRewardModel`
 LOWER = "ImplicitRM (default, lower)"  # the lower ends of its intervals

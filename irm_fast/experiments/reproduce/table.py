@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from irm_fast.data.writing.whole import whole_file
-from irm_fast.experiments.report import LEVEL, half_width, markdown_table, percent, share_closed
+from irm_fast.experiments.report import LEVEL, half_width, markdown_table, percent, share_closed, signed_with_interval
 from irm_fast.experiments.reproduce.methods import DEFAULT, EXPLICIT, ITEMS, KNOWN, LOWER, NAIVE, PENALISED
 
 Results = Sequence[Mapping[str, Any]]
@@ -133,8 +133,7 @@ class Table:
         mean, half = self.difference(key, metric)
         if self.redraws < FEWEST:
             return f"{mean:+.3f}"
-        text = f"{mean:+.3f} ± {half:.3f}"
-        return f"**{text}**" if abs(mean) > half else text
+        return signed_with_interval(mean, half)
 
 
 def markdown(results: Results, data: str, about: str = "") -> str:

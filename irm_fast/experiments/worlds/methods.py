@@ -13,33 +13,23 @@ import numpy as np
 from irm_fast.diagnostics.metrics import reward_metrics
 from irm_fast.embeddings.estimator import EmbeddingRewardModel
 from irm_fast.experiments.reproduce.contest import LOWER_LEVEL, Field, KnownOfLog, without_length
-from irm_fast.experiments.reproduce.facts import ActionsAndTruth
-from irm_fast.experiments.reproduce.fitting import Logits, Method
-from irm_fast.experiments.reproduce.methods import (
-    EXPLICIT,
-    FORMS,
-    KNOWN,
-    NAIVE,
-    ON_ESTIMATES,
-    PRODUCTS,
-    WITH_POSTERIORS,
-)
+from irm_fast.experiments.reproduce.methods import BY_NAME, EXPLICIT, KNOWN, NAIVE, known_loss
 from irm_fast.experiments.reproduce.picks import best_of
 from irm_fast.experiments.worlds.drawing import Drawn
 from irm_fast.experiments.worlds.knobs import AT, World
-from irm_fast.losses.implicit import implicit_rm_loss
 
 PENALISED = "length taken out"
 PAPER = "paper"
 OURS, ALONE, LOWER, TOLD = "irm_fast", "embeddings alone", "lower ends", "told"
-_PEERS: dict[str, Method[Any]] = {
-    "pairs": PRODUCTS[0],
-    "KTO": PRODUCTS[1],
-    "nnPU": next(method for method in ON_ESTIMATES if method.name == "nnPU"),
-    "ReCRec": next(method for method in WITH_POSTERIORS if method.name == "ReCRec-F"),
-    PAPER: next(method for method in FORMS if method.name == "stratified, lagged (paper)"),
+_NAMES = {  # in the comparison
+    "pairs": "pairs (Bradley-Terry)",
+    "KTO": "KTO",
+    "nnPU": "nnPU",
+    "ReCRec": "ReCRec-F",
+    PAPER: "stratified, lagged (paper)",
 }
-PEERS = (NAIVE.name, PENALISED, *_PEERS)
+_FITTED = {name: BY_NAME[known_as] for name, known_as in _NAMES.items()} | {EXPLICIT.name: EXPLICIT}
+PEERS = (NAIVE.name, PENALISED, *_NAMES)
 BOUNDS = (KNOWN.name, EXPLICIT.name)
 FORMS_OF_OURS = (OURS, ALONE, LOWER, TOLD)
 METHODS = (*PEERS, *FORMS_OF_OURS, *BOUNDS)
@@ -88,22 +78,19 @@ class Contest:
             return self._seen.naive.test
         if name == PENALISED:
             return without_length(self._seen.naive, self._redraw).test
-        if name in _PEERS:
-            method = _PEERS[name]
-            known = self._seen.estimates if method in ON_ESTIMATES else self._seen.any_signal
-            return self._field.fit(method, self._seen.each_signal if method.sees == "each" else known).test
-        if name == EXPLICIT.name:
-            return self._field.fit(EXPLICIT, self._seen.truth).test
         if name == KNOWN.name:
             return self._known()
-        return self._ours(name)
+        if name in FORMS_OF_OURS:
+            return self._ours(name)
+        method = _FITTED[name]
+        return self._field.fit(method, self._seen.read_by(method)).test
 
     def _known(self) -> np.ndarray:
         """The likelihood with the true propensities, which knows of misclicks and of a funnel."""
         log = replace(self._redraw.log, feedback=self._drawn.recorded)
         known = KnownOfLog(self._field, replace(self._redraw, log=log), 0).truth
-        misclicks = self._world.misclicks or None
-        return self._field.fit(replace(KNOWN, loss=partial(_known_with_misclicks, misclicks)), known).test
+        loss = partial(known_loss, misclick_rate=self._world.misclicks or None)
+        return self._field.fit(replace(KNOWN, loss=loss), known).test
 
     def _ours(self, name: str) -> np.ndarray:
         """The estimator, with what `irm-fast train --embeddings` reads of a log."""
@@ -128,7 +115,3 @@ class Contest:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a world that breaks an assumption is warned of, which is right
             return model.fit(log.X, log.feedback, users=users[0], sessions=users[1], groups=log.group.tolist(), **read)
-
-
-def _known_with_misclicks(rate: float | None, logits: Logits, log: ActionsAndTruth) -> Any:
-    return implicit_rm_loss(logits.reward, log.known, log.feedback, misclick_rate=rate)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
 from irm_fast.common.extras import missing
 from irm_fast.experiments.reproduce.methods import EXPLICIT, NAIVE
 from irm_fast.experiments.worlds.knobs import AT
@@ -43,9 +41,7 @@ def draw(results: Results, path: Path) -> Path | None:
             if world not in table.worlds:
                 continue
             best = table.best(world, "picks", PEERS)
-            methods = (NAIVE.name, best, OURS, EXPLICIT.name)
-            values = [table.values(world, method, "picks") for method in methods]
-            means = [float(np.mean(found)) for found in values if found is not None]
+            means = [table.mean(world, method, "picks") for method in (NAIVE.name, best, OURS, EXPLICIT.name)]
             axes.plot([means[0], means[2]], [place] * 2, color="#1f6fb2", linewidth=1, alpha=0.5)
             for (label, (colour, mark, size)), mean in zip(LOOKS.items(), means, strict=True):
                 axes.plot(mean, place, mark, color=colour, markersize=size, label=label, linestyle="none")

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from irm_fast.data.writing.whole import whole_file
-from irm_fast.experiments.report import LEVEL, half_width, markdown_table
+from irm_fast.experiments.report import LEVEL, half_width, markdown_table, signed_with_interval
 from irm_fast.experiments.reproduce.methods import NAIVE
 from irm_fast.experiments.worlds.knobs import AT
-from irm_fast.experiments.worlds.methods import ALONE, BOUNDS, LOWER, METHODS, OURS, PEERS, TOLD
+from irm_fast.experiments.worlds.methods import ALONE, BOUNDS, LOWER, METHODS, OURS, PAPER, PEERS, TOLD
 
 Results = Sequence[Mapping[str, Any]]
 METRICS = {"picks": f"how often the best of {AT} answers pleases", "auroc": "AUROC of what pleases"}
@@ -112,7 +112,7 @@ def markdown(results: Results) -> str:
             f"### {rows:,} rows, {table.redraws} redraws: {says}\n\n{_all_methods(table, metric)}"
             for rows, table in tables.items()
         ]
-    names = {"ours": OURS, "alone": ALONE, "lower": LOWER, "told": TOLD, "paper": "paper"}
+    names = {"ours": OURS, "alone": ALONE, "lower": LOWER, "told": TOLD, "paper": PAPER}
     return "\n\n".join([*parts, NOTES.format(level=1 - LEVEL, **names)]) + "\n"
 
 
@@ -142,14 +142,12 @@ def _ahead(tables: Mapping[int, Table], metric: str) -> str:
                 cells += ["", ""]
                 continue
             over, best = (table.gain(world, metric, rival) for rival in (NAIVE.name, table.best(world, metric, PEERS)))
-            cells += [_signed(over), f"{_signed(best)} {best.rival}"]
+            cells += [
+                signed_with_interval(over.mean, over.half),
+                f"{signed_with_interval(best.mean, best.half)} {best.rival}",
+            ]
         lines.append(cells)
     return markdown_table(lines)
-
-
-def _signed(gain: Gain) -> str:
-    text = f"{gain.mean:+.3f} ± {gain.half:.3f}"
-    return f"**{text}**" if abs(gain.mean) > gain.half else text
 
 
 def write_csv(results: Results, path: Path) -> None:
