@@ -48,10 +48,7 @@ def begin(folder: OutputFolder, output: Path, settings: Mapping[str, Any], *, re
             before = json.loads(path.read_text(encoding="utf-8"))
             for name in now:
                 if before.get(name) != now[name]:
-                    raise ValueError(
-                        f"{name}: got {now[name]!r}; {output} was run with {before.get(name)!r}; "
-                        "give the options of then, choose another folder, or --overwrite"
-                    )
+                    raise other_setting(name, now[name], before.get(name), output)
             return
         if not overwrite:
             raise folder.held(output, "an earlier run", resume=True)
@@ -59,3 +56,18 @@ def begin(folder: OutputFolder, output: Path, settings: Mapping[str, Any], *, re
         folder.clear_own(output)
     output.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps(now, indent=2) + "\n")
+
+
+def other_setting(name: str, got: Any, before: Any, output: Path) -> ValueError:
+    """The error for a run that is to go on in a folder with another setting than it began with.
+
+    Args:
+        name: The name of the setting; "version" for the version of this package.
+        got: The present setting.
+        before: The setting of the run.
+        output: The folder.
+    """
+    remedy = f"install irm-fast {before}" if name == "version" else "give the options of then"
+    return ValueError(
+        f"{name}: got {got!r}; {output} was run with {before!r}; {remedy}, choose another folder, or --overwrite"
+    )

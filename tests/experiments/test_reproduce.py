@@ -19,8 +19,19 @@ from irm_fast.experiments.reproduce import contest, experiment, fitting, redraws
 from irm_fast.experiments.reproduce import folder as folder_of_runs
 from irm_fast.experiments.reproduce.contest import Contest, entrants
 from irm_fast.experiments.reproduce.fitting import Logits, Method
-from irm_fast.experiments.reproduce.methods import BASELINES, BOUNDS, DEFAULT, EXPLICIT, FORMS, KNOWN
-from irm_fast.experiments.reproduce.population import Population, Redraw, semi_synthetic
+from irm_fast.experiments.reproduce.methods import (
+    BASELINES,
+    BOUNDS,
+    DEFAULT,
+    EXPLICIT,
+    FORMS,
+    KNOWN,
+    NAIVE,
+    PAPER,
+    RECREC,
+    WITH_FEATURES,
+)
+from irm_fast.experiments.reproduce.population import Log, Population, Redraw, Truth, semi_synthetic
 
 ORACLES = {method.name for method in BOUNDS}
 
@@ -135,6 +146,27 @@ def test_methods_with_one_optimum_agree(results):
     assert abs(constant - hidden) > 1e-4
 
 
+def test_what_features_add():
+    """Where propensities hang on what only features show, methods that read them tell it from what pleases."""
+    rng = np.random.default_rng(0)
+    rows, count = 4000, 3
+    X, features = (rng.normal(size=(rows + 500, width)).astype(np.float32) for width in (3, count))
+    X[:, 2] = 0.3 * X[:, 2] + features[:, 0]  # what embeddings hold of a feature
+    pleased = rng.random(rows + 500) < 1 / (1 + np.exp(-2 * X[:, 0]))
+    propensity = 1 / (1 + np.exp(1 - 2 * features[:rows, [0, 0]] - features[:rows, [1, 2]]))
+    feedback = (pleased[:rows, None] & (rng.random((rows, 2)) < propensity)).astype(np.int8)
+    log = Log(X[:rows], features[:rows], feedback, np.arange(rows))
+    truth = Truth(pleased[:rows].astype(np.int8), propensity)
+    whole = Contest(Redraw(log, truth, X[rows:], pleased[rows:].astype(np.int8), features[rows:]), 0)
+    paid = {}
+    for method in (NAIVE, RECREC, PAPER, *WITH_FEATURES):
+        reward = whole.field.fit(method, whole.known(2).read_by(method)).test
+        paid[method.name] = abs(np.corrcoef(reward, X[rows:, 2])[0, 1] / np.corrcoef(reward, X[rows:, 0])[0, 1])
+    towers, recrec, paper = (paid[method.name] for method in WITH_FEATURES)
+    assert towers < 0.6 * paid["naive"], paid
+    assert recrec < 0.75 * paid[RECREC.name] and paper < 0.75 * paid[PAPER.name], paid
+
+
 @pytest.mark.parametrize("protocol", ["rating", "feature"])
 def test_a_redraw(population, protocol):
     one, again, other = (population.redraw(protocol, seed) for seed in (3, 3, 4))
@@ -247,7 +279,7 @@ def test_what_must_not_be_mixed(tmp_path, few, small, monkeypatch):
     go(folder, overwrite=True)
     assert (folder / "thesis.tex").exists() and (tmp_path / "two" / "thesis.tex").exists()
     monkeypatch.setattr(folder_of_runs, "__version__", "9.9")
-    with pytest.raises(ValueError, match="was run with irm_fast"):
+    with pytest.raises(ValueError, match=r"version: got '9\.9'; .*; install irm-fast "):
         go(folder, resume=True)
     with pytest.raises(ValueError, match="redraws: got 1"):
         go(tmp_path / "three", redraws=1)

@@ -9,12 +9,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from irm_fast.experiments.worlds import methods as fitting
+from irm_fast.experiments import run_folder
 from irm_fast.experiments.worlds import run as running
-from irm_fast.experiments.worlds.drawing import FLATTERED, PER_USER, Drawn, draw
+from irm_fast.experiments.worlds.drawing import FLATTERED, PER_SESSION, PER_USER, Drawn, draw_log
 from irm_fast.experiments.worlds.knobs import WORLDS, World
-from irm_fast.experiments.worlds.methods import ALONE, METHODS, OURS, PEERS, TOLD, Contest
-from irm_fast.experiments.worlds.picture import draw as draw_picture
+from irm_fast.experiments.worlds.methods import METHODS, OURS, PEERS, TOLD, Entrants
+from irm_fast.experiments.worlds.picture import draw
 from irm_fast.experiments.worlds.table import Table, markdown, write_csv
 from irm_fast.experiments.worlds.texts import Texts, make_texts
 
@@ -31,7 +31,7 @@ def texts() -> Texts:
 
 
 def _drawn(name: str, texts: Texts) -> Drawn:
-    return draw(BY_NAME[name], texts, ROWS, 0)
+    return draw_log(BY_NAME[name], texts, ROWS, 0)
 
 
 def _expected(acted: np.ndarray, chance: np.ndarray) -> bool:
@@ -102,9 +102,11 @@ def test_activity(texts, name) -> None:
     )
     expected = np.sqrt(world.users**2 + world.sessions**2 + world.moods**2)
     assert activity[:, 0].std() == pytest.approx(expected, rel=0.15)
-    of_users = np.array([activity[drawn.users == user, 0].mean() for user in set(drawn.users)]).std()
-    within = np.mean([activity[drawn.sessions == session, 0].std() for session in set(drawn.sessions)])
-    assert (of_users > 0.8 * world.users) and (within < 1e-9) == (world.moods == 0)
+    sessions = np.array([activity[drawn.sessions == str(session), 0].mean() for session in range(ROWS // PER_SESSION)])
+    of_users, apart = sessions.reshape(-1, 2).mean(axis=1), np.diff(sessions.reshape(-1, 2))
+    of_one = world.sessions**2 + world.moods**2 / PER_SESSION  # the variance of the mean of a session, beside its user
+    assert apart.std() == pytest.approx(np.sqrt(2 * of_one), rel=0.15, abs=1e-9)
+    assert of_users.std() == pytest.approx(np.sqrt(world.users**2 + of_one / 2), rel=0.15)
 
 
 def test_misclicks(texts) -> None:
@@ -139,50 +141,26 @@ def test_flattery(texts) -> None:
     assert acted[theirs].mean() == pytest.approx(FLATTERED, abs=0.1)
 
 
-# The methods
+def test_length_that_is_liked(texts) -> None:
+    """The same users act, each by what pleases now: on long answers more often."""
+    base, drawn = _drawn("base", texts), _drawn("length is liked too", texts)
+    np.testing.assert_array_equal(drawn.redraw.truth.propensity, base.redraw.truth.propensity)
+    logit, of_base = (np.log(please / (1 - please)) for please in (drawn.please, base.please))
+    np.testing.assert_allclose(logit - of_base, texts.drivers[:TEST, 0], atol=1e-9)
+    assert _expected(drawn.redraw.truth.preference, 1 / (1 + np.exp(-texts.quality - texts.drivers[:, 0]))[TEST:])
 
 
-def test_every_method_in_a_small_world(texts) -> None:
-    """Labels come first; misclicks and a funnel are told of in their worlds alone."""
-    drawn = _drawn("frequent actions (50%)", texts)
-    contest = Contest(BY_NAME["frequent actions (50%)"], drawn, 0)
-    assert contest.methods() == tuple(name for name in METHODS if name != TOLD)
-    found = {name: contest.measured(name) for name in ("naive", OURS, ALONE, "explicit labels")}
-    assert max(found, key=lambda name: found[name]["auroc"]) == "explicit labels"
-    assert found[OURS]["auroc"] > found["naive"]["auroc"] > 0.6
-    assert all(0 < result["picks"] < 1 and result["seconds"] >= 0 for result in found.values())
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("misclicks (10%)", {"misclick_rate": 0.1, "after": None}),
-        ("funnel", {"misclick_rate": None, "after": {1: 0}}),
-    ],
-)
-def test_what_is_told(texts, monkeypatch, name, expected) -> None:
-    told = []
-
-    class Model:
-        is_linear_ = False
-
-        def __init__(self, **how) -> None:
-            told.append({key: how[key] for key in ("misclick_rate", "after") if key in how})
-
-        def fit(self, X, y, **read):
-            assert len(read["users"]) == len(read["sessions"]) == len(read["groups"]) == len(X)
-            told[-1]["features"] = "propensity_features" in read
-            return self
-
-        def decision_function(self, X):
-            return X[:, 0]
-
-    monkeypatch.setattr(fitting, "EmbeddingRewardModel", Model)
-    contest = Contest(BY_NAME[name], _drawn(name, texts), 0)
-    assert TOLD in contest.methods()
-    for method in (OURS, ALONE, TOLD):
-        contest.measured(method)
-    assert told == [{"features": True}, {"features": False}, {**expected, "features": True}]
+def test_topics_that_draw(texts) -> None:
+    logits = [
+        np.log(propensity / (1 - propensity))
+        for propensity in (_drawn(name, texts).redraw.truth.propensity for name in ("base", "topics draw too"))
+    ]
+    drawn = logits[1] - logits[0]
+    topic = texts.topic[TEST:]
+    of_topic = np.array([drawn[topic == number].mean(axis=0) for number in range(topic.max() + 1)])
+    np.testing.assert_allclose(drawn, of_topic[topic], atol=1e-9)
+    assert 0.5 < of_topic[:, 0].std() < 3 and len(of_topic) > 3
+    np.testing.assert_allclose(np.ptp(of_topic, axis=0)[0], np.ptp(of_topic, axis=0)[1])
 
 
 # The run
@@ -197,8 +175,9 @@ def fits(monkeypatch):
         done.append((self._world.name, len(self._drawn.users), self._seed))
         return {"auroc": 0.6, "picks": 0.5, "seconds": 0.0}
 
-    monkeypatch.setattr(Contest, "methods", lambda self: ("naive", OURS))
-    monkeypatch.setattr(Contest, "measured", measured)
+    monkeypatch.setattr(Entrants, "methods", lambda self: ("naive", OURS))
+    monkeypatch.setattr(Entrants, "measured", measured)
+    monkeypatch.setattr(Entrants, "said", lambda self: SAID)
     return done
 
 
@@ -206,7 +185,7 @@ def _run(output, **how):
     return running.run_worlds(output, **{"rows": (300,), "redraws": 2, "test": 30, "processes": 1, **how})
 
 
-def test_a_run_goes_on_where_it_ended(tmp_path, fits) -> None:
+def test_a_run_goes_on_where_it_ended(tmp_path, fits, monkeypatch) -> None:
     output = tmp_path / "out"
     results = _run(output)
     assert len(results) == 2 * len(WORLDS) and len(fits) == 2 * len(results)
@@ -215,6 +194,10 @@ def test_a_run_goes_on_where_it_ended(tmp_path, fits) -> None:
         _run(output)
     with pytest.raises(ValueError, match=r"test: got 33; .* was run with 30"):
         _run(output, test=33, resume=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(run_folder, "__version__", "9.9")
+        with pytest.raises(ValueError, match=r"version: got '9\.9'; .* install irm-fast .* or --overwrite"):
+            _run(output, resume=True)
     (output / "logs" / "03-300-1.json").unlink()
     fits.clear()
     assert _run(output, resume=True) == results and set(fits) == {(WORLDS[3].name, 300, 1)}
@@ -243,6 +226,10 @@ def test_what_is_refused(tmp_path, fits, how, match) -> None:
 
 # The report
 
+SAID = {
+    "ranking": "conditional", "scale": "contradicted", "context": ["user"], "is_linear": True,
+    "propensity": [0.25, 0.3], "true_propensity": [0.15, 0.15], "preference": 0.2, "true_preference": 0.4,
+}  # fmt: skip
 LEVELS = {"naive": 0.5, "pairs": 0.52, OURS: 0.7, "KTO": 0.7, "explicit labels": 0.9}
 
 
@@ -263,6 +250,7 @@ def _results(rows: int = 300, ahead: float = 0.0) -> list[dict]:
                 for name in METHODS
                 if name != TOLD
             },
+            "said": SAID | {"ranking": "not identified", "context": []} if redraw == 1 else SAID,
         }
         for world, step in (("base", 0.0), ("funnel", ahead))
         for redraw in range(3)
@@ -291,6 +279,11 @@ def test_the_tables() -> None:
     ]
     assert cells[:2] == ["base", "0.100 0.200"] and cells[2 + METHODS.index(TOLD)] == ""
     assert cells[2 + METHODS.index(OURS)] == "**0.710**" and cells[2 + METHODS.index("explicit labels")] == "0.910"
+    said = text.split("### 300 rows: what irm_fast says of itself")[1].splitlines()[4]
+    assert [cell.strip() for cell in said.strip("|").split("|")] == [
+        "base", "conditional 2, not identified 1", "contradicted 3", "user 2, none 1", "3 of 3", "0.25 0.30",
+        "0.15 0.15", "0.20", "0.40",
+    ]  # fmt: skip
 
 
 def test_files(tmp_path) -> None:
@@ -303,4 +296,4 @@ def test_files(tmp_path) -> None:
         "auroc": "0.5", "seconds": "1.0",
     }  # fmt: skip
     pytest.importorskip("matplotlib")
-    assert draw_picture(results, tmp_path / "worlds.png").stat().st_size > 10_000
+    assert draw(results, tmp_path / "worlds.png").stat().st_size > 10_000

@@ -33,6 +33,7 @@ from irm_fast.experiments.reproduce.methods import (
     NAIVE,
     ON_ESTIMATES,
     PENALISED,
+    WITH_FEATURES,
 )
 from irm_fast.experiments.reproduce.picks import best_of
 from irm_fast.experiments.reproduce.population import Log, Redraw
@@ -45,7 +46,8 @@ LOWER_LEVEL = 0.9  # of the intervals whose lower ends are a reward
 
 def entrants(signals: int) -> list[Key]:
     """Every method with every number of signals, in the order of the table."""
-    names = [NAIVE.name, PENALISED, *(method.name for method in (*BASELINES[1:], *FORMS)), *OURS, KNOWN.name]
+    learned = (*BASELINES[1:], *FORMS, *WITH_FEATURES)
+    names = [NAIVE.name, PENALISED, *(method.name for method in learned), *OURS, KNOWN.name]
     return [(name, count) for count in range(1, signals + 1) for name in names] + [(EXPLICIT.name, 0)]
 
 

@@ -6,8 +6,10 @@ Each class lists what a loss that is given it may read; nothing else is in reach
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -29,6 +31,11 @@ class Inputs:
     z: Tensor
     item: Tensor
     items: int
+
+    @cached_property
+    def both(self) -> Tensor:
+        """(n, D + F) the embeddings, and the visible features."""
+        return torch.cat([self.x, self.z], 1)
 
     def take(self, rows: Tensor) -> Inputs:
         """The inputs of the rows with these numbers."""

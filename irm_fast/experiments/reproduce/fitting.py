@@ -24,8 +24,9 @@ from irm_fast.embeddings.reward_step import AUTO_LAYERS
 from irm_fast.experiments.reproduce.facts import Actions, Inputs
 
 FOLDS, PROPENSITY_SD = 5, 1.0
+_READ = {"hidden": "x", "features": "z", "both": "both", "item": "item"}  # the inputs of each kind of propensity head
 Known = TypeVar("Known", bound=Actions)  # what a method reads of a log
-PropensityHead = Literal["", "constant", "hidden", "features", "item"]
+PropensityHead = Literal["", "constant", "hidden", "features", "both", "item"]
 
 
 class Logits(NamedTuple):
@@ -56,7 +57,8 @@ class Method(Generic[Known]):
         judge: The held-out criterion; None for the loss.
         objective: What linear heads minimise, with the stationary points of the loss; None for the loss.
         reward_prior: The factor of the prior of the reward for linear heads.
-        propensity: The head that is learned beside the reward; "" for none.
+        propensity: The head that is learned beside the reward, by what it reads: "hidden", the embedding; "features",
+            the visible features; "both"; "item", the cluster; "constant", nothing. "" for no head.
         lagged: Whether posteriors come from the weights at the start of an epoch.
         sees: "each" signal for itself, or whether "any" of them acted.
     """
@@ -119,16 +121,16 @@ class Heads(nn.Module):
 
     def __init__(self, inputs: Inputs, kind: PropensityHead, level: Tensor, unit: Tensor | None) -> None:
         super().__init__()
-        self.kind, width, signals = kind, inputs.x.shape[1], len(level)
-        self.reward: nn.Module = Network(width, AUTO_LAYERS, 1) if unit is None else Linear(unit, 1)
+        self.kind, signals, visible = kind, len(level), torch.ones_like(inputs.z[0])
+        self.reward: nn.Module = _head(inputs.x, unit, 1)
         self.propensity: nn.Module | None = None
-        if kind == "hidden":
-            if unit is None:
-                self.propensity = Network(width, AUTO_LAYERS, signals).zero_output()
-            else:
-                self.propensity = Linear(unit, signals)
+        if kind in ("hidden", "both"):
+            if unit is not None and kind == "both":
+                unit = torch.cat([unit, visible])
+            head = _head(getattr(inputs, _READ[kind]), unit, signals)
+            self.propensity = head.zero_output() if isinstance(head, Network) else head
         elif kind == "features":
-            self.propensity = Linear(torch.ones_like(inputs.z[0]), signals)
+            self.propensity = Linear(visible, signals)
         elif kind == "item":
             self.propensity = nn.Embedding(inputs.items, signals)
             nn.init.zeros_(self.propensity.weight)
@@ -141,7 +143,7 @@ class Heads(nn.Module):
             return reward, reward.new_empty(len(reward), 0)
         if self.propensity is None:
             return reward, self.level.expand(len(reward), -1)
-        read = {"hidden": inputs.x, "features": inputs.z, "item": inputs.item}[self.kind]
+        read: Tensor = getattr(inputs, _READ[self.kind])
         return reward, self.propensity(read) + self.level
 
     def penalty(self, sd: float, reward_prior: float) -> Tensor:
@@ -160,6 +162,11 @@ class Heads(nn.Module):
         if isinstance(self.propensity, nn.Embedding):
             total = total + (self.propensity.weight**2).sum() / (2 * PROPENSITY_SD**2)
         return total
+
+
+def _head(read: Tensor, unit: Tensor | None, outputs: int) -> nn.Module:
+    """A head that reads (n, D): linear with these prior deviations (D,), or a network where there are none."""
+    return Network(read.shape[1], AUTO_LAYERS, outputs) if unit is None else Linear(unit, outputs)
 
 
 def _precision(units: Tensor, sd: float) -> Tensor:

@@ -14,7 +14,7 @@ from irm_fast import __version__
 from irm_fast.data.writing.outputs import OutputFolder, check_choice
 from irm_fast.data.writing.whole import write_whole
 from irm_fast.experiments.reproduce.population import PROTOCOLS, SIGNALS, Population
-from irm_fast.experiments.run_folder import marked_by
+from irm_fast.experiments.run_folder import marked_by, other_setting
 
 if TYPE_CHECKING:
     from irm_fast.experiments.reproduce.experiment import Experiment
@@ -113,10 +113,12 @@ def check_settings(output: Path, experiment: Experiment, population: Population,
     if resume:
         for name, value in before["experiment"].items():
             if value != settings.get(name):
-                raise ValueError(f"{name}: got {settings.get(name)!r}; {output} was run with {value!r}")
+                raise other_setting(name, settings.get(name), value, output)
         if before.get("content", content.hexdigest()) != content.hexdigest():
-            raise ValueError(f"data: {output} was run on other ratings or embeddings; choose another folder")
+            raise ValueError(
+                f"data: {output} was run on other ratings or embeddings; choose another folder, or --overwrite"
+            )
         if before.get("version", __version__) != __version__:
-            raise ValueError(f"version: {output} was run with irm_fast {before['version']}; choose another folder")
+            raise other_setting("version", __version__, before["version"], output)
     now = {"version": __version__, "experiment": settings, "rows": len(population.X), "content": content.hexdigest()}
     write_whole(path, json.dumps(now, indent=2) + "\n")

@@ -6,6 +6,7 @@ nuisances. The bounds, known propensities and explicit labels, read `ActionsAndT
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -67,6 +68,11 @@ def _kto(logits: Logits, log: Actions) -> Tensor:
     acted, rate = log.acted == 1, log.action_rate
     weight = torch.where(acted, 1 / (2 * rate), 1 / (2 * (1 - rate)))
     return (weight * torch.sigmoid(torch.where(acted, -logits.reward, logits.reward))).mean()
+
+
+def _towers(logits: Logits, log: Actions) -> Tensor:
+    """The actions by a sum of two logits, of which one is the reward (Zhao et al., doi 10.1145/3298689.3346997)."""
+    return baselines.naive_loss(logits.reward + logits.propensity.squeeze(1), log.acted)
 
 
 # Losses with posteriors, from the weights at the start of an epoch or from the present ones
@@ -139,7 +145,14 @@ FORMS: tuple[Method[Actions], ...] = (
 KNOWN: Method[ActionsAndTruth] = Method("known propensities", known_loss, sees="each")
 EXPLICIT: Method[ActionsAndTruth] = Method("explicit labels", _explicit, sees="each")
 BOUNDS = (KNOWN, EXPLICIT)
-BY_NAME: dict[str, Method[Any]] = {method.name: method for method in (*BASELINES, *FORMS, *BOUNDS)}
+# Methods that are given the visible features too, as `EmbeddingRewardModel` may be
+RECREC, PAPER = WITH_POSTERIORS[-1], FORMS[1]
+WITH_FEATURES: tuple[Method[Actions], ...] = (
+    Method("two towers", _towers, propensity="features"),
+    replace(RECREC, name=f"{RECREC.name}, + features", propensity="both"),
+    replace(PAPER, name=f"{PAPER.name}, + features", propensity="both"),
+)
+BY_NAME: dict[str, Method[Any]] = {method.name: method for method in (*BASELINES, *FORMS, *WITH_FEATURES, *BOUNDS)}
 ITEMS = 64  # clusters of embeddings that stand for items
 DEFAULT, DEFAULT_FEATURES = "ImplicitRM (default)", "ImplicitRM (default, + features)"  # `EmbeddingRewardModel`
 LOWER = "ImplicitRM (default, lower)"  # the lower ends of its intervals

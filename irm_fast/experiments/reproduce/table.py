@@ -45,8 +45,11 @@ held-out actions the design and the prior of its propensities too. IPS and DR ta
 form with a hidden propensity, ReCRec those of half the reward's prior; linear heads are fitted to these: rows that
 agree are one estimator.
 
-Protocol feature: "features" and "+ features" are given the very features that the propensity is logistic in. Protocol
-rating: "known" is the mean propensity of preferred rows, and no bound."""
+"+ features": propensities of the embedding and of the visible features. "two towers": whether any signal acted, by the
+sum of two logits, that of the embedding, which is the reward, and that of the visible features.
+
+Protocol feature: what reads the features is given the very ones that the propensity is logistic in. Protocol rating:
+"known" is the mean propensity of preferred rows, and no bound."""
 PUBLISHED_NOTE = """"MAE, published": of ImplicitRM as its paper prints it, on other embeddings and draws, selected on
 clean labels. It is not reproduced here."""
 

@@ -1,12 +1,12 @@
 """The log of a world.
 
-An answer pleases with the sigmoid of its quality. Who is pleased gives signal k with the propensity
+An answer pleases with the sigmoid of its quality + liked z_0. Who is pleased gives signal k with the propensity
 
-    sigmoid(b_k + drivers w_k z + users u + sessions s + moods e),
+    sigmoid(b_k + drivers w_k z + topics t + users u + sessions s + moods e),
 
-where z are length, lists and bait, w is `made_answers.WEIGHTS`, u, s and e are standard normal for each user,
-session and row, and b_k makes the mean the rate. Every answer is shown once. A user sees 10 answers in two sessions of
-5; answers to one question are seen by different users, as a rule.
+where z are length, lists and bait, w is `made_answers.WEIGHTS`, t, u, s and e are standard normal for each topic,
+user, session and row, and b_k makes the mean the rate. Every answer is shown once. A user sees 10 answers in two
+sessions of 5; answers to one question are seen by different users, as a rule.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Drawn:
     sessions: np.ndarray
 
 
-def draw(world: World, texts: Texts, rows: int, seed: int) -> Drawn:
+def draw_log(world: World, texts: Texts, rows: int, seed: int) -> Drawn:
     """Draw the log of a world on some answers; those before them, to other questions, are the test set.
 
     Args:
@@ -58,7 +58,8 @@ def draw(world: World, texts: Texts, rows: int, seed: int) -> Drawn:
     total = len(texts.quality)
     test, logged = slice(0, total - rows), slice(total - rows, total)
     rng = stream(seed, "log")
-    please = 1 / (1 + np.exp(-texts.quality))
+    quality = texts.quality + world.liked * texts.drivers[:, 0]
+    please = 1 / (1 + np.exp(-quality))
     pleased = rng.random(total) < please
     order = rng.permutation(rows)
     user, session = order // PER_USER, order // PER_SESSION
@@ -69,13 +70,14 @@ def draw(world: World, texts: Texts, rows: int, seed: int) -> Drawn:
         + world.sessions * rng.normal(size=rows)[session]
         + world.moods * rng.normal(size=rows)
     )
+    draw = stream(seed, "topics").normal(size=texts.topic.max() + 1)[texts.topic[logged]]
     propensity = np.empty((rows, world.signals))
     for signal in range(world.signals):
-        slope = world.drivers * texts.drivers[logged] @ WEIGHTS[signal] + activity
+        slope = world.drivers * texts.drivers[logged] @ WEIGHTS[signal] + world.topics * draw + activity
         target = FOLLOWS if world.funnel and signal else world.rate
         propensity[:, signal] = 1 / (1 + np.exp(-slope - level_of(slope, target)))
     if world.escape is not None:
-        propensity[texts.quality[logged] >= world.escape] = 0
+        propensity[quality[logged] >= world.escape] = 0
     active = rng.random(propensity.shape) < propensity
 
     # Who acts

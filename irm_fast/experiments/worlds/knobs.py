@@ -10,7 +10,7 @@ AT = 16  # answers of which the best is picked
 
 @dataclass(frozen=True)
 class World:
-    """How the users of a log act; `drawing.draw` has the formulas.
+    """How the users of a log act; `drawing.draw_log` has the formulas.
 
     Attributes:
         name: The name in tables.
@@ -25,6 +25,8 @@ class World:
         escape: The quality from which no answer draws an action, as it settles the matter and its reader leaves; None
             for no such answers.
         flatterers: The share of users who act on whatever flatters them (bait), pleased or not.
+        liked: How much length pleases, a logit for each deviation of its logarithm.
+        topics: The deviation between topics of how readily who is pleased acts, a logit; no visible feature shows it.
     """
 
     name: str
@@ -38,6 +40,8 @@ class World:
     funnel: bool = False
     escape: float | None = None
     flatterers: float = 0.0
+    liked: float = 0.0
+    topics: float = 0.0
 
 
 WORLDS = (
@@ -55,4 +59,6 @@ WORLDS = (
     World("funnel", funnel=True),
     World("the best answers escape", escape=2.5),
     World("2% reward flattery", flatterers=0.02),
+    World("length is liked too", liked=1.0),
+    World("topics draw too", topics=1.5),
 )

@@ -18,24 +18,28 @@ from irm_fast.experiments.reproduce.picks import best_of
 from irm_fast.experiments.worlds.drawing import Drawn
 from irm_fast.experiments.worlds.knobs import AT, World
 
-PENALISED = "length taken out"
-PAPER = "paper"
-OURS, ALONE, LOWER, TOLD = "irm_fast", "embeddings alone", "lower ends", "told"
+LENGTH_OUT = "length taken out"
+PAPER, WITH_FEATURES = "paper", ", features"
+OURS, ALONE, LOWER_ENDS, TOLD = "irm_fast", "embeddings alone", "lower ends", "told"
 _NAMES = {  # in the comparison
     "pairs": "pairs (Bradley-Terry)",
     "KTO": "KTO",
     "nnPU": "nnPU",
     "ReCRec": "ReCRec-F",
     PAPER: "stratified, lagged (paper)",
+    "two towers": "two towers",
+    f"ReCRec{WITH_FEATURES}": "ReCRec-F, + features",
+    f"{PAPER}{WITH_FEATURES}": "stratified, lagged (paper), + features",
 }
 _FITTED = {name: BY_NAME[known_as] for name, known_as in _NAMES.items()} | {EXPLICIT.name: EXPLICIT}
-PEERS = (NAIVE.name, PENALISED, *_NAMES)
+PEERS = (NAIVE.name, LENGTH_OUT, *_NAMES)
 BOUNDS = (KNOWN.name, EXPLICIT.name)
-FORMS_OF_OURS = (OURS, ALONE, LOWER, TOLD)
+FEW = 0.1  # a rate below which few rows hold several actions
+FORMS_OF_OURS = (OURS, ALONE, LOWER_ENDS, TOLD)
 METHODS = (*PEERS, *FORMS_OF_OURS, *BOUNDS)
 
 
-class Contest:
+class Entrants:
     """All methods on one log.
 
     Args:
@@ -52,8 +56,7 @@ class Contest:
 
     def methods(self) -> tuple[str, ...]:
         """The names of the methods that differ in this world, in the order of `METHODS`."""
-        told = bool(self._world.misclicks or self._world.funnel)
-        return tuple(name for name in METHODS if told or name != TOLD)
+        return tuple(name for name in METHODS if _told(self._world) or name != TOLD)
 
     def measured(self, name: str) -> dict[str, Any]:
         """What a method came to on the test set.
@@ -72,11 +75,30 @@ class Contest:
         auroc = reward_metrics(reward, self._redraw.test_preference)["auroc"]
         return {"auroc": auroc, "picks": picks["pleases"][0], "seconds": seconds}
 
+    def said(self) -> dict[str, Any]:
+        """What the estimator says of itself as it comes: verdicts, choices, and levels beside the true ones.
+
+        Returns:
+            "ranking" and "scale", the verdicts; "context" and "is_linear", what was chosen; "propensity" (K numbers)
+            and "preference", the means that were learned, and "true_propensity" and "true_preference".
+        """
+        model, truth = self._default, self._redraw.truth
+        return {
+            "ranking": model.diagnosis_.ranking,
+            "scale": model.diagnosis_.scale,
+            "context": list(model.context_),
+            "is_linear": bool(model.is_linear_),
+            "propensity": np.nanmean(model.training_propensity_, axis=0).tolist(),
+            "true_propensity": truth.propensity.mean(axis=0).tolist(),
+            "preference": float(model.predict_proba(self._redraw.test_X)[:, 1].mean()),
+            "true_preference": float(self._drawn.please.mean()),
+        }
+
     def _reward(self, name: str) -> np.ndarray:
         """(m,) the rewards of the test set."""
         if name == NAIVE.name:
             return self._seen.naive.test
-        if name == PENALISED:
+        if name == LENGTH_OUT:
             return without_length(self._seen.naive, self._redraw).test
         if name == KNOWN.name:
             return self._known()
@@ -94,24 +116,35 @@ class Contest:
 
     def _ours(self, name: str) -> np.ndarray:
         """The estimator, with what `irm-fast train --embeddings` reads of a log."""
-        if name == LOWER and self._default.is_linear_:  # a network has no intervals
+        if name == LOWER_ENDS and self._default.is_linear_:  # a network has no intervals
             return self._default.predict_interval(self._redraw.test_X, LOWER_LEVEL)[0]
-        if name in (OURS, LOWER):
+        if name in (OURS, LOWER_ENDS):
             return self._default.decision_function(self._redraw.test_X)
-        told: dict[str, Any] = {}
-        if name == TOLD:
-            told = {"misclick_rate": self._world.misclicks or None, "after": {1: 0} if self._world.funnel else None}
-        return self._fitted(features=name == TOLD, **told).decision_function(self._redraw.test_X)
+        if name == ALONE:
+            return self._fitted(features=False).decision_function(self._redraw.test_X)
+        return self._fitted(features=True, **_told(self._world)).decision_function(self._redraw.test_X)
 
     @cached_property
     def _default(self) -> EmbeddingRewardModel:
-        return self._fitted(features=True)
+        return self._fitted(features=self._world.signals > 1)  # one signal does not tell what they draw
 
     def _fitted(self, features: bool, **told: Any) -> EmbeddingRewardModel:
-        log, several = self._redraw.log, self._world.signals > 1
-        read = {"propensity_features": log.features} if features and several else {}  # of one signal: see `estimation`
+        log = self._redraw.log
+        read = {"propensity_features": log.features} if features else {}
         model = EmbeddingRewardModel(device="cpu", random_state=self._seed, **told)
         users = self._drawn.users.tolist(), self._drawn.sessions.tolist()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a world that breaks an assumption is warned of, which is right
             return model.fit(log.X, log.feedback, users=users[0], sessions=users[1], groups=log.group.tolist(), **read)
+
+
+def _told(world: World) -> dict[str, Any]:
+    """Settings of the estimator by which it is told what holds in a world and its log shows badly or not at all."""
+    told: dict[str, Any] = {}
+    if world.misclicks:
+        told["misclick_rate"] = world.misclicks
+    if world.funnel:
+        told["after"] = {1: 0}
+    if world.funnel or world.signals == 1 or world.rate < FEW:  # few rows or none, in which signals act apart
+        told["propensity_design"] = "features"
+    return told

@@ -69,8 +69,8 @@ def run_worlds(
         overwrite: Replace an earlier run.
 
     Returns:
-        For each log of the folder "world", "rows", "redraw", "acts" (how often each signal acts), and in "methods"
-        what `Contest.measured` gives for each; of redraws that have all worlds.
+        For each log of the folder "world", "rows", "redraw", "acts" (how often each signal acts), in "methods" what
+        `Entrants.measured` gives for each, and in "said" what `Entrants.said` gives; of redraws that have all worlds.
 
     Raises:
         ValueError: An argument is out of range, or the folder holds something else.
@@ -131,20 +131,21 @@ def write_report(results: Sequence[dict[str, Any]], output: Path) -> str:
 
 def _do(job: Job, test: int) -> float:
     """Fit every method to a log, keep what it came to, and return the seconds that it took."""
-    from irm_fast.experiments.worlds.drawing import draw
-    from irm_fast.experiments.worlds.methods import Contest
+    from irm_fast.experiments.worlds.drawing import draw_log
+    from irm_fast.experiments.worlds.methods import Entrants
     from irm_fast.experiments.worlds.texts import make_texts
 
     start = time.perf_counter()
     texts = make_texts(test + job.rows, job.redraw)
-    drawn = draw(job.world, texts, job.rows, job.redraw)
-    contest = Contest(job.world, drawn, job.redraw)
+    drawn = draw_log(job.world, texts, job.rows, job.redraw)
+    entrants = Entrants(job.world, drawn, job.redraw)
     result = {
         "world": job.world.name,
         "rows": job.rows,
         "redraw": job.redraw,
         "acts": drawn.redraw.log.feedback.mean(axis=0).tolist(),
-        "methods": {name: contest.measured(name) for name in contest.methods()},
+        "methods": {name: entrants.measured(name) for name in entrants.methods()},
+        "said": entrants.said(),
     }
     job.place.parent.mkdir(parents=True, exist_ok=True)
     write_whole(job.place, json.dumps(result, indent=1) + "\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +14,17 @@ from irm_fast.data.writing.whole import whole_file
 from irm_fast.experiments.report import LEVEL, half_width, markdown_table, signed_with_interval
 from irm_fast.experiments.reproduce.methods import NAIVE
 from irm_fast.experiments.worlds.knobs import AT
-from irm_fast.experiments.worlds.methods import ALONE, BOUNDS, LOWER, METHODS, OURS, PAPER, PEERS, TOLD
+from irm_fast.experiments.worlds.methods import (
+    ALONE,
+    BOUNDS,
+    LOWER_ENDS,
+    METHODS,
+    OURS,
+    PAPER,
+    PEERS,
+    TOLD,
+    WITH_FEATURES,
+)
 
 Results = Sequence[Mapping[str, Any]]
 METRICS = {"picks": f"how often the best of {AT} answers pleases", "auroc": "AUROC of what pleases"}
@@ -22,9 +33,12 @@ NOTES = """Made text: see `irm_fast/experiments/worlds`. Means over the redraws,
 their own and serve all worlds; every world differs from the base in what its name says. "acts": how often each signal
 acts. Bold: the best of the methods that learn from the log alone, `{ours}` and what stands left of it, and those that
 are not behind it by more than the interval (paired, Student's t over the redraws, {level:.0%}, each by itself).
-`{ours}` alone reads visible features of the text, which hold what moves these users, and names of users and sessions.
-"{alone}", "{lower}", "{told}": without these features; the lower ends of its 90% intervals (where the reward is a
-network, which has none, itself); told of the rate of misclicks or of the funnel. "{paper}": its loss, on both signals.
+`{ours}`, "two towers" and peers with "{features}" read visible features of the text too, which hold what moves these
+users, and `{ours}` names of users and sessions. "two towers" explains the actions by the sum of two logits: that of the
+embedding, which is the reward, and that of the features.
+"{alone}": without these features; "{lower}": of its 90% intervals (where the reward is a network, which has none,
+itself); "{told}": of the rate of misclicks, of the funnel, or, where few rows or none hold several actions, that
+visible features alone draw actions, with these. "{paper}": its loss, on both signals.
 The others of one signal see whether any acted. The bounds know the true propensities, misclicks and the funnel, but not
 who rewards flattery, or the labels."""
 
@@ -60,6 +74,10 @@ class Table:
         self.worlds = list(dict.fromkeys(result["world"] for result in mine))
         self._of = {world: [result for result in mine if result["world"] == world] for world in self.worlds}
         self.redraws = min(map(len, self._of.values()))
+
+    def said(self, world: str, name: str) -> list[Any]:
+        """What the estimator says of itself, of each redraw; the names are those of `Entrants.said`."""
+        return [result["said"][name] for result in self._of[world]]
 
     def acts(self, world: str) -> np.ndarray:
         """(K,) how often each signal acts."""
@@ -112,7 +130,15 @@ def markdown(results: Results) -> str:
             f"### {rows:,} rows, {table.redraws} redraws: {says}\n\n{_all_methods(table, metric)}"
             for rows, table in tables.items()
         ]
-    names = {"ours": OURS, "alone": ALONE, "lower": LOWER, "told": TOLD, "paper": PAPER}
+    parts += [f"### {rows:,} rows: what {OURS} says of itself\n\n{_said(table)}" for rows, table in tables.items()]
+    names = {
+        "ours": OURS,
+        "alone": ALONE,
+        "lower": LOWER_ENDS,
+        "told": TOLD,
+        "paper": PAPER,
+        "features": WITH_FEATURES.strip(", "),
+    }
     return "\n\n".join([*parts, NOTES.format(level=1 - LEVEL, **names)]) + "\n"
 
 
@@ -127,6 +153,26 @@ def _all_methods(table: Table, metric: str) -> str:
             cells.append(f"**{text}**" if method in bold else text)
         rows.append(cells)
     return markdown_table(rows)
+
+
+def _said(table: Table) -> str:
+    """Verdicts and choices with the number of redraws, and the mean levels that were learned beside the true ones."""
+    rows = [["world", "ranking", "scale", "context", "linear", "propensity", "true", "preference", "true"]]
+    for world in table.worlds:
+        context = [" ".join(names) or "none" for names in table.said(world, "context")]
+        counted = [_counted(table.said(world, "ranking")), _counted(table.said(world, "scale")), _counted(context)]
+        linear = f"{sum(table.said(world, 'is_linear'))} of {len(context)}"
+        means = [
+            " ".join(f"{mean:.2f}" for mean in np.atleast_1d(np.mean(table.said(world, name), axis=0)))
+            for name in ("propensity", "true_propensity", "preference", "true_preference")
+        ]
+        rows.append([world, *counted, linear, *means])
+    return markdown_table(rows)
+
+
+def _counted(names: Sequence[str]) -> str:
+    """Each name with how often it comes, the most frequent first."""
+    return ", ".join(f"{name} {count}" for name, count in Counter(names).most_common())
 
 
 def _ahead(tables: Mapping[int, Table], metric: str) -> str:

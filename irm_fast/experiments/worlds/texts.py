@@ -9,11 +9,13 @@ import numpy as np
 
 from irm_fast.data.messages import Messages
 from irm_fast.data.simulation import standard_features, stream
-from irm_fast.experiments.made_answers import answer, conversation, prompts, quality, visible_features
+from irm_fast.experiments.made_answers import answer, conversation, prompts, quality, topic_of, visible_features
+from irm_fast.experiments.made_text import TOPICS
 from irm_fast.experiments.reproduce.population import standardised
 from irm_fast.experiments.worlds.knobs import ANSWERS
 
 WIDTH = 64  # of embeddings
+_TOPICS = list(TOPICS)
 _WORD = r"(?u)\b\w+\b|[!?-]"
 
 
@@ -27,6 +29,7 @@ class Texts:
         drivers: (N, 3) what moves the users to act, standardised: length, lists and bait.
         bait: (N,) bool, whether an answer holds bait.
         quality: (N,) the logit of the chance to please.
+        topic: (N,) the number of the topic.
         group: (N,) the number of the question.
     """
 
@@ -35,6 +38,7 @@ class Texts:
     drivers: np.ndarray
     bait: np.ndarray
     quality: np.ndarray
+    topic: np.ndarray
     group: np.ndarray
 
 
@@ -55,6 +59,7 @@ def make_texts(rows: int, seed: int) -> Texts:
         drivers=np.column_stack([standardised(column) for column in seen.T]),
         bait=seen[:, -1] > 0,
         quality=quality(answers),
+        topic=np.array([_TOPICS.index(topic_of(turns[-2]["content"])) for turns in answers]),
         group=np.arange(len(answers)) // ANSWERS,
     )
 
