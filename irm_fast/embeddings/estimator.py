@@ -50,7 +50,7 @@ class EmbeddingRewardModel(Predictions):
             the columns of `y`: "constant"; "hidden", a function of the embedding
             and of any `propensity_features`; "features", linear in these alone; "known", given to `fit`; "auto",
             "hidden" where at least 10 co-actions show it and it predicts held-out actions better than a constant, else
-            "constant".
+            "constant"; with fewer, "features" if there are `propensity_features`, which is then assumed.
         estimator: "two-step"; "joint", all propensities and a linear reward by one likelihood; or "auto", two-step for
             signals with at least 10 co-actions and joint for the rest.
         polarity: +1 for signals of preferred responses and -1 for signals of others: one for all, K, or

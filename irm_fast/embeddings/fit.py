@@ -19,6 +19,7 @@ from torch import Tensor
 from irm_fast.diagnostics import Diagnosis, diagnose
 from irm_fast.diagnostics.learned import constant_in_words, is_constant
 from irm_fast.diagnostics.subject import Check
+from irm_fast.embeddings.assumed import warn_of_few_coactions
 from irm_fast.embeddings.candidates import candidate_rewards
 from irm_fast.embeddings.context_step import Context, fit_context
 from irm_fast.embeddings.declared import Signals
@@ -106,6 +107,8 @@ def fit_model(
         if observed.designs == ("auto",):
             split = split_one_signal(problem, observed, wanted)
         else:
+            if estimator == "auto":
+                warn_of_few_coactions(observed, problem.objective)
             split = problem.split(observed.designs, estimator, wanted)
         chosen = (AUTO_LAYERS if layers is None else layers) if split.reward.networks else ()
         fit = _Fit(problem, observed, split, chosen)

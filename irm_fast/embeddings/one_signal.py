@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits as cross_entropy
 
-from irm_fast.common.warning import warn_caller
+from irm_fast.embeddings.assumed import LEAST, assumed_design, warn_of_one_signal
 from irm_fast.embeddings.observed import Observed
 from irm_fast.embeddings.optimize import fit_map
 from irm_fast.embeddings.parts import Propensities
@@ -27,7 +27,6 @@ from irm_fast.embeddings.problem import Problem, Split
 from irm_fast.embeddings.propensity_step import FoundPropensities
 from irm_fast.embeddings.reward_step import propensity_shift
 
-LEAST = 5  # labels of each kind; fewer choose nothing
 MIRROR = "mirror"
 LEADS = {"constant": 1.0, "hidden": 2.0, MIRROR: 2.0}  # standard errors by which these have to predict labels better
 SLOPE_SD = 1.0  # prior deviation of the logarithm of a candidate's slope
@@ -58,8 +57,8 @@ def split_one_signal(problem: Problem, observed: Observed, layers: str | Sequenc
     """
     labels = observed.preference
     if labels is None or not labels_choose(labels):
-        name = "constant" if problem.features is None else "features"
-        _warn_of_assumption(name, observed)
+        name = assumed_design(problem.features)
+        warn_of_one_signal(name, observed)
         return _levelled(problem, problem.fit_propensities([name], "joint"), layers)
     chosen = choose(candidates(problem, layers), labels, label_weights(observed), problem.folds)
     return _levelled(problem, chosen.split.found, layers)
@@ -87,26 +86,6 @@ def label_weights(observed: Observed) -> np.ndarray:
     stands_for = np.zeros(len(observed))
     np.divide(1, np.where(np.isnan(probability), at_random, probability), out=stands_for, where=labelled)
     return observed.weight * stands_for / stands_for[labelled].mean()
-
-
-ASSUMED = {
-    "constant": "the propensity is taken to be the same for every response",
-    "features": "the propensity is taken to depend on the propensity features alone, and the preference on none of "
-    "them",
-}
-
-
-def _warn_of_assumption(name: str, observed: Observed) -> None:
-    """Warn of what the split of one signal is taken for without labels."""
-    labels, actions = observed.preference, (observed.feedback == 1).any()
-    if not actions:  # labels alone: there is nothing to split
-        return
-    few = "" if labels is None else f" ({(labels == 1).sum()} of 1, {(labels == 0).sum()} of 0)"
-    warn_caller(
-        f"one signal, and fewer than {LEAST} labels of each kind{few}: {ASSUMED[name]}, which the log cannot show to "
-        "be wrong, and then the reward may rank worse than the action rate. Have rows rated (irm-fast label --next "
-        f"100) and pass them as preference, or log a second signal; propensity_design={name!r} says that you mean it"
-    )
 
 
 def candidates(problem: Problem, layers: str | Sequence[int]) -> list[Candidate]:

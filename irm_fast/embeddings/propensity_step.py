@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from irm_fast.embeddings.assumed import assumed_design
 from irm_fast.embeddings.joint import fit_joint, start_level
 from irm_fast.embeddings.objective import Objective
 from irm_fast.embeddings.optimize import prior_shares, rows_where
@@ -146,7 +147,7 @@ def fit_propensities(
 
     # The joint likelihood for the rest; where only constants are left, held-out rewards will show their level
     rest: list[str | None] = [
-        None if design == "known" or use else ("constant" if design == "auto" else design)
+        None if design == "known" or use else (assumed_design(features) if design == "auto" else design)
         for design, use in zip(designs, two_steps, strict=True)
     ]
     open_level = torch.tensor([float(design == "constant") for design in rest], device=embeddings.device)

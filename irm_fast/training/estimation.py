@@ -13,7 +13,9 @@ from irm_fast.embeddings.one_signal import labels_choose
 from irm_fast.embeddings.shards import Shards
 from irm_fast.embeddings.store import Source
 from irm_fast.embeddings.text_model import EmbeddedRewardModel, propensity_features, typical_position
+from irm_fast.embeddings.two_step import ENOUGH
 from irm_fast.training.config import RunConfig
+from irm_fast.training.specs import coactions_of
 
 
 def fit_embedded(
@@ -76,11 +78,13 @@ def fit_embedded(
 def _reads(log: Log, design: str) -> str:
     """Return the propensity design by which the estimator is given features.
 
-    Of one signal whose design is to be chosen, features of the log are what its owner says that propensities read; what
-    can be seen of the text, such as its length, may move the preference too, and is tried where labels choose.
+    Where neither co-actions nor labels show what moves a propensity, features of the log are what its owner says that
+    propensities read; what can be seen of the text, such as its length, may move the preference too.
     """
-    if design != "auto" or len(log.signals) != 1:
+    if design != "auto" or not log.signals:
         return design
+    if len(log.signals) > 1:
+        return design if (coactions_of(log) >= ENOUGH).any() else "features"
     return "features" if log.feature_names or not labels_choose(log.preference) else "hidden"
 
 

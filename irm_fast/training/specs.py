@@ -83,7 +83,7 @@ def fits_first(log: Log, config: TrainConfig) -> bool:
         return config.estimator == "two-step"
     if len(log.signals) == 1:
         return config.propensity_design == "auto" and labels_choose(log.preference)
-    return config.propensity_design in ("auto", "hidden", "features") and bool((_coactions(log) >= ENOUGH).any())
+    return config.propensity_design in ("auto", "hidden", "features") and bool((coactions_of(log) >= ENOUGH).any())
 
 
 def check_co_actions(spec: RewardSpec, log: Log, config: TrainConfig) -> None:
@@ -99,7 +99,7 @@ def check_co_actions(spec: RewardSpec, log: Log, config: TrainConfig) -> None:
     """
     if not log.signals or (len(log.signals) == 1 and (config.estimator != "two-step" or spec.design == "auto")):
         return  # labels choose, or the assumption was named
-    seen = _coactions(log)
+    seen = coactions_of(log)
     counts = ", ".join(f"{name} {count}" for name, count in zip(log.signals, seen, strict=True))
     if spec.estimator != "two-step":
         if config.propensity_design == "auto" and config.estimator == "auto":
@@ -134,7 +134,7 @@ def warn_of_identification(spec: RewardSpec, log: Log) -> None:
         warn_caller(text)
 
 
-def _coactions(log: Log) -> np.ndarray:
+def coactions_of(log: Log) -> np.ndarray:
     """Count, for each of K signals, its actions and its silences on rows that others prove: the smaller number."""
     feedback, preference = torch.from_numpy(log.feedback), torch.from_numpy(log.preference)
     weight = torch.ones(len(log)) if log.weight is None else torch.from_numpy(log.weight)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from irm_fast.embeddings.two_step import ENOUGH
 from irm_fast.experiments.reproduce.contest import LOWER_LEVEL, Field
 from irm_fast.experiments.reproduce.facts import Actions, ActionsAndEstimates, ActionsAndTruth
 from irm_fast.experiments.reproduce.fitting import Fit, Logits
@@ -113,7 +114,9 @@ def test_without_length_nothing_is_linear_in_length(texts, given) -> None:
 class Model:
     """Takes the place of the estimator, and keeps how it was made and what it was fitted to."""
 
-    is_linear_ = False
+    is_linear_, context_ = False, ()
+    diagnosis_ = SimpleNamespace(ranking="conditional", scale="contradicted")
+    training_propensity_ = np.array([[0.1, np.nan], [0.3, 0.2]])
     made: ClassVar[list[SimpleNamespace]] = []
 
     def __init__(self, **how) -> None:
@@ -126,6 +129,9 @@ class Model:
 
     def decision_function(self, X):
         return X[:, 0]
+
+    def predict_proba(self, X):
+        return np.tile([0.75, 0.25], (len(X), 1))
 
     def predict_interval(self, X, level):
         assert level == LOWER_LEVEL
@@ -148,16 +154,16 @@ def model(monkeypatch) -> type[Model]:
     ],
 )
 def test_what_ours_is_given(texts, model, name, told) -> None:
-    """Features but for "embeddings alone", and what holds in the world where it is told."""
+    """Features where co-actions show what they draw, or where it is told; and what holds in the world, then."""
     drawn = _drawn(name, texts)
     entrants = Entrants(BY_NAME[name], drawn, 0)
     assert TOLD in entrants.methods()
     for method in (OURS, ALONE, TOLD):
         entrants.measured(method)
-    ours, alone, knowing = model.made
-    assert vars(ours).keys() == vars(alone).keys() == {"features"} and alone.features is None
-    np.testing.assert_array_equal(ours.features, drawn.redraw.log.features)
-    assert vars(knowing) == {"features": ours.features, **told}
+    (ours, alone, knowing), features = model.made, drawn.redraw.log.features
+    co_act = (drawn.redraw.log.feedback == 1).all(axis=1).sum()
+    assert vars(ours) == {"features": features if co_act >= ENOUGH else None} and vars(alone) == {"features": None}
+    assert vars(knowing) == {"features": features, **told}
 
 
 def test_features_of_one_signal_are_read_when_told(texts, model) -> None:
@@ -178,3 +184,14 @@ def test_lower_ends(texts, model, monkeypatch, linear) -> None:
     X, reward = drawn.redraw.test_X, entrants._reward(LOWER_ENDS)
     np.testing.assert_array_equal(reward, X[:, 0] - X[:, 1] ** 2 if linear else X[:, 0])
     assert (entrants._reward(OURS) == X[:, 0]).all() and len(model.made) == 1
+
+
+def test_what_ours_says(texts, model) -> None:
+    """It knows of no order: the second signal of a funnel is as frequent as both together."""
+    drawn = _drawn("funnel", texts)
+    said = Entrants(BY_NAME["funnel"], drawn, 0).said()
+    first, second = drawn.redraw.truth.propensity.T
+    assert said.pop("true_propensity") == pytest.approx([first.mean(), (first * second).mean()])
+    assert said.pop("true_preference") == drawn.please.mean()
+    assert said.pop("propensity") == pytest.approx([0.2, 0.2]) and said.pop("preference") == 0.25
+    assert said == {"ranking": "conditional", "scale": "contradicted", "context": [], "is_linear": False}

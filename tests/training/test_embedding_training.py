@@ -368,6 +368,19 @@ def test_features_of_one_signal_are_those_that_the_log_names(one_signal, tmp_pat
     assert nothing.design == "constant" and nothing.model.estimator.n_propensity_features_ == 0
 
 
+def test_features_of_signals_that_hardly_act_together_are_those_that_the_log_names(data, settings, tmp_path):
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    for row in rows:
+        if all(row["feedback"].values()):
+            row["feedback"] |= {"share": 0}
+    path = tmp_path / "apart.jsonl"
+    for change, design, read in ((lambda row: row, "features", 1), (without_features, "constant", 0)):
+        path.write_text("".join(json.dumps(change(row)) + "\n" for row in rows))
+        with pytest.warns(UserWarning, match=r"fewer than 10 co-actions \((copy|signal 1) 0, (share|signal 2) 0\)"):
+            found = train_on_embeddings(settings(data=path, overwrite=True, propensity_design="auto"))
+        assert found.design == design and found.model.estimator.n_propensity_features_ == read
+
+
 def test_labels_are_drawn_filled_in_and_choose(one_signal, tmp_path):
     """The whole way: train, draw rows to have rated, rate them, merge, train again."""
     first = train_on_embeddings(one_signal(without_features, propensity_design="constant"))

@@ -163,10 +163,10 @@ def _actions(feedback: np.ndarray, group: torch.Tensor) -> Actions:
     """The actions in feedback (n, K) int8, of rows of these groups (n,)."""
     seen = torch.from_numpy(feedback)
     acted = (seen == 1).any(1).to(torch.int8)
-    return Actions(seen, acted, float(acted.float().mean()), start_level(_objective(seen)), group)
+    return Actions(seen, acted, float(acted.float().mean()), start_level(objective_of(seen)), group)
 
 
-def _objective(feedback: torch.Tensor) -> Objective:
+def objective_of(feedback: torch.Tensor) -> Objective:
     """The implicit likelihood of feedback (n, K), of positive signals without misclicks."""
     signals = feedback.shape[1]
     return Objective(feedback, None, torch.ones(len(feedback)), (1,) * signals, (0.0,) * signals)
@@ -225,7 +225,7 @@ class Contest:
     def _calibration(self, held_out: np.ndarray, count: int) -> tuple[float, float]:
         """Slope and shift of the greatest implicit likelihood, under the default model's propensities for everybody."""
         propensity = torch.from_numpy(self._default(count, features=False).propensity).float()
-        objective = _objective(self.known(count).each_signal.feedback)
+        objective = objective_of(self.known(count).each_signal.feedback)
         return calibration(torch.from_numpy(held_out), propensity, objective)
 
 

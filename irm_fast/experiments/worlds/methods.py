@@ -9,10 +9,12 @@ from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
+import torch
 
 from irm_fast.diagnostics.metrics import reward_metrics
 from irm_fast.embeddings.estimator import EmbeddingRewardModel
-from irm_fast.experiments.reproduce.contest import LOWER_LEVEL, Field, KnownOfLog, without_length
+from irm_fast.embeddings.two_step import ENOUGH, coactions
+from irm_fast.experiments.reproduce.contest import LOWER_LEVEL, Field, KnownOfLog, objective_of, without_length
 from irm_fast.experiments.reproduce.methods import BY_NAME, EXPLICIT, KNOWN, NAIVE, known_loss
 from irm_fast.experiments.reproduce.picks import best_of
 from irm_fast.experiments.worlds.drawing import Drawn
@@ -80,16 +82,18 @@ class Entrants:
 
         Returns:
             "ranking" and "scale", the verdicts; "context" and "is_linear", what was chosen; "propensity" (K numbers)
-            and "preference", the means that were learned, and "true_propensity" and "true_preference".
+            and "preference", the means that were learned, and "true_propensity" and "true_preference". In a funnel
+            the second propensity is that of both signals, as the estimator is not told of it.
         """
-        model, truth = self._default, self._redraw.truth
+        model, propensity = self._default, self._redraw.truth.propensity
+        acts = np.cumprod(propensity, axis=1) if self._world.funnel else propensity
         return {
             "ranking": model.diagnosis_.ranking,
             "scale": model.diagnosis_.scale,
             "context": list(model.context_),
             "is_linear": bool(model.is_linear_),
             "propensity": np.nanmean(model.training_propensity_, axis=0).tolist(),
-            "true_propensity": truth.propensity.mean(axis=0).tolist(),
+            "true_propensity": acts.mean(axis=0).tolist(),
             "preference": float(model.predict_proba(self._redraw.test_X)[:, 1].mean()),
             "true_preference": float(self._drawn.please.mean()),
         }
@@ -126,7 +130,8 @@ class Entrants:
 
     @cached_property
     def _default(self) -> EmbeddingRewardModel:
-        return self._fitted(features=self._world.signals > 1)  # one signal does not tell what they draw
+        counts = coactions(objective_of(torch.from_numpy(self._redraw.log.feedback)))
+        return self._fitted(features=bool((counts >= ENOUGH).any()))  # else nothing shows what features draw
 
     def _fitted(self, features: bool, **told: Any) -> EmbeddingRewardModel:
         log = self._redraw.log

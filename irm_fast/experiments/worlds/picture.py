@@ -38,8 +38,6 @@ def draw(results: Results, path: Path) -> Path | None:
     for axes, rows in zip(panels, sizes, strict=True):
         table = Table(results, rows)
         for place, world in enumerate(worlds):
-            if world not in table.worlds:
-                continue
             best = table.best(world, "picks", PEERS)
             means = [table.mean(world, method, "picks") for method in (NAIVE.name, best, OURS, EXPLICIT.name)]
             axes.plot([means[0], means[2]], [place] * 2, color="#1f6fb2", linewidth=1, alpha=0.5)

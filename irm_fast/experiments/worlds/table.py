@@ -31,16 +31,23 @@ METRICS = {"picks": f"how often the best of {AT} answers pleases", "auroc": "AUR
 LEARNED = (*PEERS, OURS)  # what somebody with the log alone could choose
 NOTES = """Made text: see `irm_fast/experiments/worlds`. Means over the redraws, which have texts, users and logs of
 their own and serve all worlds; every world differs from the base in what its name says. "acts": how often each signal
-acts. Bold: the best of the methods that learn from the log alone, `{ours}` and what stands left of it, and those that
-are not behind it by more than the interval (paired, Student's t over the redraws, {level:.0%}, each by itself).
+acts. The {at} answers are drawn from the whole test set, to whatever question. Bold: the best of the methods that
+learn from the log alone, `{ours}` and what stands left of it, and those that are not behind it by more than the
+interval (paired, Student's t over the redraws, {level:.0%}, each by itself).
+
 `{ours}`, "two towers" and peers with "{features}" read visible features of the text too, which hold what moves these
-users, and `{ours}` names of users and sessions. "two towers" explains the actions by the sum of two logits: that of the
-embedding, which is the reward, and that of the features.
-"{alone}": without these features; "{lower}": of its 90% intervals (where the reward is a network, which has none,
-itself); "{told}": of the rate of misclicks, of the funnel, or, where few rows or none hold several actions, that
-visible features alone draw actions, with these. "{paper}": its loss, on both signals.
-The others of one signal see whether any acted. The bounds know the true propensities, misclicks and the funnel, but not
-who rewards flattery, or the labels."""
+users in most worlds, and `{ours}` names of users and sessions. Where no co-actions show what features draw, it does not
+read them, and takes propensities for constant. "{alone}": without features; "{lower}": of its 90% intervals (where the
+reward is a network, which has none, itself); "{told}": of the rate of misclicks, of the funnel, or, where few rows or
+none hold several actions, that visible features alone draw actions, with these.
+
+"two towers" explains the actions by the sum of two logits: that of the embedding, which is the reward, and that of the
+features. Pairs are of one question where its other answers are in the batch. "{paper}": its loss, on both signals; the
+others see whether any signal acted. The bounds know the true propensities, misclicks and the funnel, but not who
+rewards flattery, or the labels.
+
+What `{ours}` says: verdicts, the chosen context and linear rewards with the number of redraws; mean propensities and
+preferences beside the true ones, in a funnel the propensity of both signals."""
 
 
 class Gain(NamedTuple):
@@ -66,14 +73,14 @@ class Table:
 
     Attributes:
         worlds: The worlds, in the order of the run.
-        redraws: The smallest number of redraws of a world.
+        redraws: The number of redraws of each world.
     """
 
     def __init__(self, results: Results, rows: int) -> None:
         mine = [result for result in results if result["rows"] == rows]
         self.worlds = list(dict.fromkeys(result["world"] for result in mine))
         self._of = {world: [result for result in mine if result["world"] == world] for world in self.worlds}
-        self.redraws = min(map(len, self._of.values()))
+        self.redraws = len(mine) // len(self.worlds)
 
     def said(self, world: str, name: str) -> list[Any]:
         """What the estimator says of itself, of each redraw; the names are those of `Entrants.said`."""
@@ -132,6 +139,7 @@ def markdown(results: Results) -> str:
         ]
     parts += [f"### {rows:,} rows: what {OURS} says of itself\n\n{_said(table)}" for rows, table in tables.items()]
     names = {
+        "at": AT,
         "ours": OURS,
         "alone": ALONE,
         "lower": LOWER_ENDS,
@@ -184,9 +192,6 @@ def _ahead(tables: Mapping[int, Table], metric: str) -> str:
     for world in next(iter(tables.values())).worlds:
         cells = [world]
         for table in tables.values():
-            if world not in table.worlds:
-                cells += ["", ""]
-                continue
             over, best = (table.gain(world, metric, rival) for rival in (NAIVE.name, table.best(world, metric, PEERS)))
             cells += [
                 signed_with_interval(over.mean, over.half),

@@ -24,8 +24,9 @@ class Texts:
     """N answers, three to each question.
 
     Attributes:
-        X: (N, D) float32, embeddings: the leading directions of the weights of words and marks (tf-idf).
-        features: (N, F) float32, standardised visible features, as `irm-fast train --embeddings` reads them.
+        X: (N, D) float32, embeddings: the leading directions of the weights of words and marks (tf-idf), of the answers
+            of log and test set together; labels have no part in them.
+        features: (N, F) float32, the visible features that `irm-fast train --embeddings` reads, standardised.
         drivers: (N, 3) what moves the users to act, standardised: length, lists and bait.
         bait: (N,) bool, whether an answer holds bait.
         quality: (N,) the logit of the chance to please.
