@@ -174,6 +174,26 @@ def group_rows(*columns: Sequence[Hashable | None] | np.ndarray) -> np.ndarray:
     return group_numbers(*map(numbered, columns))
 
 
+def user_or_prompt(users: Sequence[str | None] | None, prompts: np.ndarray) -> np.ndarray:
+    """Number the users of N rows; a row whose user is unknown belongs to its prompt.
+
+    Args:
+        users: The user of each row, None where unknown; None if all are unknown.
+        prompts: Numbers from 0, (N,), equal for rows of one prompt.
+
+    Returns:
+        Group numbers from 0, of shape (N,).
+
+    Examples:
+        >>> user_or_prompt([None, "a", None, "a"], np.array([0, 0, 0, 1])).tolist()
+        [0, 1, 0, 1]
+    """
+    if users is None:
+        return _by_appearance(prompts)
+    user = numbered(users)
+    return _by_appearance(np.where(user == NO_NAME, user.max(initial=NO_NAME) + 1 + prompts, user))
+
+
 def group_numbers(*numbers: np.ndarray) -> np.ndarray:
     """Do what `group_rows` does of columns that are numbers already.
 

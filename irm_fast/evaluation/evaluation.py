@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from irm_fast.data.groups import group_rows, numbered, prompt_key
+from irm_fast.data.groups import group_numbers, numbered, prompt_key, user_or_prompt
 from irm_fast.data.log import Log
 from irm_fast.data.rated import Rated, check_both
 from irm_fast.data.read import read_log_or_rated
@@ -106,15 +106,15 @@ def rated_metrics(logit: np.ndarray, rated: Rated) -> dict[str, float]:
         rated: The same N responses.
 
     Returns:
-        The keys of `metrics.reward_metrics`; of `intervals.ranking_intervals`, over users if there are any and over
-        prompts otherwise; auroc_within_user and auroc_within_prompt where a user or a prompt has rows of both kinds;
+        The keys of `metrics.reward_metrics`; of `intervals.ranking_intervals`, over users, and of rows without one
+        over prompts; auroc_within_user and auroc_within_prompt where a user or a prompt has rows of both kinds;
         and what the user alone, the model alone and the length of the response alone reach, as
         auroc_{user,model,length}_alone and pair_accuracy_{user,model,length}_alone, where the rows have these.
     """
-    prompts = [prompt_key(messages) for messages in rated.messages]
+    prompts = numbered([prompt_key(messages) for messages in rated.messages])
     numbers = {"user": rated.user_ids, "model": rated.models, "prompt": prompts}
     named = {name: numbered(names) for name, names in numbers.items() if names is not None}
-    together = group_rows(rated.user_ids or prompts, [None if pair < 0 else pair for pair in rated.pair.tolist()])
+    together = group_numbers(user_or_prompt(rated.user_ids, prompts), rated.pair)
     metrics = reward_metrics(logit, rated.preference, rated.pair)
     metrics |= ranking_intervals(logit, rated.preference, together, rated.pair)
     for name in ("user", "prompt"):

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from irm_fast.data.groups import NO_NAME, numbered
+from irm_fast.data.groups import number_prompts, user_or_prompt
 from irm_fast.data.log import Log
 from irm_fast.data.messages import Messages
 from irm_fast.data.signals import RewardSpec
@@ -74,12 +74,8 @@ def _heldout_of(log: Log, spec: RewardSpec, predicted: HeldOut, seed: int) -> di
 
 
 def _clusters(log: Log) -> np.ndarray:
-    """Return numbers, (N,), equal for rows of one user; a row without a user has a number of its own."""
-    own = np.arange(len(log))
-    if log.user_ids is None:
-        return own
-    numbers = numbered(log.user_ids)
-    return np.unique(np.where(numbers == NO_NAME, len(log) + own, numbers), return_inverse=True)[1]
+    """Return numbers, (N,), equal for rows of one user; a row without a user belongs to its prompt."""
+    return user_or_prompt(log.user_ids, number_prompts(log.messages).prompts)
 
 
 def _rewards_by_action(log: Log, reward: np.ndarray, clusters: np.ndarray) -> dict[str, Any]:
