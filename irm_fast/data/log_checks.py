@@ -27,8 +27,8 @@ def check_unique(found: Gathered, problems: Problems) -> int:
     return check_ids(zip(found.part.lines[rows].tolist(), ids[rows], strict=True), problems)
 
 
-def check_rows(found: Gathered, problems: Problems) -> None:
-    """Report rows that do not fit the rest of the log."""
+def check_recorded(found: Gathered, problems: Problems) -> None:
+    """Report rows that record nothing, or something of signals that the log does not have."""
     log, part = found.log, found.part
     nothing = (log.feedback < 0).all(axis=1) & (log.preference < 0)
     wrong = nothing.copy()
@@ -54,10 +54,9 @@ def check_rows(found: Gathered, problems: Problems) -> None:
         for rows, field, text in told:
             if rows[row]:
                 problems.add(line, field, text)
-    _check_features(part, found.seen, problems)
 
 
-def _check_features(part: Part, seen: Seen, problems: Problems) -> None:
+def check_features(part: Part, seen: Seen, problems: Problems) -> None:
     """Report features that are numbers in one row and texts in another, and numbers that are not in every row."""
     kinds, expected_names = seen.kinds, seen.feature_names or ()
     lacking = np.flatnonzero(~part.featured) if expected_names else np.empty(0, np.int64)
@@ -90,8 +89,8 @@ def lacking_keys(found: Gathered, kept: np.ndarray | None) -> Iterator[tuple[str
         yield name, part.lines[absent if kept is None else absent & kept]
 
 
-def check_log(log: Log, lacking: Mapping[str, np.ndarray], declared: Declarations, problems: Problems) -> None:
-    """Report what is wrong with the log as a whole."""
+def check_log(log: Log, problems: Problems) -> None:
+    """Report what is wrong with the log as a whole, whatever it records."""
     if not len(log):
         problems.add(None, "file", "empty; expected at least one row")
         return
@@ -100,6 +99,12 @@ def check_log(log: Log, lacking: Mapping[str, np.ndarray], declared: Declaration
             if not is_plain(name):
                 text = f"{shown(name)} steers a terminal or is no line; expected a name that prints as it is: rename it"
                 problems.add(None, field, text)
+    if log.weight is not None and not log.weight.any():
+        problems.add(None, "weight", "0 in every row; expected some above 0")
+
+
+def check_feedback(log: Log, lacking: Mapping[str, np.ndarray], declared: Declarations, problems: Problems) -> None:
+    """Report what is wrong with the feedback of a log, of at least one row, as a whole."""
     _check_declared(log, declared, problems)
     for name, lines in lacking.items():
         if len(lines) and declared.fill(name) == "error":
@@ -120,8 +125,6 @@ def check_log(log: Log, lacking: Mapping[str, np.ndarray], declared: Declaration
     if not (log.feedback == 1).any() and not (log.preference >= 0).any():
         text = f"no action (1) and no preference in {len(log)} readable rows; expected some of either"
         problems.add(None, "feedback", text)
-    if log.weight is not None and not log.weight.any():
-        problems.add(None, "weight", "0 in every row; expected some above 0")
 
 
 def _check_declared(log: Log, declared: Declarations, problems: Problems) -> None:

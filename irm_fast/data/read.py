@@ -22,7 +22,14 @@ from irm_fast.data.declarations import Declarations, Null, OnError
 from irm_fast.data.gathering import Gathered, Gathering, Keep
 from irm_fast.data.importing.layouts import LAYOUTS, layout_of
 from irm_fast.data.log import Log
-from irm_fast.data.log_checks import check_log, check_rows, check_unique, lacking_keys
+from irm_fast.data.log_checks import (
+    check_features,
+    check_feedback,
+    check_log,
+    check_recorded,
+    check_unique,
+    lacking_keys,
+)
 from irm_fast.data.log_reader import LogReader
 from irm_fast.data.log_rows import action_columns
 from irm_fast.data.problems import DataError, Problems
@@ -129,6 +136,22 @@ def read_declared(source: Given, declared: Declarations) -> Log:
     return scan.accepted(declared)
 
 
+def read_answers(source: Given, declared: Declarations) -> Log:
+    """Read a log for its answers: their texts, users, weights and segments. It need not record any feedback.
+
+    What it records is read all the same, and a value that is none is refused.
+
+    Args:
+        source: As of `read_log`.
+        declared: How the log is to be read.
+
+    Raises:
+        DataError: All that is wrong with its rows, by file, line and field.
+    """
+    source = source_of(source, declared)
+    return scan_log(source, source.blocks(), declared, answers_alone=True).accepted(declared)
+
+
 def read_log_or_rated(source: Given, declared: Declarations | None = None) -> Log | Rated:
     """Read what holds a log, or rated responses or pairs: whichever its fields are those of.
 
@@ -218,7 +241,14 @@ class Scan:
         return self.found.log
 
 
-def scan_log(source: Source, blocks: Iterable[Block], declared: Declarations, keep: Keep = "texts") -> Scan:
+def scan_log(
+    source: Source,
+    blocks: Iterable[Block],
+    declared: Declarations,
+    keep: Keep = "texts",
+    *,
+    answers_alone: bool = False,
+) -> Scan:
     """Check the rows of a log; problems are collected, not raised.
 
     Args:
@@ -226,6 +256,7 @@ def scan_log(source: Source, blocks: Iterable[Block], declared: Declarations, ke
         blocks: The rows.
         declared: How the log is to be read.
         keep: As of `Gathering`.
+        answers_alone: Whether the feedback is of no interest: it may be absent, silent, or of other signals.
     """
     problems = Problems(source)
     gathering = Gathering(keep)
@@ -239,7 +270,9 @@ def scan_log(source: Source, blocks: Iterable[Block], declared: Declarations, ke
     # Row by row
     lines = gathered.part.lines
     duplicate_ids = check_unique(gathered, problems)
-    check_rows(gathered, problems)
+    if not answers_alone:
+        check_recorded(gathered, problems)
+    check_features(gathered.part, gathered.seen, problems)
     contradictory = contradictions(gathered.log)
     for i in [] if declared.misclick else contradictory:
         problems.add(int(lines[i]), "feedback", _contradiction(gathered.log, i))
@@ -252,11 +285,13 @@ def scan_log(source: Source, blocks: Iterable[Block], declared: Declarations, ke
 
     # The whole log
     lacking = dict(lacking_keys(gathered, kept))
-    if len(names) > MAX_SIGNALS:
+    if len(gathered.log) or not problems.total:
+        check_log(gathered.log, problems)
+    if len(names) > MAX_SIGNALS and not answers_alone:
         text = f"got {len(names)} signals; expected at most {MAX_SIGNALS}: --signals A,B,... chooses some"
         problems.add(None, "feedback", text)
-    elif len(gathered.log) or not problems.total:
-        check_log(gathered.log, lacking, declared, problems)
+    elif len(gathered.log) and not answers_alone:
+        check_feedback(gathered.log, lacking, declared, problems)
     absences = {name: len(rows) for name, rows in lacking.items()}
     return Scan(gathered, problems, reader.stream.seen, absences, len(contradictory), duplicate_ids, skipped)
 

@@ -6,148 +6,13 @@ An arm is what a product serves to a part of its traffic: a model, a version, a 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from irm_fast.diagnostics.exploits import moves_with, varying
+from irm_fast.diagnostics.comparison import LEVEL, Arm, Comparison, Driver
+from irm_fast.diagnostics.exploits import movements
 from irm_fast.diagnostics.intervals import resamples
-
-LEVEL = 0.9
-FEW_GROUPS = 20  # below which intervals are too narrow
-
-
-@dataclass(frozen=True)
-class Arm:
-    """The answers of one arm.
-
-    Attributes:
-        name: The arm.
-        rows: The number of its rows.
-        groups: The number of groups (users, or prompts) that they belong to.
-        preference: The mean probability that an answer pleases; `low` and `high` are the ends of its 90% interval,
-            NaN of an arm of one group, which says nothing of others.
-        reward: The mean reward logit.
-        difference: The mean reward less that of the reference, with the ends of its interval, NaN where either is of
-            one group; 0 of the reference.
-    """
-
-    name: str
-    rows: int
-    groups: int
-    preference: float
-    preference_low: float
-    preference_high: float
-    reward: float
-    difference: float
-    difference_low: float
-    difference_high: float
-
-    @property
-    def differs(self) -> bool:
-        """Whether the interval of the difference to the reference leaves 0 out."""
-        return self.difference_low > 0 or self.difference_high < 0
-
-
-@dataclass(frozen=True)
-class Driver:
-    """A mark of answers, and how the reward goes with it over all rows, as of `exploits.moves_with`.
-
-    Attributes:
-        mark: Its name.
-        correlation: The correlation of the reward with the mark, and the ends of its 90% interval.
-        covariance: Their covariance over the mark's standard deviation, a logit of the reward.
-    """
-
-    mark: str
-    correlation: float
-    correlation_low: float
-    correlation_high: float
-    covariance: float
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What `compare_arms` finds.
-
-    Attributes:
-        by: What tells the arms apart.
-        arms: The arms, the highest mean reward first.
-        reference: The arm from which differences are taken, the one with the most rows.
-        randomised: Whether arms were assigned at random, as said by the user.
-        without: The number of rows without an arm, which are left out.
-        drivers: The marks of answers that are not alike in all, and how the reward goes with them.
-        agreement: Kendall's tau-b between mean rewards and a given outcome of the arms; None without an outcome.
-        outcome: The outcome of the arms that has been given, by name.
-        caution: What the verdict on the model means for these numbers, or "".
-    """
-
-    by: str
-    arms: tuple[Arm, ...]
-    reference: str
-    randomised: bool
-    without: int
-    drivers: tuple[Driver, ...]
-    agreement: float | None
-    outcome: Mapping[str, float]
-    caution: str = ""
-
-    def to_dict(self) -> dict[str, Any]:
-        """The same as a dict for JSON."""
-        found = asdict(self) | {"outcome": dict(self.outcome), "cautions": list(self.cautions)}
-        del found["caution"]  # it is one of the others
-        return found
-
-    @property
-    def cautions(self) -> tuple[str, ...]:
-        """What keeps the numbers from being what they seem, in sentences."""
-        said = [self.caution] if self.caution else []
-        if not self.randomised:
-            said.append(
-                "Whether arms were assigned at random is not said: users and prompts of the arms may differ, and their "
-                "rewards with them. --randomised says that they were."
-            )
-        if few := [arm.name for arm in self.arms if arm.groups < FEW_GROUPS]:
-            said.append(f"Under {FEW_GROUPS} groups, where intervals are too narrow (of one, none): {', '.join(few)}.")
-        if self.without:
-            said.append(f"{self.without} rows have no {self.by} and are left out.")
-        return tuple(said)
-
-    def __str__(self) -> str:
-        lines = _table(self)
-        if any(arm.differs for arm in self.arms):
-            lines.append("* the interval of the difference leaves 0 out")
-        if self.agreement is not None:
-            tau = "none, as all are equal" if np.isnan(self.agreement) else f"{self.agreement:+.2f}"
-            lines.append(f"Order of {len(self.outcome)} arms beside the given outcome: Kendall's tau {tau}.")
-        lines += ["", "What a policy that is optimised against this reward would move, to first order:"]
-        for driver in self.drivers:
-            low, high = driver.correlation_low, driver.correlation_high
-            way = "more" if low > 0 else "less" if high < 0 else "unclear"
-            correlation = f"correlation with the reward {driver.correlation:+.2f} ({low:+.2f} to {high:+.2f})"
-            lines.append(f"  {driver.mark:<24} {way:<8} {correlation}, covariance {driver.covariance:+.3f}")
-        return "\n".join([*lines, *(f"note: {text}" for text in self.cautions)])
-
-
-def _table(found: Comparison) -> list[str]:
-    """The lines of a table of the arms."""
-    interval = f"{LEVEL:.0%} interval"
-    rows = [(found.by, "rows", "groups", "P(pleases)", interval, f"reward less {found.reference}", interval)]
-    for arm in found.arms:
-        less = ("", "")
-        if arm.name != found.reference:
-            star = "*" if arm.differs else ""
-            less = (f"{arm.difference:+.3f}{star}", _interval(arm.difference_low, arm.difference_high, "+.3f"))
-        chance = (f"{arm.preference:.3f}", _interval(arm.preference_low, arm.preference_high, ".3f"))
-        rows.append((arm.name, f"{arm.rows:,}", f"{arm.groups:,}", *chance, *less))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-
-
-def _interval(low: float, high: float, form: str) -> str:
-    """An interval as a cell; "-" where there is none."""
-    return "-" if np.isnan(low) else f"{low:{form}} to {high:{form}}"
 
 
 def compare_arms(
@@ -158,6 +23,8 @@ def compare_arms(
     marks: np.ndarray,
     mark_names: Sequence[str],
     *,
+    prompts: np.ndarray | None = None,
+    userless: np.ndarray | None = None,
     weight: np.ndarray | None = None,
     by: str = "arm",
     randomised: bool = False,
@@ -166,8 +33,9 @@ def compare_arms(
 ) -> Comparison:
     """Compare arms by the rewards of their answers.
 
-    Intervals are percentiles of resamples of whole groups, as of `intervals.ranking_intervals`: a user who saw two arms
-    is drawn with the rows of both.
+    Intervals come from resamples of whole groups, as those of `intervals.ranking_intervals`: a user who saw two arms is
+    drawn with the rows of both. Those of probabilities are percentiles, each by itself. Those of differences hold at
+    once: their width is the quantile of the largest error of all arms, each in units of its standard error.
 
     Args:
         reward: Reward logits without their bias, of shape (N,).
@@ -176,6 +44,8 @@ def compare_arms(
         groups: Group numbers from 0, of shape (N,): of users, or prompts.
         marks: Marks of the answers, of shape (N, F).
         mark_names: The names of the F marks.
+        prompts: Numbers, (N,), equal for answers to one prompt. None: each answer has a prompt of its own.
+        userless: A mask, (N,), of the rows without a user where others have one. None: there are none.
         weight: The weights of the rows, of shape (N,), not negative; a row of weight 0 counts nowhere. None: all 1.
         by: What tells the arms apart, for messages.
         randomised: Whether the arms were assigned at random.
@@ -190,14 +60,13 @@ def compare_arms(
     counted = known & (weight > 0)
     of_rows = [arm for arm, counts in zip(arms, counted, strict=True) if arm is not None and counts]
     names = sorted(set(of_rows))
-    if len(names) < 2:
-        got = ", ".join(names) or "none"
-        raise ValueError(f"{by}: got {got} in {len(arms)} rows; expected two arms or more to compare")
+    _check_arms(names, arms, by)
     _check_outcome(outcome or {}, names, by)
     place = {name: number for number, name in enumerate(names)}
     arm = np.array([place[name] for name in of_rows])
     reward, weight, marks = reward[counted].astype(np.float64), weight[counted], marks[counted]
     _, group = np.unique(groups[counted], return_inverse=True)
+    prompt = np.arange(len(reward)) if prompts is None else prompts[counted]
     counts = np.bincount(arm, minlength=len(names))
     reference = int(np.argmax(counts))
 
@@ -206,6 +75,7 @@ def compare_arms(
     drawn = np.array([times @ sums for times in resamples(len(sums))]).reshape(-1, sums.shape[1])
     drawn[:, np.flatnonzero(of_arm < 2)] = np.nan  # alike in every resample that has it, and no less uncertain for it
     whole, resampled = (_statistics(some, len(names), reference) for some in (sums.sum(0, keepdims=True), drawn))
+    low, high = _at_once(whole.difference[0], resampled.difference, reference)
     found = [
         Arm(
             name,
@@ -215,14 +85,13 @@ def compare_arms(
             *_ends(resampled.preference[:, k]),
             float(whole.reward[0, k]),
             float(whole.difference[0, k]),
-            *(_ends(resampled.difference[:, k]) if k != reference else (0.0, 0.0)),
+            float(low[k]),
+            float(high[k]),
         )
         for k, name in enumerate(names)
     ]
-    drivers = [
-        Driver(mark_names[f], *moves_with(reward, marks[:, f], group, weight, level=LEVEL))
-        for f in np.flatnonzero(varying(marks, weight)).tolist()
-    ]
+    moved = movements(reward, marks, group, prompt, weight, level=LEVEL, together=True)
+    drivers = [Driver(mark_names[f], *movement) for f, movement in moved.of.items()]
     told = dict(outcome or {})
     return Comparison(
         by,
@@ -230,11 +99,23 @@ def compare_arms(
         names[reference],
         randomised,
         int((~known).sum()),
+        0 if userless is None else int(userless[counted].sum()),
         tuple(sorted(drivers, key=lambda driver: -abs(driver.correlation))),
+        moved.rows,
+        moved.prompts,
         _agreement([whole.reward[0, place[name]] for name in told], list(told.values())) if told else None,
         told,
         caution,
     )
+
+
+def _check_arms(names: Sequence[str], arms: Sequence[str | None], by: str) -> None:
+    """Check that there are two arms or more whose rows have a weight."""
+    if len(names) < 2:
+        silent = ", ".join(sorted({arm for arm in arms if arm is not None} - set(names)))
+        more = f" with a weight above 0 (all rows of {silent} have weight 0, and count nowhere)" if silent else ""
+        got = ", ".join(names) or "none"
+        raise ValueError(f"{by}: got {got} in {len(arms)} rows; expected two arms or more to compare{more}")
 
 
 def _check_outcome(outcome: Mapping[str, float], names: Sequence[str], by: str) -> None:
@@ -271,6 +152,29 @@ def _statistics(sums: np.ndarray, arms: int, reference: int) -> _Statistics:
     with np.errstate(invalid="ignore", divide="ignore"):  # an arm that a resample lacks
         reward, preference = rewards / weights, probabilities / weights
     return _Statistics(preference, reward, reward - reward[:, [reference]])
+
+
+def _at_once(whole: np.ndarray, resampled: np.ndarray, reference: int) -> tuple[np.ndarray, np.ndarray]:
+    """The ends of intervals of differences, each (A,), that hold at once; NaN of an arm without resamples.
+
+    With t-like statistics of the resamples, of which the largest counts (Romano and Wolf, Econometrica 2005): arms are
+    compared with one reference, and their errors go together.
+
+    Args:
+        whole: Differences of A arms to the reference, (A,).
+        resampled: The same of R resamples, (R, A), NaN where a resample lacks one of the two.
+        reference: The number of the reference, whose ends are 0.
+    """
+    low, high = np.full((2, len(whole)), np.nan)
+    low[reference] = high[reference] = 0.0
+    some = np.flatnonzero((~np.isnan(resampled)).any(axis=0) & (np.arange(len(whole)) != reference))
+    if len(some):
+        off = np.abs(resampled[:, some] - whole[some])
+        error = np.nanstd(resampled[:, some], axis=0)
+        most = np.where(np.isnan(off), 0, off / np.where(error > 0, error, np.inf)).max(axis=1)
+        width = np.quantile(most, LEVEL) * error
+        low[some], high[some] = whole[some] - width, whole[some] + width
+    return low, high
 
 
 def _ends(values: np.ndarray) -> tuple[float, float]:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from irm_fast.data.features import MARKS, text_marks
-from irm_fast.data.groups import group_rows, prompt_key
+from irm_fast.data.groups import NO_NAME, numbered, prompt_key, user_or_prompt
 from irm_fast.data.log import Log
 from irm_fast.data.problems import closest
-from irm_fast.data.read import read_declared
+from irm_fast.data.read import read_answers
 from irm_fast.diagnostics.arms import Comparison, compare_arms
 from irm_fast.diagnostics.learned import LEARNED
 from irm_fast.diagnostics.text import CONDITIONAL, IDENTIFIED, OPEN
 from irm_fast.evaluation.scoring import check_predicted, check_texts, declared_for, load, rewards
 from irm_fast.models.passes import Passes
 from irm_fast.models.record import read_record
+
+_OUTCOMES = re.compile("([^=]*=[^,]*|.+)(?:,|$)")  # a comma before the first "=" belongs to the name
 
 
 def compare_file(
@@ -33,7 +36,8 @@ def compare_file(
 ) -> Comparison:
     """Compare the arms of a log by the rewards of their answers; arguments beside these as of `compare_arms`.
 
-    The weights of the rows count, and the verdict on the model's reward is said with what is found.
+    Texts, arms, users and weights of the rows count; whether anybody acted does not, and need not be recorded. The
+    verdict on the model's reward is said with what is found.
 
     Args:
         data: The path of the log.
@@ -47,19 +51,21 @@ def compare_file(
         ValueError: There is no saved model or no readable log, or the log has no such segment; or as `compare_arms`.
     """
     model = load(model_dir, precision=precision)
-    log = read_declared(data, declared_for(model_dir, declared))
+    log = read_answers(data, declared_for(model_dir, declared))
     arms = _segment(log, by)
     check_texts(model, log.ids, log.messages)
     reward = rewards(model, log.messages, passes or Passes())["reward"]
     check_predicted(log.ids, reward)
-    groups = group_rows(log.user_ids or [prompt_key(messages) for messages in log.messages])
+    prompts = numbered([prompt_key(messages) for messages in log.messages])
     return compare_arms(
         reward,
         float(model.reward_bias.detach()),
         arms,
-        groups,
+        user_or_prompt(log.user_ids, prompts),
         text_marks(log.messages),
         MARKS,
+        prompts=prompts,
+        userless=None if log.user_ids is None else numbered(log.user_ids) == NO_NAME,
         weight=log.weight,
         by=by,
         randomised=randomised,
@@ -87,9 +93,13 @@ def caution_of(record: Mapping[str, Any]) -> str:
 
 
 def parse_outcome(text: str) -> dict[str, float]:
-    """Read an outcome of arms, such as "old=0.10,new=0.12"; ValueError if it has another form or names an arm twice."""
+    """Read an outcome of arms, such as "old=0.10,new=0.12", whose names may have commas: "a,b=0.10".
+
+    Raises:
+        ValueError: It has another form, or names an arm twice.
+    """
     found: dict[str, float] = {}
-    for part in text.split(","):
+    for part in _OUTCOMES.findall(text) or [text]:
         name, _, number = part.rpartition("=")
         try:
             value = float(number)

@@ -183,7 +183,8 @@ def exploits(found: Mapping[str, Any]) -> Iterator[Chart]:
         title = f"The reward goes most with {strong['name']}: correlation {signed(strong['ours']['correlation'])}"
     series.insert(0, Series("rule", (0, 0), (-0.5, len(marks) - 0.5), "", "faint"))
     names = [mark["name"] for mark in marks]
-    yield Chart("exploits", title, "correlation", "", series, _difference(marks), y_names=names)
+    over = "correlation, of answers to one prompt" if found.get("prompts") else "correlation, over all prompts"
+    yield Chart("exploits", title, over, "", series, _difference(marks), y_names=names)
 
 
 def _difference(marks: Sequence[Mapping[str, Any]]) -> str:

@@ -31,7 +31,10 @@ def test_differences_and_drivers() -> None:
     assert length.mark == "length" and length.correlation == pytest.approx(0.7 / np.sqrt(1.49 + 1 / 16), abs=0.03)
     assert length.correlation_low < 0.7 / np.sqrt(1.49 + 1 / 16) < length.correlation_high
     assert length.covariance == pytest.approx(0.7, abs=0.05) and "covariance +0.7" in str(found)
-    assert found.cautions == ()
+    assert [text[:31] for text in found.cautions] == [
+        "Of 2 arms chance alone gives th",
+        "Few prompts have several answer",
+    ]
 
 
 def test_intervals_hold_as_often_as_they_say() -> None:
@@ -84,10 +87,62 @@ def test_weights_count_as_often_repeated_rows_do() -> None:
     assert {arm.name for arm in gone.arms} == {"a", "b"}  # an arm of weight 0 is none
 
 
+def test_stars_are_as_rare_among_many_arms() -> None:
+    """Of 20 arms that are alike a tenth of logs has a star; where each interval stood alone, two thirds had one."""
+    names, groups, marks = [f"arm {row % 20}" for row in range(1000)], np.arange(1000), np.zeros((1000, 1))
+
+    def stars(seed: int, of_one: float = 0.0) -> list[str]:
+        reward = np.random.default_rng(seed).normal(size=1000) + of_one * (groups % 20 == 7)
+        return [arm.name for arm in compare_arms(reward, 0.0, names, groups, marks, ("none",)).arms if arm.differs]
+
+    assert 0 < np.mean([bool(stars(seed)) for seed in range(30)]) < 0.3
+    assert np.mean([stars(seed, 2.0) == ["arm 7"] for seed in range(5)]) > 0.7  # and one that is apart is found
+    assert "90% interval, of all 20 at once" in str(compare_arms(groups / 1e3, 0.0, names, groups, marks, ("none",)))
+
+
+def test_drivers_are_those_within_prompts() -> None:
+    """Long prompts have long answers of high reward; among the answers to one prompt the reward falls with length."""
+    rng = np.random.default_rng(0)
+    prompts = np.repeat(np.arange(200), 5)
+    topic, length = rng.normal(size=200)[prompts], rng.normal(size=1000)
+    reward = 3 * topic - length + 0.2 * rng.normal(size=1000)
+    names = ["ab"[row % 2] for row in range(1000)]
+    marks = np.stack([2 * topic + length, topic], 1)
+    args = (reward, 0.0, names, prompts, marks, ("length", "of the prompt"))
+    within, over = compare_arms(*args, prompts=prompts), compare_arms(*args)
+    [driver] = within.drivers  # the other mark does not vary within prompts
+    assert driver.mark == "length" and driver.correlation == pytest.approx(-1 / np.sqrt(1.04), abs=0.01)
+    assert driver.covariance == pytest.approx(-1, abs=0.05) and (within.prompts, within.compared) == (200, 1000)
+    assert over.drivers[1].correlation_low > 0.4 and over.prompts == 0
+    text = " ".join(str(within).split())
+    assert "to first order (200 prompts within which 1,000 answers are compared; intervals: 90% for all marks" in text
+    assert "length less correlation" in text and not any("Few prompts" in said for said in within.cautions)
+    assert "to first order" not in str(over) and "may move a mark the other way" in over.cautions[-1]
+
+
+def test_rows_without_a_user_are_counted_where_others_have_one() -> None:
+    found = compared(userless=np.arange(3000) < 7)
+    assert any(said == "7 rows have no user, and are grouped by their prompts." for said in found.cautions)
+    assert not any("no user" in said for said in compared().cautions)
+
+
+@pytest.mark.parametrize(("arms", "said"), [(2, "50% of cases"), (3, "17% of cases"), (4, None)])
+def test_the_order_of_few_arms_says_little(arms, said) -> None:
+    names = ["abcd"[row % arms] for row in range(400)]
+    reward = np.random.default_rng(0).normal(size=400)
+    outcome = {name: float(place) for place, name in enumerate("abcd"[:arms])}
+    found = compare_arms(reward, 0.0, names, np.arange(400), np.zeros((400, 1)), ("none",), outcome=outcome)
+    assert (
+        [text for text in found.cautions if "chance alone" in text and said in text]
+        if said
+        else not any("chance alone" in text for text in found.cautions)
+    )
+
+
 def test_the_verdict_on_the_model_comes_first() -> None:
     found = compared(randomised=True, caution="The reward is not identified.")
     assert found.cautions[0] == "The reward is not identified." and "note: The reward is not" in str(found)
-    assert found.to_dict()["cautions"] == ["The reward is not identified."]
+    assert found.to_dict()["cautions"] == list(found.cautions)
 
 
 def test_what_is_said_and_refused() -> None:
@@ -97,6 +152,8 @@ def test_what_is_said_and_refused() -> None:
     assert compare_arms(*args, by="model").cautions[-1] == "1 rows have no model and are left out."
     with pytest.raises(ValueError, match=r"model: got a in 3 rows; expected two arms or more"):
         compare_arms(*args[:2], ["a", None, "a"], *args[3:], by="model")
+    with pytest.raises(ValueError, match=r"got b in 3 rows; .* above 0 \(all rows of a have weight 0"):
+        compare_arms(*args, by="model", weight=np.array([0.0, 1.0, 1.0]))
     with pytest.raises(ValueError, match=r"outcome: got c; expected values of arm: a, b"):
         compare_arms(*args, outcome={"c": 1.0, "a": 0.0})
     with pytest.raises(ValueError, match="outcome: got a alone; expected two"):
@@ -123,4 +180,4 @@ def test_an_arm_of_one_group_has_no_interval(alone) -> None:
     )
     other = by_name["ab".replace(alone, "")]
     assert other.preference_low < other.preference < other.preference_high
-    assert "nan" not in str(found) and f"(of one, none): {alone}." in found.cautions[-1]
+    assert "nan" not in str(found) and f"(of one, none): {alone}." in found.cautions[-2]

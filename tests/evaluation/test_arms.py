@@ -10,6 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 from irm_fast.cli.commands import app
+from irm_fast.data.problems import DataError
 from irm_fast.data.signals import RewardSpec
 from irm_fast.data.writing.manifest import MANIFEST
 from irm_fast.evaluation.arms import caution_of, compare_file, parse_outcome
@@ -63,6 +64,39 @@ def test_arms_have_a_field_of_their_own(saved, data) -> None:
     by_version = compare_file(data, saved, "version").arms
     data.write_text(data.read_text().replace('"version"', '"arm"'))
     assert compare_file(data, saved, "arm").arms == by_version
+
+
+def test_feedback_need_not_be_there(saved, data) -> None:
+    """A comparison is asked for before anybody has acted: nothing recorded, all silent, or other signals."""
+    with_feedback = compare_file(data, saved, "version")
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    for feedback in (None, {"copy": 0, "share": 0}, {"copy": 1}, {"stars": 1}, {"copy": None, "share": None}):
+        lines = [row | {"feedback": feedback} for row in rows]
+        data.write_text("".join(json.dumps({k: v for k, v in row.items() if v is not None}) + "\n" for row in lines))
+        assert compare_file(data, saved, "version") == with_feedback
+    data.write_text(data.read_text().replace('"completion": "good', '"reply": "good', 1))
+    with pytest.raises(DataError, match=r"log\.jsonl:1: completion: missing"):
+        compare_file(data, saved, "version")
+    data.write_text("")
+    with pytest.raises(DataError, match="empty; expected at least one row"):
+        compare_file(data, saved, "version")
+
+
+def test_one_known_user_leaves_the_other_rows_to_their_prompts(saved, data) -> None:
+    rows = [json.loads(line) | {"prompt": f"question {place % 10}"} for place, line in enumerate(data.open())]
+    for row in rows:
+        del row["user_id"]
+
+    def compared(rows):
+        data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return compare_file(data, saved, "version")
+
+    none, one = compared(rows), compared([rows[0] | {"user_id": "u"}, *rows[1:]])
+    assert [arm.groups for arm in none.arms] == [arm.groups for arm in one.arms] == [10, 10]  # row 0 has no version
+    assert (none.userless, one.userless) == (0, 59) and none.prompts == one.prompts == 10
+    widths = [sum(arm.difference_high - arm.difference_low for arm in found.arms) for found in (none, one)]
+    assert widths[0] == pytest.approx(widths[1], rel=0.2) and widths[0] > 0
+    assert any("59 rows have no user" in said for said in one.cautions)
 
 
 def test_weights_of_the_log_count(saved, data) -> None:
@@ -139,4 +173,7 @@ def test_what_is_refused(saved, data) -> None:
     assert "the log has no segment 'versoin'; did you mean 'version'?; it has version" in said("--by", "versoin")
     assert "outcome: got 'old'; expected an arm and its number" in said("--by", "version", "--outcome", "old")
     assert "outcome: got 'old' twice" in said("--by", "version", "--outcome", "old=1,new=2,old=3")
+    assert "got 'new'; expected an arm" in said("--by", "version", "--outcome", "old=1,new")
+    assert "expected values of version: new, old" in said("--by", "version", "--outcome", "a,b=1,new=2")
+    assert parse_outcome("a,b=0.1,new=2") == {"a,b": 0.1, "new": 2.0}
     assert parse_outcome("a=b=1, c=-2e-3") == {"a=b": 1.0, "c": -0.002}
