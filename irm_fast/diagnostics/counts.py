@@ -59,19 +59,22 @@ def nesting(log: DiagnosedLog) -> Check:
             known = log.known[rows, outer]
             limit = max(NESTED_ABOVE, float(known.mean())) if rows.any() and np.isfinite(known).all() else NESTED_ABOVE
             tail = float(binom.sf(count - 1, rows.sum(), limit)) if rows.any() else 1.0
-            cases.append((tail, 1 - count / max(1, rows.sum()), inner, outer))
+            cases.append((tail, 1 - count / max(1, rows.sum()), inner, outer, int(rows.sum())))
     if not cases:
         return Check(name, NOT_TESTABLE, "needs two signals of one polarity, recorded in the same rows")
     level = LEVEL / len(cases)
-    tail, apart, inner, outer = min(cases)
+    tail, apart, inner, outer, acts = min(cases)
     one, other, share = log.names[inner], log.names[outer], 1 - apart
     text = f"{other} acts in {share:.1%} of the rows where {one} acts"
     p_value = min(1.0, tail * len(cases))
     if tail < level:
-        back = next(case for case in cases if case[2:] == (outer, inner))
+        back = next(case for case in cases if case[2:4] == (outer, inner))
         what = f"{one} and {other} act in the same rows" if back[0] < level else f"{one} acts only where {other} acts"
         return Check(name, FAILED, f"{what}: {text}", share, p_value)
-    return Check(name, TOO_FEW if share > NESTED_ABOVE else PASSED, text, share, p_value)
+    if share <= NESTED_ABOVE:
+        return Check(name, PASSED, text, share, p_value)
+    seen = ({"inner": one, "outer": other, "rows": acts},) if acts >= ENOUGH else ()
+    return Check(name, TOO_FEW, text, share, p_value, details=seen)
 
 
 def opposites(log: DiagnosedLog) -> Check:

@@ -163,6 +163,10 @@ SECOND_SIGNAL = (
     "Log one more action of the same polarity that does not depend on the first, or ask 1 in 100 for a thumbs rating."
 )
 NOT_TOGETHER = "Record both signals in the same rows, null only where one could not be given, and collect more rows."
+MAYBE_NESTED = (
+    "{inner} hardly acts but where {outer} does ({rows} rows, too few to tell): if it can only follow, the two are one "
+    "signal. Declare the order, and log one more action that does not depend on these."
+)
 USER_IDS = "Log user ids: users with several rows show whether some just act more."
 RANDOMISE = "Show a button at random in 1% of the traffic: that makes its propensity known."
 
@@ -170,6 +174,11 @@ RANDOMISE = "Show a button at random in 1% of the traffic: that makes its propen
 def remedies(log: DiagnosedLog, verdict: Verdict, checks: Sequence[Check]) -> tuple[str, ...]:
     """Name the cheapest remedy for each problem, the worst problem first."""
     found = [remedy for check in checks if check.result == FAILED for remedy in _remedies_of(check)]
+    found += [
+        MAYBE_NESTED.format(**check.details[0])
+        for check in checks
+        if check.name == "nesting" and check.result == TOO_FEW and check.details
+    ]
     if verdict.kind == OPEN and log.names:
         tied = _results(checks)["co-actions"] == TOO_FEW
         found += [NOT_TOGETHER if tied else SECOND_SIGNAL, RANDOMISE]

@@ -144,6 +144,7 @@ def test_nested_signals_need_no_predictions():
     few = diagnose(made.feedback[:200], propensity_design="hidden")
     assert few.kind == "conditional"
     assert few.tests[1].result == "too few data"
+    assert few.remedies[0].startswith("signal 2 hardly acts but where signal 1 does (") and "only follow" in str(few)
 
 
 def test_high_known_propensity_is_no_nesting():
