@@ -279,6 +279,10 @@ def test_the_tables() -> None:
     ]
     assert cells[:2] == ["base", "0.100 0.200"] and cells[2 + METHODS.index(TOLD)] == ""
     assert cells[2 + METHODS.index(OURS)] == "**0.710**" and cells[2 + METHODS.index("explicit labels")] == "0.910"
+    mean = next(line for line in text.split("### 300 rows, 3 redraws: AUROC")[1].splitlines() if "mean of all" in line)
+    cells = [cell.strip() for cell in mean.strip("|").split("|")]
+    assert cells[2 + METHODS.index("KTO")] == "**0.735**" and cells[2 + METHODS.index("naive")] == "0.510"
+    assert cells[1] == cells[2 + METHODS.index(TOLD)] == ""
     said = text.split("### 300 rows: what irm_fast says of itself")[1].splitlines()[4]
     assert [cell.strip() for cell in said.strip("|").split("|")] == [
         "base", "conditional 2, not identified 1", "contradicted 3", "user 2, none 1", "3 of 3", "0.25 0.30",

@@ -26,6 +26,7 @@ from irm_fast.experiments.reproduce.methods import (
     NAIVE,
     PENALISED,
     PRODUCTS,
+    TOWERS,
 )
 from irm_fast.experiments.reproduce.table import PUBLISHED_ROW, Key, Results, protocols_of
 from irm_fast.publish.figures import new_figure, plain, save
@@ -138,6 +139,7 @@ def _lines(signals: int) -> dict[Key, tuple[str, str, float]]:
         (PENALISED, signals): ("the same, length taken out", "#e08e79", 1.2),
         (PRODUCTS[0].name, signals): ("pairs, acted against silent", "#d9a441", 1.2),
         PUBLISHED_ROW: ("paper's form, one signal", "#9b6fb5", 1.2),
+        (TOWERS.name, signals): ("two towers, texts", "#3a9b7a", 1.2),
         (DEFAULT, signals): ("irm_fast, embeddings alone", "#7fb2dd", 1.6),
         (DEFAULT_FEATURES, signals): ("irm_fast, texts (train --embeddings)", "#1f6fb2", 2.8),
         (KNOWN.name, signals): ("true propensities", grey, 1.2),

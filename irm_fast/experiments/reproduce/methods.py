@@ -147,8 +147,9 @@ EXPLICIT: Method[ActionsAndTruth] = Method("explicit labels", _explicit, sees="e
 BOUNDS = (KNOWN, EXPLICIT)
 # Methods that are given the visible features too, as `EmbeddingRewardModel` may be
 RECREC, PAPER = WITH_POSTERIORS[-1], FORMS[1]
+TOWERS: Method[Actions] = Method("two towers", _towers, propensity="features")
 WITH_FEATURES: tuple[Method[Actions], ...] = (
-    Method("two towers", _towers, propensity="features"),
+    TOWERS,
     replace(RECREC, name=f"{RECREC.name}, + features", propensity="both"),
     replace(PAPER, name=f"{PAPER.name}, + features", propensity="both"),
 )

@@ -13,7 +13,7 @@ from irm_fast.publish.figures import new_figure, plain, save
 
 LOOKS = {  # label: colour, mark, size
     "actions taken for labels": ("#c0392b", "o", 6),
-    "the best other method": ("#d9a441", "D", 5),
+    "the best of ten others in that world": ("#d9a441", "D", 5),
     "irm_fast": ("#1f6fb2", "o", 8),
     "true labels": ("#222222", "|", 11),
 }

@@ -27,6 +27,7 @@ from irm_fast.experiments.worlds.methods import (
 )
 
 Results = Sequence[Mapping[str, Any]]
+MEAN = "mean of all worlds"
 METRICS = {"picks": f"how often the best of {AT} answers pleases", "auroc": "AUROC of what pleases"}
 LEARNED = (*PEERS, OURS)  # what somebody with the log alone could choose
 NOTES = """Made text: see `irm_fast/experiments/worlds`. Means over the redraws, which have texts, users and logs of
@@ -92,7 +93,10 @@ class Table:
         return acts
 
     def values(self, world: str, method: str, metric: str) -> np.ndarray | None:
-        """(redraws,) of a method; None where it does not differ from another in this world."""
+        """(redraws,) of a method, for `MEAN` the mean of its values; None where it does not differ from another."""
+        if world == MEAN:
+            each = [self.values(one, method, metric) for one in self.worlds]
+            return None if any(values is None for values in each) else np.mean(each, axis=0)  # type: ignore[arg-type]
         found = [result["methods"][method][metric] for result in self._of[world] if method in result["methods"]]
         return np.array(found) if found else None
 
@@ -152,9 +156,9 @@ def markdown(results: Results) -> str:
 
 def _all_methods(table: Table, metric: str) -> str:
     rows = [["world", "acts", *METHODS]]
-    for world in table.worlds:
+    for world in (*table.worlds, MEAN):
         bold = table.worth_it(world, metric)
-        cells = [world, " ".join(f"{share:.3f}" for share in table.acts(world))]
+        cells = [world, "" if world == MEAN else " ".join(f"{share:.3f}" for share in table.acts(world))]
         for method in METHODS:
             mean = table.mean(world, method, metric)
             text = "" if np.isnan(mean) else f"{mean:.3f}"
@@ -189,7 +193,7 @@ def _ahead(tables: Mapping[int, Table], metric: str) -> str:
     for rows in tables:
         head += [f"{rows:,}: over naive", "over the best peer"]
     lines = [head]
-    for world in next(iter(tables.values())).worlds:
+    for world in (*next(iter(tables.values())).worlds, MEAN):
         cells = [world]
         for table in tables.values():
             over, best = (table.gain(world, metric, rival) for rival in (NAIVE.name, table.best(world, metric, PEERS)))
