@@ -17,7 +17,7 @@ from irm_fast.cli.help import example
 )
 def reproduce(
     data: Annotated[str, typer.Option(help="Rated file, semi-synthetic, or from the hub: hs, ufb, saferlhf.")],
-    output: Annotated[Path, typer.Option(help="Folder for results, tables and the picture.")],
+    output: Annotated[Path, typer.Option(help="Folder for results, tables and two pictures.")],
     model: Annotated[
         str | None, typer.Option(help="Folder or hub id of a decoder or an encoder for embeddings.")
     ] = None,
@@ -26,7 +26,7 @@ def reproduce(
         typer.Option(help="Propensity by rating (as published), by text feature, or both."),
     ] = "both",
     redraws: Annotated[int, typer.Option(min=2, help="Logs to draw; 5 or more for a table to rely on.")] = 5,
-    alpha: Annotated[float, typer.Option(help="Decay of the rating protocol.")] = 0.5,
+    alpha: Annotated[float, typer.Option(help="Protocol rating: decay of propensities.")] = 0.5,
     target: Annotated[float, typer.Option(help="Mean propensity of each signal.")] = 0.2,
     limit: Annotated[int | None, typer.Option(min=100, help="Only the first so many responses.")] = None,
     max_length: Annotated[int, typer.Option(min=1, help="Tokens a row; longer rows lose their oldest text.")] = 1024,
@@ -39,9 +39,10 @@ def reproduce(
 ) -> Answer:
     """Compare every method of learning from implicit feedback, under one protocol, on logs with known truth.
 
-    Turns ratings into logs of one and two signals, embeds the responses, fits naive, IPS, uPU, nnPU, DR, SAR-EM,
-    ReCRec, the paper's stratified form, ImplicitRM, and the bounds, and prints a table. About ten minutes for a redraw
-    of both protocols on one core, at 16,000 responses and 1,024 dimensions.
+    Turns ratings into logs of one and two signals, embeds the responses, fits naive (also with length taken out), IPS,
+    uPU, nnPU, DR, SAR-EM, ReCRec, pairs, KTO, two towers, the paper's stratified form, ImplicitRM, and the bounds, and
+    prints a table. About ten minutes for a redraw of both protocols on one core, at 16,000 responses and 1,024
+    dimensions.
     """
     from irm_fast.experiments.reproduce.experiment import Experiment
     from irm_fast.experiments.reproduce.population import PROTOCOLS
@@ -67,7 +68,7 @@ def reproduce(
 
 @example("irm-fast downstream --output out", "irm-fast downstream --output out --small")
 def downstream(
-    output: Annotated[Path, typer.Option(help="Folder for models, curves, the table and two pictures.")],
+    output: Annotated[Path, typer.Option(help="Folder for models, curves, the table and three pictures.")],
     seeds: Annotated[int, typer.Option(min=2, help="Worlds, each with a log of its own.")] = 3,
     small: Annotated[
         bool, typer.Option("--small", help="Minutes instead of an hour: see that it runs; the numbers mean little.")

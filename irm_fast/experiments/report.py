@@ -24,7 +24,7 @@ COLUMNS = {
 GOAL = "explicit labels"
 LEVEL = 0.05  # of intervals: the chance of each to miss
 FALL = 0.01  # less than this below its best, a curve has not turned over
-LEAST = 0.01  # the smallest AUROC distance of which shares are worth printing
+LEAST = 0.01  # the smallest distance of which shares are worth giving
 
 
 def comparison_table(results: Results) -> str:

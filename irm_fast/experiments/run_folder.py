@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from irm_fast import __version__
+from irm_fast.common.warning import warn_caller
 from irm_fast.data.writing.outputs import OutputFolder, check_choice
 from irm_fast.data.writing.whole import write_whole
+from irm_fast.models.machine import installed
 
 SETTINGS = "settings.json"
+DECIDING = ("accelerate", "numpy", "scikit-learn", "scipy", "torch", "transformers", "trl")  # they decide numbers too
 
 
 def marked_by(name: str) -> Callable[[Path], bool]:
@@ -28,7 +31,7 @@ def marked_by(name: str) -> Callable[[Path], bool]:
 
 
 def begin(folder: OutputFolder, output: Path, settings: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
-    """See that a run may begin in a folder or go on there, and write down its settings.
+    """See that a run may begin in a folder or go on there, and write down its settings and versions.
 
     Args:
         folder: The kind of folder.
@@ -49,13 +52,36 @@ def begin(folder: OutputFolder, output: Path, settings: Mapping[str, Any], *, re
             for name in now:
                 if before.get(name) != now[name]:
                     raise other_setting(name, now[name], before.get(name), output)
+            warn_of_versions(before, output)
             return
         if not overwrite:
             raise folder.held(output, "an earlier run", resume=True)
         folder.check_replaceable(output)
         folder.clear_own(output)
     output.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(now, indent=2) + "\n")
+    write_whole(path, json.dumps(now | {"versions": deciding_versions()}, indent=2) + "\n")
+
+
+def deciding_versions() -> dict[str, str]:
+    """The versions of the packages of `DECIDING` that are installed."""
+    return {name: here for name in DECIDING if (here := installed(name))}
+
+
+def warn_of_versions(before: Mapping[str, Any], output: Path) -> None:
+    """Warn if a run goes on with other versions of packages than it began with.
+
+    Args:
+        before: The settings of the run, with "versions", which runs of earlier versions did not keep.
+        output: The folder.
+    """
+    now = deciding_versions()
+    then = {name: version for name, version in before.get("versions", {}).items() if now.get(name) != version}
+    if then:
+        got = ", ".join(f"{name} {now.get(name, 'not installed')}" for name in then)
+        warn_caller(
+            f"versions: got {got}; {output} was begun with {' '.join(f'{name}=={then[name]}' for name in then)}, and "
+            "numbers may differ by that; install these, choose another folder, or --overwrite"
+        )
 
 
 def other_setting(name: str, got: Any, before: Any, output: Path) -> ValueError:

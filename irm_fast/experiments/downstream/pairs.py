@@ -1,4 +1,10 @@
-"""The reward that TRL trains on pairs of a log: two answers to one question, of which one drew an action."""
+"""The reward that TRL trains on pairs of a log: two answers to one question, of which one drew an action.
+
+It has another budget than the other rewards. At the sizes of `Settings` a log of 7,500 rows has some 1,050 pairs: four
+passes over them in batches of 32 are about 132 updates, with one learning rate, 2e-3, and the last model is kept. The
+others pass four times over the rows that are not held out in batches of 64, about 420 updates, with 2e-2 for the heads
+beside 2e-3, and keep the model of the pass that is best on held-out rows.
+"""
 
 from __future__ import annotations
 

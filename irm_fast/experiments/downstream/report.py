@@ -10,14 +10,14 @@ import numpy as np
 
 from irm_fast.common.extras import missing
 from irm_fast.experiments.downstream.rewards import EXPLICIT, KNOWN, NAIVE, OURS, PAIRS, PAPER, PENALISED, REWARDS
-from irm_fast.experiments.report import FALL, markdown_table, share_with_interval
+from irm_fast.experiments.report import FALL, LEAST, markdown_table, share_with_interval
+from irm_fast.experiments.reproduce.picks import AT
 from irm_fast.publish.figures import new_figure, plain, save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Points = Sequence[dict[str, Any]]
-AT, LEAST = 16, 0.01
 LOOKS = {  # reward: label, colour, width of the line
     NAIVE: ("actions taken for labels", "#c0392b", 2.4),
     PENALISED: ("the same, length taken out", "#e08e79", 1.4),
@@ -107,7 +107,7 @@ def table(points: Points) -> str:
         pleases, moved = curve.of("pleases"), curve.of("divergence").mean(axis=0)
         mean = pleases.mean(axis=0)
         best = int(np.argmax(mean))
-        at_n = picks[name].of("n")[0].tolist().index(AT) if AT in picks[name].of("n")[0] else -1
+        at_n = picks[name].of("n")[0].tolist().index(AT)
         chosen = {one: picks[one].of("pleases")[:, at_n] for one in (name, NAIVE, KNOWN)}
         rows.append(
             [

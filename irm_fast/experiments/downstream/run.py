@@ -6,7 +6,7 @@ import json
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from irm_fast.common.extras import missing, need
 from irm_fast.data.telling import tell
 from irm_fast.data.writing.lock import only_run
-from irm_fast.data.writing.outputs import OutputFolder, check_choice
+from irm_fast.data.writing.outputs import OutputFolder
 from irm_fast.data.writing.whole import write_whole
 from irm_fast.experiments.downstream.report import PICTURES, draw, markdown
 from irm_fast.experiments.downstream.rewards import REWARDS, TRAINED
@@ -70,8 +70,8 @@ def run_downstream(
         overwrite: Replace an earlier run.
 
     Returns:
-        The points of all curves: "seed", "curve" ("best of n" or "policy"), "reward", and what `best_of_n` and
-        `optimise` measured.
+        The points of all curves of all whole worlds in the folder: "seed", "curve" ("best of n" or "policy"), "reward",
+        and what `best_of_n` and `optimise` measured.
 
     Raises:
         MissingPackageError: TRL is not installed.
@@ -80,14 +80,13 @@ def run_downstream(
     need("trl", "irm-fast downstream")
     if seeds < 2:
         raise ValueError(f"seeds: got {seeds}; expected 2 or more, to tell a difference from chance")
-    check_choice(resume=resume, overwrite=overwrite)
     with only_run(output, "irm-fast downstream", folder=True):
         begin(FOLDER, output, asdict(settings), resume=resume, overwrite=overwrite)
-        for stage in stages(output, seeds):
+        for stage in stages(output, range(seeds)):
             left = [job for job in stage if not job.place.exists()]
             for job, seconds in side_by_side(_do, left, shared=(settings,), processes=processes):
                 tell(f"seed {job.seed}: {job.kind} {job.name}".rstrip() + f", {seconds:.0f} s")
-        return results_of(output, seeds)
+        return results_of(output)
 
 
 def write_report(points: Sequence[dict[str, Any]], output: Path) -> str:
@@ -107,9 +106,9 @@ def write_report(points: Sequence[dict[str, Any]], output: Path) -> str:
     return f"{text}\nwrote {output}/: {TABLE}{pictures}"
 
 
-def stages(output: Path, seeds: int) -> Iterator[list[Job]]:
-    """The pieces of a run; those of one stage need what the stages before it have left."""
-    every = [(seed, output / f"seed-{seed}") for seed in range(seeds)]
+def stages(output: Path, seeds: Iterable[int]) -> Iterator[list[Job]]:
+    """The pieces of some worlds; those of one stage need what the stages before it have left."""
+    every = [(seed, output / f"seed-{seed}") for seed in seeds]
     yield [Job("start", seed, "", folder / "policy") for seed, folder in every]
     yield [Job("reward", seed, name, folder / "rewards" / name) for name in TRAINED for seed, folder in every]
     yield [
@@ -122,13 +121,15 @@ def stages(output: Path, seeds: int) -> Iterator[list[Job]]:
     ]
 
 
-def results_of(output: Path, seeds: int) -> list[dict[str, Any]]:
-    """The points of all curves of so many worlds in a folder, as of `run_downstream`; others may be half done."""
+def results_of(output: Path) -> list[dict[str, Any]]:
+    """The points in a folder, as of `run_downstream`: of every world of which nothing is left to do."""
     found: list[dict[str, Any]] = []
-    *_, measured = stages(output, seeds)
-    for job in measured:
-        points = json.loads(job.place.read_text(encoding="utf-8"))
-        found += [{"seed": job.seed, "curve": job.kind, "reward": job.name, **point} for point in points]
+    names = (path.name.removeprefix("seed-") for path in output.glob("seed-*"))
+    for seed in sorted(int(name) for name in names if name.isdecimal()):
+        *_, measured = stages(output, [seed])
+        for job in measured if all(job.place.exists() for job in measured) else ():
+            points = json.loads(job.place.read_text(encoding="utf-8"))
+            found += [{"seed": seed, "curve": job.kind, "reward": job.name, **point} for point in points]
     return found
 
 

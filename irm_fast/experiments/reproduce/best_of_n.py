@@ -10,6 +10,7 @@ import numpy as np
 from irm_fast.common.extras import missing
 from irm_fast.experiments.report import (
     FALL,
+    LEAST,
     LEVEL,
     half_width,
     markdown_table,
@@ -28,15 +29,14 @@ from irm_fast.experiments.reproduce.methods import (
     PRODUCTS,
     TOWERS,
 )
+from irm_fast.experiments.reproduce.picks import AT
 from irm_fast.experiments.reproduce.table import PUBLISHED_ROW, Key, Results, protocols_of
 from irm_fast.publish.figures import new_figure, plain, save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-AT = 16  # the number of answers at which methods are compared
 SHOWN = (1, 4, AT, 64)
-LEAST = 0.01  # the smallest distance of which shares are worth giving
 NOTES = """"Pleases": the chance that the best of n held-out answers by the reward pleases in truth, mean over the
 redraws; the n answers are drawn at random, and the chance is exact. "Less naive": paired difference to naive on the
 same signals at n = {at}, with a {level:.0%} interval of Student's t over the redraws, for each row alone; bold: 0 is

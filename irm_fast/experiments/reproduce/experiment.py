@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -45,24 +47,55 @@ class Experiment:
         return self.data if self.data in (MADE, *HUB) else Path(self.data).name
 
 
+def check_experiment(experiment: Experiment, protocols: Sequence[str]) -> None:
+    """See that the data are known and that each setting has an effect.
+
+    Args:
+        experiment: The experiment.
+        protocols: The protocols that are run.
+
+    Raises:
+        ValueError: The data are no file and no known name, texts are given without a model, or a setting that is not
+            left at its default has no effect.
+    """
+    known = (MADE, *HUB)
+    if experiment.data not in known and not Path(experiment.data).exists():
+        hint = closest(experiment.data, known)
+        raise ValueError(f"data: {experiment.data} is no file{hint}; expected one, or {', '.join(known)}")
+    idle = _without_effect(experiment, protocols)
+    for setting in fields(experiment):
+        value = getattr(experiment, setting.name)
+        if setting.name in idle and value != setting.default:
+            raise ValueError(f"{setting.name}: got {value!r}, which has no effect {idle[setting.name]}; leave it out")
+    if experiment.data != MADE and experiment.model is None:
+        raise ValueError("model: none given; texts need a decoder or an encoder that embeds them")
+
+
+def in_effect(experiment: Experiment, protocols: Sequence[str]) -> dict[str, Any]:
+    """The settings that have an effect, by name."""
+    idle = _without_effect(experiment, protocols)
+    return {name: value for name, value in asdict(experiment).items() if name not in idle}
+
+
+def _without_effect(experiment: Experiment, protocols: Sequence[str]) -> dict[str, str]:
+    """The settings that decide nothing, each with where it does not."""
+    found = {} if "rating" in protocols else {"alpha": "without the protocol rating"}
+    if experiment.data == MADE:
+        return found | dict.fromkeys(("model", "max_length"), f"on {MADE} data, which have no texts")
+    return found | {"noise": f"on rated responses: it is that of {MADE} ratings"}
+
+
 def read(experiment: Experiment) -> Rated | None:
-    """Read the rated responses of an experiment.
+    """Read the rated responses of an experiment that `check_experiment` has seen.
 
     Returns:
         The responses; None for made embeddings, which have no texts.
 
     Raises:
-        ValueError: The data are no file and no known name, no model is given, or the responses are too few or all of
-            one rating.
+        ValueError: The responses are too few, or all of one rating.
     """
     if experiment.data == MADE:
         return None
-    if experiment.data not in HUB and not Path(experiment.data).exists():
-        known = (MADE, *HUB)
-        hint = closest(experiment.data, known)
-        raise ValueError(f"data: {experiment.data} is no file{hint}; expected one, or {', '.join(known)}")
-    if experiment.model is None:
-        raise ValueError("model: none given; texts need a decoder or an encoder that embeds them")
     if experiment.data in HUB:
         from irm_fast.data.hub import fetch_rated
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -14,21 +14,17 @@ from irm_fast import __version__
 from irm_fast.data.writing.outputs import OutputFolder, check_choice
 from irm_fast.data.writing.whole import write_whole
 from irm_fast.experiments.reproduce.population import PROTOCOLS, SIGNALS, Population
-from irm_fast.experiments.run_folder import marked_by, other_setting
-
-if TYPE_CHECKING:
-    from irm_fast.experiments.reproduce.experiment import Experiment
-
+from irm_fast.experiments.run_folder import SETTINGS, deciding_versions, marked_by, other_setting, warn_of_versions
 
 FOLDER = OutputFolder(
     "run",
     files=(
-        *("settings.json", "embeddings.safetensors", "table.md", "best_of_n.md", "results.csv", "comparison.png"),
+        *(SETTINGS, "embeddings.safetensors", "table.md", "best_of_n.md", "results.csv", "comparison.png"),
         "best_of_n.png",
     ),
     folders=("redraws", "embeddings.safetensors.parts"),
     is_marked=marked_by("experiment"),
-    mark="settings.json",
+    mark=SETTINGS,
 )
 
 
@@ -82,24 +78,33 @@ def check_folder(output: Path, *, resume: bool, overwrite: bool) -> None:
         FOLDER.check_replaceable(output)
 
 
-def prepare(output: Path, experiment: Experiment, *, resume: bool) -> None:
-    """Make the folder; unless a run is resumed, without what an earlier one wrote."""
+def prepare(output: Path, settings: Mapping[str, Any], *, resume: bool) -> None:
+    """Make the folder; unless a run is resumed, without what an earlier one wrote.
+
+    Args:
+        output: The folder.
+        settings: The settings of the experiment that have an effect.
+        resume: Whether the run goes on with an earlier one; other versions of packages are warned of.
+    """
     if not resume:
         FOLDER.clear_own(output)
     (output / "redraws").mkdir(parents=True, exist_ok=True)
-    settings = output / "settings.json"
-    if not settings.exists():  # marks the folder as ours before the embeddings, which take long
-        write_whole(settings, json.dumps({"experiment": asdict(experiment)}, indent=2) + "\n")
+    path = output / SETTINGS
+    if path.exists():
+        warn_of_versions(json.loads(path.read_text(encoding="utf-8")), output)
+    else:  # marks the folder as ours before the embeddings, which take long
+        first = {"experiment": dict(settings), "versions": deciding_versions()}
+        write_whole(path, json.dumps(first, indent=2) + "\n")
 
 
-def check_settings(output: Path, experiment: Experiment, population: Population, *, resume: bool) -> None:
+def check_settings(output: Path, settings: Mapping[str, Any], population: Population) -> None:
     """Refuse to mix results of other settings or data with those to come, and write down the present ones.
 
     Args:
-        output: The folder of the run.
-        experiment: The settings.
+        output: The folder of the run, which `prepare` has made.
+        settings: The settings of the experiment that have an effect; others stay as an earlier run of other protocols
+            had them.
         population: The population that logs are drawn from.
-        resume: Whether the run goes on with an earlier one.
 
     Raises:
         ValueError: The earlier run had other settings, other data, or another version of this package.
@@ -107,18 +112,17 @@ def check_settings(output: Path, experiment: Experiment, population: Population,
     content = hashlib.blake2b(digest_size=16)
     for values in (population.X, population.rating, population.preference):
         content.update(np.ascontiguousarray(values).tobytes())
-    settings = asdict(experiment)
-    path = output / "settings.json"
+    path = output / SETTINGS
     before = json.loads(path.read_text(encoding="utf-8"))
-    if resume:
-        for name, value in before["experiment"].items():
-            if value != settings.get(name):
-                raise other_setting(name, settings.get(name), value, output)
-        if before.get("content", content.hexdigest()) != content.hexdigest():
-            raise ValueError(
-                f"data: {output} was run on other ratings or embeddings; choose another folder, or --overwrite"
-            )
-        if before.get("version", __version__) != __version__:
-            raise other_setting("version", __version__, before["version"], output)
-    now = {"version": __version__, "experiment": settings, "rows": len(population.X), "content": content.hexdigest()}
-    write_whole(path, json.dumps(now, indent=2) + "\n")
+    kept = before["experiment"]
+    for name, value in settings.items():
+        if kept.get(name, value) != value:
+            raise other_setting(name, value, kept[name], output)
+    if before.get("content", content.hexdigest()) != content.hexdigest():
+        raise ValueError(
+            f"data: {output} was run on other ratings or embeddings; choose another folder, or --overwrite"
+        )
+    if before.get("version", __version__) != __version__:
+        raise other_setting("version", __version__, before["version"], output)
+    now = {"version": __version__, "experiment": kept | settings, "rows": len(population.X)}
+    write_whole(path, json.dumps(before | now | {"content": content.hexdigest()}, indent=2) + "\n")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 COUNTS = (1, 2, 4, 8, 16, 32, 64)
+AT = 16  # the number of answers at which methods are compared
 
 
 def chance_of_pick(reward: np.ndarray, count: int) -> np.ndarray:

@@ -16,7 +16,14 @@ from irm_fast.data.telling import quiet, tell
 from irm_fast.data.writing.lock import only_run
 from irm_fast.data.writing.whole import disk_errors, whole_file, write_whole
 from irm_fast.experiments.processes import side_by_side
-from irm_fast.experiments.reproduce.experiment import MADE, Experiment, population_of, read
+from irm_fast.experiments.reproduce.experiment import (
+    MADE,
+    Experiment,
+    check_experiment,
+    in_effect,
+    population_of,
+    read,
+)
 from irm_fast.experiments.reproduce.folder import (
     check_folder,
     check_settings,
@@ -31,6 +38,7 @@ from irm_fast.experiments.reproduce.population import (
     TEST_FRACTION,
     Population,
 )
+from irm_fast.experiments.run_folder import SETTINGS
 from irm_fast.models.threads import cores
 
 _EVERY = 60.0  # seconds between two lines where there is no terminal
@@ -62,7 +70,8 @@ def run_redraws(
         The results as `Contest.measured` gives them, with "protocol" and "redraw", of all redraws in the folder.
 
     Raises:
-        ValueError: An argument is out of range, the data cannot be used, or the folder holds something else.
+        ValueError: An argument is out of range or has no effect, the data cannot be used, or the folder holds something
+            else.
     """
     with only_run(output, "irm-fast reproduce", folder=True):
         return _run_redraws(experiment, output, protocols, redraws, processes, resume=resume, overwrite=overwrite)
@@ -84,13 +93,15 @@ def _run_redraws(
         check_arguments(protocol, SIGNALS, experiment.alpha, experiment.target, 0, TEST_FRACTION)
     if redraws < 2:
         raise ValueError(f"redraws: got {redraws}; expected 2 or more, to tell a difference from chance")
+    check_experiment(experiment, protocols)
     check_folder(output, resume=resume, overwrite=overwrite)
     rated = read(experiment)  # what cannot be read leaves no folder behind
 
     # Data
-    prepare(output, experiment, resume=resume)
+    settings = in_effect(experiment, protocols)
+    prepare(output, settings, resume=resume)
     responses = population_of(experiment, rated, output)
-    check_settings(output, experiment, responses, resume=resume)
+    check_settings(output, settings, responses)
 
     # Fits
     jobs = [(protocol, seed) for seed in range(redraws) for protocol in protocols]
@@ -113,12 +124,13 @@ def write_report(results: Sequence[Mapping[str, Any]], experiment: Experiment, o
     from irm_fast.experiments.reproduce.picture import draw
     from irm_fast.experiments.reproduce.table import markdown, write_csv
 
-    rows = json.loads((output / "settings.json").read_text(encoding="utf-8"))["rows"]
+    kept = json.loads((output / SETTINGS).read_text(encoding="utf-8"))
     how = (
         f"noise {experiment.noise:g}" if experiment.data == MADE else f"embedded by {Path(str(experiment.model)).name}"
     )
-    about = f"{rows:,} responses, {how}, a fifth of them the test set; mean propensity {experiment.target:g}"
-    about = f"{about}, alpha {experiment.alpha:g}; irm_fast {__version__}."
+    about = f"{kept['rows']:,} responses, {how}, a fifth of them the test set; mean propensity {experiment.target:g}"
+    alpha = kept["experiment"].get("alpha")  # of the protocol rating, if it was run
+    about += f"; irm_fast {__version__}." if alpha is None else f", alpha {alpha:g}; irm_fast {__version__}."
     table, picks = (write(results, experiment.name, about) for write in (markdown, best_of_n.markdown))
     write_whole(output / "table.md", table)
     write_whole(output / "best_of_n.md", picks)

@@ -17,6 +17,7 @@ Results = Sequence[Mapping[str, Any]]
 Key = tuple[str, int]
 METRICS = ("auroc", "mae", "rmse", "r2")
 FEWEST = 5  # redraws for intervals to be worth printing
+LEAST_AUROC = 0.005  # the smallest distance of which shares are worth giving; elsewhere `report.LEAST`
 # Mean absolute errors of ImplicitRM as its paper prints them (arXiv:2603.23184).
 PUBLISHED_MAE = {"hs": 0.2856, "ufb": 0.1961, "saferlhf": 0.1053}
 PUBLISHED_ROW = ("stratified, current (paper)", 1)
@@ -104,13 +105,13 @@ class Table:
         return DEFAULT, key[1] or self.signals
 
     def share(self, key: Key, goal: str) -> float:
-        """The share of the AUROC distance from naive to the goal; NaN if that is under two standard errors or 0.005."""
+        """The share of the AUROC distance from naive to the goal; NaN if that is under two standard errors or tiny."""
         signals = key[1] or self.signals
         value, low, high = (
             self.values[one]["raw auroc"]
             for one in (key, (NAIVE.name, signals), (goal, 0 if goal == EXPLICIT.name else signals))
         )
-        return share_closed(value, low, high, least=0.005)
+        return share_closed(value, low, high, least=LEAST_AUROC)
 
     def rows(self, published: float | None) -> list[list[str]]:
         """The header of the table, and the cells of each method.

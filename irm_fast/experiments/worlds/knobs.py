@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 ANSWERS = 3  # to each question
-AT = 16  # answers of which the best is picked
 
 
 @dataclass(frozen=True)

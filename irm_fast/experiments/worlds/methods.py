@@ -16,9 +16,9 @@ from irm_fast.embeddings.estimator import EmbeddingRewardModel
 from irm_fast.embeddings.two_step import ENOUGH, coactions
 from irm_fast.experiments.reproduce.contest import LOWER_LEVEL, Field, KnownOfLog, objective_of, without_length
 from irm_fast.experiments.reproduce.methods import BY_NAME, EXPLICIT, KNOWN, NAIVE, known_loss
-from irm_fast.experiments.reproduce.picks import best_of
+from irm_fast.experiments.reproduce.picks import AT, best_of
 from irm_fast.experiments.worlds.drawing import Drawn
-from irm_fast.experiments.worlds.knobs import AT, World
+from irm_fast.experiments.worlds.knobs import World
 
 LENGTH_OUT = "length taken out"
 PAPER, WITH_FEATURES = "paper", ", features"

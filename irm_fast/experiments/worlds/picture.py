@@ -6,7 +6,7 @@ from pathlib import Path
 
 from irm_fast.common.extras import missing
 from irm_fast.experiments.reproduce.methods import EXPLICIT, NAIVE
-from irm_fast.experiments.worlds.knobs import AT
+from irm_fast.experiments.reproduce.picks import AT
 from irm_fast.experiments.worlds.methods import OURS, PEERS
 from irm_fast.experiments.worlds.table import Results, Table, sizes_of
 from irm_fast.publish.figures import new_figure, plain, save

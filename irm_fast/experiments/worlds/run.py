@@ -16,8 +16,9 @@ from irm_fast.data.writing.lock import only_run
 from irm_fast.data.writing.outputs import OutputFolder
 from irm_fast.data.writing.whole import write_whole
 from irm_fast.experiments.processes import side_by_side
+from irm_fast.experiments.reproduce.picks import AT
 from irm_fast.experiments.run_folder import SETTINGS, begin, marked_by
-from irm_fast.experiments.worlds.knobs import ANSWERS, AT, WORLDS, World
+from irm_fast.experiments.worlds.knobs import ANSWERS, WORLDS, World
 
 ROWS = (2000, 8000, 32_000)
 TEST = 6000  # answers of the clean test set, to whole questions

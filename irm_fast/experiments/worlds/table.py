@@ -13,7 +13,7 @@ import numpy as np
 from irm_fast.data.writing.whole import whole_file
 from irm_fast.experiments.report import LEVEL, half_width, markdown_table, signed_with_interval
 from irm_fast.experiments.reproduce.methods import NAIVE
-from irm_fast.experiments.worlds.knobs import AT
+from irm_fast.experiments.reproduce.picks import AT
 from irm_fast.experiments.worlds.methods import (
     ALONE,
     BOUNDS,

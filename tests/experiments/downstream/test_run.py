@@ -51,7 +51,11 @@ def test_a_run_goes_on_where_it_ended(tmp_path, pieces) -> None:
     assert pieces == [("policy", 1, OURS)]
     running.run_downstream(output, SMALL, seeds=3, processes=1, resume=True)
     assert {seed for _, seed, _ in pieces[1:]} == {2}
-    (output / "seed-2" / "policies" / f"{OURS}.json").unlink()  # half done: it is not of a run of two
+    three = running.run_downstream(output, SMALL, seeds=2, processes=1, resume=True)  # all that the folder holds whole
+    assert [one for one in three if one["seed"] < 2] == points and len(three) == len(points) * 3 // 2
+    assert "mean over 3 worlds" in running.write_report(three, output)
+    (output / "seed-2" / "policies" / f"{OURS}.json").unlink()  # half done
+    (output / "seed-of my own").mkdir()
     assert running.run_downstream(output, SMALL, seeds=2, processes=1, resume=True) == points
     left = output / "seed-1" / ".unfinished policy"  # by a run that was killed
     left.mkdir()
@@ -68,6 +72,8 @@ def test_a_run_goes_on_where_it_ended(tmp_path, pieces) -> None:
 def test_what_is_refused(tmp_path, pieces) -> None:
     with pytest.raises(ValueError, match="seeds: got 1; expected 2 or more"):
         running.run_downstream(tmp_path / "out", SMALL, seeds=1)
+    with pytest.raises(ValueError, match="both are set"):
+        running.run_downstream(tmp_path / "out", SMALL, seeds=2, resume=True, overwrite=True)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("mine")
     with pytest.raises(ValueError, match="holds no earlier run"):
