@@ -53,12 +53,14 @@ def warn_of_few_coactions(observed: Observed, objective: Objective) -> None:
     counts = coactions(objective)
     if "auto" not in observed.designs or "known" in observed.designs or (counts >= ENOUGH).any():
         return
-    seen = ", ".join(f"{name} {count}" for name, count in zip(observed.signals, counts, strict=True))
-    _warn(
-        assumed_design(observed.features),
-        f"fewer than {ENOUGH} co-actions ({seen})",
-        "Collect more rows, or have rows rated (irm-fast label --next 100) and pass them as preference",
-    )
+    if len(set(observed.polarity)) == len(observed.polarity):  # those of two sides never act together
+        why = f"{' and '.join(observed.signals)}: one signal of each polarity"
+        more = "log a second signal of either"
+    else:
+        seen = ", ".join(f"{name} {count}" for name, count in zip(observed.signals, counts, strict=True))
+        why, more = f"fewer than {ENOUGH} co-actions ({seen})", "collect more rows"
+    remedy = f"Have rows rated (irm-fast label --next 100) and pass them as preference, or {more}"
+    _warn(assumed_design(observed.features), why, remedy)
 
 
 def _warn(name: str, why: str, remedy: str) -> None:

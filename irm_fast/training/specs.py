@@ -103,9 +103,11 @@ def check_co_actions(spec: RewardSpec, log: Log, config: TrainConfig) -> None:
     counts = ", ".join(f"{name} {count}" for name, count in zip(log.signals, seen, strict=True))
     if spec.estimator != "two-step":
         if config.propensity_design == "auto" and config.estimator == "auto":
+            apart = len(set(log.polarity)) == len(log.polarity)  # signals of two sides never act together
+            more = "a second signal of either polarity" if apart else "more rows"
             warn_caller(
                 f"fewer than {ENOUGH} co-actions ({counts}): propensities are taken for constant, and what moves users "
-                "to act counts as preference; more rows or labels would show them, or say what they depend on "
+                f"to act counts as preference; {more} or labels would show them, or say what they depend on "
                 "(propensity_design hidden, features or known)"
             )
         return

@@ -36,6 +36,13 @@ def test_what_is_assumed_is_said_with_the_remedy(case: Case) -> None:
     assert found.predict_propensity(case.x, case.x[:, :1]).std(axis=0).min() > 0.01
 
 
+def test_signals_of_two_sides_never_act_together() -> None:
+    case = make(600, 4, polarity=(1, -1))
+    said = r"signal 1 and signal 2: one signal of each polarity: .*same for every.* or log a second signal of either;"
+    with pytest.warns(UserWarning, match=said):
+        model(n_folds=2, polarity=(1, -1)).fit(case.x, case.feedback)
+
+
 def test_what_the_log_shows_or_the_user_declares_is_no_assumption_of_ours(case: Case) -> None:
     seen = {"propensity_features": case.x[:, :1]}
     with warnings.catch_warnings():

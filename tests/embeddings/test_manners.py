@@ -396,7 +396,7 @@ def test_words_of_displeasure_are_warned_of(name: str, sign: int) -> None:
     with pytest.warns(UserWarning, match=f"polarity: '{name}' is taken as [+]?{sign}, .*polarity={{'{name}': -1}} if"):
         guessed = model(n_folds=2).fit(log.x, frame)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.filterwarnings("error", message="polarity")
         declared = model(n_folds=2, polarity={name: sign}).fit(log.x, frame)
     np.testing.assert_array_equal(guessed.decision_function(log.x), declared.decision_function(log.x))
     assert roc_auc_score(log.preferred, declared.decision_function(log.x)) > 0.7
