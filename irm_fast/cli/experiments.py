@@ -113,7 +113,7 @@ def worlds(
 
     Makes text whose quality can be read off any answer, and users whose habits are turned by one knob a world: what
     draws actions, their rate, unequal users, misclicks, a funnel and more. Fits every method to each log and measures
-    it on clean answers. About three hours on two cores at the default sizes.
+    it on clean answers. About four hours on two cores at the default sizes, of which 32,000 rows take two thirds.
     """
     from irm_fast.experiments.worlds.run import ROWS, run_worlds, write_report
 
