@@ -28,6 +28,14 @@ def prompt_key(messages: Messages) -> tuple[tuple[str, str], ...]:
     return tuple(turn_key(turn) for turn in messages[:-1])
 
 
+def prompt_numbers(conversations: Sequence[Messages]) -> np.ndarray:
+    """Number the prompts of N conversations, (N,) from 0; an instruction that all have is one, as of any other.
+
+    Where rows are held out, and so an instruction says nothing of a row, use `number_prompts`.
+    """
+    return numbered([prompt_key(messages) for messages in conversations])
+
+
 def turn_key(turn: Mapping[str, Any]) -> tuple[str, str]:
     """Return the role of a turn and all that it says, calls of tools too."""
     if len(turn) == 2:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from irm_fast.data.features import MARKS, text_marks
-from irm_fast.data.groups import NO_NAME, numbered, prompt_key, user_or_prompt
+from irm_fast.data.groups import NO_NAME, numbered, prompt_numbers, user_or_prompt
 from irm_fast.data.log import Log
 from irm_fast.data.problems import closest
 from irm_fast.data.read import read_answers
@@ -56,7 +56,7 @@ def compare_file(
     check_texts(model, log.ids, log.messages)
     reward = rewards(model, log.messages, passes or Passes())["reward"]
     check_predicted(log.ids, reward)
-    prompts = numbered([prompt_key(messages) for messages in log.messages])
+    prompts = prompt_numbers(log.messages)
     return compare_arms(
         reward,
         float(model.reward_bias.detach()),

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from irm_fast.data.groups import group_numbers, numbered, prompt_key, user_or_prompt
+from irm_fast.data.groups import group_numbers, numbered, prompt_numbers, user_or_prompt
 from irm_fast.data.log import Log
 from irm_fast.data.rated import Rated, check_both
 from irm_fast.data.read import read_log_or_rated
@@ -111,9 +111,9 @@ def rated_metrics(logit: np.ndarray, rated: Rated) -> dict[str, float]:
         and what the user alone, the model alone and the length of the response alone reach, as
         auroc_{user,model,length}_alone and pair_accuracy_{user,model,length}_alone, where the rows have these.
     """
-    prompts = numbered([prompt_key(messages) for messages in rated.messages])
-    numbers = {"user": rated.user_ids, "model": rated.models, "prompt": prompts}
-    named = {name: numbered(names) for name, names in numbers.items() if names is not None}
+    prompts = prompt_numbers(rated.messages)
+    columns = {"user": rated.user_ids, "model": rated.models}
+    named = {name: numbered(names) for name, names in columns.items() if names is not None} | {"prompt": prompts}
     together = group_numbers(user_or_prompt(rated.user_ids, prompts), rated.pair)
     metrics = reward_metrics(logit, rated.preference, rated.pair)
     metrics |= ranking_intervals(logit, rated.preference, together, rated.pair)
