@@ -10,7 +10,7 @@ from typing import Any
 from irm_fast.common.warning import warn_caller
 from irm_fast.embeddings.objective import Objective
 from irm_fast.embeddings.observed import Observed
-from irm_fast.embeddings.two_step import ENOUGH, coactions
+from irm_fast.embeddings.two_step import ENOUGH, coactions, enough_coactions, never_together
 
 LEAST = 5  # labels of each kind; fewer choose nothing
 ASSUMED = {
@@ -50,14 +50,14 @@ def warn_of_few_coactions(observed: Observed, objective: Objective) -> None:
         observed: The rows, with several signals.
         objective: Their implicit loss.
     """
-    counts = coactions(objective)
-    if "auto" not in observed.designs or "known" in observed.designs or (counts >= ENOUGH).any():
+    if "auto" not in observed.designs or "known" in observed.designs or enough_coactions(objective):
         return
-    if len(set(observed.polarity)) == len(observed.polarity):  # those of two sides never act together
+    if never_together(observed.polarity):
         why = f"{' and '.join(observed.signals)}: one signal of each polarity"
         more = "log a second signal of either"
     else:
-        seen = ", ".join(f"{name} {count}" for name, count in zip(observed.signals, counts, strict=True))
+        counted = zip(observed.signals, coactions(objective), strict=True)
+        seen = ", ".join(f"{name} {count}" for name, count in counted)
         why, more = f"fewer than {ENOUGH} co-actions ({seen})", "collect more rows"
     remedy = f"Have rows rated (irm-fast label --next 100) and pass them as preference, or {more}"
     _warn(assumed_design(observed.features), why, remedy)

@@ -71,6 +71,20 @@ def coactions(objective: Objective) -> np.ndarray:
     return torch.minimum(acted, rows.sum(0) - acted).cpu().numpy()
 
 
+def enough_coactions(objective: Objective) -> bool:
+    """Return whether the propensity of any signal can be fitted by its co-actions.
+
+    Args:
+        objective: The feedback, explicit preferences and weights of the rows.
+    """
+    return bool((coactions(objective) >= ENOUGH).any())
+
+
+def never_together(polarity: Sequence[int]) -> bool:
+    """Return whether no two signals have one polarity: those of two sides never act together, however many rows are."""
+    return len(set(polarity)) == len(polarity)
+
+
 class HeldOutLosses(NamedTuple):
     """Held-out losses (log loss times weight) of K signals, summed over their proven rows.
 

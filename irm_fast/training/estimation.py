@@ -13,9 +13,8 @@ from irm_fast.embeddings.one_signal import labels_choose
 from irm_fast.embeddings.shards import Shards
 from irm_fast.embeddings.store import Source
 from irm_fast.embeddings.text_model import EmbeddedRewardModel, propensity_features, typical_position
-from irm_fast.embeddings.two_step import ENOUGH
 from irm_fast.training.config import RunConfig
-from irm_fast.training.specs import coactions_of
+from irm_fast.training.specs import shows_propensities
 
 
 def fit_embedded(
@@ -84,7 +83,7 @@ def _reads(log: Log, design: str) -> str:
     if design != "auto" or not log.signals:
         return design
     if len(log.signals) > 1:
-        return design if (coactions_of(log) >= ENOUGH).any() else "features"
+        return design if shows_propensities(log) else "features"
     return "features" if log.feature_names or not labels_choose(log.preference) else "hidden"
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
 import torch
 
 from irm_fast.common.warning import warn_caller
@@ -14,7 +13,7 @@ from irm_fast.diagnostics.subject import FAILED
 from irm_fast.diagnostics.text import REMEDIES
 from irm_fast.embeddings.objective import Objective
 from irm_fast.embeddings.one_signal import labels_choose
-from irm_fast.embeddings.two_step import ENOUGH, coactions
+from irm_fast.embeddings.two_step import ENOUGH, coactions, enough_coactions, never_together
 from irm_fast.evaluation.log_diagnosis import diagnose_rows
 from irm_fast.training.config import RunConfig, TrainConfig
 
@@ -83,7 +82,7 @@ def fits_first(log: Log, config: TrainConfig) -> bool:
         return config.estimator == "two-step"
     if len(log.signals) == 1:
         return config.propensity_design == "auto" and labels_choose(log.preference)
-    return config.propensity_design in ("auto", "hidden", "features") and bool((coactions_of(log) >= ENOUGH).any())
+    return config.propensity_design in ("auto", "hidden", "features") and shows_propensities(log)
 
 
 def check_co_actions(spec: RewardSpec, log: Log, config: TrainConfig) -> None:
@@ -99,12 +98,11 @@ def check_co_actions(spec: RewardSpec, log: Log, config: TrainConfig) -> None:
     """
     if not log.signals or (len(log.signals) == 1 and (config.estimator != "two-step" or spec.design == "auto")):
         return  # labels choose, or the assumption was named
-    seen = coactions_of(log)
+    seen = coactions(_objective(log))
     counts = ", ".join(f"{name} {count}" for name, count in zip(log.signals, seen, strict=True))
     if spec.estimator != "two-step":
         if config.propensity_design == "auto" and config.estimator == "auto":
-            apart = len(set(log.polarity)) == len(log.polarity)  # signals of two sides never act together
-            more = "a second signal of either polarity" if apart else "more rows"
+            more = "a second signal of either polarity" if never_together(log.polarity) else "more rows"
             warn_caller(
                 f"fewer than {ENOUGH} co-actions ({counts}): propensities are taken for constant, and what moves users "
                 f"to act counts as preference; {more} or labels would show them, or say what they depend on "
@@ -136,8 +134,13 @@ def warn_of_identification(spec: RewardSpec, log: Log) -> None:
         warn_caller(text)
 
 
-def coactions_of(log: Log) -> np.ndarray:
-    """Count, for each of K signals, its actions and its silences on rows that others prove: the smaller number."""
+def shows_propensities(log: Log) -> bool:
+    """Whether the propensity of any signal of a log can be fitted by its co-actions."""
+    return enough_coactions(_objective(log))
+
+
+def _objective(log: Log) -> Objective:
+    """The implicit loss of a log by which its co-actions are counted, as if there were no misclicks."""
     feedback, preference = torch.from_numpy(log.feedback), torch.from_numpy(log.preference)
     weight = torch.ones(len(log)) if log.weight is None else torch.from_numpy(log.weight)
-    return coactions(Objective(feedback, preference, weight, log.polarity, (0.0,) * len(log.signals)))
+    return Objective(feedback, preference, weight, log.polarity, (0.0,) * len(log.signals))

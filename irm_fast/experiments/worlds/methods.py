@@ -13,7 +13,7 @@ import torch
 
 from irm_fast.diagnostics.metrics import reward_metrics
 from irm_fast.embeddings.estimator import EmbeddingRewardModel
-from irm_fast.embeddings.two_step import ENOUGH, coactions
+from irm_fast.embeddings.two_step import enough_coactions
 from irm_fast.experiments.reproduce.contest import LOWER_LEVEL, Field, KnownOfLog, objective_of, without_length
 from irm_fast.experiments.reproduce.methods import BY_NAME, EXPLICIT, KNOWN, NAIVE, known_loss
 from irm_fast.experiments.reproduce.picks import AT, best_of
@@ -130,8 +130,8 @@ class Entrants:
 
     @cached_property
     def _default(self) -> EmbeddingRewardModel:
-        counts = coactions(objective_of(torch.from_numpy(self._redraw.log.feedback)))
-        return self._fitted(features=bool((counts >= ENOUGH).any()))  # else nothing shows what features draw
+        shown = enough_coactions(objective_of(torch.from_numpy(self._redraw.log.feedback)))
+        return self._fitted(features=shown)  # else nothing shows what features draw
 
     def _fitted(self, features: bool, **told: Any) -> EmbeddingRewardModel:
         log = self._redraw.log
