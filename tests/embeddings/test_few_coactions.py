@@ -59,4 +59,5 @@ def test_labels_make_up_for_co_actions(case: Case) -> None:
     labels = np.where(np.arange(len(case.x)) < 200, case.preferred, -1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        model(n_folds=2).fit(case.x, _apart(case, 0), preference=labels)
+        found = model(n_folds=2).fit(case.x, _apart(case, 0), preference=labels)
+    assert found.score(case.x, case.preferred) > 0.6

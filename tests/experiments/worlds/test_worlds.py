@@ -11,27 +11,15 @@ import pytest
 
 from irm_fast.experiments import run_folder
 from irm_fast.experiments.worlds import run as running
-from irm_fast.experiments.worlds.drawing import FLATTERED, PER_SESSION, PER_USER, Drawn, draw_log
+from irm_fast.experiments.worlds.drawing import FLATTERED, PER_SESSION, PER_USER
 from irm_fast.experiments.worlds.knobs import WORLDS, World
 from irm_fast.experiments.worlds.methods import METHODS, OURS, PEERS, TOLD, Entrants
 from irm_fast.experiments.worlds.picture import draw
 from irm_fast.experiments.worlds.table import Table, markdown, write_csv
-from irm_fast.experiments.worlds.texts import Texts, make_texts
-
-ROWS, TEST = 3000, 300
-BY_NAME = {world.name: world for world in WORLDS}
-
+from irm_fast.experiments.worlds.texts import make_texts
+from tests.experiments.worlds.small_worlds import BY_NAME, ROWS, TEST, drawn_log
 
 # The worlds
-
-
-@pytest.fixture(scope="module")
-def texts() -> Texts:
-    return make_texts(TEST + ROWS, 0)
-
-
-def _drawn(name: str, texts: Texts) -> Drawn:
-    return draw_log(BY_NAME[name], texts, ROWS, 0)
 
 
 def _expected(acted: np.ndarray, chance: np.ndarray) -> bool:
@@ -58,7 +46,7 @@ def test_texts_are_the_same_each_time(texts) -> None:
 
 def test_the_base(texts) -> None:
     """Signals act only when an answer pleases, as often as the propensity says, each for itself."""
-    drawn = _drawn("base", texts)
+    drawn = drawn_log("base", texts)
     truth, feedback = drawn.redraw.truth, drawn.redraw.log.feedback
     pleased = truth.preference == 1
     assert not feedback[~pleased].any()
@@ -76,7 +64,7 @@ def test_the_base(texts) -> None:
 def test_what_drives(texts) -> None:
     bait = texts.drivers[TEST:, 2]
     base, none, twice, liked = (
-        _drawn(name, texts).redraw.truth.propensity[:, 0]
+        drawn_log(name, texts).redraw.truth.propensity[:, 0]
         for name in ("base", "nothing draws", "drives twice as much", "drives what is liked")
     )
     assert np.ptp(none) < 1e-12 and np.corrcoef(bait, base)[0, 1] > 0.5 and np.corrcoef(bait, liked)[0, 1] < -0.5
@@ -85,17 +73,17 @@ def test_what_drives(texts) -> None:
 
 def test_rates_and_signals(texts) -> None:
     for name in ("rare actions (3%)", "frequent actions (50%)"):
-        propensity = _drawn(name, texts).redraw.truth.propensity
+        propensity = drawn_log(name, texts).redraw.truth.propensity
         np.testing.assert_allclose(propensity.mean(axis=0), BY_NAME[name].rate, atol=1e-9)
-    assert _drawn("one signal", texts).redraw.log.feedback.shape == (ROWS, 1)
+    assert drawn_log("one signal", texts).redraw.log.feedback.shape == (ROWS, 1)
 
 
 @pytest.mark.parametrize("name", ["unequal users", "unequal users and sessions", "a hidden mood"])
 def test_activity(texts, name) -> None:
     """Users, sessions or rows differ by as much as they should, beside what drives all alike."""
-    world, drawn = BY_NAME[name], _drawn(name, texts)
+    world, drawn = BY_NAME[name], drawn_log(name, texts)
     logit = np.log(drawn.redraw.truth.propensity / (1 - drawn.redraw.truth.propensity))
-    base = _drawn("base", texts).redraw.truth.propensity
+    base = drawn_log("base", texts).redraw.truth.propensity
     activity = logit - np.log(base / (1 - base))
     np.testing.assert_allclose(
         activity[:, 0] - activity[:, 0].mean(), activity[:, 1] - activity[:, 1].mean(), atol=1e-9
@@ -111,14 +99,14 @@ def test_activity(texts, name) -> None:
 
 def test_misclicks(texts) -> None:
     name = "misclicks (10%)"
-    drawn = _drawn(name, texts)
+    drawn = drawn_log(name, texts)
     silent = drawn.redraw.truth.preference == 0
     acted, chance = drawn.redraw.log.feedback[silent], drawn.redraw.truth.propensity[silent]
     assert _expected(acted[:, 0], BY_NAME[name].misclicks * chance[:, 0]) and acted.any()
 
 
 def test_a_funnel(texts) -> None:
-    drawn = _drawn("funnel", texts)
+    drawn = drawn_log("funnel", texts)
     first, second = drawn.redraw.log.feedback.T
     assert not (second > first).any() and second.any()
     np.testing.assert_array_equal(drawn.recorded[:, 1], np.where(first == 1, second, -1))
@@ -126,13 +114,13 @@ def test_a_funnel(texts) -> None:
 
 def test_answers_that_escape(texts) -> None:
     best = texts.quality[TEST:] >= BY_NAME["the best answers escape"].escape
-    drawn = _drawn("the best answers escape", texts)
+    drawn = drawn_log("the best answers escape", texts)
     assert 0.02 < best.mean() < 0.2 and not drawn.redraw.log.feedback[best].any()
 
 
 def test_flattery(texts) -> None:
     """A few users act on bait whether it pleases or not, and on nothing else more than others."""
-    drawn = _drawn("2% reward flattery", texts)
+    drawn = drawn_log("2% reward flattery", texts)
     acted = drawn.redraw.log.feedback[:, 0] == 1
     unpleased = acted & (drawn.redraw.truth.preference == 0)
     assert unpleased.any() and texts.bait[TEST:][unpleased].all()
@@ -143,7 +131,7 @@ def test_flattery(texts) -> None:
 
 def test_length_that_is_liked(texts) -> None:
     """The same users act, each by what pleases now: on long answers more often."""
-    base, drawn = _drawn("base", texts), _drawn("length is liked too", texts)
+    base, drawn = drawn_log("base", texts), drawn_log("length is liked too", texts)
     np.testing.assert_array_equal(drawn.redraw.truth.propensity, base.redraw.truth.propensity)
     logit, of_base = (np.log(please / (1 - please)) for please in (drawn.please, base.please))
     np.testing.assert_allclose(logit - of_base, texts.drivers[:TEST, 0], atol=1e-9)
@@ -153,7 +141,7 @@ def test_length_that_is_liked(texts) -> None:
 def test_topics_that_draw(texts) -> None:
     logits = [
         np.log(propensity / (1 - propensity))
-        for propensity in (_drawn(name, texts).redraw.truth.propensity for name in ("base", "topics draw too"))
+        for propensity in (drawn_log(name, texts).redraw.truth.propensity for name in ("base", "topics draw too"))
     ]
     drawn = logits[1] - logits[0]
     topic = texts.topic[TEST:]

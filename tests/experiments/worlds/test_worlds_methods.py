@@ -14,7 +14,6 @@ from irm_fast.experiments.reproduce.contest import LOWER_LEVEL, Field
 from irm_fast.experiments.reproduce.facts import Actions, ActionsAndEstimates, ActionsAndTruth
 from irm_fast.experiments.reproduce.fitting import Fit, Logits
 from irm_fast.experiments.worlds import methods
-from irm_fast.experiments.worlds.drawing import Drawn, draw_log
 from irm_fast.experiments.worlds.knobs import WORLDS
 from irm_fast.experiments.worlds.methods import (
     ALONE,
@@ -27,25 +26,13 @@ from irm_fast.experiments.worlds.methods import (
     TOLD,
     Entrants,
 )
-from irm_fast.experiments.worlds.texts import Texts, make_texts
 from irm_fast.losses.implicit import implicit_rm_loss
-
-ROWS, TEST = 3000, 300
-BY_NAME = {world.name: world for world in WORLDS}
-
-
-@pytest.fixture(scope="module")
-def texts() -> Texts:
-    return make_texts(TEST + ROWS, 0)
-
-
-def _drawn(name: str, texts: Texts) -> Drawn:
-    return draw_log(BY_NAME[name], texts, ROWS, 0)
+from tests.experiments.worlds.small_worlds import BY_NAME, ROWS, drawn_log
 
 
 def test_every_method_in_a_small_world(texts) -> None:
     """Labels come first; nothing is told of where the log shows it."""
-    drawn = _drawn("frequent actions (50%)", texts)
+    drawn = drawn_log("frequent actions (50%)", texts)
     entrants = Entrants(BY_NAME["frequent actions (50%)"], drawn, 0)
     assert entrants.methods() == tuple(name for name in METHODS if name != TOLD)
     found = {name: entrants.measured(name) for name in ("naive", OURS, ALONE, "explicit labels")}
@@ -77,7 +64,7 @@ def given(monkeypatch):
 
 @pytest.mark.parametrize("name", ["misclicks (10%)", "funnel"])
 def test_bounds_alone_are_given_the_truth(texts, given, name) -> None:
-    world, drawn = BY_NAME[name], _drawn(name, texts)
+    world, drawn = BY_NAME[name], drawn_log(name, texts)
     entrants = Entrants(world, drawn, 0)
     for method in METHODS:
         if method not in FORMS_OF_OURS:
@@ -102,7 +89,7 @@ def test_bounds_alone_are_given_the_truth(texts, given, name) -> None:
 
 
 def test_without_length_nothing_is_linear_in_length(texts, given) -> None:
-    drawn = _drawn("base", texts)
+    drawn = drawn_log("base", texts)
     entrants = Entrants(WORLDS[0], drawn, 0)
     log, redraw = drawn.redraw.log, drawn.redraw
     slope = np.cov(log.features[:, 0], log.X[:, 0])[0, 1] / log.features[:, 0].var(ddof=1)
@@ -155,7 +142,7 @@ def model(monkeypatch) -> type[Model]:
 )
 def test_what_ours_is_given(texts, model, name, told) -> None:
     """Features where co-actions show what they draw, or where it is told; and what holds in the world, then."""
-    drawn = _drawn(name, texts)
+    drawn = drawn_log(name, texts)
     entrants = Entrants(BY_NAME[name], drawn, 0)
     assert TOLD in entrants.methods()
     for method in (OURS, ALONE, TOLD):
@@ -167,7 +154,7 @@ def test_what_ours_is_given(texts, model, name, told) -> None:
 
 
 def test_features_of_one_signal_are_read_when_told(texts, model) -> None:
-    drawn = _drawn("one signal", texts)
+    drawn = drawn_log("one signal", texts)
     entrants = Entrants(BY_NAME["one signal"], drawn, 0)
     for method in (OURS, TOLD):
         entrants.measured(method)
@@ -179,7 +166,7 @@ def test_features_of_one_signal_are_read_when_told(texts, model) -> None:
 def test_lower_ends(texts, model, monkeypatch, linear) -> None:
     """A network has no intervals, and stands for itself; either is fitted once."""
     monkeypatch.setattr(model, "is_linear_", linear)
-    drawn = _drawn("base", texts)
+    drawn = drawn_log("base", texts)
     entrants = Entrants(WORLDS[0], drawn, 0)
     X, reward = drawn.redraw.test_X, entrants._reward(LOWER_ENDS)
     np.testing.assert_array_equal(reward, X[:, 0] - X[:, 1] ** 2 if linear else X[:, 0])
@@ -188,7 +175,7 @@ def test_lower_ends(texts, model, monkeypatch, linear) -> None:
 
 def test_what_ours_says(texts, model) -> None:
     """It knows of no order: the second signal of a funnel is as frequent as both together."""
-    drawn = _drawn("funnel", texts)
+    drawn = drawn_log("funnel", texts)
     said = Entrants(BY_NAME["funnel"], drawn, 0).said()
     first, second = drawn.redraw.truth.propensity.T
     assert said.pop("true_propensity") == pytest.approx([first.mean(), (first * second).mean()])
